@@ -1,0 +1,46 @@
+# Two commands on a fresh machine: `make demo` runs the loop, `make test` passes the tests. Each makes and fills .venv first.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+FILLED := .venv/.filled
+SEED ?= 0
+
+.PHONY: demo test test-full lint format lock clean help
+.DELETE_ON_ERROR:
+
+help:  ## say what each target does
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(FILLED)  ## run the whole loop twice and write demo-report/ (BROKER=kafka for real Apache Kafka, SEED=N)
+	$(BIN)/queryloop demo --seed $(SEED) $(if $(BROKER),--broker $(BROKER))
+
+test: $(FILLED)  ## the tests, under ten minutes on two cores
+	$(BIN)/python -m pytest -m "not full"
+
+test-full: $(FILLED)  ## the long runs
+	$(BIN)/python -m pytest -m full
+
+lint: $(FILLED)  ## ruff, mypy --strict, import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(FILLED)  ## let ruff lay the code out
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: $(FILLED)  ## resolve requirements.lock anew (versions and hashes, no download addresses)
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --upgrade \
+	    --generate-hashes --no-header --no-annotate --no-emit-index-url --output-file requirements.lock
+
+clean:  ## remove what was built; data/ stays
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+
+# uv is itself in the lock: pip installs that one entry by hash, uv then links the rest from its cache in seconds.
+$(FILLED): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/uv || { awk '/^uv==/{on=1} on{print} on&&!/\\$$/{exit}' requirements.lock > .venv/uv.lock && \
+	    $(BIN)/python -m pip install --quiet --require-hashes --no-deps -r .venv/uv.lock; }
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $(FILLED)
