@@ -1,0 +1,1 @@
+"""What flows: events, topics, brokers, the store, the lake, artifacts."""
