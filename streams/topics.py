@@ -1,0 +1,110 @@
+"""The topics: what they are called, how they are created, and which log they currently stand for.
+
+A topic's id, not its name, identifies the log: a broker that lost its disk offers the same name with offsets that start anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, Field
+
+if TYPE_CHECKING:
+    from kafka import KafkaAdminClient
+
+NAME = r"^[a-zA-Z0-9._-]{1,249}$"
+TIMEOUT_S = 30.0
+
+
+class TopicError(RuntimeError):
+    """A topic that cannot be created or read as the settings want it; the text names topic, broker and what to do."""
+
+
+class KafkaSettings(BaseModel, frozen=True, extra="forbid"):
+    """Where the log is and what it is called (section `kafka`)."""
+
+    bootstrap: str | None = Field(default=None, min_length=1, description="host:port of an external broker; overrides `broker`")
+    broker: Literal["embedded", "kafka"] = Field(
+        default="embedded", description="the broker to run when there is no external one"
+    )
+    topic: str = Field(default="events", pattern=NAME, description="topic of all events")
+    quarantine_topic: str = Field(default="events.quarantine", pattern=NAME, description="topic of events that cannot be used")
+    partitions: int = Field(default=4, ge=1, le=1000, description="partitions of each topic, and so the number of shards")
+    session_timeout_s: float = Field(
+        default=45.0, ge=6.0, description="silence after which a worker is given up; Kafka's least is 6"
+    )
+    group: str = Field(default="queryloop", min_length=1, description="consumer group of the workers")
+
+
+def create_topics(bootstrap: str, kafka: KafkaSettings, timeout_s: float = TIMEOUT_S) -> None:
+    """Create the event and quarantine topics where they do not exist, and wait until they have leaders.
+
+    Raises TopicError when the broker does not answer or a topic is there with another number of partitions: sessions would move
+    between shards.
+    """
+    from kafka.errors import TopicAlreadyExistsError
+
+    names = (kafka.topic, kafka.quarantine_topic)
+    wanted = {"num_partitions": kafka.partitions, "replication_factor": -1}
+    with _admin(bootstrap, timeout_s) as admin:
+        for name in names:
+            try:
+                admin.create_topics({name: wanted})
+            except TopicAlreadyExistsError:
+                continue
+        admin.wait_for_topics(list(names), timeout_ms=int(timeout_s * 1000))
+        for topic in admin.describe_topics(list(names)):
+            _check_partitions(topic, kafka.partitions, bootstrap)
+
+
+def topic_id(bootstrap: str, topic: str, timeout_s: float = TIMEOUT_S) -> str:
+    """Return the id (UUID) of the log behind a topic's name; raise TopicError when there is no such topic."""
+    with _admin(bootstrap, timeout_s) as admin:
+        return str(_describe(admin, topic, bootstrap)["topic_id"])
+
+
+def end_offsets(bootstrap: str, topic: str, timeout_s: float = TIMEOUT_S) -> dict[int, int]:
+    """Return, for each partition, the offset that the next record will get; raise TopicError when there is no such topic."""
+    from kafka import TopicPartition
+    from kafka.admin import OffsetSpec
+
+    with _admin(bootstrap, timeout_s) as admin:
+        partitions = [one["partition_index"] for one in _describe(admin, topic, bootstrap)["partitions"]]
+        found = admin.list_partition_offsets({TopicPartition(topic, number): OffsetSpec.LATEST for number in partitions})
+    return {place.partition: int(found[place].offset) for place in sorted(found)}
+
+
+@contextmanager
+def _admin(bootstrap: str, timeout_s: float) -> Iterator[KafkaAdminClient]:
+    """Yield a client, and say which broker it was when it fails."""
+    from kafka import KafkaAdminClient
+    from kafka.errors import KafkaError
+
+    limit = int(timeout_s * 1000)
+    try:
+        with KafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=limit, bootstrap_timeout_ms=limit) as admin:
+            yield admin
+    except (KafkaError, OSError) as error:
+        raise TopicError(
+            f"broker {bootstrap}: {type(error).__name__}: {error}; is it running, and is the address right?"
+        ) from error
+
+
+def _describe(admin: KafkaAdminClient, topic: str, bootstrap: str) -> dict[str, Any]:
+    found: dict[str, Any] = admin.describe_topics([topic])[0]
+    if found["error_code"]:
+        raise TopicError(
+            f"broker {bootstrap}: no topic {topic} (Kafka error {found['error_code']}); create it with create_topics"
+        )
+    return found
+
+
+def _check_partitions(topic: dict[str, Any], wanted: int, bootstrap: str) -> None:
+    have = len(topic["partitions"])
+    if have != wanted:
+        raise TopicError(
+            f"topic {topic['name']} on {bootstrap} has {have} partitions, kafka.partitions is {wanted}: "
+            f"set kafka.partitions to {have}, or use another topic name"
+        )
