@@ -1,0 +1,118 @@
+"""Child processes of one machine: start one, wait until it answers, stop it for certain.
+
+Brokers and isolated workers are real processes. Waiting for them is polling with a deadline, and it lives here alone.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+TAIL_BYTES = 4000
+
+
+class ProcessError(RuntimeError):
+    """A child process ended early, did not answer in time, or could not be started; the text holds the end of its log."""
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port that was free on `host` a moment ago."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def port_is_free(host: str, port: int) -> bool:
+    """Whether `port` can be bound on `host` now (0 always can)."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def accepts(host: str, port: int) -> bool:
+    """Whether something accepts a TCP connection there."""
+    try:
+        with socket.create_connection((host, port), timeout=0.5):
+            return True
+    except OSError:
+        return False
+
+
+class Child:
+    """One running child process whose output goes to a log file; stopped on leaving the `with` block.
+
+    It runs in a session of its own, so that Ctrl-C in the terminal reaches its parent alone, which stops it in order.
+    """
+
+    def __init__(self, name: str, command: Sequence[str | Path], log: Path, environ: Mapping[str, str] | None = None) -> None:
+        self.name = name
+        self.log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [str(part) for part in command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=None if environ is None else dict(environ),
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        return self._process.poll()
+
+    def tail(self) -> str:
+        """The last lines of the log, for error texts."""
+        return self.log.read_bytes()[-TAIL_BYTES:].decode("utf-8", "replace").strip()
+
+    def wait_until(self, ready: Callable[[], bool], timeout_s: float, what: str, poll_s: float = 0.02) -> None:
+        """Poll `ready` until it is true. Raises ProcessError when the process ends first or the time is over."""
+        deadline = time.monotonic() + timeout_s
+        while not ready():
+            if self.sleep(poll_s) is not None:
+                raise ProcessError(
+                    f"{self.name} ended with code {self.returncode} before {what}; its log {self.log} ends:\n{self.tail()}"
+                )
+            if time.monotonic() > deadline:
+                raise ProcessError(f"{self.name}: not {what} after {timeout_s:g} s; its log {self.log} ends:\n{self.tail()}")
+
+    def sleep(self, seconds: float) -> int | None:
+        """Wait for the process to end, at most `seconds`; its exit code, or None when it still runs."""
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def kill(self) -> None:
+        """SIGKILL, and reap."""
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self, grace_s: float = 10.0) -> int:
+        """SIGTERM, then SIGKILL when it is not gone after `grace_s`. Returns the exit code; harmless when already ended."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            if self.sleep(grace_s) is None:
+                self.kill()
+        return self._process.wait()
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()

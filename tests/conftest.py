@@ -1,0 +1,99 @@
+"""Brokers for the tests: every test that asks for `bootstrap` runs on the embedded broker and on real Apache Kafka.
+
+Where Java or Maven is missing the `kafka` leg is skipped with its reason; with REQUIRE_KAFKA=1 (CI) that is a failure.
+QUERYLOOP_KAFKA_BOOTSTRAP adds the leg `external`, a Docker engine the leg `container`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import uuid
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from streams.brokers import Broker, EmbeddedBroker, ExternalBroker, KafkaBroker
+from streams.kafka_jars import missing_tool
+
+with warnings.catch_warnings():
+    # kafka-python reads its message schemas with a function that Python 3.11 deprecates and later versions restored.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import kafka  # noqa: F401
+
+# The legs use the variable themselves; to the code under test it must not look like a setting of the person who runs the tests.
+EXTERNAL = os.environ.pop("QUERYLOOP_KAFKA_BOOTSTRAP", "")
+KAFKA_IMAGE = "apache/kafka:4.1.1"
+
+
+def docker_answers() -> bool:
+    """Whether a Docker engine runs here."""
+    if shutil.which("docker") is None:
+        return False
+    return subprocess.run(["docker", "info"], capture_output=True, timeout=20, check=False).returncode == 0
+
+
+LEGS = ["embedded", "kafka", *(["external"] if EXTERNAL else []), *(["container"] if docker_answers() else [])]
+
+
+@pytest.fixture(scope="session")
+def embedded_broker() -> Iterator[Broker]:
+    """One embedded broker for the whole run."""
+    with EmbeddedBroker() as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """One real Apache Kafka for the whole run."""
+    if reason := missing_tool():
+        if os.environ.get("REQUIRE_KAFKA"):
+            pytest.fail(f"REQUIRE_KAFKA is set, but real Kafka cannot run: {reason}")
+        pytest.skip(f"real Kafka cannot run here: {reason}")
+    with KafkaBroker(tmp_path_factory.mktemp("kafka-broker")) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def external_broker() -> Iterator[Broker]:
+    """The broker that QUERYLOOP_KAFKA_BOOTSTRAP names."""
+    with ExternalBroker(EXTERNAL) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def container_broker() -> Iterator[Broker]:
+    """Kafka in a container, where a Docker engine answers."""
+    from testcontainers.kafka import KafkaContainer
+
+    with KafkaContainer(KAFKA_IMAGE) as container, ExternalBroker(container.get_bootstrap_server()) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session", params=LEGS)
+def broker(request: pytest.FixtureRequest) -> Broker:
+    """Each broker in turn, shared by the whole run: use topics and groups of your own (`unique`)."""
+    chosen: Broker = request.getfixturevalue(f"{request.param}_broker")
+    return chosen
+
+
+@pytest.fixture
+def bootstrap(broker: Broker) -> str:
+    """host:port of each broker in turn."""
+    return broker.bootstrap
+
+
+@pytest.fixture
+def unique() -> str:
+    """A name that no other test and no other run uses, for topics and groups on a shared broker."""
+    return f"test-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture(scope="session")
+def shared_logs() -> dict[str, Path]:
+    """The real logs of ../shared/data by name, where the checkout has them beside it."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    return {path.name.split(".")[0]: path for path in sorted(folder.glob("*.jsonl.gz"))}
