@@ -1,0 +1,61 @@
+"""What an engine is: the one thing that runs a policy. Serving answers with it and the trainers search and sample with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from serving.lists import RecommendedList
+from serving.tasks import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How tokens are drawn. `max_new_tokens` None is the task's own limit; a `seed` makes one row's draw its own, whatever batch it is in;
+    `greedy` takes the likeliest token and ignores temperature, top_p and seed."""
+
+    temperature: float = 0.9
+    top_p: float = 0.95
+    max_new_tokens: int | None = None
+    seed: int | None = None
+    greedy: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.temperature <= 10.0:
+            raise ValueError(f"temperature {self.temperature} is not in (0, 10]; greedy=True takes the likeliest token")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p {self.top_p} is not in (0, 1]")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens {self.max_new_tokens} is not at least 1")
+
+    def describe(self) -> dict[str, Any]:
+        """What an impression records: only what shaped the draw."""
+        if self.greedy:
+            return {"greedy": True}
+        return {key: value for key, value in asdict(self).items() if value is not None and key != "greedy"}
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One generated list. `logprob` is its log-probability under the policy itself (temperature 1, all tokens), summed over `token_ids`
+    (which end with EOS when the list ended)."""
+
+    list: RecommendedList
+    token_ids: tuple[int, ...]
+    logprob: float
+    decoding: Decoding
+
+
+class Engine(Protocol):
+    """A loaded policy."""
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        decoding: Decoding | Sequence[Decoding],
+        task: Task | Sequence[Task],
+        samples: int = 1,
+    ) -> list[Generation]:
+        """One list a prompt, or `samples` of each (in the prompts' order: p0 s0, p0 s1, …). One decoding and task, or one a prompt."""
+        ...

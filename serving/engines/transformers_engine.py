@@ -1,0 +1,142 @@
+"""The engine that runs a policy with transformers: serving answers with it and the trainers search with it.
+
+An own loop instead of `generate`: each row has its own task, decoding and limit, finished rows leave the batch, a prompt is read once
+however many lists are drawn from it, and the keys and values travel along a candidate search (DESIGN, "Candidate search").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from serving.engines import Decoding, Generation
+from serving.engines.loading import choose_device, load_policy
+from serving.engines.rows import Rows, advance, prefill, take
+from serving.engines.sampling import Sampler
+from serving.engines.search import Expansion, SearchState, expand_rows, select_rows, start_search
+from serving.lists import find_list_tokens, parse
+from serving.tasks import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_T = TypeVar("_T")
+_DROP = 4
+"""Finished rows leave once they are a quarter of the batch: leaving costs a copy of the keys and values that stay."""
+
+
+class TransformersEngine:
+    """A loaded policy (see `serving.engines.Engine`). Not for use by several threads at once."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.form = find_list_tokens(tokenizer)
+        self._longest = int(getattr(model.config, "max_position_embeddings", 2048))
+
+    @classmethod
+    def load(cls, path: Path, device: str = "auto") -> TransformersEngine:
+        """Raises FileNotFoundError, OSError or ValueError naming the folder and what is wrong with it."""
+        return cls(*load_policy(path, choose_device(device)))
+
+    def encode_prompts(self, prompts: Sequence[str], room: int) -> list[list[int]]:
+        """Token ids of each prompt, its start cut off where it would leave less than `room` tokens for the answer."""
+        keep = max(1, self._longest - room)
+        encoded = self.tokenizer(list(prompts), add_special_tokens=True)["input_ids"]
+        return [ids[-keep:] or [self.form.eos] for ids in encoded]
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: Sequence[str],
+        decoding: Decoding | Sequence[Decoding],
+        task: Task | Sequence[Task],
+        samples: int = 1,
+    ) -> list[Generation]:
+        """One list a prompt, or `samples` of each (p0 s0, p0 s1, …), each prompt read once."""
+        if not prompts:
+            return []
+        decodings = _repeat(_spread(decoding, len(prompts), Decoding), samples)
+        tasks = _repeat(_spread(task, len(prompts), Task), samples)
+        limits = [chosen.max_new_tokens or of.max_new_tokens for chosen, of in zip(decodings, tasks, strict=True)]
+        rows = prefill(self.model, self.encode_prompts(prompts, max(limits)), self.form.eos)
+        if samples > 1:
+            rows = take(rows, torch.arange(len(prompts), device=self.model.device).repeat_interleave(samples))
+        drawn = _Drawn.start(len(decodings))
+        self._draw_lists(rows, Sampler.prepare(decodings, max(limits), self.model.device), limits, [t.n for t in tasks], drawn)
+        return [
+            Generation(parse(ids, self.tokenizer, of), tuple(ids), logprob, chosen)
+            for ids, logprob, of, chosen in zip(drawn.token_ids, drawn.logprobs, tasks, decodings, strict=True)
+        ]
+
+    def _draw_lists(self, rows: Rows, sampler: Sampler, limits: Sequence[int], sizes: Sequence[int], drawn: _Drawn) -> None:
+        """Draw until every row has ended: by EOS, at its limit, or at a <SEP> after its last item (the list can only be ill-formed)."""
+        live, ended = list(range(len(limits))), [False] * len(limits)
+        for step in range(max(limits)):
+            tokens = sampler.draw(rows.logits, step)
+            drawn.add(live, ended, tokens, rows.logits)
+            for slot, row in enumerate(live):
+                last = drawn.token_ids[row][-1]
+                full = last == self.form.sep and drawn.token_ids[row].count(self.form.sep) >= sizes[row]
+                ended[slot] |= last == self.form.eos or step + 1 >= limits[row] or full
+            if all(ended):
+                return
+            if sum(ended) * _DROP >= len(live):
+                stay = [slot for slot in range(len(live)) if not ended[slot]]
+                kept = torch.tensor(stay, device=tokens.device)
+                rows, tokens = take(rows, kept), tokens[kept]
+                sampler.keep(kept)
+                live, ended = [live[slot] for slot in stay], [False] * len(stay)
+            rows = advance(self.model, rows, tokens)
+
+    @torch.inference_mode()
+    def begin(self, prompts: Sequence[str], task: Task) -> SearchState:
+        """Read the prompts once and start a candidate search with one empty list each."""
+        ids = self.encode_prompts(prompts, task.max_new_tokens)
+        return start_search(prefill(self.model, ids, self.form.eos), task)
+
+    @torch.inference_mode()
+    def expand(self, state: SearchState, m: int, decoding: Decoding) -> Expansion:
+        """Draw `m` continuations of one more item (with the auxiliary texts, before the first item) from every row of `state`."""
+        return expand_rows(self.model, self.tokenizer, state, m, decoding)
+
+    @torch.inference_mode()
+    def select(self, expansion: Expansion, chosen: Sequence[int]) -> SearchState:
+        """Go on with these continuations (indices into `expansion.continuations`, in any order), each ended by <SEP>."""
+        return select_rows(self.model, self.form, expansion, chosen)
+
+
+@dataclass(slots=True)
+class _Drawn:
+    """What was drawn for each row: the token ids and their summed log-probability under the policy itself."""
+
+    token_ids: list[list[int]] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+    @classmethod
+    def start(cls, rows: int) -> _Drawn:
+        return cls([[] for _ in range(rows)], [0.0] * rows)
+
+    def add(self, live: Sequence[int], ended: Sequence[bool], tokens: torch.Tensor, logits: torch.Tensor) -> None:
+        scores = logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+        for row, over, token, score in zip(live, ended, tokens.tolist(), scores.tolist(), strict=True):
+            if not over:
+                self.token_ids[row].append(token)
+                self.logprobs[row] += score
+
+
+def _spread(one_or_many: _T | Sequence[_T], count: int, kind: type[_T]) -> list[_T]:
+    if isinstance(one_or_many, kind):
+        return [one_or_many] * count
+    many: list[_T] = list(one_or_many)  # type: ignore[call-overload]
+    if len(many) != count:
+        raise ValueError(f"{len(many)} of {kind.__name__} for {count} prompts")
+    return many
+
+
+def _repeat(values: Sequence[_T], times: int) -> list[_T]:
+    return [value for value in values for _ in range(times)]

@@ -1,0 +1,130 @@
+"""What a recommendation task is, and the prompt it asks the policy with (G1, G2).
+
+A task is data: a template, a list length, a reward kind and auxiliary texts. A fourth task needs a table in `queryloop.toml` and no code.
+Serving and the trainers render prompts here and nowhere else, so a policy is asked in production exactly as it was trained.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field, field_validator
+
+SEPARATOR = " ; "
+"""Between several texts of one prompt field."""
+_FIELDS = frozenset({"n", "query", "related", "session", "response"})
+_SIDE_INFORMATION = frozenset({"related", "session", "response"})
+# What users type is never a special token, whatever tokenizer a policy brings: "<...>" and "[WORD]" are broken up by a space.
+_SPECIAL_TOKEN = re.compile(r"<(?=[^<>]{1,64}>)|\[(?=/?[A-Z_]{2,32}\])")
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+
+INSTRUCTIVE = """Instructions:
+You are an expert in query recommendation. You are given a search query and side information. \
+Write {n} relevant queries that users are most likely to click.
+Inputs:
+Search query: {query}
+Answer the user has read: {response}
+Earlier queries of this session: {session}
+Queries that users ask next: {related}
+Response:
+"""
+"""The paper's Prompt Template 1; a line whose side information is empty is left out."""
+
+_REFINE = INSTRUCTIVE.replace(
+    "Write {n} relevant queries that users are most likely to click.",
+    "Write a guiding sentence, a prefix and a suffix, then {n} short facets that users are most likely to click: "
+    "prefix, facet and suffix together are a full query.",
+)
+_HINT = INSTRUCTIVE.replace(
+    "Write {n} relevant queries that users are most likely to click.", "Write the query that the user is most likely to ask next."
+)
+
+
+class Task(BaseModel, frozen=True, extra="forbid"):
+    """One kind of list. The token limits are per text, in tokens of the policy, each text's ending token included."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")
+    n: int = Field(default=3, ge=1, le=64)
+    reward: Literal["multi", "single"] = "multi"
+    template: str = INSTRUCTIVE
+    auxiliary: tuple[str, ...] = ()
+    max_item_tokens: int = Field(default=24, ge=2, le=512)
+    max_auxiliary_tokens: int = Field(default=32, ge=2, le=512)
+    max_query_chars: int = Field(default=256, ge=1)
+    max_response_chars: int = Field(default=1000, ge=0)
+    max_related: int = Field(default=5, ge=0)
+    max_session: int = Field(default=5, ge=0)
+
+    @field_validator("template")
+    @classmethod
+    def _check_template(cls, template: str) -> str:
+        fields = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+        if unknown := sorted(fields - _FIELDS):
+            raise ValueError(f"unknown field {{{unknown[0]}}}; a template may use {', '.join(sorted(_FIELDS))}")
+        if "query" not in fields:
+            raise ValueError("the template must hold {query}")
+        return template
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Upper bound on the tokens of one list, EOS included."""
+        return self.n * self.max_item_tokens + len(self.auxiliary) * self.max_auxiliary_tokens
+
+
+DEFAULT_TASKS: dict[str, Task] = {
+    "suggest": Task(name="suggest", n=3, reward="multi"),
+    "refine": Task(
+        name="refine", n=8, reward="multi", template=_REFINE, auxiliary=("guiding", "prefix", "suffix"), max_item_tokens=12
+    ),
+    "hint": Task(name="hint", n=1, reward="single", template=_HINT),
+}
+
+
+def overlay_tasks(tables: Any) -> Any:
+    """Lay settings tables over the defaults: a known task changes only the keys given, a new name is a new task."""
+    if not isinstance(tables, Mapping):
+        return tables
+    merged: dict[str, Any] = dict(DEFAULT_TASKS)
+    for name, table in tables.items():
+        base = DEFAULT_TASKS[name].model_dump() if name in DEFAULT_TASKS else {}
+        merged[name] = {**base, **table, "name": name} if isinstance(table, Mapping) else table
+    return merged
+
+
+Tasks = Annotated[dict[str, Task], BeforeValidator(overlay_tasks)]
+"""The settings section `tasks`: name -> Task."""
+
+
+def clean_text(text: str, max_chars: int) -> str:
+    """One harmless line of at most `max_chars` characters: NFKC, no control or direction characters, nothing that a tokenizer takes
+    for a special token, white space collapsed."""
+    # Four times the limit before normalising: a hostile text must not cost more than what is kept of it.
+    flat = " ".join(unicodedata.normalize("NFKC", text[: 4 * max_chars]).split())
+    return _SPECIAL_TOKEN.sub(lambda match: match.group() + " ", _UNSAFE.sub("", flat))[:max_chars].strip()
+
+
+def render_prompt(
+    task: Task, query: str, related: Sequence[str] = (), session: Sequence[str] = (), response: str | None = None
+) -> str:
+    """The prompt for one list (G1). `related` are co-occurring queries, best first; `session` the earlier queries, oldest first."""
+    values: dict[str, str] = {
+        "n": str(task.n),
+        "query": clean_text(query, task.max_query_chars),
+        "related": _join(related[: task.max_related], task),
+        "session": _join(session[-task.max_session :] if task.max_session else (), task),
+        "response": clean_text(response or "", task.max_response_chars),
+    }
+    return "".join(_render_line(line, values) for line in task.template.splitlines(keepends=True))
+
+
+def _join(texts: Iterable[str], task: Task) -> str:
+    return SEPARATOR.join(filter(None, (clean_text(text, task.max_query_chars) for text in texts)))
+
+
+def _render_line(line: str, values: Mapping[str, str]) -> str:
+    side = {name for _, name, _, _ in string.Formatter().parse(line) if name in _SIDE_INFORMATION}
+    return "" if side and not any(values[name] for name in side) else line.format_map(values)
