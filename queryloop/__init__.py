@@ -1,0 +1,19 @@
+"""The front door: what needs all the rooms, and the few public names, imported late (`from queryloop import Emitter`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from streams.emitter import Emitter
+
+__all__ = ["Emitter"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name at its first use, so that `import queryloop` stays cheap."""
+    if name == "Emitter":
+        from streams.emitter import Emitter
+
+        return Emitter
+    raise AttributeError(f"module 'queryloop' has no attribute {name!r}; public names: {', '.join(__all__)}")

@@ -1,0 +1,97 @@
+"""The hidden click behaviour: with what probability each item of a list is clicked. Only the report may ask for these numbers.
+
+P(click on item k) = examination(k) x attractiveness(query, item) x penalty for saying what stands above it already.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from queryloop.product.world import Reading, World
+
+# People look at position k (from 0) with probability (k + 1) ** -EXAMINATION_DECAY.
+EXAMINATION_DECAY = 0.35
+# How much an item that names ... is to the point.
+RELEVANCE_SAME, RELEVANCE_RELATED, RELEVANCE_TOPIC, RELEVANCE_OTHER = 1.0, 0.3, 0.1, 0.03
+RELEVANCE_NO_ENTITY, RELEVANCE_NOTHING = 0.12, 0.01
+# An entity without an aspect is as attractive as a weak aspect; an aspect of another topic makes little sense.
+APPEAL_BARE, APPEAL_FOREIGN = 0.5, 0.2
+# Each word that says nothing.
+NOISE_FACTOR = 0.6
+# Two texts that share over half of their words are near-duplicates; the same words leave this much.
+DUPLICATE_FROM, DUPLICATE_LEFT = 0.5, 0.05
+LARGEST_PROBABILITY = 0.6
+# The calibration: a list of three by an editor (see annotations) is clicked this often, averaged over the traffic.
+LIST_SIZE, LIST_CLICK_RATE, EDITOR_QUALITY = 3, 0.10, 0.87
+
+
+def item_probabilities(world: World, query: str, items: Sequence[str]) -> list[float]:
+    """Return each item's click probability, given the user's query and the items above it."""
+    asked = world.read(query)
+    scale = click_scale(world)
+    return [
+        min(
+            LARGEST_PROBABILITY,
+            scale * examination(position) * attractiveness(world, asked, item) * novelty(item, [query, *items[:position]]),
+        )
+        for position, item in enumerate(items)
+    ]
+
+
+def list_click_probability(world: World, query: str, items: Sequence[str]) -> float:
+    """Return the probability that at least one item of the list is clicked (clicks are independent given the list)."""
+    return 1.0 - math.prod(1.0 - p for p in item_probabilities(world, query, items))
+
+
+def click_scale(world: World) -> float:
+    """Return the factor at which lists of `LIST_SIZE` by the editors are clicked at `LIST_CLICK_RATE`, by calculation.
+
+    Treats an item's probability as its mean: -ln(1 - rate) = scale x mean appeal x quality x sum of examination.
+    """
+    examined = math.fsum(examination(position) for position in range(LIST_SIZE))
+    return -math.log1p(-LIST_CLICK_RATE) / (examined * world.mean_appeal * EDITOR_QUALITY)
+
+
+def examination(position: int) -> float:
+    """Return the probability that position `position` (from 0) is looked at."""
+    return float((position + 1) ** -EXAMINATION_DECAY)
+
+
+def attractiveness(world: World, asked: Reading, item: str) -> float:
+    """Return relevance x appeal x specificity of an item, in units of the median aspect's appeal."""
+    said = world.read(item)
+    return _relevance(world, asked, said) * _appeal(world, said) * NOISE_FACTOR**said.left_over
+
+
+def novelty(item: str, earlier: Sequence[str]) -> float:
+    """Return 1 for an item unlike all earlier texts, down to `DUPLICATE_LEFT` for one with the same words."""
+    alike = max((_overlap(item, text) for text in earlier), default=0.0)
+    excess = max(0.0, alike - DUPLICATE_FROM) / (1.0 - DUPLICATE_FROM)
+    return 1.0 - (1.0 - DUPLICATE_LEFT) * excess
+
+
+def _relevance(world: World, asked: Reading, said: Reading) -> float:
+    if not said.entities:
+        return RELEVANCE_NO_ENTITY if said.aspect else RELEVANCE_NOTHING
+    if not asked.entities:
+        return RELEVANCE_OTHER
+    wanted, named = asked.entities[0], said.entities[0]
+    if named == wanted:
+        return RELEVANCE_SAME
+    if named in world.entities[wanted].related:
+        return RELEVANCE_RELATED
+    return RELEVANCE_TOPIC if world.entities[named].topic == world.entities[wanted].topic else RELEVANCE_OTHER
+
+
+def _appeal(world: World, said: Reading) -> float:
+    if said.aspect is None:
+        return APPEAL_BARE
+    topics = [world.entities[said.entities[0]].topic] if said.entities else range(len(world.topics))
+    return max(world.appeals[topic].get(said.aspect, APPEAL_FOREIGN) for topic in topics)
+
+
+def _overlap(one: str, other: str) -> float:
+    """Return the Jaccard similarity of two texts' words."""
+    left, right = set(one.casefold().split()), set(other.casefold().split())
+    return len(left & right) / len(left | right) if left | right else 1.0

@@ -1,0 +1,35 @@
+"""What the simulated users ask: the first query of a visit, and the one they type next, which follows the hidden appeal."""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect
+
+from queryloop.product.world import World
+
+# A first query is the bare entity this often, otherwise an entity and any of its topic's aspects.
+BARE_FIRST = 0.4
+# The next query: another aspect of the same entity, or of a related one, or something else altogether.
+NEXT_SAME, NEXT_RELATED = 0.75, 0.15
+
+
+def first_query(world: World, rng: random.Random) -> str:
+    """Return the query that opens a visit: entities by their share (Zipf), aspects evenly."""
+    entity = _pick_entity(world, rng)
+    return entity if rng.random() < BARE_FIRST else f"{entity} {rng.choice(world.topic_of(entity).aspects).text}"
+
+
+def next_query(world: World, rng: random.Random, query: str) -> str:
+    """Return the query a user types after `query`: aspects in proportion to their appeal, never the one just asked."""
+    said = world.read(query)
+    change = rng.random()
+    if not said.entities or change >= NEXT_SAME + NEXT_RELATED:
+        return first_query(world, rng)
+    entity = said.entities[0] if change < NEXT_SAME else rng.choice(world.entities[said.entities[0]].related)
+    aspects = [a for a in world.topic_of(entity).aspects if a.text != said.aspect]
+    return f"{entity} {rng.choices(aspects, [a.appeal for a in aspects])[0].text}"
+
+
+def _pick_entity(world: World, rng: random.Random) -> str:
+    names, edges = world.cumulative_shares
+    return names[min(bisect(edges, rng.random()), len(names) - 1)]
