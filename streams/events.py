@@ -216,9 +216,9 @@ def with_extra(event: Event, extra: Mapping[str, Any]) -> Event:
 
 
 def encode(event: Event) -> bytes:
-    """Return the event as one line of JSON without a line break: the line it came as, if it came as one."""
+    """Return the event as one line of JSON: the text it came as, if it came as one (there a line break is only white space)."""
     if event.raw:
-        return event.raw.strip(SPACE)
+        return event.raw.strip(SPACE).replace(b"\n", b" ")
     line = msgspec.json.encode(event)
     return line[:-1] + b"," + event.extra[1:] if event.extra else line
 

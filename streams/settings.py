@@ -124,7 +124,9 @@ def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
         if not name.upper().startswith(PREFIX) or name.upper() == CONFIG:
             continue
         section, _, key = name[len(PREFIX) :].lower().partition("_")
-        if section not in SECTIONS or not key:
+        if section in SECTIONS and not key:
+            raise SettingsError(f"environment variable {name}: names the section {section} but no key: {name}_<KEY>")
+        if section not in SECTIONS:
             raise SettingsError(
                 f"environment variable {name}: no section {section!r}{_nearest(section, SECTIONS)}; "
                 f"variables are {PREFIX}<SECTION>_<KEY> with a section of {', '.join(SECTIONS)}"
@@ -148,6 +150,8 @@ def _problem(root: type[BaseModel], error: Mapping[str, Any], exported: Mapping[
         return f"{origin}: unknown key {key}{_nearest(place[-1], known)}; allowed are {', '.join(known) or 'none'}"
     if error["type"] == "missing":
         return f"{key}: a value is needed, in {file} or as {PREFIX}{'_'.join(place[:2]).upper()}"
+    if isinstance(error["input"], Mapping | BaseModel):
+        return f"{origin}: {key}: {error['msg']}"  # a whole section is not shown: it may hold a secret
     value = "**********" if _is_secret(root, place) else repr(error["input"])
     return f"{origin}: {key} = {value}: {error['msg']}"
 

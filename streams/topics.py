@@ -66,7 +66,11 @@ def topic_id(bootstrap: str, topic: str, timeout_s: float = TIMEOUT_S) -> str:
 
 
 def end_offsets(bootstrap: str, topic: str, timeout_s: float = TIMEOUT_S) -> dict[int, int]:
-    """Return, for each partition, the offset that the next record will get; raise TopicError when there is no such topic."""
+    """Return, for each partition, the offset that the next record will get; raise TopicError when there is no such topic.
+
+    The embedded broker answers with the first offset of the last Kafka batch plus one: right only where a batch holds one record,
+    as the emitter's do. Behind other producers use `Emitter.positions`, or real Kafka.
+    """
     from kafka import TopicPartition
     from kafka.admin import OffsetSpec
 
