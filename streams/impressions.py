@@ -1,0 +1,113 @@
+"""Impressions: one for each impression_id, the earliest by (ts, event_id), whichever comes first.
+
+An impression that turns out earlier than the one on file takes its place: what the old one counted is taken back, and its
+clicks are judged anew by `streams.attribution`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from datetime import date
+
+import duckdb
+import pyarrow as pa
+
+from streams import quarantine, windows
+
+TABLES = """
+CREATE TABLE impressions (
+    ts_us BIGINT, day DATE, key UBIGINT, impression_id VARCHAR, event_id VARCHAR, session_id VARCHAR, user_id VARCHAR,
+    query VARCHAR, query_norm VARCHAR, task VARCHAR, items VARCHAR[], items_norm VARCHAR[], release VARCHAR, predicted DOUBLE[],
+    logprob DOUBLE, decoding VARCHAR, extra VARCHAR
+);
+"""
+"""`key` is hash(impression_id), `items_norm` null where it equals `items`."""
+
+KNOWN = """
+WITH hits AS MATERIALIZED (
+    SELECT f.impression_id AS fresh_id, i.impression_id, i.ts_us, i.event_id
+    FROM impressions i JOIN fresh_impressions f ON i.key = hash(f.impression_id)
+)
+SELECT DISTINCT impression_id, ts_us, event_id FROM hits WHERE impression_id = fresh_id
+"""
+
+KEEP = """
+INSERT INTO impressions
+SELECT ts_us, day, hash(impression_id), impression_id, event_id, session_id, user_id, query, query_norm, task, items, items_norm,
+    release, predicted, logprob, decoding, extra
+FROM shown_lists
+"""
+
+NONE_REOPENED = "CREATE OR REPLACE TEMP TABLE reopened AS FROM clicks LIMIT 0"
+REOPENED = "CREATE OR REPLACE TEMP TABLE reopened AS FROM clicks WHERE impression_id IN (SELECT impression_id FROM replaced_ids)"
+REPLACED = (
+    "CREATE OR REPLACE TEMP TABLE shown_lists AS FROM impressions WHERE impression_id IN (SELECT impression_id FROM replaced_ids)"
+)
+RETRACTED_POSITIONS = """
+CREATE OR REPLACE TEMP TABLE clicked_positions AS
+SELECT DISTINCT i.day, i.query_norm, c.impression_id, c.position, coalesce(i.items_norm, i.items)[c.position + 1] AS item_norm
+FROM reopened c JOIN shown_lists i USING (impression_id)
+WHERE c.reason IS NULL
+"""
+TAKEN_BACK = "CREATE OR REPLACE TEMP VIEW taken_back AS SELECT event_id FROM reopened WHERE reason IS NOT NULL"
+DROP_REPLACED = "DELETE FROM impressions WHERE impression_id IN (SELECT impression_id FROM replaced_ids)"
+DROP_REOPENED = "DELETE FROM clicks WHERE impression_id IN (SELECT impression_id FROM replaced_ids)"
+REPLACED_DAYS = "SELECT DISTINCT day FROM shown_lists"
+REOPENED_COUNTED = "SELECT count(*) FROM reopened WHERE reason IS NULL"
+
+
+@dataclass(frozen=True, slots=True)
+class Retraction:
+    """What replaced impressions took back: counted clicks and quarantined clicks (to be judged anew), and the days touched."""
+
+    clicks: int
+    quarantined: Counter[str]
+    days: set[date]
+
+
+def find_known(con: duckdb.DuckDBPyConnection) -> pa.Table:
+    """Return impression_id, ts_us, event_id of the impressions on file that share an id with the relation `fresh_impressions`."""
+    return con.sql(KNOWN).to_arrow_table()
+
+
+def choose_earliest(fresh: pa.Table, known: pa.Table) -> tuple[pa.Table, list[str]]:
+    """Return the new impressions that stand, one an impression_id, and the ids whose impression on file gives way to them."""
+    ids = fresh["impression_id"].to_pylist()
+    if not len(known) and len(set(ids)) == len(ids):
+        return fresh, []
+    best = {row["impression_id"]: (row["ts_us"], row["event_id"], -1) for row in known.to_pylist()}
+    times, names = fresh["ts_us"].to_pylist(), fresh["event_id"].to_pylist()
+    for row, impression_id in enumerate(ids):
+        version = (times[row], names[row], row)
+        best[impression_id] = min(best.get(impression_id, version), version)
+    rows = sorted(row for _, _, row in best.values() if row >= 0)
+    replaced = [name for name in known["impression_id"].to_pylist() if best[name][2] >= 0]
+    return fresh.take(pa.array(rows, pa.int64())), replaced
+
+
+def retract(con: duckdb.DuckDBPyConnection, replaced: list[str]) -> Retraction:
+    """Take back the impressions of these ids and what they counted; their clicks are left in the relation `reopened`."""
+    if not replaced:
+        con.execute(NONE_REOPENED)
+        return Retraction(0, Counter(), set())
+    con.register("replaced_ids", pa.table({"impression_id": pa.array(replaced, pa.string())}))
+    for sql in (REOPENED, REPLACED, RETRACTED_POSITIONS, TAKEN_BACK):
+        con.execute(sql)
+    windows.add_impressions(con, -1)
+    windows.add_clicks(con, -1)
+    quarantined = quarantine.take_back(con)
+    days = {day for (day,) in con.execute(REPLACED_DAYS).fetchall()}
+    for sql in (DROP_REPLACED, DROP_REOPENED, "DROP TABLE shown_lists"):
+        con.execute(sql)
+    con.unregister("replaced_ids")
+    return Retraction(con.execute(REOPENED_COUNTED).fetchall()[0][0], quarantined, days)
+
+
+def keep_impressions(con: duckdb.DuckDBPyConnection, standing: pa.Table) -> set[date]:
+    """Keep and count the impressions that stand, and return their days."""
+    con.register("shown_lists", standing)
+    con.execute(KEEP)
+    windows.add_impressions(con)
+    con.unregister("shown_lists")
+    return set(standing["day"].unique().to_pylist())

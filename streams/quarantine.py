@@ -1,0 +1,115 @@
+"""Quarantine: events that cannot be used, each with its reason and its original bytes, to be looked at and repaired.
+
+A bad event delivered twice has one row: it is known by its reason and event_id, or by its bytes where no id could be read.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import duckdb
+import pyarrow as pa
+
+from streams.events import Reject
+
+TABLES = """
+CREATE SEQUENCE quarantine_ids;
+CREATE TABLE quarantine (
+    id BIGINT DEFAULT nextval('quarantine_ids'), reason VARCHAR, detail VARCHAR, event_id VARCHAR, ts_us BIGINT, raw BLOB,
+    log_offset BIGINT, line BIGINT, published BOOLEAN DEFAULT false, arrived_us BIGINT, digest BLOB
+);
+"""
+"""`arrived_us` is the latest event time the shard had seen, `digest` tells repeated rejects (null for clicks, which decoded)."""
+
+ADD_REJECTS = """
+INSERT INTO quarantine (reason, detail, event_id, ts_us, raw, log_offset, line, arrived_us, digest)
+SELECT reason, detail, event_id, ts_us, raw, log_offset, line, $arrived, digest
+FROM rejects WHERE digest NOT IN (SELECT digest FROM quarantine WHERE digest IS NOT NULL)
+ORDER BY log_offset, line
+RETURNING reason
+"""
+
+ADD_CLICKS = """
+INSERT INTO quarantine (reason, detail, event_id, ts_us, raw, log_offset, line, arrived_us)
+SELECT reason, detail, event_id, ts_us, raw, log_offset, line, $arrived
+FROM refused_clicks
+ORDER BY log_offset, line
+RETURNING reason
+"""
+
+TAKE_BACK = "DELETE FROM quarantine WHERE digest IS NULL AND event_id IN (SELECT event_id FROM taken_back) RETURNING reason"
+
+READ = """
+SELECT id, reason, detail, event_id, ts_us, raw, log_offset, line, published FROM quarantine ORDER BY id
+"""
+UNPUBLISHED = """
+SELECT id, reason, detail, event_id, ts_us, raw, log_offset, line FROM quarantine WHERE NOT published ORDER BY id LIMIT $limit
+"""
+PUBLISH = "UPDATE quarantine SET published = true WHERE id IN (SELECT unnest($ids::BIGINT[]))"
+EXPIRE = "DELETE FROM quarantine WHERE arrived_us < $cut AND published"
+
+
+def add_rejects(con: duckdb.DuckDBPyConnection, rejects: Sequence[Reject], arrived_us: int | None) -> Counter[str]:
+    """Keep what the decoder refused and return the new rows by reason; the others are repeats."""
+    distinct = {_digest(r): r for r in reversed(rejects)}
+    if not distinct:
+        return Counter()
+    con.register("rejects", _columns(distinct))
+    added = Counter(reason for (reason,) in con.execute(ADD_REJECTS, {"arrived": arrived_us}).fetchall())
+    con.unregister("rejects")
+    return added
+
+
+def add_clicks(con: duckdb.DuckDBPyConnection, arrived_us: int | None) -> Counter[str]:
+    """Keep the rows of the relation `refused_clicks` and return their number by reason."""
+    return Counter(reason for (reason,) in con.execute(ADD_CLICKS, {"arrived": arrived_us}).fetchall())
+
+
+def take_back(con: duckdb.DuckDBPyConnection) -> Counter[str]:
+    """Remove the clicks in the relation `taken_back` (event_id), which are judged anew, and return their number by reason."""
+    return Counter(reason for (reason,) in con.execute(TAKE_BACK).fetchall())
+
+
+def read_quarantine(con: duckdb.DuckDBPyConnection) -> pa.Table:
+    """Return id, reason, detail, event_id, ts_us, raw, log_offset, line, published, in order of arrival."""
+    return con.sql(READ).to_arrow_table()
+
+
+def read_unpublished(con: duckdb.DuckDBPyConnection, limit: int) -> pa.Table:
+    """Return the first rows that are not yet in the quarantine topic."""
+    return con.sql(UNPUBLISHED, params={"limit": limit}).to_arrow_table()
+
+
+def mark_published(con: duckdb.DuckDBPyConnection, ids: Sequence[int]) -> None:
+    """Say of rows that they are in the quarantine topic."""
+    con.execute(PUBLISH, {"ids": list(ids)})
+
+
+def expire_rows(con: duckdb.DuckDBPyConnection, cut_us: int) -> None:
+    """Forget published rows that arrived before `cut_us` of event time."""
+    con.execute(EXPIRE, {"cut": cut_us})
+
+
+def _digest(reject: Reject) -> bytes:
+    known_by = reject.raw if reject.event_id is None else reject.event_id.encode()
+    return blake2b(
+        known_by, digest_size=16, key=str(reject.reason).encode(), person=b"bytes" if reject.event_id is None else b"id"
+    ).digest()
+
+
+def _columns(rejects: dict[bytes, Reject]) -> pa.Table:
+    rows = list(rejects.values())
+    return pa.table(
+        {
+            "reason": pa.array([str(r.reason) for r in rows], pa.string()),
+            "detail": pa.array([r.detail for r in rows], pa.string()),
+            "event_id": pa.array([r.event_id for r in rows], pa.string()),
+            "ts_us": pa.array([r.ts_us for r in rows], pa.int64()),
+            "raw": pa.array([r.raw for r in rows], pa.binary()),
+            "log_offset": pa.array([r.offset for r in rows], pa.int64()),
+            "line": pa.array([r.line for r in rows], pa.int64()),
+            "digest": pa.array(list(rejects), pa.binary()),
+        }
+    )

@@ -1,0 +1,305 @@
+"""The store: one partition's counts in one DuckDB file.
+
+A batch's state change and the Kafka offsets it came from are one transaction, so a crash leaves either both or neither, and
+reading on from the stored offset counts every event once. The file's lock keeps a second worker out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from streams import attribution, cooccurrence, days, impressions, intake, quarantine, windows
+from streams.events import Decoded
+from streams.rules import CountingRules
+
+__all__ = ["Applied", "CountingRules", "OffsetGap", "Shard", "ShardTotals", "StoreError"]
+
+LAYOUT = 1
+"""Number of the table layout; a file of another one is refused."""
+
+OPTIONS: dict[str, Any] = {
+    "threads": 1,
+    "checkpoint_threshold": "64MB",
+    "autoload_known_extensions": False,
+    "autoinstall_known_extensions": False,
+}
+
+TABLES = """
+CREATE TABLE state (
+    layout INTEGER, hash_probe UBIGINT, topic_id VARCHAR, next_offset BIGINT, latest_us BIGINT,
+    events BIGINT, counted BIGINT, duplicates BIGINT, quarantined VARCHAR
+);
+INSERT INTO state SELECT $layout, hash('queryloop'), NULL, NULL, NULL, 0, 0, 0, '{}';
+"""
+"""`hash_probe` notices a DuckDB with another hash function, on which the `key` columns rest. `quarantined` is JSON by reason."""
+
+HAS_STATE = "SELECT count(*) > 0 FROM duckdb_tables() WHERE table_name = 'state'"
+CHECK = "SELECT layout, hash_probe = hash('queryloop') FROM state"
+LOAD = "SELECT topic_id, next_offset, latest_us, events, counted, duplicates, quarantined FROM state"
+SAVE = """
+UPDATE state SET topic_id = $topic_id, next_offset = $next_offset, latest_us = $latest_us,
+    events = $events, counted = $counted, duplicates = $duplicates, quarantined = $quarantined
+"""
+REHASH = (
+    "UPDATE seen SET key = hash(event_id)",
+    "UPDATE impressions SET key = hash(impression_id)",
+    "UPDATE clicks SET key = hash(impression_id)",
+    "UPDATE pending SET key = hash(impression_id)",
+    "UPDATE queries SET session_key = hash(session_id)",
+    "UPDATE state SET hash_probe = hash('queryloop')",
+)
+
+
+class StoreError(Exception):
+    """A shard that cannot be used as asked; the text names its file."""
+
+
+class OffsetGap(StoreError):
+    """Records are missing between what the shard has applied and what it is given."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTotals:
+    """A shard's account: events = counted + duplicates + sum of quarantined + pending. `latest_us` is the latest event time."""
+
+    topic_id: str | None = None
+    next_offset: int | None = None
+    latest_us: int | None = None
+    events: int = 0
+    counted: int = 0
+    duplicates: int = 0
+    quarantined: dict[str, int] = field(default_factory=dict)
+    pending: int = 0
+    days_exported: list[date] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What one call changed in the totals; numbers are negative where an earlier impression took something back."""
+
+    events: int = 0
+    counted: int = 0
+    duplicates: int = 0
+    quarantined: dict[str, int] = field(default_factory=dict)
+    pending: int = 0
+
+
+class Shard:
+    """One partition's state. Not thread-safe: one thread calls it. Make it with `Shard.open`."""
+
+    def __init__(self, con: duckdb.DuckDBPyConnection, path: Path, rules: CountingRules) -> None:
+        self._con = con
+        self._path = path
+        self._rules = rules
+        self._totals = _load_totals(con)
+        self._expired_us = 0
+
+    @classmethod
+    def open(cls, path: Path, rules: CountingRules, read_only: bool = False) -> Shard:
+        """Open a shard's file, or make it; raise StoreError when it is locked, of another layout or no shard."""
+        if not read_only:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            con = duckdb.connect(str(path), read_only=read_only, config=OPTIONS)
+        except duckdb.Error as error:
+            raise StoreError(f"cannot open shard {path}: {error}") from error
+        try:
+            _prepare(con, path, read_only)
+            return cls(con, path, rules)
+        except BaseException:
+            con.close()
+            raise
+
+    def position(self) -> tuple[str, int] | None:
+        """Return the topic id and the next offset to read, None for a new shard."""
+        totals = self._totals
+        return None if totals.topic_id is None or totals.next_offset is None else (totals.topic_id, totals.next_offset)
+
+    def apply(self, decoded: Decoded, *, topic_id: str, first_offset: int, next_offset: int, now: float) -> Applied:
+        """Count the events of the records first_offset <= offset < next_offset, in one transaction with the offsets.
+
+        What was applied before is dropped. `now` is the clock, seconds since the epoch, for the future-event check. Another topic
+        id than the stored one starts over at that topic's offsets; repeats are then known by their ids. Raises OffsetGap when
+        records are missing.
+        """
+        if topic_id == self._totals.topic_id and self._totals.next_offset is not None:
+            expected = self._totals.next_offset
+            if next_offset <= expected:
+                return Applied()
+            if first_offset > expected:
+                raise OffsetGap(f"shard {self._path}: next offset is {expected}, records start at {first_offset}")
+            if first_offset < expected:
+                decoded = intake.drop_applied(decoded, expected)
+        moved = replace(self._totals, topic_id=topic_id, next_offset=next_offset)
+        with self._transaction():
+            totals = self._count(moved, decoded, round(now * 1_000_000))
+        return self._settle(totals)
+
+    def finish(self, now: float) -> Applied:
+        """End an isolated log: every click that still waits becomes an orphan."""
+        with self._transaction():
+            orphans = attribution.expire_pending(self._con, attribution.NEVER_US, self._totals.latest_us)
+            totals = self._add(self._totals, quarantined=orphans)
+            _save(self._con, totals)
+        return self._settle(totals)
+
+    def windows(self, as_of: date) -> pa.Table:
+        """Return query_norm, item_norm, position, impressions, clicks over the 14 UTC days before `as_of`, sorted."""
+        return windows.read_windows(self._con, as_of)
+
+    def cooccurrence(self, as_of: date) -> pa.Table:
+        """Return query, next_query, count (normalised) over the 14 UTC days before `as_of`, sorted."""
+        return cooccurrence.read_cooccurrence_window(self._con, as_of)
+
+    def quarantine(self) -> pa.Table:
+        """Return id, reason, detail, event_id, ts_us, raw, log_offset, line, published, in order of arrival."""
+        return quarantine.read_quarantine(self._con)
+
+    def unpublished(self, limit: int = 1000) -> pa.Table:
+        """Return quarantine rows that are not yet in the quarantine topic."""
+        return quarantine.read_unpublished(self._con, limit)
+
+    def mark_published(self, ids: Sequence[int]) -> None:
+        """Say of quarantine rows (their `id`) that the quarantine topic has them."""
+        with self._transaction():
+            quarantine.mark_published(self._con, ids)
+
+    def totals(self) -> ShardTotals:
+        """Return the shard's account as it stands."""
+        return self._totals
+
+    def read(self, sql: str, params: dict[str, Any] | None = None) -> pa.Table:
+        """Return what a constant query over the shard's tables gives."""
+        return self._con.sql(sql, params=params or {}).to_arrow_table()
+
+    def dirty_days(self) -> list[date]:
+        """Return the days that changed since they were exported, or never were."""
+        return days.read_dirty(self._con)
+
+    def mark_exported(self, day: date) -> None:
+        """Say of a day that the lake holds it as it stands."""
+        with self._transaction():
+            days.mark_exported(self._con, day)
+        self._totals = replace(self._totals, days_exported=days.read_exported(self._con))
+
+    def close(self) -> None:
+        """Close the file and give up its lock."""
+        self._con.close()
+
+    def _count(self, totals: ShardTotals, decoded: Decoded, now_us: int) -> ShardTotals:
+        con, rules = self._con, self._rules
+        batch = intake.take_in(decoded, totals.latest_us, rules, now_us)
+        fresh = intake.drop_duplicates(con, batch)
+        change = attribution.attribute(con, fresh, rules)
+        rejected = quarantine.add_rejects(con, batch.rejects, batch.latest_us)
+        changed = change.days | cooccurrence.count_queries(con, fresh.queries, rules)
+        days.soil_days(con, changed)
+        change.quarantined.update(rejected)
+        repeats = len(batch) - len(fresh) + len(batch.rejects) - rejected.total()
+        if batch.latest_us is not None and rules.retention_us:
+            change.quarantined.update(self._forget(batch.latest_us))
+        totals = replace(
+            totals,
+            latest_us=batch.latest_us,
+            events=totals.events + len(decoded),
+            counted=totals.counted + change.counted + len(fresh.queries),
+            duplicates=totals.duplicates + change.duplicates + repeats,
+        )
+        totals = self._add(totals, change.quarantined)
+        _save(con, totals)
+        return totals
+
+    def _forget(self, latest_us: int) -> Counter[str]:
+        """Expire waiting clicks, and once a day of event time the state older than the retention."""
+        orphans = attribution.expire_pending(self._con, latest_us - self._rules.attribution_window_us, latest_us)
+        cut_us = days.find_cut(self._con, latest_us, self._rules)
+        if cut_us > self._expired_us:
+            days.expire(self._con, cut_us)
+            quarantine.expire_rows(self._con, cut_us)
+            self._expired_us = cut_us
+        return orphans
+
+    def _add(self, totals: ShardTotals, quarantined: Counter[str]) -> ShardTotals:
+        by_reason = Counter(totals.quarantined)
+        by_reason.update(quarantined)
+        return replace(
+            totals,
+            quarantined={reason: number for reason, number in sorted(by_reason.items()) if number},
+            pending=attribution.count_pending(self._con),
+            days_exported=days.read_exported(self._con),
+        )
+
+    def _settle(self, totals: ShardTotals) -> Applied:
+        before, self._totals = self._totals, totals
+        quarantined = Counter(totals.quarantined)
+        quarantined.subtract(before.quarantined)
+        return Applied(
+            totals.events - before.events,
+            totals.counted - before.counted,
+            totals.duplicates - before.duplicates,
+            {reason: number for reason, number in quarantined.items() if number},
+            totals.pending - before.pending,
+        )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._con.execute("BEGIN")
+        try:
+            yield
+            self._con.execute("COMMIT")
+        except BaseException:
+            self._con.execute("ROLLBACK")
+            raise
+
+
+def _prepare(con: duckdb.DuckDBPyConnection, path: Path, read_only: bool) -> None:
+    """Make the tables of a new file; check an old one."""
+    if not con.execute(HAS_STATE).fetchall()[0][0]:
+        if read_only:
+            raise StoreError(f"{path} holds no shard")
+        con.execute("BEGIN")
+        for owner in (intake, impressions, attribution, windows, cooccurrence, quarantine, days):
+            con.execute(owner.TABLES)
+        con.execute(TABLES.replace("$layout", str(LAYOUT)))
+        con.execute("COMMIT")
+    layout, same_hash = con.execute(CHECK).fetchall()[0]
+    if layout != LAYOUT:
+        raise StoreError(
+            f"shard {path} has layout {layout}, this version reads {LAYOUT}: replay its topic into a new data folder"
+        )
+    if not same_hash and not read_only:
+        con.execute("BEGIN")
+        for sql in REHASH:
+            con.execute(sql)
+        con.execute("COMMIT")
+
+
+def _load_totals(con: duckdb.DuckDBPyConnection) -> ShardTotals:
+    topic_id, next_offset, latest_us, events, counted, duplicates, quarantined = con.execute(LOAD).fetchall()[0]
+    pending, exported = attribution.count_pending(con), days.read_exported(con)
+    return ShardTotals(topic_id, next_offset, latest_us, events, counted, duplicates, json.loads(quarantined), pending, exported)
+
+
+def _save(con: duckdb.DuckDBPyConnection, totals: ShardTotals) -> None:
+    con.execute(
+        SAVE,
+        {
+            "topic_id": totals.topic_id,
+            "next_offset": totals.next_offset,
+            "latest_us": totals.latest_us,
+            "events": totals.events,
+            "counted": totals.counted,
+            "duplicates": totals.duplicates,
+            "quarantined": json.dumps(totals.quarantined),
+        },
+    )

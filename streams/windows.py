@@ -1,0 +1,140 @@
+"""Windows: impressions and clicks of each (query, recommendation, position) over 14 UTC days, and the click rates read from them.
+
+Counts are appended as deltas by day and summed when read, so that counting never has to find the row that it adds to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import date, timedelta
+
+import duckdb
+import pyarrow as pa
+
+from streams.rules import WINDOW_DAYS
+
+TABLES = """
+CREATE TABLE window_deltas (
+    day DATE, query_norm VARCHAR, item_norm VARCHAR, position INTEGER, impressions BIGINT, clicks BIGINT
+);
+"""
+
+ADD_IMPRESSIONS = """
+INSERT INTO window_deltas
+SELECT day, query_norm, item_norm, position, $sign * count(*), 0
+FROM (
+    SELECT day, query_norm, unnest(coalesce(items_norm, items)) AS item_norm, unnest(range(len(items))) AS position
+    FROM shown_lists
+)
+GROUP BY ALL
+"""
+
+ADD_CLICKS = """
+INSERT INTO window_deltas
+SELECT day, query_norm, item_norm, position, 0, $sign * count(*)
+FROM clicked_positions
+GROUP BY ALL
+"""
+
+READ = """
+SELECT query_norm, item_norm, position, sum(impressions)::BIGINT AS impressions, sum(clicks)::BIGINT AS clicks
+FROM window_deltas
+WHERE day >= $first AND day < $as_of
+GROUP BY ALL
+HAVING sum(impressions) <> 0
+ORDER BY ALL
+"""
+
+SUM = """
+SELECT query_norm, item_norm, position, sum(impressions)::BIGINT AS impressions, sum(clicks)::BIGINT AS clicks
+FROM parts
+GROUP BY ALL
+ORDER BY ALL
+"""
+
+RAW_CTR = "SELECT *, clicks / impressions AS ctr FROM counts ORDER BY query_norm, item_norm, position"
+
+# Kleinman's moments of a beta-binomial, one Beta(a, b) a position over its k cells of n impressions and c clicks: with
+# m = sum c / sum n, rho = (sum n (c/n - m)^2 / (m (1 - m)) - k) / (sum n - k) and a + b = 1 / rho - 1, held in [1, 10^6] where
+# the cells differ more or less than a Beta prior can say.
+SMOOTHED_CTR = """
+WITH moments AS (
+    SELECT position, sum(clicks) / sum(impressions) AS mean, sum(impressions) AS total, count(*) AS cells,
+        sum(pow(clicks - impressions * mean_of_position, 2) / impressions) AS spread
+    FROM (
+        SELECT *, sum(clicks) OVER p / sum(impressions) OVER p AS mean_of_position
+        FROM counts WINDOW p AS (PARTITION BY position)
+    )
+    GROUP BY position
+),
+correlations AS (
+    SELECT position, mean,
+        CASE WHEN mean > 0 AND mean < 1 AND total > cells
+            THEN (spread / (mean * (1 - mean)) - cells) / (total - cells) ELSE 0 END AS rho
+    FROM moments
+),
+priors AS (
+    SELECT position, mean, CASE WHEN rho > 0 THEN least(greatest(1 / rho - 1, 1), 1e6) ELSE 1e6 END AS strength FROM correlations
+)
+SELECT c.*, (clicks + mean * strength) / (impressions + strength) AS ctr
+FROM counts c JOIN priors USING (position)
+ORDER BY query_norm, item_norm, position
+"""
+
+COEC = """
+WITH positions AS (SELECT position, sum(clicks) / sum(impressions) AS ctr FROM counts GROUP BY position)
+SELECT query_norm, item_norm, sum(impressions)::BIGINT AS impressions, sum(clicks)::BIGINT AS clicks,
+    sum(impressions * ctr) AS expected, sum(clicks) / nullif(sum(impressions * ctr), 0) AS coec
+FROM counts JOIN positions USING (position)
+GROUP BY query_norm, item_norm
+ORDER BY query_norm, item_norm
+"""
+
+
+def add_impressions(con: duckdb.DuckDBPyConnection, sign: int = 1) -> None:
+    """Count the lists in the relation `shown_lists` (columns of `impression_columns`); sign -1 takes them back."""
+    con.execute(ADD_IMPRESSIONS, {"sign": sign})
+
+
+def add_clicks(con: duckdb.DuckDBPyConnection, sign: int = 1) -> None:
+    """Count the rows of the relation `clicked_positions` (day, query_norm, item_norm, position); sign -1 takes them back."""
+    con.execute(ADD_CLICKS, {"sign": sign})
+
+
+def read_windows(con: duckdb.DuckDBPyConnection, as_of: date) -> pa.Table:
+    """Return query_norm, item_norm, position, impressions, clicks for impressions with as_of - 14 d <= ts < as_of, sorted."""
+    first = as_of - timedelta(days=WINDOW_DAYS)
+    return con.sql(READ, params={"first": first, "as_of": as_of}).to_arrow_table()
+
+
+def sum_windows(parts: Iterable[pa.Table]) -> pa.Table:
+    """Return one window table for several shards' tables, sorted."""
+    return _query(SUM, parts=pa.concat_tables(parts))
+
+
+def raw_ctr(counts: pa.Table) -> pa.Table:
+    """Return a window table with `ctr`, clicks / impressions."""
+    return _query(RAW_CTR, counts=counts)
+
+
+def smoothed_ctr(counts: pa.Table) -> pa.Table:
+    """Return a window table with `ctr`, the posterior mean under an empirical-Bayes Beta prior of its position.
+
+    A cell with few impressions stays near its position's mean, one with many near its own clicks / impressions.
+    """
+    return _query(SMOOTHED_CTR, counts=counts)
+
+
+def coec(counts: pa.Table) -> pa.Table:
+    """Return query_norm, item_norm, impressions, clicks, expected, coec: clicks over the clicks expected at the positions shown.
+
+    `coec` is null where no click is expected (nobody clicked at those positions).
+    """
+    return _query(COEC, counts=counts)
+
+
+def _query(sql: str, **relations: pa.Table) -> pa.Table:
+    with duckdb.connect(":memory:") as con:
+        for name, table in relations.items():
+            con.register(name, table)
+        return con.sql(sql).to_arrow_table()
