@@ -24,7 +24,7 @@ _BROKEN_UTF8 = "\N{REPLACEMENT CHARACTER}"
 
 @dataclass(frozen=True, slots=True)
 class RecommendedList:
-    """One list of the policy. `items` and `auxiliary` are as generated (possibly empty texts); `tokens` counts up to and with EOS.
+    """One list of the policy. `items` and `auxiliary` are as generated (possibly empty); `tokens` counts up to and with EOS.
 
     `well_formed`: exactly `task.n` non-empty items after all non-empty auxiliary texts, ended by EOS."""
 
@@ -65,7 +65,7 @@ def find_list_tokens(tokenizer: PreTrainedTokenizerBase) -> ListTokens:
 
 
 def parse(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, task: Task) -> RecommendedList:
-    """Take one generated list apart. What follows the first EOS is ignored; a text cut off by the token limit is kept as it is."""
+    """Take one generated list apart. What follows the first EOS is ignored; a text cut off by the token limit is kept."""
     form = find_list_tokens(tokenizer)
     ended = form.eos in token_ids
     body = list(token_ids[: list(token_ids).index(form.eos)]) if ended else list(token_ids)

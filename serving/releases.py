@@ -1,8 +1,8 @@
 """Releases: which policy, predictor and index go live together, and which release is live.
 
-A release is an immutable folder `releases/<id>` in the data folder. Its manifest names artifact folders, relative to the data folder,
-with the checksum of each one's own manifest, so nothing can be exchanged underneath. `releases/rollout.json` says which one is
-champion and is replaced atomically. Nothing here deletes: a folder may be in use.
+A release is an immutable folder `releases/<id>` in the data folder. Its manifest names artifact folders, relative to the data
+folder, with the checksum of each one's own manifest, so nothing can be exchanged underneath. `releases/rollout.json` says which
+one is champion and is replaced atomically. Nothing here deletes: a folder may be in use.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class _Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Release:
-    """A published release. The artifact folders are absolute paths; only the policy is always there. `gate` is the gate's record."""
+    """A published release. The artifact folders are full paths; only the policy is always there. `gate` is the gate's record."""
 
     id: str
     path: Path
@@ -174,7 +174,7 @@ def propose(root: Path, name: str | None) -> Rollout:
 
 
 def rollback(root: Path) -> Rollout:
-    """Make the previous release champion again; a second rollback undoes the first. Raises ReleaseError when there is no previous."""
+    """Make the previous release champion again; a second rollback undoes the first. Raises ReleaseError when there is none."""
     with _change(root) as rollout:
         if rollout.previous is None:
             raise ReleaseError(f"{root / 'releases' / _ROLLOUT}: there is no previous release to go back to")

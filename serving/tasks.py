@@ -1,7 +1,7 @@
 """What a recommendation task is, and the prompt it asks the policy with (G1, G2).
 
-A task is data: a template, a list length, a reward kind and auxiliary texts. A fourth task needs a table in `queryloop.toml` and no code.
-Serving and the trainers render prompts here and nowhere else, so a policy is asked in production exactly as it was trained.
+A task is data: a template, a list length, a reward kind and auxiliary texts; a fourth one needs a table in `queryloop.toml`
+and no code. Serving and the trainers render prompts here and nowhere else, so a policy is asked exactly as it was trained.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ Tasks = Annotated[dict[str, Task], BeforeValidator(overlay_tasks)]
 
 
 def clean_text(text: str, max_chars: int) -> str:
-    """One harmless line of at most `max_chars` characters: NFKC, no control or direction characters, nothing that a tokenizer takes
-    for a special token, white space collapsed."""
+    """One harmless line of at most `max_chars` characters: NFKC, no control or direction characters, nothing that a tokenizer
+    takes for a special token, white space collapsed."""
     # Four times the limit before normalising: a hostile text must not cost more than what is kept of it.
     flat = " ".join(unicodedata.normalize("NFKC", text[: 4 * max_chars]).split())
     return _SPECIAL_TOKEN.sub(lambda match: match.group() + " ", _UNSAFE.sub("", flat))[:max_chars].strip()
@@ -110,7 +110,7 @@ def clean_text(text: str, max_chars: int) -> str:
 def render_prompt(
     task: Task, query: str, related: Sequence[str] = (), session: Sequence[str] = (), response: str | None = None
 ) -> str:
-    """The prompt for one list (G1). `related` are co-occurring queries, best first; `session` the earlier queries, oldest first."""
+    """The prompt for one list (G1). `related`: co-occurring queries, best first; `session`: the earlier queries, oldest first."""
     values: dict[str, str] = {
         "n": str(task.n),
         "query": clean_text(query, task.max_query_chars),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from serving.lists import AUX, SEP
 
@@ -17,7 +18,7 @@ TEXTS = (
 ) * 4
 
 
-def make_tiny_tokenizer(texts: Iterable[str] = TEXTS, size: int = 320):  # type: ignore[no-untyped-def]
+def make_tiny_tokenizer(texts: Iterable[str] = TEXTS, size: int = 320) -> Any:
     """A byte-level BPE tokenizer with <PAD>, <EOS>, <SEP> and <AUX>."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -32,13 +33,14 @@ def make_tiny_tokenizer(texts: Iterable[str] = TEXTS, size: int = 320):  # type:
         show_progress=False,
     )
     core.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token=PAD, eos_token=EOS, padding_side="left")
+    build: Any = PreTrainedTokenizerFast
+    return build(tokenizer_object=core, pad_token=PAD, eos_token=EOS, padding_side="left")
 
 
 def make_tiny_policy(
     folder: Path, texts: Iterable[str] = TEXTS, seed: int = 0, hidden: int = 32, layers: int = 2, spread: float = 0.3
 ) -> Path:
-    """A policy folder as a trainer saves one. `spread` is the standard deviation of its weights: large enough for lists that differ."""
+    """A policy folder as a trainer saves one. `spread`, the standard deviation of its weights, is enough for lists to differ."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -58,6 +60,7 @@ def make_tiny_policy(
         bos_token_id=None,
     )
     torch.manual_seed(seed)
-    LlamaForCausalLM(config).save_pretrained(folder)
+    build: Any = LlamaForCausalLM
+    build(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -12,8 +12,8 @@ from serving.tasks import Task
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How tokens are drawn. `max_new_tokens` None is the task's own limit; a `seed` makes one row's draw its own, whatever batch it is in;
-    `greedy` takes the likeliest token and ignores temperature, top_p and seed."""
+    """How tokens are drawn. `max_new_tokens` None is the task's own limit. A `seed` makes one row's draw its own, whatever batch
+    it is in. `greedy` takes the likeliest token and ignores temperature, top_p and seed."""
 
     temperature: float = 0.9
     top_p: float = 0.95
@@ -38,8 +38,8 @@ class Decoding:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One generated list. `logprob` is its log-probability under the policy itself (temperature 1, all tokens), summed over `token_ids`
-    (which end with EOS when the list ended)."""
+    """One generated list. `logprob` is its log-probability under the policy itself (temperature 1, all tokens), summed over
+    `token_ids` (which end with EOS when the list ended)."""
 
     list: RecommendedList
     token_ids: tuple[int, ...]
@@ -57,5 +57,5 @@ class Engine(Protocol):
         task: Task | Sequence[Task],
         samples: int = 1,
     ) -> list[Generation]:
-        """One list a prompt, or `samples` of each (in the prompts' order: p0 s0, p0 s1, …). One decoding and task, or one a prompt."""
+        """One list a prompt, or `samples` of each (p0 s0, p0 s1, …); one decoding and task for all, or one a prompt."""
         ...

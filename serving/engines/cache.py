@@ -1,33 +1,40 @@
 """Keys and values of many growing rows.
 
-Transformers' own DynamicCache copies everything at every token (measured: 60 % of a decoding step of a small policy); this one writes
-each token in place and grows by blocks. Rows are left-padded, so all of them end at the same column.
+Transformers' own DynamicCache copies everything at every token (measured: 60 % of a decoding step of a small policy); this
+one writes each token in place and grows by blocks. Rows are left-padded, so all of them end at the same column.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 _BLOCK = 32
+_Filled = tuple[torch.Tensor, torch.Tensor]
+_Change = Callable[[Sequence[_Filled]], _Filled]
 
 
-class GrowingLayer(DynamicLayer):  # type: ignore[misc]
+class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """One layer: buffers [rows, heads, capacity, size], of which the first `used` columns are filled."""
 
+    keys: torch.Tensor
+    values: torch.Tensor
+
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.used = 0
 
-    def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        start, self.used = self.used, self.used + keys.shape[-2]
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        start, self.used = self.used, self.used + key_states.shape[-2]
         if not self.is_initialized or self.used > self.keys.shape[-2]:
-            self._grow(keys, values, start)
-        self.keys[:, :, start : self.used] = keys
-        self.values[:, :, start : self.used] = values
+            self._grow(key_states, value_states, start)
+        self.keys[:, :, start : self.used] = key_states
+        self.values[:, :, start : self.used] = value_states
         return self.keys[:, :, : self.used], self.values[:, :, : self.used]
 
     def _grow(self, keys: torch.Tensor, values: torch.Tensor, filled: int) -> None:
@@ -81,8 +88,12 @@ def _gather(states: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     return states.gather(2, columns[:, None, :, None].expand(rows, heads, columns.shape[1], size))
 
 
-def _map_layers(caches: Sequence[Cache], change: Any) -> Cache:
+def _map_layers(caches: Sequence[Cache], change: _Change) -> Cache:
     changed = make_cache(len(caches[0].layers))
-    for index, layer in enumerate(changed.layers):
-        layer.fill(*change([cache.layers[index].filled() for cache in caches]))
+    for index, layer in enumerate(_layers(changed)):
+        layer.fill(*change([_layers(cache)[index].filled() for cache in caches]))
     return changed
+
+
+def _layers(cache: Cache) -> list[GrowingLayer]:
+    return cast("list[GrowingLayer]", cache.layers)

@@ -1,4 +1,4 @@
-"""Loading a policy folder: merged weights, or a LoRA adapter over a local base. Safetensors only, and nothing from the network."""
+"""Loading a policy folder: merged weights, or a LoRA adapter over a local base. Safetensors only, nothing from the network."""
 
 from __future__ import annotations
 
@@ -31,17 +31,15 @@ def choose_dtype(device: torch.device) -> torch.dtype:
 
 
 def load_policy(path: Path, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Policy and tokenizer of a folder, ready to generate. Raises FileNotFoundError, OSError or ValueError, which name the folder."""
+    """Policy and tokenizer of a folder, ready to generate. Raises FileNotFoundError, OSError or ValueError naming the folder."""
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no policy folder")
     from transformers import AutoTokenizer
 
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **_LOCAL)
     find_list_tokens(tokenizer)
-    if (path / "adapter_config.json").is_file():
-        model = _load_adapter(path, device)
-    else:
-        model = _load_weights(path, device)
+    load = _load_adapter if (path / "adapter_config.json").is_file() else _load_weights
+    model = load(path, device)
     _check_attention(model, path)
     return model.eval().requires_grad_(False), tokenizer
 
@@ -50,9 +48,10 @@ def _load_weights(path: Path, device: torch.device) -> Any:
     from transformers import AutoModelForCausalLM
 
     dtype = choose_dtype(device)
-    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, **_LOCAL).to(
-        device
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        path, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, **_LOCAL
     )
+    return model.to(device)
 
 
 def _load_adapter(path: Path, device: torch.device) -> Any:

@@ -1,4 +1,4 @@
-"""The forward passes of an engine: prompts in once, then one token a row and step, with what the next step needs kept together."""
+"""The forward passes of an engine: prompts once, then a token a row and step, with what the next step needs kept together."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows that grow together. `mask` [rows, columns] is true where a column of `cache` is a token of the row; `lengths` [rows, 1] counts
-    them; `logits` [rows, vocabulary] (float) are those of each row's next token."""
+    """Rows that grow together. `mask` [rows, columns] is true where a column of `cache` is a token of the row; `lengths`
+    [rows, 1] counts them; `logits` [rows, vocabulary] (float) are those of each row's next token."""
 
     cache: Cache
     mask: torch.Tensor
@@ -41,7 +41,7 @@ def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int) 
 
 
 def advance(model: PreTrainedModel, rows: Rows, tokens: torch.Tensor, alive: torch.Tensor | None = None) -> Rows:
-    """Append one token [rows] to each row, or only to those of `alive` [rows] (the others stay as they are, their logits without meaning).
+    """Append one token [rows] to each row, or only to those of `alive` [rows] (the others' logits are then without meaning).
 
     The cache of `rows` is extended in place: `rows` must not be used again."""
     grown = rows.mask.new_ones(len(rows), 1) if alive is None else alive[:, None]
@@ -86,7 +86,8 @@ def _forward(
         use_cache=True,
         logits_to_keep=1,
     )
-    return output.logits[:, -1].float()
+    logits: torch.Tensor = output.logits[:, -1].float()
+    return logits
 
 
 def _attention_mask(mask: torch.Tensor, queries: int) -> torch.Tensor:

@@ -9,13 +9,10 @@ import torch
 
 from serving.engines import Decoding
 
-_TOP = 64
-"""Tokens looked at first: the nucleus is nearly always inside them, and a full sort of the vocabulary costs more than a decoding step."""
-
 
 @dataclass(slots=True)
 class Sampler:
-    """Draws for a batch of rows. Tensors are [rows] ([rows, steps] for `uniforms`) and are sliced together when rows are dropped."""
+    """Draws for a batch of rows. Tensors are [rows] (`uniforms`: [rows, steps, 2]) and are cut together when rows leave."""
 
     temperature: torch.Tensor
     top_p: torch.Tensor
@@ -27,10 +24,10 @@ class Sampler:
     @classmethod
     def prepare(cls, decodings: Sequence[Decoding], steps: int, device: torch.device) -> Sampler:
         """One row a decoding. Every random number is drawn here, so a seeded row does not depend on its neighbours."""
-        uniforms = torch.rand(len(decodings), steps)
+        uniforms = torch.rand(len(decodings), steps, 2)
         for row, decoding in enumerate(decodings):
             if decoding.seed is not None:
-                uniforms[row] = torch.rand(steps, generator=torch.Generator().manual_seed(decoding.seed))
+                uniforms[row] = torch.rand(steps, 2, generator=torch.Generator().manual_seed(decoding.seed))
         return cls(
             torch.tensor([decoding.temperature for decoding in decodings], device=device),
             torch.tensor([decoding.top_p for decoding in decodings], device=device),
@@ -46,7 +43,7 @@ class Sampler:
         sampler = cls.prepare([replace(decoding, seed=None)] * rows, steps, device)
         if decoding.seed is not None:
             generator = torch.Generator().manual_seed(decoding.seed)
-            sampler.uniforms = torch.rand(rows, steps, generator=generator).to(device)
+            sampler.uniforms = torch.rand(rows, steps, 2, generator=generator).to(device)
         return sampler
 
     def keep(self, rows: torch.Tensor) -> None:
@@ -59,30 +56,36 @@ class Sampler:
         if self.all_greedy:
             return logits.argmax(-1)
         probabilities = torch.softmax(logits / self.temperature[:, None], -1)
-        draw = _draw_nucleus if self.any_nucleus else _draw_whole
-        drawn = draw(probabilities, self.top_p, self.uniforms[:, step])
+        if self.any_nucleus:
+            drawn = _draw_nucleus(probabilities, self.top_p, self.uniforms[:, step])
+        else:
+            drawn = _invert(probabilities.cumsum(-1), self.uniforms[:, step, 0])
         return torch.where(self.greedy, logits.argmax(-1), drawn)
 
 
-def _draw_whole(probabilities: torch.Tensor, _top_p: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    return _invert(probabilities.cumsum(-1), uniforms, probabilities.sum(-1))
-
-
 def _draw_nucleus(probabilities: torch.Tensor, top_p: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """Draw from the smallest set of likeliest tokens whose probability reaches top_p."""
-    values, indices = probabilities.topk(min(_TOP, probabilities.shape[-1]), -1)
+    """Draw from the smallest set of likeliest tokens whose probability reaches top_p.
+
+    A draw from all tokens is kept when it is in that set, which it mostly is; only the other rows are sorted and drawn again.
+    Both ways together give each token of the set its share: p + (1 - mass) p / mass = p / mass."""
+    drawn = _invert(probabilities.cumsum(-1), uniforms[:, 0])
+    likelier = torch.where(probabilities > probabilities.gather(-1, drawn[:, None]), probabilities, 0.0).sum(-1)
+    outside = (likelier >= top_p).nonzero()[:, 0]
+    if len(outside):
+        drawn[outside] = _draw_sorted(probabilities[outside], top_p[outside], uniforms[outside, 1])
+    return drawn
+
+
+def _draw_sorted(probabilities: torch.Tensor, top_p: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    values, indices = probabilities.sort(-1, descending=True)
     cumulative = values.cumsum(-1)
-    if bool((cumulative[:, -1] < top_p).any()):
-        values, indices = probabilities.sort(-1, descending=True)
-        cumulative = values.cumsum(-1)
     nucleus = torch.where(cumulative - values < top_p[:, None], cumulative, 0.0).amax(-1)
-    return indices.gather(-1, _invert(cumulative, uniforms, nucleus)[:, None])[:, 0]
+    return indices.gather(-1, _invert(cumulative.clamp(max=nucleus[:, None]), uniforms)[:, None])[:, 0]
 
 
-def _invert(cumulative: torch.Tensor, uniforms: torch.Tensor, mass: torch.Tensor) -> torch.Tensor:
-    """Inverse of the cumulative distribution at `uniforms` (in [0, 1)) of the first `mass` of it."""
-    target = (uniforms * mass)[:, None]
-    # Rounding may leave the target a hair above the last sum that counts.
-    last = (cumulative < mass[:, None]).sum(-1)
-    found = torch.searchsorted(cumulative, target, right=True)[:, 0]
-    return torch.minimum(found, last).clamp_(max=cumulative.shape[-1] - 1)
+def _invert(cumulative: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """First column whose cumulative probability [rows, columns] exceeds the share `uniforms` (in [0, 1)) of the last one."""
+    mass = cumulative[:, -1:]
+    # Rounding may leave a target at the very end: the first column that reaches the whole mass is the last one to be drawn.
+    target = torch.minimum(uniforms[:, None] * mass, torch.nextafter(mass, torch.zeros_like(mass)))
+    return torch.searchsorted(cumulative, target, right=True)[:, 0]

@@ -119,7 +119,7 @@ def select_rows(model: PreTrainedModel, form: ListTokens, expansion: Expansion, 
 
 
 class _Drawing:
-    """One expansion under way: draws until each row's item has ended and sets ended rows aside, keys and values up to the item's end."""
+    """One expansion under way: draws until each row's item has ended; ended rows are set aside, keys and values up to there."""
 
     def __init__(self, model: PreTrainedModel, form: ListTokens, sampler: Sampler) -> None:
         self.model = model

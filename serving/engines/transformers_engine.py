@@ -1,7 +1,7 @@
 """The engine that runs a policy with transformers: serving answers with it and the trainers search with it.
 
-An own loop instead of `generate`: each row has its own task, decoding and limit, finished rows leave the batch, a prompt is read once
-however many lists are drawn from it, and the keys and values travel along a candidate search (DESIGN, "Candidate search").
+An own loop instead of `generate`: each row has its own task, decoding and limit, finished rows leave the batch, a prompt is
+read once however many lists are drawn from it, and the keys and values travel along a candidate search.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 
@@ -74,7 +74,7 @@ class TransformersEngine:
         ]
 
     def _draw_lists(self, rows: Rows, sampler: Sampler, limits: Sequence[int], sizes: Sequence[int], drawn: _Drawn) -> None:
-        """Draw until every row has ended: by EOS, at its limit, or at a <SEP> after its last item (the list can only be ill-formed)."""
+        """Draw until every row has ended: by EOS, at its limit, or at a <SEP> after its last item (it can only be ill-formed)."""
         live, ended = list(range(len(limits))), [False] * len(limits)
         for step in range(max(limits)):
             tokens = sampler.draw(rows.logits, step)
@@ -132,7 +132,7 @@ class _Drawn:
 def _spread(one_or_many: _T | Sequence[_T], count: int, kind: type[_T]) -> list[_T]:
     if isinstance(one_or_many, kind):
         return [one_or_many] * count
-    many: list[_T] = list(one_or_many)  # type: ignore[call-overload]
+    many = list(cast("Sequence[_T]", one_or_many))
     if len(many) != count:
         raise ValueError(f"{len(many)} of {kind.__name__} for {count} prompts")
     return many
