@@ -1,0 +1,65 @@
+"""The product's own account of what it sent and was shown, kept apart from the loop's counters so that both can be compared."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One list that was answered: event time in seconds, the query, and which release wrote it."""
+
+    ts: float
+    release: str
+    query: str
+    items: tuple[str, ...]
+
+
+@dataclass
+class Account:
+    """Running totals of one product. Latencies are milliseconds of real time, answered calls for a list only."""
+
+    queries: int = 0
+    clicks: int = 0
+    duplicates: int = 0
+    refused: int = 0
+    failed: int = 0
+    spoiled: Counter[str] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
+    shown: list[Shown] = field(default_factory=list)
+    latencies_ms: list[float] = field(default_factory=list)
+
+    @property
+    def answered(self) -> int:
+        """Calls for a list that were answered."""
+        return len(self.shown)
+
+    @property
+    def impressions(self) -> int:
+        """Lists with something in them; the door emits an impression for each."""
+        return sum(bool(one.items) for one in self.shown)
+
+    @property
+    def counted(self) -> int:
+        """Events that the loop should count: each once, and only those that can be used."""
+        return self.queries + self.clicks + self.impressions
+
+    @property
+    def emitted(self) -> int:
+        """Events that went into the stream: what counts, what was posted twice, what belongs into quarantine."""
+        return self.counted + self.duplicates + self.spoiled.total()
+
+    def fail(self, reason: str) -> None:
+        """Note one call that was not answered as it should be."""
+        self.failed += 1
+        self.failures[reason] += 1
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return the smallest value that at least `share` of the values do not exceed (nearest rank); 0.0 of none."""
+    if not values:
+        return 0.0
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]

@@ -1,0 +1,80 @@
+"""The two calls that a product makes: POST /v1/recommend for a list, POST /v1/events for what its users did."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import aiohttp
+
+from queryloop.product.account import Account
+
+
+class DoorError(Exception):
+    """A call that was not answered as documented; the text names the call and what came back."""
+
+
+class Door:
+    """An HTTP client of one serving process; every call is noted in the account."""
+
+    def __init__(self, url: str, account: Account, *, key: str | None = None, timeout_s: float = 30.0) -> None:
+        self._url = url.rstrip("/")
+        self._account = account
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Door:
+        connector = aiohttp.TCPConnector(limit=0)
+        self._session = aiohttp.ClientSession(connector=connector, headers=self._headers, timeout=self._timeout)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def recommend(self, request: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the answered list, None when the call failed (then it is in the account)."""
+        started = time.perf_counter()
+        try:
+            answer = await self._post("/v1/recommend", json.dumps(request).encode(), "application/json", 200)
+        except DoorError as error:
+            self._account.fail(str(error))
+            return None
+        self._account.latencies_ms.append(1000.0 * (time.perf_counter() - started))
+        return answer
+
+    async def send(self, events: Sequence[dict[str, Any]]) -> list[int]:
+        """Post events; return the places of those the door refused, all of them when the call failed."""
+        try:
+            answer = await self._post("/v1/events", json.dumps({"events": events}).encode(), "application/json", 202)
+        except DoorError as error:
+            self._account.fail(str(error))
+            return list(range(len(events)))
+        return [int(one["index"]) for one in answer["rejected"]]
+
+    async def send_lines(self, lines: bytes) -> int:
+        """Post NDJSON as it is; return how many lines the door refused."""
+        try:
+            answer = await self._post("/v1/events", lines, "application/x-ndjson", 202)
+        except DoorError as error:
+            self._account.fail(str(error))
+            return 0
+        return len(answer["rejected"])
+
+    async def _post(self, path: str, body: bytes, kind: str, expected: int) -> dict[str, Any]:
+        if self._session is None:
+            raise DoorError("the door is used outside its `async with` block")
+        try:
+            async with self._session.post(self._url + path, data=body, headers={"Content-Type": kind}) as response:
+                if response.status != expected:
+                    raise DoorError(f"POST {path}: {response.status} {(await response.text())[:200]}")
+                answer: dict[str, Any] = await response.json()
+                return answer
+        except TimeoutError as error:
+            raise DoorError(f"POST {path}: no answer in time") from error
+        except (aiohttp.ClientError, ValueError) as error:
+            raise DoorError(f"POST {path}: {type(error).__name__} {error}") from error

@@ -1,0 +1,63 @@
+"""What the product has to tell the loop, posted in batches when its time has come: a click is not sent before it happened."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import random
+from typing import Any
+
+from queryloop.product.account import Account
+from queryloop.product.door import Door
+
+MALFORMED_LINES = (b'{"type":"click","event_id":"broken', b"\xff\xfe not even text", b'["an array"]', b'{"type":"query","ts":0}')
+"""Lines that no schema accepts: cut short, not UTF-8, not an object, fields missing."""
+
+
+class Outbox:
+    """Events ordered by event time. Some are posted twice, as careless clients do."""
+
+    def __init__(self, door: Door, account: Account, rng: random.Random, *, batch: int, duplicate_rate: float) -> None:
+        self._door, self._account, self._rng = door, account, rng
+        self._batch, self._duplicate_rate = batch, duplicate_rate
+        self._order = itertools.count()
+        self._waiting: list[tuple[float, int, dict[str, Any]]] = []
+        self._due: list[dict[str, Any]] = []
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._due)
+
+    def put(self, event: dict[str, Any]) -> None:
+        """Keep an event until its `ts`; with the settings' probability a second copy of it until soon after."""
+        heapq.heappush(self._waiting, (event["ts"], next(self._order), event))
+        if self._rng.random() < self._duplicate_rate:
+            heapq.heappush(self._waiting, (event["ts"] + self._rng.uniform(0.0, 120.0), next(self._order), event))
+            self._account.duplicates += 1
+
+    async def post_due(self, now: float) -> None:
+        """Post what is due at event time `now` in full batches; what does not fill one stays."""
+        self._move_due(now)
+        while len(self._due) >= self._batch:
+            await self._post(self._batch)
+
+    async def post_all(self, now: float = math.inf) -> None:
+        """Post everything that is due at event time `now`."""
+        self._move_due(now)
+        while self._due:
+            await self._post(self._batch)
+
+    async def post_malformed(self) -> None:
+        """Post one line that is no event."""
+        # Not `refused += await ...`: that reads the old value before it waits.
+        refused = await self._door.send_lines(self._rng.choice(MALFORMED_LINES) + b"\n")
+        self._account.refused += refused
+
+    def _move_due(self, now: float) -> None:
+        while self._waiting and self._waiting[0][0] <= now:
+            self._due.append(heapq.heappop(self._waiting)[2])
+
+    async def _post(self, count: int) -> None:
+        batch, self._due = self._due[:count], self._due[count:]
+        refused = await self._door.send(batch)
+        self._account.refused += len(refused)
