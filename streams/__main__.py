@@ -1,0 +1,45 @@
+"""`python -m streams`: the worker process. Exit code 0 after a clean stop, 1 when it failed, 2 when its settings are wrong."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+from streams.logs import configure_logs
+from streams.settings import SettingsError, load_settings
+from streams.worker import StreamsSettings, WorkerError, run_worker
+
+EXAMPLE = "example: QUERYLOOP_KAFKA_BOOTSTRAP=127.0.0.1:9092 python -m streams --config queryloop.toml"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Read the settings and run the worker until it is told to stop."""
+    parser = argparse.ArgumentParser(prog="python -m streams", description=__doc__, epilog=EXAMPLE)
+    parser.add_argument("--config", type=Path, help="settings file (default: $QUERYLOOP_CONFIG or ./queryloop.toml)")
+    parser.add_argument("--verbose", action="store_true", help="log at debug level")
+    arguments = parser.parse_args(argv)
+    configure_logs(logging.DEBUG if arguments.verbose else logging.INFO)
+    try:
+        run_worker(load_settings(StreamsSettings, arguments.config))
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except WorkerError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def exit_now(code: int) -> None:
+    """End the process without waiting for the threads of a consumer that failed."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    exit_now(main())

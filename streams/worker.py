@@ -1,0 +1,151 @@
+"""The worker: one process of the streams room. It reads its share of the log and counts it, until it is told to stop or fails.
+
+python -m streams --config queryloop.toml
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import signal
+from typing import TYPE_CHECKING, Self
+
+from pydantic import BaseModel, Field, SecretStr, model_validator
+
+from streams.events import EventSettings
+from streams.lake import LakeSettings
+from streams.processes import port_is_free
+from streams.rules import CountingRules
+from streams.settings import DataSettings
+from streams.topics import KafkaSettings, TopicError, create_topics
+
+if TYPE_CHECKING:
+    from streams.shards import HeldShards
+    from streams.transport import WorkerApp
+
+log = logging.getLogger(__name__)
+
+STOP_TIMEOUT_S = 20.0
+
+
+class WorkerError(RuntimeError):
+    """The worker cannot start or go on; the text says why and what to do."""
+
+
+class WorkerSettings(BaseModel, frozen=True, extra="forbid"):
+    """How a worker counts, and where its own HTTP listens (section `worker`)."""
+
+    name: str = Field(
+        default="worker-0", pattern=r"^[a-zA-Z0-9._-]{1,128}$", description="stable name, one for each worker of a group"
+    )
+    static: bool = Field(
+        default=True, description="keep the partitions over a restart of the worker of this name (static membership)"
+    )
+    host: str = Field(default="127.0.0.1", description="address of the worker's HTTP; another than loopback needs a key")
+    port: int = Field(default=6066, ge=1, le=65535, description="port of the worker's HTTP")
+    key: SecretStr | None = Field(default=None, description="key that /status and /metrics ask for")
+    retention_days: int = Field(default=30, ge=0, description="days of event time that are kept, 0 for ever")
+    attribution_window_s: float = Field(default=86_400.0, gt=0, description="seconds that a click may follow its impression by")
+    session_gap_s: float = Field(default=1_800.0, gt=0, description="seconds between two queries of one session, at most")
+
+    @model_validator(mode="after")
+    def _refuse_open_door(self) -> Self:
+        if self.key is None and not is_loopback(self.host):
+            raise ValueError(f"worker.host {self.host} is not loopback: set worker.key, or keep 127.0.0.1")
+        return self
+
+    def rules(self, events: EventSettings) -> CountingRules:
+        """The same numbers as the store takes them, in microseconds."""
+        return CountingRules(
+            retention_days=self.retention_days,
+            attribution_window_us=round(self.attribution_window_s * 1_000_000),
+            session_gap_us=round(self.session_gap_s * 1_000_000),
+            future_tolerance_us=round(events.future_tolerance_s * 1_000_000),
+        )
+
+
+class StreamsSettings(BaseModel, frozen=True, extra="forbid"):
+    """The sections that a worker reads."""
+
+    data: DataSettings = Field(default_factory=DataSettings)
+    kafka: KafkaSettings = Field(default_factory=KafkaSettings)
+    events: EventSettings = Field(default_factory=EventSettings)
+    worker: WorkerSettings = Field(default_factory=WorkerSettings)
+    lake: LakeSettings = Field(default_factory=LakeSettings)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is reachable from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def run_worker(settings: StreamsSettings) -> None:
+    """Run until SIGTERM or SIGINT. Raises WorkerError when it cannot start, or when it failed and must not go on."""
+    bootstrap = settings.kafka.bootstrap
+    if not bootstrap:
+        raise WorkerError(
+            "kafka.bootstrap is not set: start a broker (`queryloop broker`, or all of it: `queryloop up`) and name it"
+        )
+    worker = settings.worker
+    if not port_is_free(worker.host, worker.port):
+        raise WorkerError(f"port {worker.port} on {worker.host} is in use: stop what runs there, or set worker.port")
+    try:
+        create_topics(bootstrap, settings.kafka)
+    except TopicError as error:
+        raise WorkerError(str(error)) from error
+    asyncio.run(_serve(settings, bootstrap))
+
+
+async def _serve(settings: StreamsSettings, bootstrap: str) -> None:
+    from streams.agents import make_app
+    from streams.pages import add_pages
+    from streams.shards import HeldShards
+
+    shards = HeldShards(settings.data.dir, settings.worker.rules(settings.events), settings.events)
+    app = make_app(settings, bootstrap, shards)
+    add_pages(app, settings.worker, shards)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        (settings.data.dir / "run").mkdir(parents=True, exist_ok=True)
+        await app.start()
+        log.info("event=worker_started worker=%s broker=%s port=%d", settings.worker.name, bootstrap, settings.worker.port)
+        await app.wait_first(stop.wait())
+    except OSError as error:
+        raise WorkerError(f"worker {settings.worker.name} cannot start: {error}") from error
+    finally:
+        await _stop(app, shards)
+    if app.crashed:
+        raise WorkerError(f"worker {settings.worker.name} failed and stops, nothing is acknowledged: {app.crash_reason!r}")
+    await asyncio.to_thread(leave_group, bootstrap, settings)
+    log.info("event=worker_stopped worker=%s", settings.worker.name)
+
+
+async def _stop(app: WorkerApp, shards: HeldShards) -> None:
+    try:
+        await asyncio.wait_for(app.stop(), STOP_TIMEOUT_S)
+    except TimeoutError:
+        log.error("event=stop_timed_out after_s=%g", STOP_TIMEOUT_S)
+    finally:
+        shards.close()
+
+
+def leave_group(bootstrap: str, settings: StreamsSettings) -> None:
+    """Give the partitions back now: a static member that only disconnects keeps them until the session times out."""
+    from kafka import KafkaAdminClient
+    from kafka.admin import MemberToRemove
+    from kafka.errors import KafkaError
+
+    if not settings.worker.static:
+        return
+    member = MemberToRemove(group_instance_id=settings.worker.name)
+    try:
+        with KafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=5000, bootstrap_timeout_ms=5000) as admin:
+            admin.remove_group_members(settings.kafka.group, [member])
+    except (KafkaError, OSError) as error:
+        log.warning("event=group_not_left worker=%s error=%r", settings.worker.name, error)
