@@ -32,6 +32,7 @@ from streams.events import (
 
 _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 _object_decoder: msgspec.json.Decoder[dict[str, msgspec.Raw]] = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_raw_decoder: msgspec.json.Decoder[msgspec.Raw] = msgspec.json.Decoder(msgspec.Raw)
 _encoder = msgspec.json.Encoder()
 _TOO_LONG = re.compile(r"Expected `(?:str|array)` of length <= ")
 _UNKNOWN = "Object contains unknown field"
@@ -109,23 +110,36 @@ def _decode_line(line: bytes) -> tuple[Event, bytes]:
     try:
         return _decoder.decode(line), b""
     except msgspec.ValidationError as error:
-        if str(error).startswith(_UNKNOWN):
-            return _decode_with_extra(line)
-        raise EventError(*_fault_of(error)) from error
+        _require_json(line)
+        if not str(error).startswith(_UNKNOWN):
+            raise EventError(*_fault_of(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise EventError(Reason.MALFORMED, f"not JSON in UTF-8: {printable(str(error))}") from error
+        raise _malformed(error) from error
+    return _decode_with_extra(line)
+
+
+def _require_json(line: bytes) -> None:
+    """Raise EventError where the line is malformed behind the place at which the decoder stopped for another reason."""
+    try:
+        line.decode()
+        _raw_decoder.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _malformed(error) from error
+
+
+def _malformed(error: Exception) -> EventError:
+    return EventError(Reason.MALFORMED, f"not JSON in UTF-8: {printable(str(error))}")
 
 
 def _decode_with_extra(line: bytes) -> tuple[Event, bytes]:
+    fields = _object_decoder.decode(line)
+    known = KNOWN[_type_of(fields)]
     try:
-        line.decode()
-        fields = _object_decoder.decode(line)
-        known = KNOWN[_type_of(fields)]
         event = _decoder.decode(_encoder.encode({name: value for name, value in fields.items() if name in known}))
     except msgspec.ValidationError as error:
         raise EventError(*_fault_of(error)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise EventError(Reason.MALFORMED, f"not JSON in UTF-8: {printable(str(error))}") from error
+    except RecursionError as error:
+        raise _malformed(error) from error
     return event, _encoder.encode({name: value for name, value in fields.items() if name not in known})
 
 
