@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Shown:
-    """One list that was answered: event time in seconds, the query, and which release wrote it."""
+    """One answered list: its event time and the real time of the answer (both epoch seconds), and the release that wrote it."""
 
     ts: float
+    answered_at: float
     release: str
     query: str
     items: tuple[str, ...]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -98,7 +99,7 @@ class Traffic:
         if answer is None:
             return []
         items = tuple(answer["items"])
-        self.account.shown.append(Shown(ts, answer["release"], query, items))
+        self.account.shown.append(Shown(ts, time.time(), answer["release"], query, items))
         probabilities = item_probabilities(self.world, query, items)
         positions = [position for position, p in enumerate(probabilities) if rng.random() < p]
         for position in positions:
