@@ -1,0 +1,100 @@
+"""A worker as a child process: started with given settings, asked over its HTTP. For isolated replays and for tests."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pydantic import SecretStr
+
+from streams.processes import Child, ProcessError
+from streams.settings import CONFIG, PREFIX
+from streams.worker import StreamsSettings
+
+log = logging.getLogger(__name__)
+
+RESTARTS = 3
+
+
+class WorkerProcess:
+    """`python -m streams` with exactly these settings, its output in `log_file`; started again when somebody kills it.
+
+    Use it in a `with` block: leaving stops it.
+    """
+
+    def __init__(self, settings: StreamsSettings, log_file: Path) -> None:
+        self._settings = settings
+        self._log_file = log_file
+        self._restarts = 0
+        self.child = self._start()
+
+    def keep_alive(self) -> None:
+        """Start it again when a signal ended it. Raises ProcessError when it ended by itself, or was killed too often."""
+        code = self.child.returncode
+        if code is None:
+            return
+        if code >= 0 or self._restarts == RESTARTS:
+            raise ProcessError(f"the worker ended with code {code}; its log ends:\n{self.child.tail()}")
+        self._restarts += 1
+        log.warning("event=worker_restarted signal=%d restarts=%d", -code, self._restarts)
+        self.child = self._start()
+
+    def stop(self) -> None:
+        """Stop it in order. Raises ProcessError when it ends with another code than 0."""
+        if (code := self.child.stop(grace_s=30.0)) != 0:
+            raise ProcessError(f"the worker ended with code {code}; its log ends:\n{self.child.tail()}")
+
+    def _start(self) -> Child:
+        command = [sys.executable, "-m", "streams"]
+        return Child("worker", command, self._log_file, worker_environ(self._settings, os.environ))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.child.stop(grace_s=5.0)
+
+
+def worker_environ(settings: StreamsSettings, environ: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which a worker has these settings and none from elsewhere."""
+    bare = {name: value for name, value in environ.items() if not name.upper().startswith(PREFIX)}
+    changed: dict[str, dict[str, Any]] = settings.model_dump(exclude_defaults=True)
+    keys = {
+        f"{PREFIX}{section}_{key}".upper(): _say(value) for section, values in changed.items() for key, value in values.items()
+    }
+    return {**bare, **keys, CONFIG: os.devnull}
+
+
+def _say(value: Any) -> str:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return str(value) if isinstance(value, str | Path) else json.dumps(value)
+
+
+def read_status(settings: StreamsSettings, timeout_s: float = 5.0) -> dict[str, Any] | None:
+    """What a worker's /status says, None while it does not answer."""
+    worker = settings.worker
+    request = urllib.request.Request(f"http://{worker.host}:{worker.port}/status")
+    if worker.key is not None:
+        request.add_header("Authorization", f"Bearer {worker.key.get_secret_value()}")
+    try:
+        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
+            status: dict[str, Any] = json.load(answer)
+            return status
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return None
+
+
+def read_progress(settings: StreamsSettings) -> tuple[dict[int, int], int]:
+    """The next offset of each shard that a worker holds, and the events it has applied; empty while it does not answer."""
+    shards = (read_status(settings) or {"shards": []})["shards"]
+    offsets = {shard["partition"]: shard["next_offset"] or 0 for shard in shards}
+    return offsets, sum(shard["events"] for shard in shards)
