@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def fit_calibration(logits: Floats, clicks: Floats, min_clicks: int) -> Calibration:
-    """Return the centred isotonic regression of clicks on logits, or no curve where clicks are too few for one.
+    """Return the centred isotonic regression of clicks on logits, or no curve where clicks are few.
 
     Its knots are the centres of the pooled blocks, each of which holds `min_clicks` clicks at least, so that no knot rests on luck."""
     if clicks.sum() < 2 * min_clicks or len(clicks) == clicks.sum():

@@ -101,7 +101,7 @@ def make_predictor(examples: ListExamples, size: PredictorSettings) -> Predictor
     network = BlockCausalNetwork(size, len(vocabulary))
     rate = examples.clicked / examples.positions
     with torch.no_grad():
-        network.head[-1].bias.fill_(float(np.log(rate / (1 - rate))))
+        network.out.bias.fill_(float(np.log(rate / (1 - rate))))
     return Predictor(network, vocabulary, size, Calibration())
 
 
