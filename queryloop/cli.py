@@ -1,0 +1,270 @@
+"""The command `queryloop`: reads its arguments, then imports only what the chosen command needs, so that --help is instant."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from queryloop.exits import MEANINGS, Exit
+
+if TYPE_CHECKING:
+    from queryloop.settings import Settings
+
+BROKERS = ("embedded", "kafka")
+KINDS = ("ctr", "index", "policy")
+BROKER_HELP = "embedded: in memory, nothing to install; kafka: real Apache Kafka, durable (default: kafka.broker)"
+
+
+class CommandError(RuntimeError):
+    """A command that cannot be done; the text is for people. Raised by the commands themselves."""
+
+    def __init__(self, text: str, code: Exit = Exit.FAILED) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code (`queryloop.exits`)."""
+    options = make_parser().parse_args(argv)
+    # Read by OpenMP when torch is first imported: spinning idle threads starve the others on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    try:
+        return int(options.command(options))
+    except KeyboardInterrupt:
+        return _say_error("interrupted", Exit.INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.FAILED
+    except CommandError as error:
+        return _say_error(str(error), error.code)
+    except Exception as error:
+        code = _expected(error)
+        if code is None:
+            raise
+        return _say_error(str(error), code)
+
+
+def _expected(error: Exception) -> Exit | None:
+    """Return the exit code of an error whose text is meant for people, None for a defect of ours."""
+    meanings = {
+        "SettingsError": Exit.USAGE,
+        "LogError": Exit.USAGE,
+        "BrokerError": Exit.UNAVAILABLE,
+        "TopicError": Exit.UNAVAILABLE,
+        "UpError": Exit.UNAVAILABLE,
+        "ProcessError": Exit.FAILED,
+        "ReplayError": Exit.FAILED,
+        "ReleaseError": Exit.FAILED,
+        "ArtifactError": Exit.FAILED,
+        "LedgerError": Exit.FAILED,
+        "StoreError": Exit.FAILED,
+    }
+    # Compared by name: importing the classes would cost what --help must not.
+    return next((meanings[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in meanings), None)
+
+
+def _say_error(text: str, code: Exit) -> Exit:
+    print(f"queryloop: {text}", file=sys.stderr)
+    return code
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; each knows the function that runs it as `command`."""
+    parser = argparse.ArgumentParser(
+        prog="queryloop",
+        description="A streaming feedback loop for generative query recommendation.",
+        epilog=f"example: queryloop demo --seed 3\n\n{MEANINGS}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="settings file (default: $QUERYLOOP_CONFIG, ./queryloop.toml)"
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for add in (_add_up, _add_demo, _add_replay, _add_broker, _add_run, _add_releases, _add_status, _add_config):
+        add(commands)
+    return parser
+
+
+def _add(commands: Any, name: str, about: str, example: str, command: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=about,
+        description=about[0].upper() + about[1:] + ".",
+        epilog=f"example: {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+
+def _add_up(commands: Any) -> None:
+    parser = _add(commands, "up", "run broker, worker, trainers and server here until Ctrl-C", "queryloop up --broker kafka", up)
+    parser.add_argument("--broker", choices=BROKERS, help=BROKER_HELP)
+
+
+def _add_demo(commands: Any) -> None:
+    parser = _add(commands, "demo", "run the whole loop twice against a simulated product", "queryloop demo --seed 3", demo)
+    parser.add_argument("--seed", type=_whole, default=0, help="which world is drawn (default: 0)")
+    parser.add_argument("--broker", choices=BROKERS, help=BROKER_HELP)
+    parser.add_argument("--out", type=Path, default=Path("demo-report"), metavar="DIR", help="where the report goes")
+    parser.add_argument("--quick", action="store_true", help="very small sizes: shows that it runs, learns next to nothing")
+    _add_json(parser)
+
+
+def _add_replay(commands: Any) -> None:
+    example = "queryloop replay events.jsonl.gz --isolated --as-of 2021-04-01 --out counts/"
+    parser = _add(commands, "replay", "replay a log of events", example, replay)
+    parser.add_argument("log", type=Path, metavar="LOG", help="NDJSON, plain or gzip")
+    parser.add_argument("--isolated", action="store_true", help="on a broker and state of its own; writes tables to --out")
+    parser.add_argument(
+        "--as-of", type=_day, action="append", metavar="DAY", help="UTC day YYYY-MM-DD of the tables; may be given again"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where an isolated replay writes its tables")
+    parser.add_argument("--broker", choices=BROKERS, help=BROKER_HELP)
+    parser.add_argument("--speed", type=_factor, metavar="X", help="keep time distances, X times as fast")
+    _add_json(parser)
+
+
+def _add_broker(commands: Any) -> None:
+    parser = _add(commands, "broker", "run a broker alone until Ctrl-C", "queryloop broker --broker kafka --port 9092", broker)
+    parser.add_argument("--broker", choices=BROKERS, help=BROKER_HELP)
+    parser.add_argument("--port", type=_port, default=9092, help="port on loopback, 0 for any (default: 9092)")
+
+
+def _add_run(commands: Any) -> None:
+    parser = _add(commands, "run", "run a training job now", "queryloop run policy", run)
+    parser.add_argument("kind", choices=KINDS, help="ctr: predictor and judge; index: nearest queries; policy: cold start or DPO")
+    _add_json(parser)
+
+
+def _add_releases(commands: Any) -> None:
+    parser = _add(commands, "releases", "list releases, or change which one answers", "queryloop releases rollback", releases)
+    parser.add_argument("step", nargs="?", choices=("list", "promote", "rollback"), default="list", help="default: list")
+    parser.add_argument("id", nargs="?", help="the release to promote")
+    _add_json(parser)
+
+
+def _add_status(commands: Any) -> None:
+    parser = _add(
+        commands, "status", "say what runs, what is counted and which release answers", "queryloop status --json", status
+    )
+    _add_json(parser)
+
+
+def _add_config(commands: Any) -> None:
+    parser = _add(commands, "config", "print the effective settings, secrets masked", "queryloop config --json", config)
+    _add_json(parser)
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no day: write YYYY-MM-DD") from None
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    number = _whole(text)
+    if number > 65_535:
+        raise argparse.ArgumentTypeError(f"{number} is no port: 0 to 65535")
+    return number
+
+
+def _factor(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no pace: a number over 0, 60 for sixty times as fast")
+    return number
+
+
+def read_settings(options: argparse.Namespace) -> Settings:
+    """Return all settings with `--broker` folded in. Raises SettingsError."""
+    from queryloop.settings import Settings
+    from streams.settings import load_settings
+
+    settings = load_settings(Settings, options.config)
+    chosen = getattr(options, "broker", None)
+    return settings.model_copy(update={"kafka": settings.kafka.model_copy(update={"broker": chosen})}) if chosen else settings
+
+
+def up(options: argparse.Namespace) -> int:
+    """`queryloop up`."""
+    from queryloop.up import run as run_up
+
+    return run_up(read_settings(options))
+
+
+def demo(options: argparse.Namespace) -> int:
+    """`queryloop demo`."""
+    from queryloop.demo import main as run_demo
+
+    return run_demo(read_settings(options), seed=options.seed, out=options.out, as_json=options.json, quick=options.quick)
+
+
+def replay(options: argparse.Namespace) -> int:
+    """`queryloop replay`."""
+    from queryloop.replaying import replay_log
+
+    return replay_log(options, read_settings(options))
+
+
+def broker(options: argparse.Namespace) -> int:
+    """`queryloop broker`."""
+    from queryloop.broker import keep_broker
+
+    return keep_broker(read_settings(options), options.port)
+
+
+def run(options: argparse.Namespace) -> int:
+    """`queryloop run`."""
+    from queryloop.running import run_job
+
+    return run_job(read_settings(options), options.kind, as_json=options.json)
+
+
+def releases(options: argparse.Namespace) -> int:
+    """`queryloop releases`."""
+    from queryloop.rollout import change_rollout, show_releases
+
+    folder = read_settings(options).data.dir
+    if (options.step == "promote") != (options.id is not None):
+        raise CommandError("`releases promote` takes the id of a release, the other steps take none", Exit.USAGE)
+    if options.step != "list":
+        change_rollout(folder, options.step, options.id)
+    return show_releases(folder, as_json=options.json)
+
+
+def status(options: argparse.Namespace) -> int:
+    """`queryloop status`."""
+    from queryloop.status import show_status
+
+    return show_status(read_settings(options), as_json=options.json)
+
+
+def config(options: argparse.Namespace) -> int:
+    """`queryloop config`."""
+    from queryloop.settings import masked, to_toml
+
+    tables = masked(read_settings(options))
+    print(json.dumps(tables, indent=2, ensure_ascii=False) if options.json else to_toml(tables), end="\n" if options.json else "")
+    return Exit.DONE

@@ -1,0 +1,28 @@
+"""What the command line's exit codes mean."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """The exit codes of every command."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    UNAVAILABLE = 3
+    BUSY = 4
+    SKIPPED = 5
+    INTERRUPTED = 130
+
+
+MEANINGS = """\
+exit codes:
+  0    done
+  1    the work failed; the last lines say why and where the log is
+  2    wrong usage or settings
+  3    something that is needed is down, or its port is in use
+  4    another run of the same kind is under way
+  5    the job had nothing to do, or nothing to do it with
+  130  stopped by Ctrl-C"""
