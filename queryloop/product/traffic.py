@@ -64,6 +64,11 @@ class Traffic:
         await asyncio.gather(*running)
         await self._outbox.post_all(self.now)
 
+    @property
+    def sent(self) -> int:
+        """Events that are in the stream by now, if every call was answered: impressions, and what was posted."""
+        return self.account.emitted - len(self._outbox)
+
     async def finish(self) -> None:
         """Post whatever is still on its way, clicks of the last hours included."""
         await self._outbox.post_all()
