@@ -11,7 +11,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from queryloop.exits import MEANINGS, Exit
+from queryloop.exits import MEANINGS, CommandError, Exit
 
 if TYPE_CHECKING:
     from queryloop.settings import Settings
@@ -19,14 +19,6 @@ if TYPE_CHECKING:
 BROKERS = ("embedded", "kafka")
 KINDS = ("ctr", "index", "policy")
 BROKER_HELP = "embedded: in memory, nothing to install; kafka: real Apache Kafka, durable (default: kafka.broker)"
-
-
-class CommandError(RuntimeError):
-    """A command that cannot be done; the text is for people. Raised by the commands themselves."""
-
-    def __init__(self, text: str, code: Exit = Exit.FAILED) -> None:
-        super().__init__(text)
-        self.code = code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +47,8 @@ def _expected(error: Exception) -> Exit | None:
     """Return the exit code of an error whose text is meant for people, None for a defect of ours."""
     meanings = {
         "SettingsError": Exit.USAGE,
-        "LogError": Exit.USAGE,
+        "LogFileError": Exit.USAGE,
+        "KafkaUnavailable": Exit.UNAVAILABLE,
         "BrokerError": Exit.UNAVAILABLE,
         "TopicError": Exit.UNAVAILABLE,
         "UpError": Exit.UNAVAILABLE,

@@ -1,4 +1,4 @@
-"""What the command line's exit codes mean."""
+"""What the command line's exit codes mean, and the error that ends a command with one."""
 
 from __future__ import annotations
 
@@ -26,3 +26,11 @@ exit codes:
   4    another run of the same kind is under way
   5    the job had nothing to do, or nothing to do it with
   130  stopped by Ctrl-C"""
+
+
+class CommandError(RuntimeError):
+    """A command that cannot be done; the text is for people."""
+
+    def __init__(self, text: str, code: Exit = Exit.FAILED) -> None:
+        super().__init__(text)
+        self.code = code
