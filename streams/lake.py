@@ -14,8 +14,6 @@ from datetime import date
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 from pydantic import BaseModel, Field
 
 from streams.cooccurrence import sum_cooccurrence
@@ -154,6 +152,8 @@ def _read(lake_dir: Path, kind: str, first: date, last: date) -> pa.Table:
     files = [str(path) for path in sorted((lake_dir / kind).glob("day=*/shard-*.parquet")) if first <= _day_of(path) <= last]
     if not files:
         return schema.empty_table()
+    import pyarrow.dataset as ds  # brings pandas along: a second that only readers of the lake should pay
+
     hive = ds.partitioning(pa.schema([("day", pa.date32())]), flavor="hive")
     return ds.dataset(files, schema=schema, format="parquet", partitioning=hive).to_table()
 
@@ -166,6 +166,8 @@ def _write(path: Path, rows: pa.Table) -> None:
     """Write rows beside `path`, make them durable, and move them over `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.writing")
+    import pyarrow.parquet as pq
+
     pq.write_table(rows, beside, compression="zstd")
     _sync(beside)
     beside.replace(path)

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from serving.engines import Decoding, Generation
-from serving.engines.search import Expansion, SearchState
 from serving.lists import ListTokens, RecommendedList, is_duplicate
 from serving.predictor import reward
 from serving.tasks import Task
 from streams.events import normalise
 from trainers.progress import track
+
+if TYPE_CHECKING:
+    from serving.engines.search import Expansion, SearchState
 
 
 class SearchSettings(BaseModel):
