@@ -1,0 +1,223 @@
+"""The ledger: which training runs were asked for, which ran, how they ended, and whether the timetable's daemon lives.
+
+One SQLite file in the data folder, in WAL mode: the daemon, a job's own process and the command line use it at the same time.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+Kind = Literal["ctr", "index", "policy"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+BUSY_TIMEOUT_S = 10.0
+HEARTBEAT_FRESH_S = 10.0
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS runs (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind TEXT NOT NULL,
+    state TEXT NOT NULL,
+    requested_at REAL NOT NULL,
+    started_at REAL,
+    ended_at REAL,
+    pid INTEGER,
+    outcome TEXT NOT NULL DEFAULT '{}',
+    log TEXT
+);
+CREATE INDEX IF NOT EXISTS runs_by_state ON runs (state, kind);
+CREATE TABLE IF NOT EXISTS heartbeat (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    pid INTEGER NOT NULL,
+    at REAL NOT NULL
+);
+"""
+COLUMNS = "id, kind, state, requested_at, started_at, ended_at, pid, outcome, log"
+REQUEST = "INSERT INTO runs (kind, state, requested_at) VALUES (?, 'requested', ?)"
+WAITING = "SELECT id FROM runs WHERE kind = ? AND state = 'requested' ORDER BY id LIMIT 1"
+START = "UPDATE runs SET state = 'running', started_at = ?, pid = ? WHERE id = ? AND state = 'requested'"
+FINISH = "UPDATE runs SET state = ?, ended_at = ?, outcome = ? WHERE id = ? AND state IN ('requested', 'running')"
+SET_LOG = "UPDATE runs SET log = ? WHERE id = ?"
+RUNNING = "SELECT id FROM runs WHERE kind = ? AND state = 'running'"
+READ_RUN = f"SELECT {COLUMNS} FROM runs WHERE id = ?"
+READ_RUNS = f"SELECT {COLUMNS} FROM runs WHERE (?1 IS NULL OR kind = ?1) ORDER BY id DESC LIMIT ?2"
+READ_REQUESTED = f"SELECT {COLUMNS} FROM runs WHERE state = 'requested' ORDER BY id"
+BEAT = (
+    "INSERT INTO heartbeat (one, pid, at) VALUES (1, ?, ?) ON CONFLICT (one) DO UPDATE SET pid = excluded.pid, at = excluded.at"
+)
+READ_HEARTBEAT = "SELECT pid, at FROM heartbeat"
+STOP_HEARTBEAT = "DELETE FROM heartbeat WHERE pid = ?"
+
+
+class LedgerError(RuntimeError):
+    """A run that does not exist or cannot take that step; the text names run and ledger."""
+
+
+class State(StrEnum):
+    """What became of a run. `skipped`: there was nothing to do or nothing to do it with; `failed` ones need somebody."""
+
+    REQUESTED = "requested"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row. Times are seconds since the epoch; `log` is the file that holds what the run printed, where there is one."""
+
+    id: int
+    kind: Kind
+    state: State
+    requested_at: float
+    started_at: float | None
+    ended_at: float | None
+    pid: int | None
+    outcome: dict[str, Any]
+    log: str | None
+
+    @property
+    def ended(self) -> bool:
+        return self.state not in (State.REQUESTED, State.RUNNING)
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """The daemon's last sign of life."""
+
+    pid: int
+    at: float
+
+    def fresh(self, now: float) -> bool:
+        return now - self.at < HEARTBEAT_FRESH_S
+
+
+class Ledger:
+    """Every method is one short transaction on a connection of its own, so a ledger may be shared between threads."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self.path = path
+        self._clock = clock
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._connect() as database:
+            database.executescript(SCHEMA)
+
+    def request(self, kind: Kind) -> int:
+        """Ask for a run; its id. A run of that kind that still waits is joined instead of asking twice."""
+        with self._change() as database:
+            waiting = database.execute(WAITING, (_known(kind),)).fetchone()
+            return int(waiting[0]) if waiting else _inserted(database.execute(REQUEST, (kind, self._clock())))
+
+    def start(self, run: int, pid: int) -> Run:
+        """A requested run begins in process `pid`. Raises LedgerError when it does not wait any more."""
+        with self._change() as database:
+            if database.execute(START, (self._clock(), pid, run)).rowcount != 1:
+                raise LedgerError(f"{self.path}: run {run} is not waiting to be started")
+        return self.run(run)
+
+    def finish(self, run: int, state: State, outcome: Mapping[str, Any]) -> None:
+        """Record how a run ended; a run that has ended already keeps its first record."""
+        with self._change() as database:
+            database.execute(FINISH, (state, self._clock(), json.dumps(outcome), run))
+
+    def fail_lost(self, kind: Kind) -> list[int]:
+        """Record as failed what the ledger believes to be running. Only for who holds the kind's lock: then nothing runs."""
+        with self._change() as database:
+            lost = [int(row[0]) for row in database.execute(RUNNING, (kind,))]
+            for run in lost:
+                reason = json.dumps({"detail": "its process disappeared without a word (killed, or the machine went down)"})
+                database.execute(FINISH, (State.FAILED, self._clock(), reason, run))
+        return lost
+
+    def set_log(self, run: int, log: Path) -> None:
+        with self._change() as database:
+            database.execute(SET_LOG, (str(log), run))
+
+    def run(self, run: int) -> Run:
+        """Raises LedgerError for an id that was never given."""
+        with self._connect() as database:
+            row = database.execute(READ_RUN, (run,)).fetchone()
+        if row is None:
+            raise LedgerError(f"{self.path}: there is no run {run}")
+        return _read(row)
+
+    def runs(self, kind: Kind | None = None, limit: int = 50) -> list[Run]:
+        """The newest first."""
+        with self._connect() as database:
+            return [_read(row) for row in database.execute(READ_RUNS, (kind, limit))]
+
+    def requested(self) -> list[Run]:
+        """What waits, oldest first."""
+        with self._connect() as database:
+            return [_read(row) for row in database.execute(READ_REQUESTED)]
+
+    def beat(self, pid: int) -> None:
+        """The daemon's sign of life."""
+        with self._change() as database:
+            database.execute(BEAT, (pid, self._clock()))
+
+    def stop_beating(self, pid: int) -> None:
+        """The daemon stops on purpose; one that started meanwhile keeps its heartbeat."""
+        with self._change() as database:
+            database.execute(STOP_HEARTBEAT, (pid,))
+
+    def heartbeat(self) -> Heartbeat | None:
+        with self._connect() as database:
+            row = database.execute(READ_HEARTBEAT).fetchone()
+        return Heartbeat(int(row[0]), float(row[1])) if row else None
+
+    def daemon_lives(self) -> bool:
+        """Whether a daemon gave a sign of life within the last ten seconds."""
+        beat = self.heartbeat()
+        return beat is not None and beat.fresh(self._clock())
+
+    @contextmanager
+    def _connect(self) -> Iterator[sqlite3.Connection]:
+        database = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA synchronous = NORMAL")
+            yield database
+        except sqlite3.DatabaseError as error:
+            raise LedgerError(
+                f"{self.path}: {error}; if it is damaged, move it aside: only the record of past runs is in it"
+            ) from error
+        finally:
+            database.close()
+
+    @contextmanager
+    def _change(self) -> Iterator[sqlite3.Connection]:
+        """A write transaction; it holds the write lock from its beginning, so that what it read is still true when it writes."""
+        with self._connect() as database:
+            database.execute("BEGIN IMMEDIATE")
+            try:
+                yield database
+            except BaseException:
+                database.execute("ROLLBACK")
+                raise
+            database.execute("COMMIT")
+
+
+def _known(kind: str) -> str:
+    if kind not in KINDS:
+        raise LedgerError(f"there is no job {kind!r}; jobs are {', '.join(KINDS)}")
+    return kind
+
+
+def _inserted(cursor: sqlite3.Cursor) -> int:
+    if cursor.lastrowid is None:
+        raise LedgerError("SQLite gave no id for a new run")
+    return cursor.lastrowid
+
+
+def _read(row: tuple[Any, ...]) -> Run:
+    number, kind, state, requested, started, ended, pid, outcome, log = row
+    return Run(number, kind, State(state), requested, started, ended, pid, json.loads(outcome), log)

@@ -1,0 +1,35 @@
+"""Every section that the trainers' processes read: the daemon and the jobs."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, Field
+
+from index.settings import IndexSettings
+from serving.predictor import PredictorSettings
+from serving.settings import ServingSettings
+from serving.tasks import DEFAULT_TASKS, Tasks
+from streams.settings import DataSettings
+from trainers.aligners.dpo import DpoSettings
+from trainers.base import PolicySettings
+from trainers.gate import GateSettings
+from trainers.predictor_training import CtrSettings
+from trainers.search import SearchSettings
+from trainers.sft import SftSettings
+from trainers.timetable import TimetableSettings
+
+
+class TrainerSettings(BaseModel, frozen=True, extra="forbid"):
+    """`serving` is among them because the gate writes its lists with the decoding that serving would use."""
+
+    data: DataSettings = DataSettings()
+    index: IndexSettings = IndexSettings()
+    serving: ServingSettings = ServingSettings()
+    tasks: Tasks = Field(default_factory=lambda: dict(DEFAULT_TASKS))
+    predictor: PredictorSettings = PredictorSettings()
+    policy: PolicySettings = PolicySettings()
+    sft: SftSettings = SftSettings()
+    ctr: CtrSettings = CtrSettings()
+    search: SearchSettings = SearchSettings()
+    dpo: DpoSettings = DpoSettings()
+    gate: GateSettings = GateSettings()
+    timetable: TimetableSettings = TimetableSettings()
