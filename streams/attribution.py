@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import date
 
 import duckdb
+import pyarrow.compute as pc
 
 from streams import impressions, quarantine, windows
 from streams.intake import Batch
@@ -40,7 +41,7 @@ SELECT 'pending', -1, * FROM pending WHERE impression_id IN (SELECT impression_i
 UNION ALL
 SELECT 'reopened', -1, * EXCLUDE (reason, delay_us) FROM reopened
 """
-HAS_CANDIDATES = "SELECT count(*) > 0 FROM candidates"
+FIRST_CANDIDATE = "SELECT min(ts_us) FROM candidates"
 
 FOUND = """
 CREATE OR REPLACE TEMP TABLE found AS
@@ -52,22 +53,24 @@ WITH hits AS MATERIALIZED (
 SELECT * FROM hits JOIN candidates c USING (event_id) WHERE shown_id = c.impression_id
 """
 
+ALL_TIMELY = "CREATE OR REPLACE TEMP TABLE given_up AS SELECT event_id FROM candidates LIMIT 0"
+GIVEN_UP = """
+CREATE OR REPLACE TEMP TABLE given_up AS
+SELECT c.event_id FROM candidates c JOIN versions v USING (impression_id)
+WHERE c.origin <> 'reopened'
+GROUP BY c.event_id
+HAVING NOT bool_or(v.ts_us <= c.ts_us AND (v.seq < c.seq OR v.arrival_us <= c.ts_us + $window))
+"""
+
 JUDGED = """
 CREATE OR REPLACE TEMP TABLE judged AS
-WITH timeliness AS (
-    SELECT c.event_id, bool_or(v.ts_us <= c.ts_us AND (v.seq < c.seq OR v.arrival_us <= c.ts_us + $window)) AS timely
-    FROM candidates c JOIN versions v USING (impression_id)
-    GROUP BY c.event_id
-)
-SELECT f.*,
-    f.shown_us > f.ts_us OR (f.origin <> 'reopened' AND NOT coalesce(t.timely, true)) AS waits,
-    f.ts_us - f.shown_us AS delay_us,
+SELECT *, shown_us > ts_us OR event_id IN (FROM given_up) AS waits, ts_us - shown_us AS delay_us,
     CASE
-        WHEN f.ts_us - f.shown_us > $window THEN 'late_click'
-        WHEN f.position >= f.shown THEN 'position_out_of_range'
-        WHEN f.item_norm <> f.shown_norm THEN 'item_mismatch'
+        WHEN ts_us - shown_us > $window THEN 'late_click'
+        WHEN position >= shown THEN 'position_out_of_range'
+        WHEN item_norm <> shown_norm THEN 'item_mismatch'
     END AS reason
-FROM found f LEFT JOIN timeliness t USING (event_id)
+FROM found
 """
 
 STOP_WAITING = "DELETE FROM pending WHERE event_id IN (SELECT event_id FROM judged WHERE NOT waits AND origin = 'pending')"
@@ -79,6 +82,7 @@ WHERE origin = 'fresh' AND event_id NOT IN (SELECT event_id FROM judged WHERE NO
 """
 
 COUNTED = "SELECT day, count(*), min(shown_us), max(shown_us) FROM judged WHERE NOT waits AND reason IS NULL GROUP BY day"
+HAS_REFUSED = "SELECT count(*) > 0 FROM judged WHERE NOT waits AND reason IS NOT NULL"
 CLICKED_POSITIONS = """
 CREATE OR REPLACE TEMP TABLE clicked_positions AS
 WITH clicked AS MATERIALIZED (
@@ -112,7 +116,7 @@ SELECT *, 'orphan_click' AS reason, 'impression_id: no such impression in the ti
 FROM pending WHERE ts_us < $before
 """
 STOP_ORPHANS = "DELETE FROM pending WHERE ts_us < $before"
-PENDING = "SELECT count(*) FROM pending"
+PENDING = "SELECT count(*), min(ts_us) FROM pending"
 
 NEVER_US = 2**62
 """After every event time."""
@@ -135,7 +139,7 @@ def attribute(con: duckdb.DuckDBPyConnection, batch: Batch, rules: CountingRules
         con.register("fresh_impressions", batch.impressions)
         con.register("fresh_clicks", batch.clicks)
         _count_impressions(con, batch, change)
-        _count_clicks(con, rules, batch.latest_us, change)
+        _count_clicks(con, batch, rules, change)
         con.unregister("fresh_impressions")
         con.unregister("fresh_clicks")
     return change
@@ -143,7 +147,8 @@ def attribute(con: duckdb.DuckDBPyConnection, batch: Batch, rules: CountingRules
 
 def expire_pending(con: duckdb.DuckDBPyConnection, before_us: int, arrived_us: int | None) -> Counter[str]:
     """Move the pending clicks with ts < before_us to quarantine as orphans."""
-    if not count_pending(con):
+    waiting, first_us = con.execute(PENDING).fetchall()[0]
+    if not waiting or first_us >= before_us:
         return Counter()
     con.execute(ORPHANS, {"before": before_us})
     con.execute(STOP_ORPHANS, {"before": before_us})
@@ -168,22 +173,32 @@ def _count_impressions(con: duckdb.DuckDBPyConnection, batch: Batch, change: Cha
     change.quarantined.subtract(back.quarantined)
 
 
-def _count_clicks(con: duckdb.DuckDBPyConnection, rules: CountingRules, arrived_us: int | None, change: Change) -> None:
-    window = rules.attribution_window_us
+def _count_clicks(con: duckdb.DuckDBPyConnection, batch: Batch, rules: CountingRules, change: Change) -> None:
     con.execute(CANDIDATES)
-    if not con.execute(HAS_CANDIDATES).fetchall()[0][0]:
+    first_us = con.execute(FIRST_CANDIDATE).fetchall()[0][0]
+    if first_us is None:
         return
+    _judge(con, rules.attribution_window_us, first_us, pc.max(batch.impressions["arrival_us"]).as_py() or 0)
+    counted = con.execute(COUNTED).fetchall()
+    if counted:
+        low, high = min(row[2] for row in counted), max(row[3] for row in counted)
+        con.execute(CLICKED_POSITIONS, {"low": low, "high": high + rules.attribution_window_us})
+        windows.add_clicks(con)
+    con.execute(KEEP)
+    change.counted += sum(row[1] for row in counted)
+    change.days |= {row[0] for row in counted}
+    if con.execute(HAS_REFUSED).fetchall()[0][0]:
+        con.execute(REFUSED)
+        change.quarantined.update(quarantine.add_clicks(con, batch.latest_us))
+
+
+def _judge(con: duckdb.DuckDBPyConnection, window: int, first_us: int, last_arrival_us: int) -> None:
+    """Find the candidates' impressions, judge them, and let the others wait; `first_us` is the earliest candidate's time."""
     con.execute(FOUND)
+    if last_arrival_us <= first_us + window:
+        con.execute(ALL_TIMELY)
+    else:
+        con.execute(GIVEN_UP, {"window": window})
     con.execute(JUDGED, {"window": window})
     con.execute(STOP_WAITING)
     con.execute(WAIT)
-    counted = con.execute(COUNTED).fetchall()
-    if counted:
-        low, high = min(row[2] for row in counted), max(row[3] for row in counted) + window
-        con.execute(CLICKED_POSITIONS, {"low": low, "high": high})
-        windows.add_clicks(con)
-    con.execute(KEEP)
-    con.execute(REFUSED)
-    change.counted += sum(row[1] for row in counted)
-    change.days |= {row[0] for row in counted}
-    change.quarantined.update(quarantine.add_clicks(con, arrived_us))

@@ -11,6 +11,7 @@ from datetime import date, timedelta
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from streams.rules import WINDOW_DAYS, CountingRules
 
@@ -29,42 +30,24 @@ SELECT ts_us, day, event_id, hash(session_id), session_id, user_id, query, query
 """
 
 # Only rows within one gap of a session's new rows can gain or lose an edge, and in that range their neighbours are complete.
-TOUCHED = """
-CREATE OR REPLACE TEMP TABLE touched_queries AS
-WITH fresh AS MATERIALIZED (SELECT * FROM fresh_queries WHERE source = 'user'),
-spans AS (
+NEIGHBOURS = """
+WITH spans AS (
     SELECT session_id, hash(session_id) AS session_key, min(ts_us) - $gap AS low, max(ts_us) + $gap AS high
-    FROM fresh GROUP BY session_id
+    FROM fresh_queries WHERE source = 'user' GROUP BY session_id
 ),
 hits AS MATERIALIZED (
-    SELECT q.session_id, s.session_id AS span_id, q.ts_us, q.event_id, q.query_norm, q.day
+    SELECT s.session_id AS span_id, q.session_id, q.ts_us, q.event_id, q.query_norm, q.day
     FROM queries q JOIN spans s ON q.session_key = s.session_key
     WHERE q.ts_us BETWEEN $low AND $high AND q.ts_us BETWEEN s.low AND s.high AND q.source = 'user'
 )
-SELECT session_id, ts_us, event_id, query_norm, day, false AS is_fresh FROM hits WHERE session_id = span_id
-UNION ALL
-SELECT session_id, ts_us, event_id, query_norm, day, true FROM fresh
+SELECT session_id, ts_us, event_id, query_norm, day FROM hits WHERE session_id = span_id
 """
 
-ADD_EDGES = """
-CREATE OR REPLACE TEMP TABLE edge_deltas AS
-WITH after AS (
-    SELECT day, query_norm AS query, ts_us, lead(query_norm) OVER w AS next_query, lead(ts_us) OVER w AS next_ts, 1 AS sign
-    FROM touched_queries WINDOW w AS (PARTITION BY session_id ORDER BY ts_us, event_id)
-),
-before AS (
-    SELECT day, query_norm AS query, ts_us, lead(query_norm) OVER w AS next_query, lead(ts_us) OVER w AS next_ts, -1 AS sign
-    FROM touched_queries WHERE NOT is_fresh WINDOW w AS (PARTITION BY session_id ORDER BY ts_us, event_id)
-)
-SELECT day, query, next_query, sum(sign)::BIGINT AS count
-FROM (FROM after UNION ALL FROM before)
-WHERE next_query IS NOT NULL AND next_query <> query AND next_ts - ts_us <= $gap
-GROUP BY ALL
-HAVING sum(sign) <> 0
+APPEND = """
+INSERT INTO cooccurrence_deltas
+SELECT day, query, next_query, sum(sign) FROM edges GROUP BY ALL HAVING sum(sign) <> 0
+RETURNING day
 """
-
-APPEND = "INSERT INTO cooccurrence_deltas FROM edge_deltas"
-DAYS = "SELECT DISTINCT day FROM edge_deltas UNION SELECT DISTINCT day FROM fresh_queries"
 
 READ = """
 SELECT query, next_query, sum(count)::BIGINT AS count
@@ -86,13 +69,34 @@ def count_queries(con: duckdb.DuckDBPyConnection, queries: pa.Table, rules: Coun
         return set()
     con.register("fresh_queries", queries)
     gap = rules.session_gap_us
-    ts_us = queries["ts_us"].to_pylist()
-    con.execute(TOUCHED, {"gap": gap, "low": min(ts_us) - gap, "high": max(ts_us) + gap})
+    span = pc.min_max(queries["ts_us"]).as_py()
+    old = con.sql(NEIGHBOURS, params={"gap": gap, "low": span["min"] - gap, "high": span["max"] + gap}).to_arrow_table()
     con.execute(KEEP)
-    con.execute(ADD_EDGES, {"gap": gap})
-    con.execute(APPEND)
-    days = {day for (day,) in con.execute(DAYS).fetchall()}
     con.unregister("fresh_queries")
+    new = queries.filter(pc.equal(queries["source"], "user")).select(old.column_names)
+    days = _append(con, find_edges(pa.concat_tables([old, new]), gap), find_edges(old, gap))
+    return days | set(queries["day"].unique().to_pylist())
+
+
+def find_edges(queries: pa.Table, gap_us: int) -> pa.Table:
+    """Return day, query, next_query of each two consecutive queries in a session, within the gap and different.
+
+    `queries` has session_id, ts_us, event_id, query_norm and day; a session's order is (ts_us, event_id).
+    """
+    rows = queries.sort_by([("session_id", "ascending"), ("ts_us", "ascending"), ("event_id", "ascending")])
+    first, second = rows.slice(0, max(len(rows) - 1, 0)), rows.slice(1)
+    near = pc.less_equal(pc.subtract(second["ts_us"], first["ts_us"]), gap_us)
+    same_session = pc.equal(first["session_id"], second["session_id"])
+    is_edge = pc.and_(pc.and_(near, same_session), pc.not_equal(first["query_norm"], second["query_norm"]))
+    pairs = pa.table({"day": first["day"], "query": first["query_norm"], "next_query": second["query_norm"]})
+    return pairs.filter(is_edge)
+
+
+def _append(con: duckdb.DuckDBPyConnection, after: pa.Table, before: pa.Table) -> set[date]:
+    signs = pa.array([1] * len(after) + [-1] * len(before), pa.int64())
+    con.register("edges", pa.concat_tables([after, before]).append_column("sign", signs))
+    days = {day for (day,) in con.execute(APPEND).fetchall()}
+    con.unregister("edges")
     return days
 
 

@@ -28,10 +28,10 @@ EPOCH = date(1970, 1, 1)
 
 def soil_days(con: duckdb.DuckDBPyConnection, days: Iterable[date]) -> None:
     """Say of days that their counts changed."""
-    changed = {"days": sorted(days)}
-    if changed["days"]:
-        con.execute(SOIL, changed)
-        con.execute(ADD, changed)
+    changed = sorted(set(days).difference(read_dirty(con)))
+    if changed:
+        con.execute(SOIL, {"days": changed})
+        con.execute(ADD, {"days": changed})
 
 
 def read_dirty(con: duckdb.DuckDBPyConnection) -> list[date]:

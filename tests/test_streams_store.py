@@ -45,7 +45,7 @@ def assert_account_adds_up(totals: ShardTotals, lines: int) -> None:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(log=difficult_logs(), seed=st.integers(0, 2**32), batch=st.integers(1, 30), cut=st.floats(0, 1))
 def test_any_order_repetition_batching_and_restart_gives_the_counts_of_the_log(
-    log: list, seed: int, batch: int, cut: float
+    log: list[bytes], seed: int, batch: int, cut: float
 ) -> None:
     chance = random.Random(seed)
     delivered = log + chance.choices(log, k=len(log) // 2) if log else []

@@ -1,0 +1,95 @@
+"""Co-occurrence counts consecutive user queries of a session, within 30 minutes and different, on the first one's day."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from datetime import date, timedelta
+from itertools import pairwise, permutations
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streams.cooccurrence import find_edges, sum_cooccurrence
+from streams.store import CountingRules, Shard
+from tests.logs import START, day, feed, query, rows
+
+AFTER = day(START) + timedelta(days=1)
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Iterator[Shard]:
+    opened = Shard.open(tmp_path / "shard.duckdb", CountingRules(retention_days=0))
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize("order", list(permutations(range(4))))
+def test_a_query_between_two_others_replaces_their_edge_whatever_comes_first(shard: Shard, order: tuple[int, ...]) -> None:
+    log = [query("e1", START, "a"), query("e2", START + 60, "b"), query("e3", START + 120, "c"), query("e0", START + 120, "x")]
+    feed(shard, [log[number] for number in order], batch=1)
+    assert rows(shard.cooccurrence(AFTER)) == [("a", "b", 1), ("b", "x", 1), ("x", "c", 1)]
+
+
+@pytest.mark.parametrize(("gap", "edges"), [(1800.0, [("a", "b", 1)]), (1800.000001, [])])
+def test_queries_co_occur_within_thirty_minutes(shard: Shard, gap: float, edges: list[tuple[str, str, int]]) -> None:
+    feed(shard, [query("e1", START, "a"), query("e2", START + gap, "b")])
+    assert rows(shard.cooccurrence(AFTER)) == edges
+
+
+def test_equal_queries_other_sessions_and_recommended_queries_make_no_edge(shard: Shard) -> None:
+    feed(
+        shard,
+        [
+            query("e1", START, "Red  Shoes"),
+            query("e2", START + 1, "red shoes"),
+            query("e3", START + 2, "clicked", source="recommendation"),
+            query("e4", START + 3, "elsewhere", session_id="t"),
+            query("e5", START + 4, "hats"),
+        ],
+    )
+    assert rows(shard.cooccurrence(AFTER)) == [("red shoes", "hats", 1)]
+
+
+def test_an_edge_over_midnight_counts_on_the_first_querys_day(shard: Shard) -> None:
+    midnight = (START // 86_400 + 1) * 86_400
+    feed(shard, [query("e1", midnight - 1, "a"), query("e2", midnight + 1, "b")])
+    first_day = day(midnight - 1)
+    assert len(shard.cooccurrence(first_day + timedelta(days=14))) == 1
+    assert len(shard.cooccurrence(first_day + timedelta(days=15))) == 0
+    assert len(shard.cooccurrence(first_day)) == 0
+
+
+def test_tables_of_shards_are_summed() -> None:
+    parts = [pa.table({"query": ["a"], "next_query": ["b"], "count": [n]}) for n in (2, 3)]
+    assert rows(sum_cooccurrence(parts)) == [("a", "b", 5)]
+
+
+QUERIES = st.lists(
+    st.tuples(st.sampled_from("st"), st.integers(0, 40), st.uuids().map(str), st.sampled_from("abc")),
+    max_size=12,
+    unique_by=lambda q: q[2],
+)
+
+
+@given(QUERIES)
+def test_edges_are_the_consecutive_pairs_of_each_session(queries: list[tuple[str, int, str, str]]) -> None:
+    expected: Counter[tuple[str, str]] = Counter()
+    for session in "st":
+        for (_, ts, _, first), (_, next_ts, _, second) in pairwise(sorted(q for q in queries if q[0] == session)):
+            expected[first, second] += next_ts - ts <= 10 and first != second
+    columns = list(zip(*queries, strict=True)) or [()] * 4
+    table = pa.table(
+        {
+            "session_id": pa.array(columns[0], pa.string()),
+            "ts_us": pa.array(columns[1], pa.int64()),
+            "event_id": pa.array(columns[2], pa.string()),
+            "query_norm": pa.array(columns[3], pa.string()),
+            "day": pa.array([date(2021, 3, 1)] * len(queries), pa.date32()),
+        }
+    )
+    found = Counter((first, second) for _, first, second in rows(find_edges(table, 10)))
+    assert found == +expected
