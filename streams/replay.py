@@ -1,7 +1,7 @@
 """Replay: a log file sent through the real parts again.
 
-`replay` sends it to a broker that runs, as fast as it goes or in its own time scaled; `replay_isolated` starts a broker and a worker
-on temporary state, waits until every event is applied, and writes what was counted.
+`replay` sends it to a broker that runs, as fast as it goes or in its own time scaled; `replay_isolated` starts a broker and a
+worker on temporary state, waits until every event is applied, and writes what was counted.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def replay(
 ) -> tuple[Counters, dict[int, int]]:
     """Send a log to the events topic of a running broker; topics are created where they are missing.
 
-    Returns what was delivered and, for each partition, the offset after the last delivered record. Raises LogFileError, TopicError
-    and, when the broker did not take every line, ReplayError.
+    Returns what was delivered and, for each partition, the offset after the last delivered record. Raises LogFileError,
+    TopicError and, when the broker did not take every line, ReplayError.
     """
     create_topics(bootstrap, kafka)
     with _progress() as bars, Emitter(bootstrap, emitter, topic=kafka.topic) as sender:
@@ -170,7 +170,7 @@ def _lines(path: Path, timed: bool) -> Iterator[tuple[str, int | None, bytes]]:
 
 
 def _emit(sender: Emitter, line: bytes, session_id: str) -> None:
-    """Emit a line, waiting while the buffer is full. One longer than a record holds is cut: it is too large for every consumer."""
+    """Emit a line, waiting while the buffer is full. One longer than a record holds is cut: it is too large anyway."""
     if len(line) > MAX_RECORD_BYTES:
         log.warning("event=line_cut bytes=%d kept=%d", len(line), MAX_RECORD_BYTES)
         line = line[:MAX_RECORD_BYTES]

@@ -13,13 +13,15 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from streams.decoder import decode_records
 from streams.events import Decoded, EventSettings
 from streams.lake import LakeSettings, export_mature
 from streams.store import Applied, CountingRules, Shard, ShardTotals
-from streams.transport import Run
+
+if TYPE_CHECKING:
+    from streams.transport import Run
 
 log = logging.getLogger(__name__)
 
