@@ -5,15 +5,26 @@ Brokers and isolated workers are real processes. Waiting for them is polling wit
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 TAIL_BYTES = 4000
+# Runs before the child's own program, in its process: the kernel kills the child when the thread that started it is gone
+# (PR_SET_PDEATHSIG = 1), and a parent that was gone already is noticed. A preexec_fn could deadlock in a process with threads.
+DIE_WITH_PARENT = """\
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 9)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("the parent process is gone")
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
 
 
 class ProcessError(RuntimeError):
@@ -47,10 +58,18 @@ def accepts(host: str, port: int) -> bool:
         return False
 
 
+def _guard() -> list[str]:
+    """What to put before a command, so that it does not outlive this process."""
+    if sys.platform != "linux":
+        return []
+    return [sys.executable, "-I", "-S", "-c", DIE_WITH_PARENT, str(os.getpid())]
+
+
 class Child:
     """One running child process whose output goes to a log file; stopped on leaving the `with` block.
 
-    It runs in a session of its own, so that Ctrl-C in the terminal reaches its parent alone, which stops it in order.
+    It runs in a session of its own, so that Ctrl-C in the terminal reaches its parent alone, which stops it in order. On
+    Linux it is killed when the parent is (more exactly: when the thread that started it ends), so nothing is left running.
     """
 
     def __init__(self, name: str, command: Sequence[str | Path], log: Path, environ: Mapping[str, str] | None = None) -> None:
@@ -59,7 +78,7 @@ class Child:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [str(part) for part in command],
+                [*_guard(), *(str(part) for part in command)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -93,6 +93,7 @@ def plan(settings: TimetableSettings, ledger: Ledger, tend: Callable[[], None]) 
     from apscheduler.schedulers.asyncio import AsyncIOScheduler
     from apscheduler.triggers.cron import CronTrigger
 
+    logging.getLogger("apscheduler").setLevel(logging.WARNING)  # it tells of every look otherwise
     # asyncio keeps everything on the main thread: a job's process dies with the thread that started it.
     scheduler = AsyncIOScheduler(timezone="UTC", job_defaults={"coalesce": True, "max_instances": 1})
 
