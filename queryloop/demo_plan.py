@@ -98,12 +98,13 @@ def choose_plan(*, quick: bool) -> DemoPlan:
 def make_settings(given: Settings, plan: DemoPlan, work: Path) -> Settings:
     """Return the settings of a demo in the folder `work`: the given ones' broker, free ports, the plan's sizes, no timetable."""
     from queryloop.settings import Settings
+    from streams.processes import free_port
 
     sections: dict[str, dict[str, Any]] = {
         "data": {"dir": work},
         # The embedded broker lets a worker in only after most of its session timeout.
         "kafka": {**given.kafka.model_dump(), "session_timeout_s": 6.0},
-        "worker": {"port": 0, "static": given.kafka.broker != "embedded"},
+        "worker": {"port": free_port(), "static": given.kafka.broker != "embedded"},
         "serving": {"port": 0, "deadline_s": 25.0, "threads": 1},
         "tasks": {"suggest": {"template": TEMPLATE, "max_item_tokens": 16}},
         "timetable": {"ctr": "off", "index": "off", "policy": "off", "poll_s": 0.2, "publish_index": False},
