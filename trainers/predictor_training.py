@@ -41,13 +41,13 @@ class CtrSettings(BaseModel):
     warm_epochs: int = Field(default=4, ge=1, description="passes at most when earlier weights are the start")
     patience: int = Field(default=3, ge=1, description="epochs without a better held-out log loss before it stops")
     batch: int = Field(default=128, ge=1, description="lists a step")
-    learning_rate: float = Field(default=2e-3, gt=0)
-    weight_decay: float = Field(default=0.05, ge=0)
+    learning_rate: float = Field(default=2e-3, gt=0, description="AdamW's peak step")
+    weight_decay: float = Field(default=0.05, ge=0, description="AdamW's")
     held_out: float = Field(default=0.1, gt=0, lt=1, description="share of sessions for early stop, calibration and the metrics")
     calibrate: bool = Field(default=True, description="isotonic calibration on the held-out sessions")
     calibration_clicks: int = Field(default=50, ge=1, description="clicks that each knot of the calibration rests on")
-    device: str = Field(default="cpu", pattern=r"^(cpu|cuda|auto)$")
-    seed: int = Field(default=0, ge=0)
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda|auto)$", description="where they are trained")
+    seed: int = Field(default=0, ge=0, description="of first weights, order and the held-out sessions")
 
 
 @dataclass(frozen=True)
