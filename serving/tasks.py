@@ -6,6 +6,7 @@ and no code. Serving and the trainers render prompts here and nowhere else, so a
 
 from __future__ import annotations
 
+import json
 import re
 import string
 import unicodedata
@@ -48,16 +49,16 @@ class Task(BaseModel, frozen=True, extra="forbid"):
     """One kind of list. The token limits are per text, in tokens of the policy, each text's ending token included."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")
-    n: int = Field(default=3, ge=1, le=64)
-    reward: Literal["multi", "single"] = "multi"
-    template: str = INSTRUCTIVE
-    auxiliary: tuple[str, ...] = ()
-    max_item_tokens: int = Field(default=24, ge=2, le=512)
-    max_auxiliary_tokens: int = Field(default=32, ge=2, le=512)
-    max_query_chars: int = Field(default=256, ge=1)
-    max_response_chars: int = Field(default=1000, ge=0)
-    max_related: int = Field(default=5, ge=0)
-    max_session: int = Field(default=5, ge=0)
+    n: int = Field(default=3, ge=1, le=64, description="recommendations in a list")
+    reward: Literal["multi", "single"] = Field(default="multi", description="of a list: eq. 3 (multi) or eq. 4 (single)")
+    template: str = Field(default=INSTRUCTIVE, description="the prompt: {query} and any of {n} {related} {session} {response}")
+    auxiliary: tuple[str, ...] = Field(default=(), description="texts that the policy writes before the list, by name")
+    max_item_tokens: int = Field(default=24, ge=2, le=512, description="tokens of one recommendation, at most")
+    max_auxiliary_tokens: int = Field(default=32, ge=2, le=512, description="tokens of one auxiliary text, at most")
+    max_query_chars: int = Field(default=256, ge=1, description="characters of each query in the prompt, at most")
+    max_response_chars: int = Field(default=1000, ge=0, description="characters of the answer in the prompt, at most")
+    max_related: int = Field(default=5, ge=0, description="co-occurring queries in the prompt, at most")
+    max_session: int = Field(default=5, ge=0, description="earlier queries in the prompt, at most")
 
     @field_validator("template")
     @classmethod
@@ -89,7 +90,9 @@ def overlay_tasks(tables: Any) -> Any:
     if not isinstance(tables, Mapping):
         return tables
     merged: dict[str, Any] = dict(DEFAULT_TASKS)
-    for name, table in tables.items():
+    for name, given in tables.items():
+        # A variable QUERYLOOP_TASKS_<NAME> brings its table as JSON.
+        table = json.loads(given) if isinstance(given, str) else given
         base = DEFAULT_TASKS[name].model_dump() if name in DEFAULT_TASKS else {}
         merged[name] = {**base, **table, "name": name} if isinstance(table, Mapping) else table
     return merged
@@ -114,15 +117,20 @@ def render_prompt(
     values: dict[str, str] = {
         "n": str(task.n),
         "query": clean_text(query, task.max_query_chars),
-        "related": _join(related[: task.max_related], task),
-        "session": _join(session[-task.max_session :] if task.max_session else (), task),
+        "related": SEPARATOR.join(_clean(related[: task.max_related], task)),
+        "session": SEPARATOR.join(clean_session(task, session)),
         "response": clean_text(response or "", task.max_response_chars),
     }
     return "".join(_render_line(line, values) for line in task.template.splitlines(keepends=True))
 
 
-def _join(texts: Iterable[str], task: Task) -> str:
-    return SEPARATOR.join(filter(None, (clean_text(text, task.max_query_chars) for text in texts)))
+def clean_session(task: Task, session: Sequence[str]) -> list[str]:
+    """The session's latest queries as the prompt holds them, oldest first."""
+    return _clean(session[-task.max_session :] if task.max_session else (), task)
+
+
+def _clean(texts: Iterable[str], task: Task) -> list[str]:
+    return [clean for text in texts if (clean := clean_text(text, task.max_query_chars))]
 
 
 def _render_line(line: str, values: Mapping[str, str]) -> str:

@@ -35,7 +35,9 @@ def load_policy(path: Path, device: torch.device) -> tuple[PreTrainedModel, PreT
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no policy folder")
     from transformers import AutoTokenizer
+    from transformers.utils import logging as chatter
 
+    chatter.disable_progress_bar()  # type: ignore[no-untyped-call]
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **_LOCAL)
     find_list_tokens(tokenizer)
     load = _load_adapter if (path / "adapter_config.json").is_file() else _load_weights

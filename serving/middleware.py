@@ -1,0 +1,120 @@
+"""What every request passes before it reaches a route: counting, the key, and the limit on its body."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from starlette.responses import JSONResponse
+
+from serving.metrics import ServingMetrics
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+"""Health checks carry no key."""
+
+
+class CountRequests:
+    """Counts answers by path and status, and their time. Paths that are no route count together."""
+
+    def __init__(self, app: ASGIApp, metrics: ServingMetrics, paths: frozenset[str]) -> None:
+        self.app = app
+        self.metrics = metrics
+        self.paths = paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path = scope["path"] if scope["path"] in self.paths else "other"
+        began, status = perf_counter(), "500"
+
+        async def note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = str(message["status"])
+            await send(message)
+
+        try:
+            await self.app(scope, receive, note)
+        finally:
+            self.metrics.requests.add(path, status)
+            self.metrics.request_seconds.observe(path, value=perf_counter() - began)
+
+
+class BearerKey:
+    """Answers 401 without the key; with no key set, everything passes (the server then listens on loopback only)."""
+
+    def __init__(self, app: ASGIApp, key: str | None) -> None:
+        self.app = app
+        self.wanted = None if key is None else f"Bearer {key}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or self.wanted is None or scope["path"] in OPEN_PATHS or self._admits(scope):
+            await self.app(scope, receive, send)
+            return
+        refusal = JSONResponse({"error": "send the key as Authorization: Bearer KEY"}, 401, {"WWW-Authenticate": "Bearer"})
+        await refusal(scope, receive, send)
+
+    def _admits(self, scope: Scope) -> bool:
+        given = [value for name, value in scope["headers"] if name == b"authorization"]
+        return len(given) == 1 and self.wanted is not None and hmac.compare_digest(given[0], self.wanted)
+
+
+class LimitBody:
+    """Reads a body up to the limit, whether its length was announced or not, and answers 413 beyond; 408 when it trickles."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+        self.timeout_s = timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            await self.app(scope, receive, send)
+            return
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                body = await self._read(scope, receive)
+        except TimeoutError:
+            await _refuse(408, f"the body did not arrive within {self.timeout_s:g} s")(scope, receive, send)
+            return
+        if body is None:
+            await _refuse(413, f"the body is larger than {self.max_bytes} bytes")(scope, receive, send)
+            return
+        await self.app(scope, _replay(body, receive), send)
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
+        """The whole body; None when it is too large. A client that leaves early has sent what it has sent."""
+        announced = [value for name, value in scope["headers"] if name == b"content-length"]
+        if announced and announced[0].isdigit() and int(announced[0]) > self.max_bytes:
+            return None
+        body = bytearray()
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if len(body) > self.max_bytes:
+                return None
+            if not message.get("more_body", False):
+                return bytes(body)
+
+
+def _refuse(status: int, text: str) -> JSONResponse:
+    return JSONResponse({"error": text}, status, {"Connection": "close"})
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    sent = False
+
+    async def replay() -> dict[str, Any]:
+        nonlocal sent
+        if sent:
+            return dict(await receive())
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay

@@ -1,0 +1,53 @@
+"""Settings of the serving process: section `serving`, and the root with every section that the process reads."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, Field, SecretStr, model_validator
+
+from serving.tasks import DEFAULT_TASKS, Tasks
+from streams.emitter import EmitterSettings
+from streams.events import EventSettings
+from streams.settings import DataSettings, is_loopback
+from streams.topics import KafkaSettings
+
+
+class ServingSettings(BaseModel, frozen=True, extra="forbid"):
+    """How lists are served (section `serving`)."""
+
+    host: str = Field(default="127.0.0.1", description="address to listen on; any other than loopback needs a key")
+    port: int = Field(default=8080, ge=0, le=65_535, description="port to listen on; 0 lets the system choose")
+    key: SecretStr | None = Field(default=None, min_length=8, description="products send it as `Authorization: Bearer KEY`")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where the policy runs")
+    threads: int = Field(default=1, ge=1, description="torch threads; 1 when training shares the machine")
+    temperature: float = Field(default=0.9, gt=0, le=10, description="temperature of drawing")
+    top_p: float = Field(default=0.95, gt=0, le=1, description="share of the likeliest tokens to draw from")
+    predict: bool = Field(default=True, description="answer predicted CTRs where the release has a predictor")
+    max_batch: int = Field(default=32, ge=1, le=1024, description="requests in one batch, at most")
+    batch_wait_ms: float = Field(default=5.0, ge=0, le=1000, description="milliseconds a request waits for company when idle")
+    queue_limit: int = Field(default=1024, ge=1, description="requests waiting, at most; more are answered 503")
+    deadline_s: float = Field(default=5.0, gt=0, description="seconds until a request is answered 504")
+    poll_s: float = Field(default=0.5, gt=0, description="seconds between two looks at the rollout")
+    retry_s: float = Field(default=30.0, gt=0, description="seconds until a release that failed to load is tried again")
+    max_body_bytes: int = Field(default=262_144, ge=1024, description="bytes of one request's body, at most")
+    max_events: int = Field(default=1000, ge=1, description="events in one POST /v1/events, at most")
+
+    @model_validator(mode="after")
+    def _need_key_beyond_loopback(self) -> Self:
+        if self.key is None and not is_loopback(self.host):
+            raise ValueError(
+                f"host {self.host} is reachable from other machines: set serving.key (QUERYLOOP_SERVING_KEY) or use 127.0.0.1"
+            )
+        return self
+
+
+class ServingRoot(BaseModel, frozen=True, extra="forbid"):
+    """All sections that `python -m serving` reads."""
+
+    data: DataSettings = DataSettings()
+    kafka: KafkaSettings = KafkaSettings()
+    events: EventSettings = EventSettings()
+    emitter: EmitterSettings = EmitterSettings()
+    serving: ServingSettings = ServingSettings()
+    tasks: Tasks = Field(default_factory=lambda: dict(DEFAULT_TASKS))
