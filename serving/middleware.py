@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """Health checks carry no key."""
+DISCARDED = 64
+"""How many times the limit is read, and thrown away, before a body is cut off: most clients look for the answer only after they
+have sent everything, and see a broken connection instead of the 413 when it is closed on them before."""
 
 
 class CountRequests:
@@ -91,16 +94,19 @@ class LimitBody:
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
         """The whole body; None when it is too large. A client that leaves early has sent what it has sent."""
         announced = [value for name, value in scope["headers"] if name == b"content-length"]
-        if announced and announced[0].isdigit() and int(announced[0]) > self.max_bytes:
+        patience = self.max_bytes * DISCARDED
+        if announced and announced[0].isdigit() and int(announced[0]) > patience:
             return None
-        body = bytearray()
-        while True:
+        body, size = bytearray(), 0
+        while size <= patience:
             message = await receive()
-            body += message.get("body", b"")
-            if len(body) > self.max_bytes:
-                return None
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size <= self.max_bytes:
+                body += chunk
             if not message.get("more_body", False):
-                return bytes(body)
+                break
+        return bytes(body) if size <= self.max_bytes else None
 
 
 def _refuse(status: int, text: str) -> JSONResponse:
