@@ -33,7 +33,7 @@ Earlier queries of this session: {session}
 Queries that users ask next: {related}
 Response:
 """
-"""The paper's Prompt Template 1; a line whose side information is empty is left out."""
+"""The paper's Prompt Template 1; a line with side information only is left out when that is empty."""
 
 _REFINE = INSTRUCTIVE.replace(
     "Write {n} relevant queries that users are most likely to click.",
@@ -134,5 +134,7 @@ def _clean(texts: Iterable[str], task: Task) -> list[str]:
 
 
 def _render_line(line: str, values: Mapping[str, str]) -> str:
-    side = {name for _, name, _, _ in string.Formatter().parse(line) if name in _SIDE_INFORMATION}
-    return "" if side and not any(values[name] for name in side) else line.format_map(values)
+    fields = {name for _, name, _, _ in string.Formatter().parse(line)}
+    side = fields & _SIDE_INFORMATION
+    left_out = side and "query" not in fields and not any(values[name] for name in side)
+    return "" if left_out else line.format_map(values)
