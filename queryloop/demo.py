@@ -234,13 +234,16 @@ def _show(report: dict[str, Any], measured: Measured, out: Path, *, as_json: boo
         return
     console = Console(highlight=False)
     table = Table(title=f"Queryloop demo, seed {measured.seed}")
-    for name in ("release", "true click rate", "AEC predictor", "AEC judge", "well formed", "tokens", "duplicates", "gate"):
+    for name in ("release", "true rate", "AEC predictor", "AEC judge", "well formed", "tokens", "duplicates", "gate"):
         table.add_column(name, justify="left" if name in ("release", "gate") else "right")
     for one in report["releases"]:
         numbers = [one[name] for name in ("true_click_rate", "aec_predictor", "aec_judge", "well_formed", "mean_tokens")]
         cells = ["–" if value is None else f"{value:.3f}" for value in [*numbers, one["duplicate_rate"]]]
-        table.add_row(one["id"], *cells, describe_gate(one["gate"]))
+        table.add_row(one["id"], *cells, describe_gate(one["gate"]).partition(":")[0])
     console.print(table)
+    for one in report["releases"]:
+        for reason in one["gate"].get("reasons", []):
+            console.print(f"{one['id']}: {reason}", markup=False, soft_wrap=True)
     requests, events = report["requests"], report["events"]
     console.print(f"{requests['answered']} lists answered, {requests['failed']} calls failed, ", end="", markup=False)
     console.print(f"p50 {requests['p50_ms']} ms, p99 {requests['p99_ms']} ms", markup=False)

@@ -49,8 +49,8 @@ class DemoPlan:
     first: Round = Round(8, 24_000)
     second: Round = Round(4, 12_000)
     last: Round = Round(2, 4_000)
-    trickle_visits_a_second: float = 3.0
-    trickle_step_s: float = 20.0
+    trickle_visits_a_second: float = 2.0
+    trickle_step_s: float = 30.0
     morning_s: float = 3.5 * 3600
     expected: Mapping[str, float] = field(default_factory=lambda: FULL_SECONDS)
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -69,12 +69,13 @@ FULL_OVERRIDES: Mapping[str, Mapping[str, Any]] = {
 }
 
 QUICK_OVERRIDES: Mapping[str, Mapping[str, Any]] = {
-    "policy": {"base": "scratch", "hidden": 48, "layers": 2, "heads": 4, "vocabulary": 600, "context": 160},
-    "sft": {"epochs": 2.0, "batch": 32, "learning_rate": 3e-3},
+    "policy": {"base": "scratch", "hidden": 64, "layers": 2, "heads": 4, "vocabulary": 600, "context": 160},
+    "sft": {"epochs": 4.0, "batch": 32, "learning_rate": 3e-3},
     "ctr": {"epochs": 2, "warm_epochs": 1},
     "search": {"prompts": 48, "budget": 8},
     "dpo": {"min_pairs": 4},
-    "gate": {"prompts": 48},
+    # So small a policy hardly keeps the format; here the swap is to be seen, not its worth.
+    "gate": {"prompts": 48, "z": 0.0, "min_well_formed": 0.3, "max_duplicate_rate": 0.8},
     "index": {"max_steps": 40},
     # Few clicks give a rough p99 of their delay; short delays keep it far below the hours that the demo waits in event time.
     "product": {"click_delay_spread": 0.2},
@@ -86,8 +87,8 @@ def choose_plan(*, quick: bool) -> DemoPlan:
     if not quick:
         return DemoPlan(overrides=FULL_OVERRIDES)
     return DemoPlan(
-        annotations=800,
-        first=Round(3, 900),
+        annotations=2000,
+        first=Round(3, 1500),
         second=Round(1, 300),
         last=Round(1, 200),
         expected=dict.fromkeys(FULL_SECONDS, 5.0),

@@ -94,7 +94,7 @@ async def run_job(ledger: Ledger, kind: Kind, told: Callable[[float], None], dea
 
     run = await _wait(ended, deadline_s, f"the {kind} job has ended")
     if run.state != "succeeded":
-        said = run.outcome.get("error") or run.outcome.get("reason") or run.outcome
+        said = run.outcome.get("detail") or "it gave no reason"
         raise MilestoneError(f"the {kind} job {run.state}: {said}; its log is {run.log}")
     return run
 

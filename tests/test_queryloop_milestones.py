@@ -107,7 +107,7 @@ def test_a_job_that_did_not_succeed_is_an_error_with_its_reason(tmp_path: Path, 
     ledger = Ledger(tmp_path / "ledger.sqlite")
 
     async def run() -> None:
-        asyncio.get_running_loop().call_later(0.1, finish_soon, ledger, state, {"error": "no clicks"})
+        asyncio.get_running_loop().call_later(0.1, finish_soon, ledger, state, {"detail": "no clicks"})
         await run_job(ledger, "ctr", lambda seconds: None)
 
     with pytest.raises(MilestoneError, match=f"ctr job {state}: no clicks"):
