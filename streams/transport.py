@@ -66,6 +66,7 @@ class Consumer(driver.Consumer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._expected: dict[TP, int] = {}
+        self._sought_again: set[TP] = set()
 
     def _new_consumer_thread(self) -> ConsumerThread:
         return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -81,8 +82,8 @@ class Consumer(driver.Consumer):
 
         What was fetched before a rebalance or a stop is dropped: flow resumes only after `perform_seek`, which fetches it again.
         """
-        generation = self.app.consumer_generation_id
         records, active = await self._wait_next_records(timeout)
+        generation = self.app.consumer_generation_id
         if not records or self.should_stop:
             return
         for tp, run in records.items():
@@ -90,21 +91,27 @@ class Consumer(driver.Consumer):
                 return
             if active is not None and tp not in active and tp not in self._buffered_partitions:
                 continue
-            if run[0].offset < self._expected.get(tp, 0):
-                await self._on_rewind(tp, run[0].offset)
+            if run[0].offset != self._expected[tp] and tp not in self._sought_again:
+                await self._seek_again(tp, run[0].offset)
                 return
+            self._sought_again.discard(tp)
             self._expected[tp] = run[-1].offset + 1
             self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
             yield tp, self._to_run_message(tp, run)
 
-    async def _on_rewind(self, tp: TP, offset: int) -> None:
-        """The log is behind what was read: the broker lost it. The shards decide anew where to read, by the topic's id."""
-        log.warning("event=log_rewound partition=%d offset=%d expected_offset=%d", tp.partition, offset, self._expected[tp])
+    async def _seek_again(self, tp: TP, offset: int) -> None:
+        """Records came that were not expected: let the shards decide anew where to read, by the topic's id.
+
+        Behind what was read: the broker lost its log. Ahead of it: the run is from before a seek, or the log has a gap; in that
+        case it comes again, is delivered, and the shard refuses it.
+        """
+        log.warning("event=unexpected_offset partition=%d offset=%d expected=%d", tp.partition, offset, self._expected[tp])
         await self.perform_seek()
         if (wanted := self._expected.get(tp, 0)) > offset:
             raise LogTruncated(
                 f"{tp.topic}-{tp.partition} ends before offset {wanted}, which was counted: the broker lost its end"
             )
+        self._sought_again.add(tp)
 
     def _to_run_message(self, tp: TP, records: Sequence[ConsumerRecord]) -> ConsumerMessage:
         last = self._to_message(tp, records[-1])

@@ -30,6 +30,8 @@ class WorkerProcess:
     Use it in a `with` block: leaving stops it.
     """
 
+    COMMAND = (sys.executable, "-m", "streams")
+
     def __init__(self, settings: StreamsSettings, log_file: Path) -> None:
         self._settings = settings
         self._log_file = log_file
@@ -53,8 +55,7 @@ class WorkerProcess:
             raise ProcessError(f"the worker ended with code {code}; its log ends:\n{self.child.tail()}")
 
     def _start(self) -> Child:
-        command = [sys.executable, "-m", "streams"]
-        return Child("worker", command, self._log_file, worker_environ(self._settings, os.environ))
+        return Child("worker", self.COMMAND, self._log_file, worker_environ(self._settings, os.environ))
 
     def __enter__(self) -> Self:
         return self
