@@ -30,8 +30,9 @@ def refused(shard: Shard) -> dict[str, str]:
     return {row["event_id"]: row["reason"] for row in shard.quarantine().to_pylist()}
 
 
-def test_a_click_counts_on_its_impressions_day_however_late_it_comes(shard: Shard) -> None:
-    feed(shard, [impression("e1", START, items=["a", "b"]), click("e2", START + 24 * HOUR, position=1)])
+@pytest.mark.parametrize("delay", [0.0, 24 * HOUR])
+def test_a_click_counts_on_its_impressions_day_however_late_it_comes(shard: Shard, delay: float) -> None:
+    feed(shard, [impression("e1", START, items=["a", "b"]), click("e2", START + delay, position=1)])
     on_the_day_after = date.fromordinal(day(START).toordinal() + 1)
     assert rows(shard.windows(on_the_day_after)) == [("q", "a", 0, 1, 0), ("q", "b", 1, 1, 1)]
 
@@ -108,6 +109,29 @@ def test_a_click_waits_as_long_as_the_attribution_window_of_event_time(tmp_path:
     feed(shard, [impression("e4", START), click("e1", START + 1)], start=3)
     assert refused(shard) == {"e1": "orphan_click"}
     assert shard.totals().duplicates == 1
+    shard.close()
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("clicked_first", "counted"), [(False, 3), (True, 2)])
+def test_a_click_far_behind_event_time_counts_if_its_impression_is_there_and_does_not_wait(
+    tmp_path: Path, batch: int, clicked_first: bool, counted: int
+) -> None:
+    shard = Shard.open(tmp_path / "shard.duckdb", CountingRules(retention_days=30))
+    behind = [impression("e2", START), click("e3", START + 1)]
+    feed(shard, [query("e1", START + 5 * 86_400), *(behind[::-1] if clicked_first else behind)], batch)
+    assert refused(shard) == ({"e3": "orphan_click"} if clicked_first else {})
+    assert shard.totals().counted == counted
+    shard.close()
+
+
+def test_an_impression_outlives_the_retention_as_long_as_a_click_on_it_can_come(tmp_path: Path) -> None:
+    shard = Shard.open(tmp_path / "shard.duckdb", CountingRules(retention_days=30))
+    midnight = (START // 86_400 + 1) * 86_400
+    feed(shard, [impression("e1", midnight - HOUR)])
+    shard.mark_exported(day(midnight - HOUR))
+    feed(shard, [query("e2", midnight + 600 + 30 * 86_400), click("e3", midnight + 1200)], batch=1, start=1)
+    assert shard.totals().counted == 3
     shard.close()
 
 

@@ -35,8 +35,13 @@ def test_a_query_between_two_others_replaces_their_edge_whatever_comes_first(sha
 
 
 @pytest.mark.parametrize(("gap", "edges"), [(1800.0, [("a", "b", 1)]), (1800.000001, [])])
-def test_queries_co_occur_within_thirty_minutes(shard: Shard, gap: float, edges: list[tuple[str, str, int]]) -> None:
-    feed(shard, [query("e1", START, "a"), query("e2", START + gap, "b")])
+@pytest.mark.parametrize("later_first", [False, True])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_queries_co_occur_within_thirty_minutes(
+    shard: Shard, gap: float, edges: list[tuple[str, str, int]], later_first: bool, batch: int
+) -> None:
+    log = [query("e1", START, "a"), query("e2", START + gap, "b")]
+    feed(shard, log[::-1] if later_first else log, batch)
     assert rows(shard.cooccurrence(AFTER)) == edges
 
 

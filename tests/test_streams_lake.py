@@ -111,7 +111,7 @@ def test_a_crash_while_writing_leaves_the_old_day_and_writes_it_again(
         raise OSError("power cut")
 
     with monkeypatch.context() as patch:
-        patch.setattr("streams.lake.pq.write_table", crash)
+        patch.setattr("pyarrow.parquet.write_table", crash)
         with pytest.raises(OSError, match="power cut"):
             export_mature(shard, 0, tmp_path, SETTINGS)
     assert read_impressions(tmp_path, DAY, DAY)["clicked"].to_pylist() == [[False, False]]
