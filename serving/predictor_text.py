@@ -1,4 +1,4 @@
-"""The predictor's input: a small WordPiece vocabulary learned from the logs, and a list laid out as columns of numbers.
+"""The predictor's input: a small BPE vocabulary learned from the logs, and a list laid out as columns of numbers.
 
 Overlap is found by comparing words, before they are cut into pieces: two rare words may share a piece and mean different things.
 """
@@ -52,7 +52,7 @@ class Words:
 
 
 class Vocabulary:
-    """A WordPiece tokenizer and the layout of the predictor's input. `max_tokens` of each text are read, the rest is ignored."""
+    """A BPE tokenizer and the layout of the predictor's input. `max_tokens` of each text are read, the rest is ignored."""
 
     def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
         self._tokenizer = tokenizer
@@ -95,12 +95,13 @@ class Vocabulary:
 
 
 def learn_vocabulary(texts: Iterable[str], size: int, max_tokens: int) -> Vocabulary:
-    """Learn at most `size` word pieces from the texts of a log."""
+    """Learn at most `size` word pieces from the texts of a log; the same texts give the same vocabulary."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-    tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
+    # Not WordPiece: its trainer breaks ties by the order of a hash table, so that two runs differ.
+    tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN, fuse_unk=True))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=SPECIAL, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=SPECIAL, show_progress=False)
     tokenizer.train_from_iterator((normalise(text)[:MAX_CHARS] for text in texts), trainer)
     return Vocabulary(tokenizer, max_tokens)
 

@@ -13,12 +13,16 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
+# Below, the curve adds more error than it takes: on some 120 clicks the mean prediction was 13 to 16 % too high with it, 7 % too
+# low without (simulated product, true rates known).
+FEWEST_KNOTS = 5
+
 
 def fit_calibration(logits: Floats, clicks: Floats, min_clicks: int) -> Calibration:
     """Return the centred isotonic regression of clicks on logits, or no curve where clicks are few.
 
-    Its knots are the centres of the pooled blocks, each of which holds `min_clicks` clicks at least, so that no knot rests on luck."""
-    if clicks.sum() < 2 * min_clicks or len(clicks) == clicks.sum():
+    Its knots are the centres of the pooled blocks, each of which holds `min_clicks` clicks at least: no knot rests on luck."""
+    if clicks.sum() < FEWEST_KNOTS * min_clicks or len(clicks) == clicks.sum():
         return Calibration()
     order = np.argsort(logits, kind="stable")
     centres, rates = _pool(logits[order], clicks[order], min_clicks)

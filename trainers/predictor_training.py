@@ -37,15 +37,17 @@ class CtrSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     days: int = Field(default=14, ge=1, description="UTC days of impressions (G8)")
-    epochs: int = Field(default=12, ge=1, description="passes over the examples, at most")
-    warm_epochs: int = Field(default=4, ge=1, description="passes at most when earlier weights are the start")
-    patience: int = Field(default=3, ge=1, description="epochs without a better held-out log loss before it stops")
+    epochs: int = Field(default=4, ge=1, description="passes over the examples, at most")
+    warm_epochs: int = Field(default=2, ge=1, description="passes at most when earlier weights are the start")
+    patience: int = Field(default=2, ge=1, description="epochs without a better held-out log loss before it stops")
     batch: int = Field(default=128, ge=1, description="lists a step")
     learning_rate: float = Field(default=2e-3, gt=0, description="AdamW's peak step")
     weight_decay: float = Field(default=0.05, ge=0, description="AdamW's")
     held_out: float = Field(default=0.1, gt=0, lt=1, description="share of sessions for early stop, calibration and the metrics")
     calibrate: bool = Field(default=True, description="isotonic calibration on the held-out sessions")
-    calibration_clicks: int = Field(default=50, ge=1, description="clicks that each knot of the calibration rests on")
+    calibration_clicks: int = Field(
+        default=100, ge=1, description="clicks that each knot rests on; under five times as many: none"
+    )
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda|auto)$", description="where they are trained")
     seed: int = Field(default=0, ge=0, description="of first weights, order and the held-out sessions")
 
@@ -122,7 +124,7 @@ def fit(
         history.append({"loss": loss, "held_out": _evaluate(network, test, settings.batch)})
         if history[-1]["held_out"] < best:
             best, best_weights = history[-1]["held_out"], copy.deepcopy(network.state_dict())
-        elif min(h["held_out"] for h in history[-settings.patience :]) > best:
+        elif all(h["held_out"] > best for h in history[-settings.patience :]) and len(history) >= settings.patience:
             break
     network.load_state_dict(best_weights)
     network.eval()
