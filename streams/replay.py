@@ -104,7 +104,7 @@ def replay_isolated(
     """Replay a log on a broker and a worker of its own, write the files of `streams.results` into `out`, and return the summary.
 
     Everything is kept (retention 0), so each day in `as_of` can be asked. Nothing is left running and no temporary state stays,
-    whatever happens. Raises ReplayError, ProcessError, LogFileError, BrokerError, KafkaUnavailable.
+    whatever happens. Raises ReplayError, ProcessError, LogFileError, BrokerError.
     """
     began = time.monotonic()
     with _terminable(), tempfile.TemporaryDirectory(prefix="queryloop-replay-") as folder:

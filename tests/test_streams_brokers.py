@@ -74,7 +74,13 @@ def test_settings_choose_the_broker(tmp_path: Path) -> None:
 
 def test_without_java_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(KafkaUnavailable, match="no `java` on PATH"), KafkaBroker(tmp_path):
+    with pytest.raises(BrokerError, match="no `java` on PATH"), KafkaBroker(tmp_path):
+        raise AssertionError("must not start")
+
+
+def test_a_missing_embedded_broker_program_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CALF_TANSU_BIN", "/nowhere/tansu")
+    with pytest.raises(BrokerError, match="no program for this machine: CALF_TANSU_BIN='/nowhere/tansu'"), EmbeddedBroker():
         raise AssertionError("must not start")
 
 
