@@ -28,6 +28,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 log = logging.getLogger("serving")
 BAD_START = 2
+SPARE_CONNECTIONS = 256
+"""What uvicorn admits beyond the queue and the batch in hand: health checks and idle connections count for it too, and its own
+refusal is a bare 503, without the reason and the Retry-After that the door gives."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -115,7 +118,7 @@ def configure(app: FastAPI, serving: ServingSettings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        limit_concurrency=2 * serving.queue_limit,
+        limit_concurrency=2 * (serving.queue_limit + serving.max_batch) + SPARE_CONNECTIONS,
         timeout_graceful_shutdown=int(serving.deadline_s) + 1,
     )
 
