@@ -12,6 +12,8 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from aiokafka.errors import KafkaError
+from faust.exceptions import ProducerSendError
 from faust.types import TP
 
 from streams.shards import HeldShards
@@ -122,12 +124,19 @@ def _tend_shards(app: WorkerApp, settings: StreamsSettings, shards: HeldShards) 
 
 
 async def publish_quarantine(topic: Any, partition: int, shards: HeldShards) -> None:
-    """Send a shard's unpublished quarantine rows to the quarantine topic, at least once, and mark them once Kafka has them."""
+    """Send a shard's unpublished quarantine rows to the quarantine topic, at least once, and mark them once Kafka has them.
+
+    While the broker is away they wait in the shard.
+    """
     rows = await shards.call(partition, _unpublished)
     if not rows:
         return
-    for sent in [await topic.send(key=None, value=quarantine_record(row, partition)) for row in rows]:
-        await sent
+    try:
+        for sent in [await topic.send(key=None, value=quarantine_record(row, partition)) for row in rows]:
+            await sent
+    except (KafkaError, ProducerSendError) as error:
+        log.warning("event=quarantine_waits partition=%d rows=%d error=%r", partition, len(rows), error)
+        return
     ids = [row["id"] for row in rows]
     await shards.call(partition, lambda shard: shard.mark_published(ids))
     log.info("event=quarantine_published partition=%d rows=%d", partition, len(rows))

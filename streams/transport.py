@@ -52,6 +52,8 @@ class Run:
 class ConsumerThread(driver.AIOKafkaConsumerThread):
     """Faust's consumer thread, with a fetch wait that suits a live product."""
 
+    logger = logging.getLogger("faust.consumer")
+
     def _create_worker_consumer(self, transport: driver.Transport) -> AIOKafkaConsumer:
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = FETCH_MAX_WAIT_MS
@@ -62,6 +64,7 @@ class Consumer(driver.Consumer):
     """Faust's consumer, which asks `app.seek_offsets` where to read and delivers runs."""
 
     app: WorkerApp
+    logger = logging.getLogger("faust.consumer")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

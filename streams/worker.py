@@ -6,7 +6,6 @@ python -m streams --config queryloop.toml
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import signal
 from typing import TYPE_CHECKING, Self
@@ -17,7 +16,7 @@ from streams.events import EventSettings
 from streams.lake import LakeSettings
 from streams.processes import port_is_free
 from streams.rules import CountingRules
-from streams.settings import DataSettings
+from streams.settings import DataSettings, is_loopback
 from streams.topics import KafkaSettings, TopicError, create_topics
 
 if TYPE_CHECKING:
@@ -73,14 +72,6 @@ class StreamsSettings(BaseModel, frozen=True, extra="forbid"):
     events: EventSettings = Field(default_factory=EventSettings)
     worker: WorkerSettings = Field(default_factory=WorkerSettings)
     lake: LakeSettings = Field(default_factory=LakeSettings)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is reachable from this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def run_worker(settings: StreamsSettings) -> None:

@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from streams.brokers import Broker
+from streams.brokers import Broker, KafkaBroker
 from streams.emitter import Emitter
 from streams.logfiles import session_of
 from streams.processes import Child, ProcessError, free_port
-from streams.settings import SettingsError, load_settings
+from streams.settings import SettingsError, is_loopback, load_settings
 from streams.shards import shard_path
 from streams.store import CountingRules, Shard
 from streams.topics import create_topics, topic_id
-from streams.worker import StreamsSettings, WorkerSettings, is_loopback
+from streams.worker import StreamsSettings, WorkerSettings
 from streams.worker_process import WorkerProcess, read_status
 from tests.logs import START, click, impression, query
 from tests.recount import recount
@@ -193,6 +193,28 @@ def test_a_clean_stop_gives_the_partitions_to_another_worker_at_once(kafka_broke
             assert total(shards, "counted") == 240
             assert total(shards, "duplicates") == 0
             other.stop()
+
+
+@pytest.mark.full
+def test_a_broker_killed_under_a_worker_changes_no_count_and_floods_no_log(
+    kafka_broker: Broker, unique: str, tmp_path: Path
+) -> None:
+    port = free_port()
+    with KafkaBroker(tmp_path, port) as broker:
+        settings = make_settings(broker.bootstrap, unique, tmp_path)
+        create_topics(broker.bootstrap, settings.kafka)
+        with WorkerProcess(settings, tmp_path / "worker.log") as worker:
+            positions = emit(settings, [*good_events(0, 200), b"junk"])
+            await_applied(worker, settings, positions)
+            assert broker.child is not None
+            broker.child.kill()
+            worker.child.sleep(3)
+            with KafkaBroker(tmp_path, port):
+                positions |= emit(settings, [*good_events(200, 200), b"more junk"])
+                shards = await_applied(worker, settings, positions)
+                assert (total(shards, "counted"), quarantined(shards)) == (1200, {"malformed": 2})
+                worker.stop()
+    assert len((tmp_path / "worker.log").read_text().splitlines()) < 60
 
 
 def test_a_new_log_under_the_old_name_is_read_from_its_start(broker: Broker, unique: str, tmp_path: Path) -> None:
