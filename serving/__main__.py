@@ -28,6 +28,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 log = logging.getLogger("serving")
 BAD_START = 2
+_BACKLOG = 1024
 SPARE_CONNECTIONS = 256
 """What uvicorn admits beyond the queue and the batch in hand: health checks and idle connections count for it too, and its own
 refusal is a bare 503, without the reason and the Retry-After that the door gives."""
@@ -46,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         root = load_settings(ServingRoot, arguments.config)
         if root.kafka.bootstrap is None:
             raise SettingsError("kafka.bootstrap: serving needs a broker, as host:port (QUERYLOOP_KAFKA_BOOTSTRAP)")
-        require_torch(root.serving.threads)
         listener = bind(root.serving)
+        require_torch(root.serving.threads)
     except (SettingsError, OSError, ImportError) as error:
         print(f"python -m serving: {error}", file=sys.stderr)
         return BAD_START
@@ -130,6 +131,7 @@ def bind(serving: ServingSettings) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((serving.host, serving.port))
+        listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         raise OSError(
