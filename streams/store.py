@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
@@ -258,7 +258,8 @@ class Shard:
             yield
             self._con.execute("COMMIT")
         except BaseException:
-            self._con.execute("ROLLBACK")
+            with suppress(duckdb.TransactionException):  # a COMMIT that failed (disk full) has ended the transaction itself
+                self._con.execute("ROLLBACK")
             raise
 
 
