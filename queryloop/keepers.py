@@ -70,8 +70,8 @@ class Keeper:
         """Start a process that ended, once its pause is over; one that ran for a minute has no failures any more."""
         if self._due is not None:
             if now >= self._due:
-                self.restarts += 1
                 self.start(now)
+                self.restarts += 1
         elif self.child is not None and self.child.returncode is not None:
             self._failures = 1 if now - self._started > STEADY_S else self._failures + 1
             pause = pause_after(self._failures)

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any, Self
 from queryloop.environ import environ_of
 from queryloop.keepers import Keeper, Room, Say, answers_http, room_environ
 from streams.brokers import Broker, BrokerError, EmbeddedBroker, KafkaBroker, choose_broker
+from streams.kafka_jars import KafkaUnavailable
 from streams.processes import Child, ProcessError, free_port, port_is_free
-from streams.topics import TopicError, create_topics
-from trainers.ledger import Ledger
+from streams.topics import KafkaSettings, TopicError, create_topics
+from trainers.ledger import Ledger, LedgerError
 from trainers.processes import count_cores
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 ROOMS = ("streams", "serving", "trainers")
 WATCH_S = 0.2
+EMBEDDED_SESSION_S = 6.0
 UNAVAILABLE = 3
 """Exit code of `queryloop up` when it cannot start."""
 
@@ -88,7 +90,7 @@ class Stack:
     def __enter__(self) -> Self:
         try:
             self._start()
-        except (BrokerError, TopicError, ProcessError) as error:
+        except (BrokerError, KafkaUnavailable, TopicError, ProcessError, LedgerError) as error:
             self._open.close()
             raise UpError(str(error)) from error
         except BaseException:
@@ -227,8 +229,7 @@ def _refuse_busy_ports(settings: Settings, rooms: Sequence[str]) -> None:
 
 
 def _describe_rooms(settings: Settings, bootstrap: str, urls: Urls, rooms: Sequence[str]) -> Iterator[Room]:
-    kafka = settings.kafka.model_copy(update={"bootstrap": bootstrap})
-    environ = environ_of(settings.model_copy(update={"kafka": kafka}))
+    environ = environ_of(settings.model_copy(update={"kafka": _reach(settings.kafka, bootstrap)}))
     folder = settings.data.dir
     ledger = Ledger(folder / "ledger.sqlite")
     ready: dict[str, Callable[[Child], bool]] = {
@@ -241,12 +242,24 @@ def _describe_rooms(settings: Settings, bootstrap: str, urls: Urls, rooms: Seque
         yield Room(name, room_environ(environ, threads[name]), folder / "logs" / f"{name}.log", ready[name])
 
 
+def _reach(kafka: KafkaSettings, bootstrap: str) -> KafkaSettings:
+    """The log as the rooms reach it. The embedded broker lets a worker join only after most of the session timeout: at its
+    least, events are counted after 7 s instead of 33 s."""
+    embedded = kafka.bootstrap is None and kafka.broker == "embedded"
+    timeout = EMBEDDED_SESSION_S if embedded else kafka.session_timeout_s
+    return kafka.model_copy(update={"bootstrap": bootstrap, "session_timeout_s": min(timeout, kafka.session_timeout_s)})
+
+
 @contextmanager
 def _hold_folder(data_dir: Path) -> Iterator[None]:
     """One stack at a time works in a data folder. Raises UpError naming the other one."""
     place = data_dir / "run"
-    place.mkdir(parents=True, exist_ok=True)
-    with (place / "up.lock").open("w") as file:
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        file = (place / "up.lock").open("w")
+    except OSError as error:
+        raise UpError(f"data.dir = {str(data_dir)!r} cannot be used: {error}") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

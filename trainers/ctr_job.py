@@ -71,6 +71,6 @@ def _check_enough(settings: TrainerSettings, as_of: date, part: Part) -> None:
     clicked, unclicked = examples.clicked, examples.positions - examples.clicked
     if min(clicked, unclicked) < 2 * MIN_CLICKS:
         raise Skipped(
-            f"too few impressions for the {part}: {len(examples)} lists with {clicked} clicked and {unclicked} unclicked positions "
-            f"in the {settings.ctr.days} days before {as_of}, at least {2 * MIN_CLICKS} of each are needed"
+            f"too few impressions for the {part}: {len(examples)} lists with {clicked} clicked and {unclicked} unclicked "
+            f"positions in the {settings.ctr.days} days before {as_of}, at least {2 * MIN_CLICKS} of each are needed"
         )

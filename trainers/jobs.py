@@ -30,7 +30,7 @@ def _find(kind: Kind) -> ModuleType:
 def run_recorded(kind: Kind, settings: TrainerSettings, run_id: int | None = None) -> int:
     """Do the job under its kind's lock and record it as `run_id`, or as a run of its own.
 
-    Exit code of the process: 0 succeeded, 1 failed, 4 its kind is under way elsewhere, 5 skipped. A crash is recorded, and raised."""
+    Exit code of the process: 0 succeeded, 1 failed, 4 its kind is under way, 5 skipped. A crash is recorded and raised."""
     ledger = Ledger(settings.data.dir / "ledger.sqlite")
     with hold_kind(settings.data.dir, kind) as mine:
         if not mine:

@@ -194,7 +194,8 @@ def _judge(
 ) -> tuple[Verdict, dict[str, Any]]:
     """The verdict, and the record of it for manifest and ledger."""
     log.info("event=stage job=policy stage=gate prompts=%d", len(test))
-    decoding = Decoding(settings.serving.temperature, settings.serving.top_p)
+    serving = settings.serving
+    decoding = Decoding(serving.temperature, serving.top_p, redraws=serving.redraws)
 
     def measure(policy: Path) -> Measured:
         engine = _load_engine(settings, policy)
