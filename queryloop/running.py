@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from queryloop.environ import environ_of
 from queryloop.exits import Exit
+from streams.environ import environ_of
 from trainers.ledger import Kind, Ledger, Run, State
 from trainers.processes import settle_job, start_job
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from queryloop.environ import environ_of
 from queryloop.keepers import Keeper, Room, Say, answers_http, room_environ
 from streams.brokers import Broker, BrokerError, EmbeddedBroker, KafkaBroker, choose_broker
+from streams.environ import environ_of
 from streams.kafka_jars import KafkaUnavailable
 from streams.processes import Child, ProcessError, free_port, port_is_free
 from streams.topics import KafkaSettings, TopicError, create_topics

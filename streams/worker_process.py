@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pydantic import SecretStr
-
+from streams.environ import environ_of
 from streams.processes import Child, ProcessError
-from streams.settings import CONFIG, PREFIX
 from streams.worker import StreamsSettings
 
 log = logging.getLogger(__name__)
@@ -55,29 +51,13 @@ class WorkerProcess:
             raise ProcessError(f"the worker ended with code {code}; its log ends:\n{self.child.tail()}")
 
     def _start(self) -> Child:
-        return Child("worker", self.COMMAND, self._log_file, worker_environ(self._settings, os.environ))
+        return Child("worker", self.COMMAND, self._log_file, environ_of(self._settings))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.child.stop(grace_s=5.0)
-
-
-def worker_environ(settings: StreamsSettings, environ: Mapping[str, str]) -> dict[str, str]:
-    """An environment in which a worker has these settings and none from elsewhere."""
-    bare = {name: value for name, value in environ.items() if not name.upper().startswith(PREFIX)}
-    changed: dict[str, dict[str, Any]] = settings.model_dump(exclude_defaults=True)
-    keys = {
-        f"{PREFIX}{section}_{key}".upper(): _say(value) for section, values in changed.items() for key, value in values.items()
-    }
-    return {**bare, **keys, CONFIG: os.devnull}
-
-
-def _say(value: Any) -> str:
-    if isinstance(value, SecretStr):
-        return value.get_secret_value()
-    return str(value) if isinstance(value, str | Path) else json.dumps(value)
 
 
 def read_status(settings: StreamsSettings, timeout_s: float = 5.0) -> dict[str, Any] | None:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from queryloop.environ import environ_of
 from serving import releases
 from serving.settings import ServingRoot
 from streams import artifacts
+from streams.environ import environ_of
 from streams.processes import Child
 from streams.worker_process import WorkerProcess, read_status
 from tests.models import make_tiny_policy

@@ -26,12 +26,12 @@ from typing import Any
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from queryloop.environ import environ_of
 from queryloop.settings import Settings
 from serving import releases
 from serving.settings import ServingRoot, ServingSettings
 from streams.brokers import Broker, EmbeddedBroker
 from streams.emitter import Emitter, EmitterSettings, QueueFull
+from streams.environ import environ_of
 from streams.events import EventError, Query, Reason, make_event_id
 from streams.processes import Child, free_port
 from streams.rules import CountingRules

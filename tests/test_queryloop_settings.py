@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from queryloop.environ import environ_of
 from queryloop.settings import MASK, Settings, masked, to_toml
+from streams.environ import environ_of
 from streams.settings import SECTIONS, SettingsError, load_settings
 
 KEY = "a-key-of-sixteen-characters"

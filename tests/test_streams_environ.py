@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from queryloop.environ import environ_of
 from queryloop.settings import Settings
 from serving.tasks import Task
+from streams.environ import environ_of
 from streams.settings import load_settings
 
 text = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=20)
