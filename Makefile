@@ -14,7 +14,7 @@ demo: $(FILLED)  ## run the whole loop twice and write demo-report/ (BROKER=kafk
 	$(BIN)/queryloop demo --seed $(SEED) $(if $(BROKER),--broker $(BROKER))
 
 test: $(FILLED)  ## the tests, under ten minutes on two cores
-	$(BIN)/python -m pytest -m "not full"
+	$(BIN)/python -m pytest -m "not full" --numprocesses 2 --dist loadfile
 
 test-full: $(FILLED)  ## the long runs
 	$(BIN)/python -m pytest -m full
