@@ -50,6 +50,7 @@ def _load_index(release: Release) -> Retriever | None:
 def _load_predictor(release: Release, device: str) -> Scorer | None:
     if release.predictor is None:
         return None
+    from serving.engines.loading import choose_device
     from serving.predictor import Predictor
 
-    return Predictor.load(release.predictor, device)
+    return Predictor.load(release.predictor, str(choose_device(device)))
