@@ -68,7 +68,7 @@ class Door:
         self._metrics = metrics
         self._clock = clock
         self._impressions = ImpressionLog(sink, metrics)
-        self._decoding = Decoding(temperature=serving.temperature, top_p=serving.top_p)
+        self._decoding = Decoding(temperature=serving.temperature, top_p=serving.top_p, redraws=serving.redraws)
         self._batcher: Batcher[Request, Recommendation] = Batcher(
             self._answer_batch,
             metrics,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,26 @@ def test_logprob_equals_a_forward_pass(engine: TransformersEngine, monkeypatch: 
         assert generation.decoding == decoding
 
 
+@pytest.mark.parametrize("start", ["", "You write queries that users are most likely to click. Search query:"])
+def test_a_shared_start_changes_nothing_but_the_work(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    boost_ends(engine, monkeypatch, 3.0)
+    read: list[int] = []
+    hook = engine.model.get_input_embeddings().register_forward_hook(
+        lambda _module, inputs, _output: read.append(inputs[0].numel())
+    )
+    prompts = [start + prompt for prompt in PROMPTS]
+    together = engine.generate(prompts, Decoding(temperature=1.2, top_p=0.9, seed=3), SUGGEST)
+    hook.remove()
+    lengths = [len(engine.tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    assert read[0] == (3 * max(lengths) if not start else len(engine.tokenizer(start)["input_ids"]))
+    for prompt, generation in zip(prompts, together, strict=True):
+        assert generation.logprob == pytest.approx(logprob_of(engine, prompt, generation.token_ids), abs=1e-3)
+        (alone,) = engine.generate([prompt], generation.decoding, SUGGEST)
+        assert alone.token_ids == generation.token_ids
+
+
 def test_rows_of_one_batch_have_their_own_task_and_decoding(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     boost_ends(engine, monkeypatch, 3.0)
     tasks = [SUGGEST, REFINE, SUGGEST]
@@ -90,6 +111,44 @@ def test_samples_of_one_prompt_come_together(engine: TransformersEngine) -> None
     assert len({one.token_ids for one in many[:4]}) > 1
     for index, one in enumerate(many):
         assert one.logprob == pytest.approx(logprob_of(engine, PROMPTS[index // 4], one.token_ids), abs=1e-3)
+
+
+def test_an_item_that_repeats_an_earlier_one_is_drawn_anew(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    boost_ends(engine, monkeypatch, 4.0)
+    task = Task(name="suggest", n=4, template="{query} =>", max_item_tokens=8)
+    decodings = [Decoding(temperature=1.5, top_p=1.0, seed=seed) for seed in range(60)]
+    plain = engine.generate(PROMPTS * 20, decodings, task)
+    distinct = engine.generate(PROMPTS * 20, [replace(one, redraws=20) for one in decodings], task)
+    before, after = (sum(repeats(engine, one) for one in lists) for lists in (plain, distinct))
+    assert before >= 5
+    assert after <= before / 2  # where the policy sees one way to go on, drawing anew does not help
+    for index, one in enumerate(distinct):
+        assert one.logprob == pytest.approx(logprob_of(engine, PROMPTS[index % 3], one.token_ids), abs=1e-3)
+
+
+def repeats(engine: TransformersEngine, generation: Generation) -> bool:
+    """Whether an item, ended by <SEP> or EOS, is there twice, token by token."""
+    items: list[tuple[int, ...]] = []
+    item: list[int] = []
+    for token in generation.token_ids:
+        if token in (engine.form.sep, engine.form.eos):
+            items.append(tuple(item))
+        item = [] if token in (engine.form.sep, engine.form.aux) else [*item, token]
+    return len(set(items)) < len(items)
+
+
+def test_redraws_change_nothing_where_no_item_repeats_and_end_at_their_number(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boost_ends(engine, monkeypatch, 6.0)
+    for prompt in PROMPTS * 5:
+        decoding = Decoding(temperature=2.0, top_p=1.0, seed=len(prompt))
+        (plain,), (distinct,) = (engine.generate([prompt], one, SUGGEST) for one in (decoding, replace(decoding, redraws=9)))
+        if not repeats(engine, plain):
+            assert plain.token_ids == distinct.token_ids
+    (stuck,) = engine.generate(PROMPTS[:1], Decoding(temperature=1e-4, redraws=3), SUGGEST)
+    (greedy,) = engine.generate(PROMPTS[:1], Decoding(greedy=True, redraws=3), SUGGEST)
+    assert stuck.token_ids == greedy.token_ids
 
 
 def test_a_row_ends_at_eos_at_its_limit_or_after_its_last_separator(

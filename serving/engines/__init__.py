@@ -13,12 +13,14 @@ from serving.tasks import Task
 @dataclass(frozen=True, slots=True)
 class Decoding:
     """How tokens are drawn. `max_new_tokens` None is the task's own limit. A `seed` makes one row's draw its own, whatever batch
-    it is in. `greedy` takes the likeliest token and ignores temperature, top_p and seed."""
+    it is in. `redraws`: how often in a list an item that repeats an earlier one is drawn anew. `greedy` takes the likeliest token
+    and ignores all the others."""
 
     temperature: float = 0.9
     top_p: float = 0.95
     max_new_tokens: int | None = None
     seed: int | None = None
+    redraws: int = 0
     greedy: bool = False
 
     def __post_init__(self) -> None:
@@ -28,12 +30,15 @@ class Decoding:
             raise ValueError(f"top_p {self.top_p} is not in (0, 1]")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens {self.max_new_tokens} is not at least 1")
+        if self.redraws < 0:
+            raise ValueError(f"redraws {self.redraws} is less than 0")
 
     def describe(self) -> dict[str, Any]:
         """What an impression records: only what shaped the draw."""
         if self.greedy:
             return {"greedy": True}
-        return {key: value for key, value in asdict(self).items() if value is not None and key != "greedy"}
+        unused = {"greedy"} if self.redraws else {"greedy", "redraws"}
+        return {key: value for key, value in asdict(self).items() if value is not None and key not in unused}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.cache_utils import Cache
 
+_WORTH_SHARING = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:
@@ -30,14 +32,20 @@ class Rows:
 
 
 def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int) -> Rows:
-    """Read all prompts (token ids, none empty) in one pass, padded on the left."""
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=model.device)
-    lengths = torch.tensor([[len(prompt)] for prompt in prompts], device=model.device)
-    mask = torch.arange(longest, device=model.device)[None] >= longest - lengths
-    positions = (mask.cumsum(-1) - 1).clamp_(min=0)
+    """Read all prompts (token ids, none empty), padded on the left; a long start that all share (instructions) is read once."""
+    start = _shared_start(prompts)
     cache = make_cache(model.config.num_hidden_layers)
-    return Rows(cache, mask, lengths, _forward(model, ids, mask, positions, cache))
+    if start:
+        first = torch.tensor([list(prompts[0][:start])], device=model.device)
+        _forward(model, first, torch.ones_like(first, dtype=torch.bool), torch.arange(start, device=model.device)[None], cache)
+        cache = select_rows(cache, torch.zeros(len(prompts), dtype=torch.long, device=model.device))
+    longest = max(map(len, prompts)) - start
+    ids = [[pad] * (longest + start - len(prompt)) + list(prompt[start:]) for prompt in prompts]
+    lengths = torch.tensor([[len(prompt)] for prompt in prompts], device=model.device)
+    own = torch.arange(longest, device=model.device)[None] >= longest + start - lengths
+    positions = (start + own.cumsum(-1) - 1).clamp_(min=0)
+    mask = torch.cat([own.new_ones(len(prompts), start), own], dim=1)
+    return Rows(cache, mask, lengths, _forward(model, torch.tensor(ids, device=model.device), mask, positions, cache))
 
 
 def advance(model: PreTrainedModel, rows: Rows, tokens: torch.Tensor, alive: torch.Tensor | None = None) -> Rows:
@@ -75,6 +83,16 @@ def _compact(rows: Rows) -> Rows:
     return Rows(gather_columns(rows.cache, columns), rows.mask.gather(1, columns), rows.lengths, rows.logits)
 
 
+def _shared_start(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with, one left to each of them; 0 when it is not worth a pass of its own."""
+    if len(prompts) == 1:
+        return 0
+    first, last = min(map(tuple, prompts)), max(map(tuple, prompts))
+    shortest = min(map(len, prompts)) - 1
+    shared = next((place for place in range(shortest) if first[place] != last[place]), shortest)
+    return shared if shared >= _WORTH_SHARING else 0
+
+
 def _forward(
     model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache
 ) -> torch.Tensor:
@@ -97,5 +115,5 @@ def _attention_mask(mask: torch.Tensor, queries: int) -> torch.Tensor:
         return mask[:, None, None, :]
     causal = torch.ones(queries, columns, dtype=torch.bool, device=mask.device).tril(columns - queries)
     # A padding column sees itself, else its softmax would be over nothing.
-    own = torch.eye(queries, columns, dtype=torch.bool, device=mask.device)
+    own = causal.triu(columns - queries)
     return (causal & mask[:, None, :] | own)[:, None]

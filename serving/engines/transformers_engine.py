@@ -7,13 +7,13 @@ read once however many lists are drawn from it, and the keys and values travel a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 
 from serving.engines import Decoding, Generation
+from serving.engines.drawing import Drawn, Redrawing
 from serving.engines.loading import choose_device, load_policy
 from serving.engines.rows import Rows, advance, prefill, take
 from serving.engines.sampling import Sampler
@@ -66,23 +66,27 @@ class TransformersEngine:
         rows = prefill(self.model, self.encode_prompts(prompts, max(limits)), self.form.eos)
         if samples > 1:
             rows = take(rows, torch.arange(len(prompts), device=self.model.device).repeat_interleave(samples))
-        drawn = _Drawn.start(len(decodings))
-        self._draw_lists(rows, Sampler.prepare(decodings, max(limits), self.model.device), limits, [t.n for t in tasks], drawn)
+        drawn = Drawn.start(len(decodings))
+        redrawing = Redrawing(rows, [0 if chosen.greedy else chosen.redraws for chosen in decodings], self.form)
+        # Twice the longest list leaves room for drawing anew.
+        sampler = Sampler.prepare(decodings, 2 * max(limits), self.model.device)
+        self._draw_lists(rows, sampler, limits, [of.n for of in tasks], drawn, redrawing)
         return [
             Generation(parse(ids, self.tokenizer, of), tuple(ids), logprob, chosen)
             for ids, logprob, of, chosen in zip(drawn.token_ids, drawn.logprobs, tasks, decodings, strict=True)
         ]
 
-    def _draw_lists(self, rows: Rows, sampler: Sampler, limits: Sequence[int], sizes: Sequence[int], drawn: _Drawn) -> None:
+    def _draw_lists(
+        self, rows: Rows, sampler: Sampler, limits: Sequence[int], sizes: Sequence[int], drawn: Drawn, redrawing: Redrawing
+    ) -> None:
         """Draw until every row has ended: by EOS, at its limit, or at a <SEP> after its last item (it can only be ill-formed)."""
         live, ended = list(range(len(limits))), [False] * len(limits)
-        for step in range(max(limits)):
+        for step in range(steps := sampler.uniforms.shape[1]):
             tokens = sampler.draw(rows.logits, step)
             drawn.add(live, ended, tokens, rows.logits)
+            back = redrawing.reject(live, ended, drawn)
             for slot, row in enumerate(live):
-                last = drawn.token_ids[row][-1]
-                full = last == self.form.sep and drawn.token_ids[row].count(self.form.sep) >= sizes[row]
-                ended[slot] |= last == self.form.eos or step + 1 >= limits[row] or full
+                ended[slot] |= step + 1 == steps or (not back[slot] and self._ends(drawn.token_ids[row], limits[row], sizes[row]))
             if all(ended):
                 return
             if sum(ended) * _DROP >= len(live):
@@ -90,8 +94,14 @@ class TransformersEngine:
                 kept = torch.tensor(stay, device=tokens.device)
                 rows, tokens = take(rows, kept), tokens[kept]
                 sampler.keep(kept)
-                live, ended = [live[slot] for slot in stay], [False] * len(stay)
-            rows = advance(self.model, rows, tokens)
+                redrawing.keep(kept)
+                live, ended, back = [live[slot] for slot in stay], [False] * len(stay), [back[slot] for slot in stay]
+            alive = torch.tensor([not undone for undone in back], device=tokens.device) if any(back) else None
+            rows = redrawing.settle(advance(self.model, rows, tokens, alive), live, back, drawn)
+
+    def _ends(self, ids: Sequence[int], limit: int, size: int) -> bool:
+        full = ids[-1] == self.form.sep and ids.count(self.form.sep) >= size
+        return full or ids[-1] == self.form.eos or len(ids) >= limit
 
     @torch.inference_mode()
     def begin(self, prompts: Sequence[str], task: Task) -> SearchState:
@@ -108,25 +118,6 @@ class TransformersEngine:
     def select(self, expansion: Expansion, chosen: Sequence[int]) -> SearchState:
         """Go on with these continuations (indices into `expansion.continuations`, in any order), each ended by <SEP>."""
         return select_rows(self.model, self.form, expansion, chosen)
-
-
-@dataclass(slots=True)
-class _Drawn:
-    """What was drawn for each row: the token ids and their summed log-probability under the policy itself."""
-
-    token_ids: list[list[int]] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-
-    @classmethod
-    def start(cls, rows: int) -> _Drawn:
-        return cls([[] for _ in range(rows)], [0.0] * rows)
-
-    def add(self, live: Sequence[int], ended: Sequence[bool], tokens: torch.Tensor, logits: torch.Tensor) -> None:
-        scores = logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
-        for row, over, token, score in zip(live, ended, tokens.tolist(), scores.tolist(), strict=True):
-            if not over:
-                self.token_ids[row].append(token)
-                self.logprobs[row] += score
 
 
 def _spread(one_or_many: _T | Sequence[_T], count: int, kind: type[_T]) -> list[_T]:
