@@ -134,7 +134,7 @@ def _clean(texts: Iterable[str], task: Task) -> list[str]:
 
 
 def _render_line(line: str, values: Mapping[str, str]) -> str:
-    fields = {name for _, name, _, _ in string.Formatter().parse(line)}
+    fields = {name for _, name, _, _ in string.Formatter().parse(line) if name}
     side = fields & _SIDE_INFORMATION
     left_out = side and "query" not in fields and not any(values[name] for name in side)
     return "" if left_out else line.format_map(values)
