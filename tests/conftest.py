@@ -26,7 +26,7 @@ with warnings.catch_warnings():
 
 # The legs use the variable themselves; to the code under test it must not look like a setting of the person who runs the tests.
 EXTERNAL = os.environ.pop("QUERYLOOP_KAFKA_BOOTSTRAP", "")
-# As the launcher sets them, and before any test imports torch: on busy cores spinning threads make the toy policies three times slower.
+# As the launcher sets them, before any test imports torch: spinning threads make the toy policies three times slower.
 for name, value in {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "OMP_NUM_THREADS": "1"}.items():
     os.environ.setdefault(name, value)
 KAFKA_IMAGE = "apache/kafka:4.1.1"
