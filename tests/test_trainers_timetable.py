@@ -12,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from trainers.ledger import Kind, Ledger, Run, State
+from trainers.processes import hold_kind
 from trainers.timetable import Jobs, TimetableSettings, plan
 
 
@@ -88,6 +89,13 @@ def test_a_crashed_run_is_recorded_with_its_log(jobs: Jobs, ledger: Ledger, star
     assert ledger.run(number).state is State.FAILED
     assert "killed by signal 11" in ledger.run(number).outcome["detail"]
     assert "job.log" in ledger.run(number).outcome["detail"]
+
+
+def test_a_new_daemon_settles_what_died_with_the_old_one(jobs: Jobs, ledger: Ledger, tmp_path: Path) -> None:
+    lost, held = ledger.start(ledger.request("ctr"), pid=1).id, ledger.start(ledger.request("policy"), pid=2).id
+    with hold_kind(tmp_path, "policy"):
+        jobs.settle_lost()
+    assert (ledger.run(lost).state, ledger.run(held).state) == (State.FAILED, State.RUNNING)
 
 
 def test_stopping_ends_the_running_jobs_and_the_heartbeat(jobs: Jobs, ledger: Ledger, starter: Starter) -> None:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from streams.processes import Child
 from trainers.ledger import KINDS, Kind, Ledger, Run
-from trainers.processes import settle_job, start_job
+from trainers.processes import hold_kind, settle_job, start_job
 
 if TYPE_CHECKING:
     from apscheduler.schedulers.asyncio import AsyncIOScheduler
@@ -63,6 +63,13 @@ class Jobs:
     data_dir: Path
     start: Start = start_job
     children: dict[Kind, tuple[int, Child]] = field(default_factory=dict)
+
+    def settle_lost(self) -> None:
+        """At the start: what the ledger believes to be running died with an earlier daemon, unless its kind's lock is held."""
+        for kind in KINDS:
+            with hold_kind(self.data_dir, kind) as mine:
+                for run in self.ledger.fail_lost(kind) if mine else ():
+                    log.warning("event=run_lost run=%d kind=%s", run, kind)
 
     def tend(self) -> None:
         """One look: a sign of life, what has ended is recorded, what is requested and whose kind is idle is started."""
@@ -119,6 +126,7 @@ async def keep(settings: TimetableSettings, jobs: Jobs) -> None:
         loop.add_signal_handler(number, stopping.set)
     scheduler = plan(settings, jobs.ledger, jobs.tend)
     scheduler.start()
+    jobs.settle_lost()
     jobs.tend()
     log.info("event=timetable_started %s", " ".join(f'{kind}="{settings.line(kind)}"' for kind in KINDS))
     try:
