@@ -99,7 +99,9 @@ def house(tmp_path: Path) -> House:
 CALL = {"task": "suggest", "query": "red shoes", "session_id": "s1"}
 
 
-def test_recommend_answers_a_list_and_emits_its_impression(house: House) -> None:
+def test_recommend_answers_a_list_and_emits_its_impression(tmp_path: Path) -> None:
+    house = House(tmp_path, ScriptedEngine(), temperature=0.8, top_p=0.7, redraws=0)
+
     async def scenario(client: httpx.AsyncClient) -> None:
         more = {"user_id": "u", "session": ["hats"], "response": "Worn.", "context": {"page": 3}, "ts": "2020-09-13T12:26:40Z"}
         answer = await client.post("/v1/recommend", json={**CALL, **more})
@@ -115,7 +117,7 @@ def test_recommend_answers_a_list_and_emits_its_impression(house: House) -> None
             "auxiliary": {},
             "predicted": None,
             "logprob": -1.5,
-            "decoding": {"temperature": 0.9, "top_p": 0.95},
+            "decoding": {"temperature": 0.8, "top_p": 0.7},
         }
         assert (impression.session_id, impression.user_id, impression.query, impression.ts_us) == (
             "s1",
