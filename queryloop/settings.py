@@ -5,50 +5,19 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import BaseModel, SecretStr
 
-from index.settings import IndexSettings
 from queryloop.product.settings import ProductSettings
-from serving.predictor import PredictorSettings
-from serving.settings import ServingSettings
-from serving.tasks import DEFAULT_TASKS, Tasks
-from streams.emitter import EmitterSettings
-from streams.events import EventSettings
-from streams.lake import LakeSettings
-from streams.settings import DataSettings
-from streams.topics import KafkaSettings
-from streams.worker import WorkerSettings
-from trainers.aligners.dpo import DpoSettings
-from trainers.base import PolicySettings
-from trainers.gate import GateSettings
-from trainers.predictor_training import CtrSettings
-from trainers.search import SearchSettings
-from trainers.sft import SftSettings
-from trainers.timetable import TimetableSettings
+from serving.settings import ServingRoot
+from streams.worker import StreamsSettings
+from trainers.settings import TrainerSettings
 
 MASK = "**********"
 
 
-class Settings(BaseModel, frozen=True, extra="forbid"):
+class Settings(TrainerSettings, ServingRoot, StreamsSettings, frozen=True, extra="forbid"):
     """The effective settings; a section's meaning stands beside the code that reads it."""
 
-    data: DataSettings = DataSettings()
-    kafka: KafkaSettings = KafkaSettings()
-    events: EventSettings = EventSettings()
-    worker: WorkerSettings = WorkerSettings()
-    lake: LakeSettings = LakeSettings()
-    emitter: EmitterSettings = EmitterSettings()
-    index: IndexSettings = IndexSettings()
-    serving: ServingSettings = ServingSettings()
-    tasks: Tasks = Field(default_factory=lambda: dict(DEFAULT_TASKS))
-    predictor: PredictorSettings = PredictorSettings()
-    policy: PolicySettings = PolicySettings()
-    sft: SftSettings = SftSettings()
-    ctr: CtrSettings = CtrSettings()
-    search: SearchSettings = SearchSettings()
-    dpo: DpoSettings = DpoSettings()
-    gate: GateSettings = GateSettings()
-    timetable: TimetableSettings = TimetableSettings()
     product: ProductSettings = ProductSettings()
 
 

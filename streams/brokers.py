@@ -9,6 +9,7 @@ import base64
 import shutil
 import tempfile
 import uuid
+from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
@@ -75,7 +76,7 @@ class Broker(Protocol):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
 
-class _LocalBroker:
+class _LocalBroker(ABC):
     """What the two brokers that run as our child process share: a port, a child, start and stop."""
 
     kind = ""
@@ -113,8 +114,9 @@ class _LocalBroker:
             self.child.stop(STOP_GRACE_S)
             self.child = None
 
+    @abstractmethod
     def _launch(self) -> Child:
-        raise NotImplementedError
+        """Start the process, without waiting."""
 
     def _answers(self) -> bool:
         return accepts(HOST, self._port) and answers(self.bootstrap)
