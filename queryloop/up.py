@@ -179,11 +179,10 @@ def run(settings: Settings) -> int:
     signal.signal(signal.SIGHUP, _interrupt)
     try:
         with Stack(settings, say=_print) as stack:
-            _print(
-                f"ready in {time.monotonic() - started:.1f} s: serving {stack.urls.serving}, worker {stack.urls.worker}/status"
+            _wait_for_interrupt(
+                f"ready in {time.monotonic() - started:.1f} s: serving {stack.urls.serving}, worker {stack.urls.worker}/status",
+                f"logs in {settings.data.dir / 'logs'}; Ctrl-C stops everything",
             )
-            _print(f"logs in {settings.data.dir / 'logs'}; Ctrl-C stops everything")
-            _wait_for_interrupt()
             _print("stopping trainers, serving, worker, broker")
     except UpError as error:
         print(f"queryloop up: {error}", file=sys.stderr)
@@ -193,9 +192,11 @@ def run(settings: Settings) -> int:
     return 0
 
 
-def _wait_for_interrupt() -> None:
-    """Until the first signal; from then on none interrupts the stopping."""
+def _wait_for_interrupt(*lines: str) -> None:
+    """Say that all is ready and wait for the first signal; from then on none interrupts the stopping."""
     try:
+        for line in lines:
+            _print(line)
         threading.Event().wait()
     except KeyboardInterrupt:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

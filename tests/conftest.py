@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import uuid
 import warnings
@@ -29,7 +30,10 @@ EXTERNAL = os.environ.pop("QUERYLOOP_KAFKA_BOOTSTRAP", "")
 # As the launcher sets them, before any test imports torch: spinning threads make the toy policies three times slower.
 for name, value in {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "OMP_NUM_THREADS": "1"}.items():
     os.environ.setdefault(name, value)
-KAFKA_IMAGE = "apache/kafka:4.1.1"
+# A shell starts background jobs with Ctrl-C ignored, and what the tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+KAFKA_IMAGE = "apache/kafka:4.3.1"
 
 
 def docker_answers() -> bool:
