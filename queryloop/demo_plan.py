@@ -65,7 +65,7 @@ FULL_OVERRIDES: Mapping[str, Mapping[str, Any]] = {
     "policy": {"base": "scratch", "hidden": 128, "layers": 2, "heads": 4, "vocabulary": 1500, "context": 256},
     "sft": {"epochs": 4.0, "batch": 64, "learning_rate": 4e-3},
     "search": {"prompts": 600, "at_once": 32},
-    "dpo": {"learning_rate": 3e-3, "epochs": 2.0, "loss_weights": [1.0, 1.0]},
+    "dpo": {"learning_rate": 3e-3, "epochs": 2.0, "beta": 0.05, "loss_weights": [1.0, 2.0]},
     "gate": {"prompts": 600},
 }
 

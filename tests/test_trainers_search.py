@@ -147,12 +147,14 @@ def test_it_equals_algorithm_1_recomputed_for_each_prompt_alone(
 
 
 @given(st.integers(1, 4), st.integers(1, 6), st.integers(1, 20))
-def test_the_rejected_are_the_lowest_well_formed_ones_of_the_budget(count: int, rejected: int, budget: int) -> None:
+def test_the_rejected_are_the_lowest_of_the_budget_a_malformed_list_being_worth_nothing(
+    count: int, rejected: int, budget: int
+) -> None:
     engine, prompts = TableEngine(), make_prompts(count)
     drawn = draw_rejected(engine, HashScorer(), prompts, SearchSettings(rejected=rejected, budget=budget), seed=0)
     for prompt, worst in zip(prompts, drawn, strict=True):
         lists = [engine.random_list(prompt.text, number, prompt.task, Decoding()).list for number in range(budget)]
-        rewards = sorted(eq3(prompt.query, one.items) for one in lists if one.well_formed)
+        rewards = sorted(eq3(prompt.query, one.items) if one.well_formed else 0.0 for one in lists)
         assert [one.reward for one in worst] == pytest.approx(rewards[:rejected])
 
 
@@ -203,7 +205,8 @@ def test_on_a_real_policy_what_is_found_is_what_its_tokens_say(tmp_path: Path) -
     assert found == search_candidates(engine, HashScorer(), prompts, sizes)
     for one in found:
         assert one.chosen[0].reward > one.rejected[0].reward
+        assert all(scored.list.well_formed for scored in one.chosen)
         for scored in (*one.chosen, *one.rejected):
             assert parse(scored.token_ids, engine.tokenizer, TASK) == scored.list
-            assert scored.list.well_formed
-            assert scored.reward == pytest.approx(eq3(one.prompt.query, scored.list.items))
+            worth = eq3(one.prompt.query, scored.list.items) if scored.list.well_formed else 0.0
+            assert scored.reward == pytest.approx(worth)

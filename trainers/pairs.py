@@ -27,12 +27,11 @@ def make_pairs(candidates: Iterable[Candidates], settings: SearchSettings) -> li
 
 
 def make_pair(candidates: Candidates, settings: SearchSettings) -> Pair | None:
-    """Drops malformed lists, and chosen ones in which two recommendations overlap (G10), then matches lengths (eq. 6)."""
-    chosen = [one for one in candidates.chosen if one.list.well_formed and not _repeats(one, settings)]
-    rejected = [one for one in candidates.rejected if one.list.well_formed]
-    if not chosen or not rejected:
+    """Drops chosen lists in which two recommendations overlap (G10), then matches lengths (eq. 6)."""
+    chosen = [one for one in candidates.chosen if not _repeats(one, settings)]
+    if not chosen or not candidates.rejected:
         return None
-    better, worse = match_lengths(chosen, rejected)
+    better, worse = match_lengths(chosen, candidates.rejected)
     if better.reward <= worse.reward + settings.min_gain:
         return None
     return Pair(candidates.prompt.text, better.token_ids, worse.token_ids, better.reward, worse.reward)

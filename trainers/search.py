@@ -206,8 +206,8 @@ def _end(one: _Partial, worth: float, eos: int) -> ScoredList:
 def draw_rejected(
     engine: SearchEngine, predictor: Scorer, prompts: Sequence[Prompt], settings: SearchSettings, seed: int
 ) -> list[tuple[ScoredList, ...]]:
-    """Y_rejected of each prompt, all of one task: the `rejected` worst of `budget` random lists. Malformed ones are left
-    out: they are rare, and rejecting them would teach the format and not what is clicked."""
+    """Y_rejected of each prompt, all of one task: the `rejected` worst of `budget` random lists. A malformed list is worth
+    nothing: were it left out, nothing would hold back a policy that has begun to break the format."""
     import torch
 
     decoding = Decoding(settings.temperature, settings.top_p)  # a seed in here would make the lists of a prompt all alike
@@ -215,9 +215,9 @@ def draw_rejected(
         torch.manual_seed(seed)
         drawn = engine.generate([prompt.text for prompt in prompts], decoding, prompts[0].task, settings.budget)
     asked = [prompt for prompt in prompts for _ in range(settings.budget)]
-    formed = [row for row, one in enumerate(drawn) if one.list.well_formed]
-    rewards = reward_lists(predictor, [asked[row] for row in formed], [drawn[row].list.items for row in formed])
+    shown = [one.list.items if one.list.well_formed else () for one in drawn]
+    rewards = reward_lists(predictor, asked, shown)
     worst: list[list[ScoredList]] = [[] for _ in prompts]
-    for row, worth in sorted(zip(formed, rewards, strict=True), key=lambda rated: rated[1]):
-        worst[row // settings.budget].append(ScoredList(drawn[row].list, drawn[row].token_ids, worth))
+    for row in sorted(range(len(drawn)), key=lambda row: rewards[row]):
+        worst[row // settings.budget].append(ScoredList(drawn[row].list, drawn[row].token_ids, rewards[row]))
     return [tuple(own[: settings.rejected]) for own in worst]
