@@ -24,7 +24,7 @@ class ServingSettings(BaseModel, frozen=True, extra="forbid"):
     temperature: float = Field(default=0.9, gt=0, le=10, description="temperature of drawing")
     top_p: float = Field(default=0.95, gt=0, le=1, description="share of the likeliest tokens to draw from")
     redraws: int = Field(
-        default=4, ge=0, le=64, description="times in a list that an item which repeats an earlier one is drawn anew"
+        default=8, ge=0, le=64, description="times in a list that an item which repeats an earlier one is drawn anew"
     )
     predict: bool = Field(default=True, description="answer predicted CTRs where the release has a predictor")
     max_batch: int = Field(default=32, ge=1, le=1024, description="requests in one batch, at most")
