@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -234,8 +235,8 @@ def _show(report: dict[str, Any], measured: Measured, out: Path, *, as_json: boo
         print(json.dumps(report, indent=2, ensure_ascii=False))
         return
     console = Console(highlight=False)
-    table = Table(title=f"Queryloop demo, seed {measured.seed}")
-    for name in ("release", "true rate", "AEC predictor", "AEC judge", "well formed", "tokens", "duplicates", "gate"):
+    table = Table(title=f"Queryloop demo, seed {measured.seed}", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for name in ("release", "true rate", "AEC predictor", "AEC judge", "well formed", "tokens", "repeats", "gate"):
         table.add_column(name, justify="left" if name in ("release", "gate") else "right")
     for one in report["releases"]:
         numbers = [one[name] for name in ("true_click_rate", "aec_predictor", "aec_judge", "well_formed", "mean_tokens")]
