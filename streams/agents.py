@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from aiokafka.errors import KafkaError
-from faust.exceptions import ProducerSendError
+from faust.exceptions import NotReady, ProducerSendError
 from faust.types import TP
 
 from streams.shards import HeldShards
@@ -126,7 +126,7 @@ def _tend_shards(app: WorkerApp, settings: StreamsSettings, shards: HeldShards) 
 async def publish_quarantine(topic: Any, partition: int, shards: HeldShards) -> None:
     """Send a shard's unpublished quarantine rows to the quarantine topic, at least once, and mark them once Kafka has them.
 
-    While the broker is away they wait in the shard.
+    While the broker is away, or Faust has not started its producer yet, they wait in the shard.
     """
     rows = await shards.call(partition, _unpublished)
     if not rows:
@@ -134,7 +134,7 @@ async def publish_quarantine(topic: Any, partition: int, shards: HeldShards) -> 
     try:
         for sent in [await topic.send(key=None, value=quarantine_record(row, partition)) for row in rows]:
             await sent
-    except (KafkaError, ProducerSendError) as error:
+    except (KafkaError, NotReady, ProducerSendError) as error:
         log.warning("event=quarantine_waits partition=%d rows=%d error=%r", partition, len(rows), error)
         return
     ids = [row["id"] for row in rows]
