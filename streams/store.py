@@ -182,6 +182,15 @@ class Shard:
         """Return what a constant query over the shard's tables gives."""
         return self._con.sql(sql, params=params or {}).to_arrow_table()
 
+    @property
+    def rules(self) -> CountingRules:
+        """The rules that this shard counts by."""
+        return self._rules
+
+    def reader(self) -> duckdb.DuckDBPyConnection:
+        """Return a second connection to the same file, for reading from another thread; it sees whole transactions only."""
+        return self._con.cursor()
+
     def dirty_days(self) -> list[date]:
         """Return the days that changed since they were exported, or never were."""
         return days.read_dirty(self._con)
