@@ -57,7 +57,7 @@ RAW_CTR = "SELECT *, clicks / impressions AS ctr FROM counts ORDER BY query_norm
 # Kleinman's moments of a beta-binomial, one Beta(a, b) a position over its k cells of n impressions and c clicks: with
 # m = sum c / sum n, rho = (sum n (c/n - m)^2 / (m (1 - m)) - k) / (sum n - k) and a + b = 1 / rho - 1, held in [1, 10^6] where
 # the cells differ more or less than a Beta prior can say.
-SMOOTHED_CTR = """
+PRIORS = """
 WITH moments AS (
     SELECT position, sum(clicks) / sum(impressions) AS mean, sum(impressions) AS total, count(*) AS cells,
         sum(pow(clicks - impressions * mean_of_position, 2) / impressions) AS spread
@@ -76,6 +76,10 @@ correlations AS (
 priors AS (
     SELECT position, mean, CASE WHEN rho > 0 THEN least(greatest(1 / rho - 1, 1), 1e6) ELSE 1e6 END AS strength FROM correlations
 )
+"""
+READ_PRIORS = f"{PRIORS} FROM priors ORDER BY position"
+SMOOTHED_CTR = f"""
+{PRIORS}
 SELECT c.*, (clicks + mean * strength) / (impressions + strength) AS ctr
 FROM counts c JOIN priors USING (position)
 ORDER BY query_norm, item_norm, position
@@ -123,6 +127,11 @@ def smoothed_ctr(counts: pa.Table) -> pa.Table:
     A cell with few impressions stays near its position's mean, one with many near its own clicks / impressions.
     """
     return _query(SMOOTHED_CTR, counts=counts)
+
+
+def position_priors(counts: pa.Table) -> pa.Table:
+    """Return position, mean, strength of the Beta prior that `smoothed_ctr` uses; of a window table only the numbers are read."""
+    return _query(READ_PRIORS, counts=counts)
 
 
 def coec(counts: pa.Table) -> pa.Table:
