@@ -14,9 +14,11 @@ import msgspec
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from serving.batches import Batcher, BusyError, DeadlineError
+from serving.browsers import EVENTS_PATH, SCHEMA_PATH, SNIPPET_PATH, KnownOrigins, answer_schema, answer_snippet
 from serving.calls import CallError, RecommendCall, read_request, read_time
 from serving.engines import Decoding
 from serving.impressions import EventSink, ImpressionLog, make_impression
@@ -29,7 +31,7 @@ from serving.settings import ServingRoot
 from serving.slot import NoReleaseError, Slot
 from streams.events import printable
 
-PATHS = frozenset({"/v1/recommend", "/v1/events", "/v1/releases", "/healthz", "/readyz", "/metrics"})
+PATHS = frozenset({"/v1/recommend", EVENTS_PATH, SNIPPET_PATH, SCHEMA_PATH, "/v1/releases", "/healthz", "/readyz", "/metrics"})
 _RETRY = {"Retry-After": "1"}
 
 
@@ -41,6 +43,8 @@ def create_app(
     app = FastAPI(title="Queryloop", openapi_url="/v1/openapi.json", docs_url=None, redoc_url=None, lifespan=door.lifespan)
     app.add_api_route("/v1/recommend", door.recommend, methods=["POST"])
     app.add_api_route("/v1/events", door.take, methods=["POST"])
+    app.add_api_route(SNIPPET_PATH, answer_snippet, methods=["GET"])
+    app.add_api_route(SCHEMA_PATH, door.schema, methods=["GET"])
     app.add_api_route("/v1/releases", door.releases, methods=["GET"])
     app.add_api_route("/healthz", door.health, methods=["GET"])
     app.add_api_route("/readyz", door.readiness, methods=["GET"])
@@ -50,7 +54,11 @@ def create_app(
     key = serving.key.get_secret_value() if serving.key else None
     # The last one added is the first one passed.
     app.add_middleware(LimitBody, max_bytes=serving.max_body_bytes, timeout_s=serving.deadline_s)
-    app.add_middleware(BearerKey, key=key)
+    app.add_middleware(BearerKey, key=key, write_key=serving.write_key.get_secret_value() if serving.write_key else None)
+    app.add_middleware(KnownOrigins, origins=frozenset(serving.origins))
+    app.add_middleware(
+        CORSMiddleware, allow_origins=list(serving.origins), allow_methods=["GET", "POST"], allow_headers=["*"], max_age=3600
+    )
     app.add_middleware(CountRequests, metrics=metrics, paths=PATHS)
     return app
 
@@ -132,6 +140,10 @@ class Door:
             said = f"{taken.full}; send the batch again later, events that were taken count once"
             return JSONResponse({"error": said, **answer}, 503, _RETRY)
         return JSONResponse(answer, 202)
+
+    async def schema(self, request: HttpRequest) -> Response:
+        """The JSON Schema of one event."""
+        return answer_schema(request, self._root.events)
 
     async def releases(self) -> Response:
         """All releases, which ones the rollout names, and which one answers."""

@@ -10,6 +10,8 @@ from serving.impressions import EventSink
 from streams.decoder import parse_line
 from streams.events import SPACE, EventError, EventSettings, Reject
 
+NDJSON = ("ndjson", "jsonl", "text/plain")
+
 
 class BatchError(ValueError):
     """A body that holds no batch; nothing of it was taken."""
@@ -46,10 +48,11 @@ _batch_decoder = msgspec.json.Decoder(_Batch)
 
 
 def split_batch(body: bytes, content_type: str, max_events: int) -> list[bytes]:
-    """The events of a body: NDJSON (blank lines skipped) when the content type says so, else {"events": [...]}.
+    """The events of a body: NDJSON (blank lines skipped) when the content type says so or is text/plain, as beacons need it, else
+    {"events": [...]}.
 
     Raises BatchError when it is neither, or holds more than `max_events`."""
-    if "ndjson" in content_type or "jsonl" in content_type:
+    if any(kind in content_type for kind in NDJSON):
         lines = [line for line in (raw.strip(SPACE) for raw in body.split(b"\n")) if line]
     else:
         try:

@@ -6,16 +6,18 @@ import asyncio
 import hmac
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
 
 from starlette.responses import JSONResponse
 
+from serving import browsers
 from serving.metrics import ServingMetrics
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz"})
-"""Health checks carry no key."""
+OPEN_PATHS = frozenset({"/healthz", "/readyz"}) | browsers.OPEN_PATHS
+"""Health checks, the snippet and the schema carry no key."""
 DISCARDED = 64
 """How many times the limit is read, and thrown away, before a body is cut off: most clients look for the answer only after they
 have sent everything, and see a broken connection instead of the 413 when it is closed on them before."""
@@ -50,11 +52,15 @@ class CountRequests:
 
 
 class BearerKey:
-    """Answers 401 without the key; with no key set, everything passes (the server then listens on loopback only)."""
+    """Answers 401 without the key; with no key set, everything passes (the server then listens on loopback only).
 
-    def __init__(self, app: ASGIApp, key: str | None) -> None:
+    `write_key` in the query string opens POST /v1/events alone: it stands in web pages, for everybody to read.
+    """
+
+    def __init__(self, app: ASGIApp, key: str | None, write_key: str | None = None) -> None:
         self.app = app
         self.wanted = None if key is None else f"Bearer {key}".encode()
+        self.write_key = None if write_key is None else write_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or self.wanted is None or scope["path"] in OPEN_PATHS or self._admits(scope):
@@ -64,8 +70,16 @@ class BearerKey:
         await refusal(scope, receive, send)
 
     def _admits(self, scope: Scope) -> bool:
+        if self._may_write(scope):
+            return True
         given = [value for name, value in scope["headers"] if name == b"authorization"]
         return len(given) == 1 and self.wanted is not None and hmac.compare_digest(given[0], self.wanted)
+
+    def _may_write(self, scope: Scope) -> bool:
+        if self.write_key is None or scope["path"] != browsers.EVENTS_PATH or scope["method"] != "POST":
+            return False
+        given = parse_qs(scope["query_string"]).get(b"write_key", [])
+        return len(given) == 1 and hmac.compare_digest(given[0], self.write_key)
 
 
 class LimitBody:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, Self
 
-from pydantic import BaseModel, Field, SecretStr, model_validator
+from pydantic import BaseModel, Field, SecretStr, field_validator, model_validator
 
 from serving.tasks import DEFAULT_TASKS, Tasks
 from streams.emitter import EmitterSettings
 from streams.events import EventSettings
 from streams.settings import DataSettings, is_loopback
 from streams.topics import KafkaSettings
+
+ORIGIN = re.compile(r"https?://[a-z0-9.\-]+(:\d{1,5})?|https?://\[[0-9a-f:]+\](:\d{1,5})?")
+"""An origin as browsers send it: lower case, without a path."""
 
 
 class ServingSettings(BaseModel, frozen=True, extra="forbid"):
@@ -19,6 +23,12 @@ class ServingSettings(BaseModel, frozen=True, extra="forbid"):
     host: str = Field(default="127.0.0.1", description="address to listen on; any other than loopback needs a key")
     port: int = Field(default=8080, ge=0, le=65_535, description="port to listen on; 0 lets the system choose")
     key: SecretStr | None = Field(default=None, min_length=8, description="products send it as `Authorization: Bearer KEY`")
+    write_key: SecretStr | None = Field(
+        default=None, min_length=8, description="public key for web pages: opens POST /v1/events?write_key=KEY and nothing else"
+    )
+    origins: tuple[str, ...] = Field(
+        default=(), description='origins whose pages may send events, such as ["https://shop.example"]'
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where the policy runs")
     threads: int = Field(default=1, ge=1, description="torch threads; 1 when training shares the machine")
     temperature: float = Field(default=0.9, gt=0, le=10, description="temperature of drawing")
@@ -35,6 +45,14 @@ class ServingSettings(BaseModel, frozen=True, extra="forbid"):
     retry_s: float = Field(default=30.0, gt=0, description="seconds until a release that failed to load is tried again")
     max_body_bytes: int = Field(default=262_144, ge=1024, description="bytes of one request's body, at most")
     max_events: int = Field(default=1000, ge=1, description="events in one POST /v1/events, at most")
+
+    @field_validator("origins")
+    @classmethod
+    def _be_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin: write scheme and host (and port), as https://shop.example")
+        return origins
 
     @model_validator(mode="after")
     def _need_key_beyond_loopback(self) -> Self:

@@ -223,10 +223,10 @@ def encode(event: Event) -> bytes:
     return line[:-1] + b"," + event.extra[1:] if event.extra else line
 
 
-def json_schema() -> dict[str, Any]:
+def json_schema(limits: EventSettings = DEFAULT_LIMITS) -> dict[str, Any]:
     """Return the JSON Schema of one event line, generated from the structs; unknown fields are allowed and kept."""
     schema = msgspec.json.schema(Event)
     for kind in schema["$defs"].values():
         kind["additionalProperties"] = True
-        kind["properties"]["query"]["maxLength"] = DEFAULT_LIMITS.max_query_chars
+        kind["properties"]["query"]["maxLength"] = limits.max_query_chars
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Queryloop event", **schema}

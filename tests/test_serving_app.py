@@ -48,7 +48,9 @@ class Sink:
 class House:
     """An app over a data folder with two releases, the first one live unless `empty`."""
 
-    def __init__(self, data: Path, engine: ScriptedEngine, *, empty: bool = False, **serving: Any) -> None:
+    def __init__(
+        self, data: Path, engine: ScriptedEngine, *, empty: bool = False, clock: Callable[[], float] = lambda: NOW, **serving: Any
+    ) -> None:
         policy = artifacts.publish(data / "artifacts", "policy", lambda folder: put(folder / "weights", b"w"), {})
         for _ in range(2):
             releases.publish(data, policy=policy.path)
@@ -62,7 +64,7 @@ class House:
         self.slot = Slot(data, self.load, self.metrics, poll_s=60)
         self.slot.check()
         root = ServingRoot(data=DataSettings(dir=data), serving=ServingSettings(**serving))
-        self.app = create_app(root, self.slot, self.sink, self.metrics, clock=lambda: NOW)
+        self.app = create_app(root, self.slot, self.sink, self.metrics, clock=clock)
 
     def load(self, release: Release) -> Bundle:
         if self.load_error:
