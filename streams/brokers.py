@@ -5,54 +5,21 @@ Each is a context manager: entering starts it and waits until it answers, leavin
 
 from __future__ import annotations
 
-import base64
 import shutil
 import tempfile
-import uuid
 from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
-from streams.kafka_jars import KafkaUnavailable, fetch_jars
+from streams.kafka_jars import KafkaUnavailable
+from streams.kafka_nodes import HOST, START_TIMEOUT_S, KafkaNode
 from streams.processes import Child, ProcessError, accepts, free_port, port_is_free
 
 if TYPE_CHECKING:
     from streams.topics import KafkaSettings
 
-HOST = "127.0.0.1"
-START_TIMEOUT_S = 60.0
 STOP_GRACE_S = 15.0
-JVM_FLAGS = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx512m", "-Dlog4j2.level=WARN")
-
-# One node is broker and controller. Both ports may change from start to start: a static quorum keeps neither on disk.
-SERVER_PROPERTIES = """\
-process.roles=broker,controller
-node.id=1
-listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}
-advertised.listeners=PLAINTEXT://{host}:{port}
-controller.listener.names=CONTROLLER
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
-controller.quorum.voters=1@{host}:{controller_port}
-log.dirs={logs}
-offsets.topic.replication.factor=1
-offsets.topic.num.partitions=4
-transaction.state.log.replication.factor=1
-transaction.state.log.min.isr=1
-transaction.state.log.num.partitions=4
-share.coordinator.state.topic.replication.factor=1
-share.coordinator.state.topic.min.isr=1
-broker.session.timeout.ms=6000
-broker.heartbeat.interval.ms=1000
-group.initial.rebalance.delay.ms=0
-group.min.session.timeout.ms=6000
-auto.create.topics.enable=false
-log.retention.hours=720
-message.max.bytes=4194304
-num.network.threads=2
-num.io.threads=4
-log.cleaner.dedupe.buffer.size=8388608
-"""
 
 
 class BrokerError(RuntimeError):
@@ -178,27 +145,11 @@ class KafkaBroker(_LocalBroker):
         return f"Apache Kafka at {self.bootstrap}: durable in {self.folder}, one copy"
 
     def _launch(self) -> Child:
+        node = KafkaNode(self.folder, self._port, {1: free_port(HOST)})
         try:
-            java = ["java", *JVM_FLAGS, "-cp", f"{fetch_jars()}/*"]
-        except KafkaUnavailable as error:
+            return node.launch()
+        except (KafkaUnavailable, ProcessError) as error:
             raise BrokerError(str(error)) from error
-        properties = self._write_properties()
-        log = self.folder / "broker.log"
-        if not (self.folder / "log" / "meta.properties").exists():
-            self._format([*java, "kafka.tools.StorageTool"], properties, log)
-        return Child("Apache Kafka", [*java, "kafka.Kafka", properties], log)
-
-    def _write_properties(self) -> Path:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "server.properties"
-        text = SERVER_PROPERTIES.format(host=HOST, port=self._port, controller_port=free_port(HOST), logs=self.folder / "log")
-        path.write_text(text, encoding="utf-8")
-        return path
-
-    def _format(self, tool: list[str], properties: Path, log: Path) -> None:
-        with Child("Kafka's StorageTool", [*tool, "format", "-t", _cluster_id(), "-c", properties], log) as child:
-            if child.sleep(START_TIMEOUT_S) != 0:
-                raise BrokerError(f"Kafka's storage could not be formatted in {self.folder}; {log} ends:\n{child.tail()}")
 
 
 class ExternalBroker:
@@ -232,23 +183,24 @@ def choose_broker(kafka: KafkaSettings, data_dir: Path, port: int = 0) -> Broker
 
 def answers(bootstrap: str, timeout_s: float = 2.0) -> bool:
     """Whether a Kafka broker there answers a metadata request with a live node, within about `timeout_s`."""
+    return bool(node_numbers(bootstrap, timeout_s))
+
+
+def node_numbers(bootstrap: str, timeout_s: float = 2.0) -> frozenset[int]:
+    """The nodes that the broker there counts as alive; none when it does not answer within about `timeout_s`."""
     from kafka import KafkaAdminClient
     from kafka.errors import KafkaError
 
     limits = {"request_timeout_ms": int(timeout_s * 1000), "bootstrap_timeout_ms": int(timeout_s * 1000)}
     try:
         with KafkaAdminClient(bootstrap_servers=bootstrap, **limits) as admin:
-            return bool(admin.describe_cluster()["brokers"])
+            nodes = admin.describe_cluster()["brokers"]
     except (KafkaError, OSError):
-        return False
+        return frozenset()
+    return frozenset(int(one["broker_id"]) for one in nodes if not one.get("is_fenced", False))
 
 
 def _any_accepts(bootstrap: str) -> bool:
     """Whether any of the comma-separated host:port addresses accepts a connection: cheaper and quieter than a Kafka client."""
     pairs = [address.strip().rpartition(":") for address in bootstrap.split(",")]
     return any(port.isdigit() and accepts(host.strip("[]"), int(port)) for host, _, port in pairs)
-
-
-def _cluster_id() -> str:
-    """Kafka's own form of a random id: 16 bytes in URL-safe base64, no leading dash."""
-    return base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode().replace("-", "A")

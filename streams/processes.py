@@ -6,6 +6,7 @@ Brokers and isolated workers are real processes. Waiting for them is polling wit
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -16,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 
 TAIL_BYTES = 4000
+STEADY_PORTS = (20_000, 32_000)
+"""Below the ports that Linux (32768) and other systems (49152) give to outgoing connections."""
 # Runs before the child's own program, in its process: the kernel kills the child when the thread that started it is gone
 # (PR_SET_PDEATHSIG = 1), and a parent that was gone already is noticed. A preexec_fn could deadlock in a process with threads.
 DIE_WITH_PARENT = """\
@@ -36,6 +39,19 @@ def free_port(host: str = "127.0.0.1") -> int:
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
+
+
+def steady_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+    """TCP ports, free on `host` a moment ago, that the system hands out to nobody: for servers that keep theirs over restarts.
+
+    A port of the system's own range may belong to somebody else's outgoing connection by the time the server is back.
+    """
+    chosen: list[int] = []
+    while len(chosen) < count:
+        port = random.randrange(*STEADY_PORTS)
+        if port not in chosen and port_is_free(host, port):
+            chosen.append(port)
+    return chosen
 
 
 def port_is_free(host: str, port: int) -> bool:
@@ -122,10 +138,14 @@ class Child:
         self._process.kill()
         self._process.wait()
 
+    def terminate(self) -> None:
+        """SIGTERM, without waiting; harmless when already ended."""
+        self._process.send_signal(signal.SIGTERM)
+
     def stop(self, grace_s: float = 10.0) -> int:
         """SIGTERM, then SIGKILL when it is not gone after `grace_s`. Returns the exit code; harmless when already ended."""
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
+            self.terminate()
             if self.sleep(grace_s) is None:
                 self.kill()
         return self._process.wait()

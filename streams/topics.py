@@ -5,9 +5,9 @@ A topic's id, not its name, identifies the log: a broker that lost its disk offe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field
 
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 NAME = r"^[a-zA-Z0-9._-]{1,249}$"
 TIMEOUT_S = 30.0
+DEAD_NODES = 4
+"""Nodes of a cluster that may be down, one after the other, before a question to it fails."""
+
+T = TypeVar("T")
 
 
 class TopicError(RuntimeError):
@@ -32,6 +36,15 @@ class KafkaSettings(BaseModel, frozen=True, extra="forbid"):
     topic: str = Field(default="events", pattern=NAME, description="topic of all events")
     quarantine_topic: str = Field(default="events.quarantine", pattern=NAME, description="topic of events that cannot be used")
     partitions: int = Field(default=4, ge=1, le=1000, description="partitions of each topic, and so the number of shards")
+    replication: int | None = Field(
+        default=None, ge=1, le=10, description="copies of each topic, set when it is created; unset: the broker's default"
+    )
+    min_insync: int | None = Field(
+        default=None,
+        ge=1,
+        le=10,
+        description="copies that must hold an event before it is acknowledged; unset: the broker's default",
+    )
     session_timeout_s: float = Field(
         default=45.0, ge=6.0, description="silence after which a worker is given up; Kafka's least is 6"
     )
@@ -44,25 +57,36 @@ def create_topics(bootstrap: str, kafka: KafkaSettings, timeout_s: float = TIMEO
     Raises TopicError when the broker does not answer or a topic is there with another number of partitions: sessions would move
     between shards.
     """
+    _ask(bootstrap, timeout_s, lambda admin: _create(admin, bootstrap, kafka, timeout_s))
+
+
+def _create(admin: KafkaAdminClient, bootstrap: str, kafka: KafkaSettings, timeout_s: float) -> None:
     from kafka.errors import TopicAlreadyExistsError
 
     names = (kafka.topic, kafka.quarantine_topic)
-    wanted = {"num_partitions": kafka.partitions, "replication_factor": -1}
-    with _admin(bootstrap, timeout_s) as admin:
-        for name in names:
-            try:
-                admin.create_topics({name: wanted})
-            except TopicAlreadyExistsError:
-                continue
-        admin.wait_for_topics(list(names), timeout_ms=int(timeout_s * 1000))
-        for topic in admin.describe_topics(list(names)):
-            _check_partitions(topic, kafka.partitions, bootstrap)
+    wanted = {
+        "num_partitions": kafka.partitions,
+        "replication_factor": kafka.replication or -1,
+        "configs": {"min.insync.replicas": str(kafka.min_insync)} if kafka.min_insync else {},
+    }
+    for name in names:
+        try:
+            admin.create_topics({name: wanted})
+        except TopicAlreadyExistsError:
+            continue
+    admin.wait_for_topics(list(names), timeout_ms=int(timeout_s * 1000))
+    for topic in admin.describe_topics(list(names)):
+        _check_partitions(topic, kafka.partitions, bootstrap)
 
 
 def topic_id(bootstrap: str, topic: str, timeout_s: float = TIMEOUT_S) -> str:
     """Return the id (UUID) of the log behind a topic's name; raise TopicError when there is no such topic."""
-    with _admin(bootstrap, timeout_s) as admin:
-        return str(_describe(admin, topic, bootstrap)["topic_id"])
+    return _ask(bootstrap, timeout_s, lambda admin: str(_describe(admin, topic, bootstrap)["topic_id"]))
+
+
+def describe_partitions(bootstrap: str, topic: str, timeout_s: float = TIMEOUT_S) -> list[dict[str, Any]]:
+    """Return Kafka's metadata of each partition (`partition_index`, `leader_id`, `isr_nodes` and so on). Raises TopicError."""
+    return _ask(bootstrap, timeout_s, lambda admin: list(_describe(admin, topic, bootstrap)["partitions"]))
 
 
 def end_offsets(bootstrap: str, topic: str, timeout_s: float = TIMEOUT_S) -> dict[int, int]:
@@ -71,25 +95,34 @@ def end_offsets(bootstrap: str, topic: str, timeout_s: float = TIMEOUT_S) -> dic
     The embedded broker answers with the first offset of the last Kafka batch plus one: right only where a batch holds one record,
     as the emitter's do. Behind other producers use `Emitter.positions`, or real Kafka.
     """
+    return _ask(bootstrap, timeout_s, lambda admin: _list_ends(admin, topic, bootstrap))
+
+
+def _list_ends(admin: KafkaAdminClient, topic: str, bootstrap: str) -> dict[int, int]:
     from kafka import TopicPartition
     from kafka.admin import OffsetSpec
 
-    with _admin(bootstrap, timeout_s) as admin:
-        partitions = [one["partition_index"] for one in _describe(admin, topic, bootstrap)["partitions"]]
-        found = admin.list_partition_offsets({TopicPartition(topic, number): OffsetSpec.LATEST for number in partitions})
+    partitions = [one["partition_index"] for one in _describe(admin, topic, bootstrap)["partitions"]]
+    found = admin.list_partition_offsets({TopicPartition(topic, number): OffsetSpec.LATEST for number in partitions})
     return {place.partition: int(found[place].offset) for place in sorted(found)}
 
 
-@contextmanager
-def _admin(bootstrap: str, timeout_s: float) -> Iterator[KafkaAdminClient]:
-    """Yield a client, and say which broker it was when it fails."""
+def _ask(bootstrap: str, timeout_s: float, question: Callable[[KafkaAdminClient], T]) -> T:
+    """Return what `question` gets from an admin client; say which broker it was when it fails.
+
+    kafka-python sends a request to any node that it has heard of, a dead one too. That node it then avoids for a while, so asking
+    again soon reaches a live one.
+    """
     from kafka import KafkaAdminClient
-    from kafka.errors import KafkaError
+    from kafka.errors import KafkaConnectionError, KafkaError
 
     limit = int(timeout_s * 1000)
     try:
         with KafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=limit, bootstrap_timeout_ms=limit) as admin:
-            yield admin
+            for _ in range(DEAD_NODES):
+                with suppress(KafkaConnectionError):
+                    return question(admin)
+            return question(admin)
     except (KafkaError, OSError) as error:
         raise TopicError(
             f"broker {bootstrap}: {type(error).__name__}: {error}; is it running, and is the address right?"

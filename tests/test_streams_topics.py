@@ -9,10 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer
+from kafka.admin import ConfigResource, ConfigResourceType
 from pydantic import ValidationError
 
+from streams.brokers import Broker
 from streams.processes import free_port
-from streams.topics import KafkaSettings, TopicError, create_topics, end_offsets, topic_id
+from streams.topics import KafkaSettings, TopicError, create_topics, describe_partitions, end_offsets, topic_id
 
 # kafka-python 3.0.12 leaves the socket of a refused connection to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
@@ -42,6 +44,21 @@ def test_creating_twice_changes_nothing(bootstrap: str, unique: str) -> None:
     first = topic_id(bootstrap, unique)
     create_topics(bootstrap, settings(unique))
     assert topic_id(bootstrap, unique) == first
+
+
+def test_copies_and_how_many_must_answer_are_set_at_creation(kafka_broker: Broker, unique: str) -> None:
+    wanted = settings(unique).model_copy(update={"replication": 1, "min_insync": 1})
+    create_topics(kafka_broker.bootstrap, wanted)
+    with KafkaAdminClient(bootstrap_servers=kafka_broker.bootstrap) as admin:
+        found = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, unique, ["min.insync.replicas"])])
+    (setting,) = found["topic"][unique].values()
+    assert (setting["value"], setting["config_source"]) == ("1", "DYNAMIC_TOPIC_CONFIG")
+    assert [len(one["replica_nodes"]) for one in describe_partitions(kafka_broker.bootstrap, unique)] == [1, 1, 1]
+
+
+def test_more_copies_than_nodes_are_refused_with_the_brokers_words(kafka_broker: Broker, unique: str) -> None:
+    with pytest.raises(TopicError, match="InvalidReplicationFactor"):
+        create_topics(kafka_broker.bootstrap, settings(unique).model_copy(update={"replication": 3}))
 
 
 def test_another_number_of_partitions_is_refused(bootstrap: str, unique: str) -> None:
