@@ -1,47 +1,61 @@
-"""A worker's own HTTP (Faust's web server): GET /status, /metrics, /healthz.
+"""A worker's own HTTP (Faust's web server): /status, /metrics, /healthz and the live reads under /v1.
 
-With a key set, /status and /metrics want `Authorization: Bearer KEY`; /healthz tells nothing and wants none.
+With a key set, all but /healthz want `Authorization: Bearer KEY`; /healthz tells nothing and wants none.
 """
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Mapping
+import logging
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from streams.shards import HeldShards
-from streams.store import ShardTotals
+import msgspec
+from aiohttp import web
+
+from streams.answers import METRICS, READS, Read, answer_call, gather_parts
+from streams.calls import Call, CallError, read_call
+from streams.counts import dump_counts
+from streams.live import LiveReads, PartitionsMissing, describe_account
+from streams.metrics import render_metrics
+from streams.peers import PeerError
+from streams.readers import ReadersBusy
+from streams.reads import TooManyRows
 
 if TYPE_CHECKING:
     from streams.transport import WorkerApp
     from streams.worker import WorkerSettings
 
-METRICS = {
-    "events": "Events read from the log, of every outcome",
-    "counted": "Events counted",
-    "duplicates": "Events delivered more than once, or impressions and clicks that repeat another",
-    "pending": "Clicks that wait for their impression",
-}
+log = logging.getLogger(__name__)
+
+View = Callable[..., Awaitable[Any]]
+RETRY_AFTER_S = 1
+CHUNK_BYTES = 1024 * 1024
 
 
-def add_pages(app: WorkerApp, worker: WorkerSettings, shards: HeldShards) -> None:
+def add_pages(app: WorkerApp, worker: WorkerSettings, live: LiveReads) -> None:
     """Add the worker's pages to Faust's web server."""
 
     async def status(page: Any, request: Any) -> Any:
-        if not authorised(worker, request.headers):
-            return page.json({"error": "set the header Authorization: Bearer KEY"}, status=401)
-        return page.json(worker_status(worker.name, shards.totals()))
+        return _json(worker_status(worker.name, live))
 
     async def metrics(page: Any, request: Any) -> Any:
-        if not authorised(worker, request.headers):
-            return page.text("set the header Authorization: Bearer KEY", status=401)
-        return page.text(render_metrics(shards.totals()))
+        call = read_call(Call, request.query.items()).model_copy(update={"partial": True})
+        held = await METRICS.parts(live, call, live.all) if call.local else None
+        parts = held if held is not None else (found := await gather_parts(live, METRICS, call)).found
+        return page.text(render_metrics(parts, [] if held is not None else found.missing))
+
+    async def counts(page: Any, request: Any, partition: str) -> Any:
+        return await _send_counts(live, request, partition)
 
     async def healthz(page: Any, request: Any) -> Any:
         return page.text("crashed" if app.crashed else "ok", status=503 if app.crashed else 200)
 
-    for path, view in (("/status", status), ("/metrics", metrics), ("/healthz", healthz)):
-        app.page(path)(view)
+    app.page("/healthz")(healthz)
+    for path, view in (("/status", status), ("/metrics", metrics), ("/v1/shards/{partition}/counts", counts)):
+        app.page(path, name=path)(_guarded(worker, view))
+    for read in READS:
+        app.page(read.path, name=read.path)(_guarded(worker, _view_of(live, read)))
 
 
 def authorised(worker: WorkerSettings, headers: Mapping[str, str]) -> bool:
@@ -52,38 +66,62 @@ def authorised(worker: WorkerSettings, headers: Mapping[str, str]) -> bool:
     return hmac.compare_digest(headers.get("Authorization", "").encode(), wanted)
 
 
-def worker_status(name: str, shards: Mapping[int, ShardTotals]) -> dict[str, Any]:
-    """The account of a worker as /status tells it; `latest_ts` is in seconds."""
-    return {"worker": name, "shards": [shard_status(partition, totals) for partition, totals in sorted(shards.items())]}
+def _view_of(live: LiveReads, read: Read) -> View:
+    async def view(page: Any, request: Any) -> Any:
+        return _json(await answer_call(live, read, read_call(read.call, request.query.items())))
+
+    return view
 
 
-def shard_status(partition: int, totals: ShardTotals) -> dict[str, Any]:
-    """The account of one shard: events = counted + duplicates + sum of quarantined + pending."""
+def _guarded(worker: WorkerSettings, view: View) -> View:
+    """The view behind the key, with every expected error as a JSON answer."""
+
+    async def guarded(page: Any, request: Any, **path: str) -> Any:
+        if not authorised(worker, request.headers):
+            return _json({"error": "set the header Authorization: Bearer KEY"}, 401)
+        try:
+            return await view(page, request, **path)
+        except (CallError, TooManyRows, PeerError) as error:
+            return _json({"error": str(error)}, 400)
+        except PartitionsMissing as error:
+            about = f"{error}; ask again, or with partial=true for the others"
+            return _json({"error": about, "missing": error.partitions}, 503)
+        except ReadersBusy as error:
+            return _json({"error": str(error)}, 503)
+
+    return guarded
+
+
+def _json(value: Any, status: int = 200) -> web.Response:
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else None
+    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json", headers=headers)
+
+
+async def _send_counts(live: LiveReads, request: Any, partition: str) -> web.StreamResponse:
+    """Send a shard's counts (Arrow IPC); 307 to the worker that holds it where another does, 404 where none is known to."""
+    if not partition.isdecimal() or int(partition) not in live.all:
+        raise CallError(f"partition: a number from 0 to {len(live.all) - 1}")
+    body = await live.shards.readers.read_whole(int(partition), dump_counts)
+    if body is None:
+        places = live.peers.places.others([int(partition)])
+        url = next((f"{place.url}/v1/shards/{int(partition)}/counts" for place in places), None)
+        if url is None or request.query.get("local") == "true":
+            return _json({"error": f"no worker holds partition {int(partition)}"}, 404)
+        raise web.HTTPTemporaryRedirect(url + "?local=true")
+    answer = web.StreamResponse(headers={"Content-Type": "application/vnd.apache.arrow.stream"})
+    answer.content_length = len(body)
+    await answer.prepare(request)
+    for start in range(0, len(body), CHUNK_BYTES):
+        await answer.write(body[start : start + CHUNK_BYTES])
+    await answer.write_eof()
+    return answer
+
+
+def worker_status(name: str, live: LiveReads) -> dict[str, Any]:
+    """The account of a worker as /status tells it: of the shards that it holds; `latest_ts` is in seconds."""
+    shards = live.shards.totals()
     return {
-        "partition": partition,
-        "topic_id": totals.topic_id,
-        "next_offset": totals.next_offset,
-        "latest_ts": None if totals.latest_us is None else totals.latest_us / 1_000_000,
-        "events": totals.events,
-        "counted": totals.counted,
-        "duplicates": totals.duplicates,
-        "quarantined": dict(totals.quarantined),
-        "pending": totals.pending,
-        "days_exported": [day.isoformat() for day in totals.days_exported],
+        "worker": name,
+        "new_topics": live.shards.new_topics,
+        "shards": [describe_account(partition, totals) for partition, totals in sorted(shards.items())],
     }
-
-
-def render_metrics(shards: Mapping[int, ShardTotals]) -> str:
-    """The same account in Prometheus's text format."""
-    lines: list[str] = []
-    for name, about in METRICS.items():
-        lines += [f"# HELP queryloop_{name} {about}", f"# TYPE queryloop_{name} gauge"]
-        lines += [f'queryloop_{name}{{partition="{p}"}} {getattr(totals, name)}' for p, totals in sorted(shards.items())]
-    lines += ["# HELP queryloop_quarantined Events in quarantine, by reason", "# TYPE queryloop_quarantined gauge"]
-    for p, totals in sorted(shards.items()):
-        lines += [f'queryloop_quarantined{{partition="{p}",reason="{r}"}} {n}' for r, n in totals.quarantined.items()]
-    lines += ["# HELP queryloop_latest_event_seconds Latest event time seen", "# TYPE queryloop_latest_event_seconds gauge"]
-    for p, totals in sorted(shards.items()):
-        if totals.latest_us is not None:
-            lines.append(f'queryloop_latest_event_seconds{{partition="{p}"}} {totals.latest_us / 1_000_000:.6f}')
-    return "\n".join(lines) + "\n"

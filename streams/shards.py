@@ -18,9 +18,12 @@ from typing import TYPE_CHECKING, TypeVar
 from streams.decoder import decode_records
 from streams.events import Decoded, EventSettings
 from streams.lake import LakeSettings, export_mature
+from streams.progress import ApplyStats, Progress
+from streams.readers import ShardReaders
 from streams.store import Applied, CountingRules, Shard, ShardTotals
 
 if TYPE_CHECKING:
+    from streams.peers import Places
     from streams.transport import Run
 
 log = logging.getLogger(__name__)
@@ -34,15 +37,29 @@ def shard_path(data_dir: Path, partition: int) -> Path:
 
 
 class HeldShards:
-    """Opens, applies to, reads and releases shards on one thread of its own."""
+    """Opens, applies to, reads and releases shards on one thread of its own.
+
+    `readers` reads the held shards beside that, `progress` and `stats` tell how applying goes; `places`, where given, tells other
+    workers which shards are here.
+    """
 
     def __init__(
-        self, data_dir: Path, rules: CountingRules, limits: EventSettings, clock: Callable[[], float] = time.time
+        self,
+        data_dir: Path,
+        rules: CountingRules,
+        limits: EventSettings,
+        clock: Callable[[], float] = time.time,
+        places: Places | None = None,
     ) -> None:
-        self._data_dir = data_dir
+        self.data_dir = data_dir
+        self.readers = ShardReaders()
+        self.progress: dict[int, Progress] = {}
+        self.stats = ApplyStats()
+        self.new_topics = 0
         self._rules = rules
         self._limits = limits
         self._clock = clock
+        self._places = places
         self._topic_id = ""
         self._shards: dict[int, Shard] = {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shards")
@@ -70,7 +87,7 @@ class HeldShards:
     async def export_mature(self, settings: LakeSettings) -> None:
         """Write the mature days of every held shard to the lake, shard by shard."""
         for partition in self.totals():
-            export = partial(export_mature, partition=partition, lake_dir=self._data_dir / "lake", settings=settings)
+            export = partial(export_mature, partition=partition, lake_dir=self.data_dir / "lake", settings=settings)
             for day in await self.call(partition, export) or []:
                 log.info("event=day_exported partition=%d day=%s", partition, day)
 
@@ -82,6 +99,7 @@ class HeldShards:
         """Close every shard and end the thread."""
         self._thread.submit(self._release, list(self._shards)).result()
         self._thread.shutdown()
+        self.readers.close()
 
     async def _call(self, function: Callable[..., T], *args: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
@@ -94,17 +112,25 @@ class HeldShards:
     def _open(self, partition: int, earliest: int) -> int:
         shard = self._shards.get(partition)
         if shard is None:
-            shard = self._shards[partition] = Shard.open(shard_path(self._data_dir, partition), self._rules)
+            shard = self._hold(partition)
         position = shard.position()
         if position is None:
             offset = earliest
         elif position[0] != self._topic_id:
+            self.new_topics += 1
             log.warning("event=new_topic partition=%d topic_id=%s old_topic_id=%s", partition, self._topic_id, position[0])
             offset = earliest
         else:
             offset = self._skip_expired(shard, partition, position[1], earliest)
         log.info("event=shard_taken partition=%d offset=%d topic_id=%s", partition, offset, self._topic_id)
         return offset
+
+    def _hold(self, partition: int) -> Shard:
+        shard = self._shards[partition] = Shard.open(shard_path(self.data_dir, partition), self._rules)
+        self.readers.add(partition, shard)
+        if self._places is not None:
+            self._places.write(partition)
+        return shard
 
     def _skip_expired(self, shard: Shard, partition: int, offset: int, earliest: int) -> int:
         """Move on to what the log still has, when its retention removed records before they were counted."""
@@ -123,6 +149,10 @@ class HeldShards:
     def _release(self, partitions: Iterable[int]) -> None:
         for partition in partitions:
             if (shard := self._shards.pop(partition, None)) is not None:
+                if self._places is not None:
+                    self._places.remove(partition)
+                self.readers.remove(partition)
+                self.progress.pop(partition, None)
                 shard.close()
                 log.info("event=shard_released partition=%d", partition)
 
@@ -130,9 +160,14 @@ class HeldShards:
         shard = self._shards.get(run.partition)
         if shard is None:
             return None
+        began = time.perf_counter()
         decoded = decode_records(run.values(), self._limits)
         offsets = {"first_offset": run.first_offset, "next_offset": run.next_offset}
-        return shard.apply(decoded, topic_id=self._topic_id, now=self._clock(), **offsets)
+        applied = shard.apply(decoded, topic_id=self._topic_id, now=self._clock(), **offsets)
+        self.stats.add(len(decoded), time.perf_counter() - began)
+        before = self.progress.get(run.partition, Progress())
+        self.progress[run.partition] = before.after(run.timestamp_ms, len(run.records), len(decoded))
+        return applied
 
     def _with_shard(self, partition: int, function: Callable[[Shard], T]) -> T | None:
         shard = self._shards.get(partition)

@@ -11,10 +11,11 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import faust
 from aiokafka import AIOKafkaConsumer, ConsumerRecord
+from faust.exceptions import ConsumerNotStarted
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 
@@ -43,6 +44,11 @@ class Run:
     @property
     def next_offset(self) -> int:
         return int(self.records[-1].offset) + 1
+
+    @property
+    def timestamp_ms(self) -> int:
+        """When Kafka or its producer stamped the last record, milliseconds since the epoch."""
+        return int(self.records[-1].timestamp)
 
     def values(self) -> list[tuple[int, bytes | None]]:
         """(offset, value) of each record; a tombstone has no value."""
@@ -140,3 +146,12 @@ class WorkerApp(faust.App):
 
     def _new_transport(self) -> Transport:
         return Transport(self.conf.broker_consumer, self)
+
+    def find_end(self, tp: TP) -> int | None:
+        """The offset that a partition's next record gets, as the last fetch told; None before one, or if it is not assigned."""
+        if tp not in self.consumer.assignment():
+            return None
+        try:
+            return cast("int | None", self.consumer.highwater(tp))
+        except (AssertionError, ConsumerNotStarted):  # aiokafka asserts the assignment, which just moved
+            return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 from typing import TYPE_CHECKING, Self
 
@@ -20,6 +21,8 @@ from streams.settings import DataSettings, is_loopback
 from streams.topics import KafkaSettings, TopicError, create_topics
 
 if TYPE_CHECKING:
+    from streams.live import LiveReads
+    from streams.peers import Peers, Places
     from streams.shards import HeldShards
     from streams.transport import WorkerApp
 
@@ -43,7 +46,14 @@ class WorkerSettings(BaseModel, frozen=True, extra="forbid"):
     )
     host: str = Field(default="127.0.0.1", description="address of the worker's HTTP; another than loopback needs a key")
     port: int = Field(default=6066, ge=1, le=65535, description="port of the worker's HTTP")
-    key: SecretStr | None = Field(default=None, description="key that /status and /metrics ask for")
+    url: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^/?#]+$",
+        description="where other workers reach this one's HTTP, if not at http://host:port",
+    )
+    key: SecretStr | None = Field(
+        default=None, description="key that the worker's HTTP asks for, and with which workers ask each other"
+    )
     retention_days: int = Field(default=30, ge=0, description="days of event time that are kept, 0 for ever")
     attribution_window_s: float = Field(default=86_400.0, gt=0, description="seconds that a click may follow its impression by")
     session_gap_s: float = Field(default=1_800.0, gt=0, description="seconds between two queries of one session, at most")
@@ -94,11 +104,15 @@ def run_worker(settings: StreamsSettings) -> None:
 async def _serve(settings: StreamsSettings, bootstrap: str) -> None:
     from streams.agents import make_app
     from streams.pages import add_pages
+    from streams.peers import Peers
     from streams.shards import HeldShards
 
-    shards = HeldShards(settings.data.dir, settings.worker.rules(settings.events), settings.events)
+    places = make_places(settings)
+    rules = settings.worker.rules(settings.events)
+    shards = HeldShards(settings.data.dir, rules, settings.events, places=places)
     app = make_app(settings, bootstrap, shards)
-    add_pages(app, settings.worker, shards)
+    peers = Peers(places, settings.worker.key)
+    add_pages(app, settings.worker, make_reads(settings, app, shards, peers))
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -111,10 +125,31 @@ async def _serve(settings: StreamsSettings, bootstrap: str) -> None:
         raise WorkerError(f"worker {settings.worker.name} cannot start: {error}") from error
     finally:
         await _stop(app, shards)
+        await peers.close()
     if app.crashed:
         raise WorkerError(f"worker {settings.worker.name} failed and stops, nothing is acknowledged: {app.crash_reason!r}")
     await asyncio.to_thread(leave_group, bootstrap, settings)
     log.info("event=worker_stopped worker=%s", settings.worker.name)
+
+
+def make_places(settings: StreamsSettings) -> Places:
+    """Where this worker says which shards it holds."""
+    from streams.peers import Place, Places, find_url
+
+    worker = settings.worker
+    return Places(settings.data.dir, Place(worker.name, worker.url or find_url(worker.host, worker.port), os.getpid()))
+
+
+def make_reads(settings: StreamsSettings, app: WorkerApp, shards: HeldShards, peers: Peers) -> LiveReads:
+    """What this worker's HTTP tells, of its own shards and of the others'."""
+    from faust.types import TP
+
+    from streams.live import LiveReads
+
+    def find_end(partition: int) -> int | None:
+        return app.find_end(TP(settings.kafka.topic, partition))
+
+    return LiveReads(settings.worker.name, settings.kafka.partitions, shards, peers, find_end)
 
 
 async def _stop(app: WorkerApp, shards: HeldShards) -> None:

@@ -1,0 +1,118 @@
+"""Reads beside counting: each held shard has a cursor of its own, used on threads that counting does not share.
+
+A cursor sees whole transactions only (DuckDB's MVCC), so a read never waits for a batch and never sees half of one. A shard's
+file lock is free only when its cursor is closed too: a release interrupts the read in hand and waits for its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import TypeVar
+
+import duckdb
+
+from streams.store import Shard
+
+T = TypeVar("T")
+
+THREADS = 2
+MAX_WAITING = 64
+INTERRUPT_EVERY_S = 0.05
+
+
+class ReadersBusy(RuntimeError):
+    """Too many reads wait already: ask again later."""
+
+
+class ReaderClosed(RuntimeError):
+    """The shard moves away."""
+
+
+class ShardReader:
+    """Reads one shard, one read at a time, each in a transaction of its own."""
+
+    def __init__(self, shard: Shard) -> None:
+        self.shard = shard
+        self._con = shard.reader()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def read(self, function: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
+        """Return what `function` reads from one snapshot. Raises ReaderClosed when the shard is being given up."""
+        with self._lock:
+            if self._closed:
+                raise ReaderClosed
+            self._con.execute("BEGIN")
+            try:
+                return function(self._con)
+            except duckdb.InterruptException as error:
+                raise ReaderClosed from error
+            finally:
+                with suppress(duckdb.TransactionException):  # an error inside may have ended it
+                    self._con.execute("ROLLBACK")
+
+    def read_whole(self, function: Callable[[Shard], T]) -> T:
+        """Return what `function` reads with cursors of its own, while this reader keeps the shard open."""
+        with self._lock:
+            if self._closed:
+                raise ReaderClosed
+            return function(self.shard)
+
+    def close(self) -> None:
+        """Interrupt the read in hand and close the cursor."""
+        self._closed = True
+        while not self._lock.acquire(timeout=INTERRUPT_EVERY_S):
+            self._con.interrupt()
+        try:
+            self._con.close()
+        finally:
+            self._lock.release()
+
+
+class ShardReaders:
+    """The readers of all held shards. `add` and `remove` are called where shards are opened and closed."""
+
+    def __init__(self) -> None:
+        self._readers: dict[int, ShardReader] = {}
+        self._waiting = 0
+        self._threads = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="reads")
+
+    def add(self, partition: int, shard: Shard) -> None:
+        """Open a reader beside a shard that was taken."""
+        self._readers[partition] = ShardReader(shard)
+
+    def remove(self, partition: int) -> None:
+        """Close a shard's reader, after what it reads now."""
+        if (reader := self._readers.pop(partition, None)) is not None:
+            reader.close()
+
+    async def read(self, partitions: Iterable[int], function: Callable[[duckdb.DuckDBPyConnection], T]) -> dict[int, T]:
+        """Return what `function` reads from each of these shards that is held here. Raises ReadersBusy."""
+        held = {partition: reader for partition in partitions if (reader := self._readers.get(partition)) is not None}
+        found = await asyncio.gather(*(self._submit(partial(reader.read, function)) for reader in held.values()))
+        return {partition: part for partition, part in zip(held, found, strict=True) if part is not None}
+
+    async def read_whole(self, partition: int, function: Callable[[Shard], T]) -> T | None:
+        """Return what `function` reads from a shard through cursors of its own, None when it is not held. Raises ReadersBusy."""
+        reader = self._readers.get(partition)
+        return None if reader is None else await self._submit(partial(reader.read_whole, function))
+
+    def close(self) -> None:
+        """End the threads."""
+        self._threads.shutdown()
+
+    async def _submit(self, read: Callable[[], T]) -> T | None:
+        if self._waiting >= MAX_WAITING:
+            raise ReadersBusy(f"{MAX_WAITING} reads wait already")
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, read)
+        except ReaderClosed:
+            return None
+        finally:
+            self._waiting -= 1
