@@ -6,199 +6,216 @@ when an earlier impression replaces the one on file its clicks are judged anew. 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 
 import duckdb
-import pyarrow.compute as pc
+import pyarrow as pa
 
-from streams import impressions, quarantine, windows
+from streams import clicks, impressions, quarantine, windows
+from streams.clicks import Candidate, Shown
+from streams.events import Reason, Reject
 from streams.intake import Batch
 from streams.rules import CountingRules
-
-CLICK = """
-    ts_us BIGINT, key UBIGINT, impression_id VARCHAR, event_id VARCHAR, position BIGINT, item_norm VARCHAR,
-    raw BLOB, log_offset BIGINT, line BIGINT"""
-TABLES = f"CREATE TABLE clicks ({CLICK}, reason VARCHAR, delay_us BIGINT); CREATE TABLE pending ({CLICK});"
-"""`key` is hash(impression_id), `reason` null where the click counts, else why not, `delay_us` its time after the impression."""
-
-# When each version of an impression came: a click waits only for one that comes while it still waits.
-VERSIONS = """
-CREATE OR REPLACE TEMP TABLE versions AS
-SELECT impression_id, ts_us, seq, arrival_us FROM fresh_impressions
-UNION ALL
-SELECT impression_id, ts_us, -1, 0 FROM known_impressions
-"""
-
-CANDIDATES = """
-CREATE OR REPLACE TEMP TABLE candidates AS
-SELECT 'fresh' AS origin, seq, ts_us, hash(impression_id) AS key, impression_id, event_id, position, item_norm,
-    raw, log_offset, line
-FROM fresh_clicks
-UNION ALL
-SELECT 'pending', -1, * FROM pending WHERE impression_id IN (SELECT impression_id FROM versions)
-UNION ALL
-SELECT 'reopened', -1, * EXCLUDE (reason, delay_us) FROM reopened
-"""
-FIRST_CANDIDATE = "SELECT min(ts_us) FROM candidates"
-
-FOUND = """
-CREATE OR REPLACE TEMP TABLE found AS
-WITH hits AS MATERIALIZED (
-    SELECT c.event_id, i.impression_id AS shown_id, i.ts_us AS shown_us, i.day, i.query_norm, len(i.items) AS shown,
-        coalesce(i.items_norm, i.items)[c.position + 1] AS shown_norm
-    FROM impressions i JOIN candidates c ON i.key = c.key
-)
-SELECT * FROM hits JOIN candidates c USING (event_id) WHERE shown_id = c.impression_id
-"""
-
-ALL_TIMELY = "CREATE OR REPLACE TEMP TABLE given_up AS SELECT event_id FROM candidates LIMIT 0"
-GIVEN_UP = """
-CREATE OR REPLACE TEMP TABLE given_up AS
-SELECT c.event_id FROM candidates c JOIN versions v USING (impression_id)
-WHERE c.origin <> 'reopened'
-GROUP BY c.event_id
-HAVING NOT bool_or(v.ts_us <= c.ts_us AND (v.seq < c.seq OR v.arrival_us <= c.ts_us + $window))
-"""
-
-JUDGED = """
-CREATE OR REPLACE TEMP TABLE judged AS
-SELECT *, shown_us > ts_us OR event_id IN (FROM given_up) AS waits, ts_us - shown_us AS delay_us,
-    CASE
-        WHEN ts_us - shown_us > $window THEN 'late_click'
-        WHEN position >= shown THEN 'position_out_of_range'
-        WHEN item_norm <> shown_norm THEN 'item_mismatch'
-    END AS reason
-FROM found
-"""
-
-STOP_WAITING = "DELETE FROM pending WHERE event_id IN (SELECT event_id FROM judged WHERE NOT waits AND origin = 'pending')"
-WAIT = """
-INSERT INTO pending
-SELECT ts_us, key, impression_id, event_id, position, item_norm, raw, log_offset, line
-FROM candidates
-WHERE origin = 'fresh' AND event_id NOT IN (SELECT event_id FROM judged WHERE NOT waits)
-"""
-
-COUNTED = "SELECT day, count(*), min(shown_us), max(shown_us) FROM judged WHERE NOT waits AND reason IS NULL GROUP BY day"
-HAS_REFUSED = "SELECT count(*) > 0 FROM judged WHERE NOT waits AND reason IS NOT NULL"
-CLICKED_POSITIONS = """
-CREATE OR REPLACE TEMP TABLE clicked_positions AS
-WITH clicked AS MATERIALIZED (
-    SELECT DISTINCT key, impression_id, position, day, query_norm, shown_norm AS item_norm
-    FROM judged WHERE NOT waits AND reason IS NULL
-),
-hits AS MATERIALIZED (
-    SELECT s.impression_id, s.position FROM clicks s JOIN clicked n ON s.key = n.key
-    WHERE s.reason IS NULL AND s.ts_us BETWEEN $low AND $high
-)
-SELECT n.* FROM clicked n ANTI JOIN hits h ON h.impression_id = n.impression_id AND h.position = n.position
-"""
-KEEP = """
-INSERT INTO clicks
-SELECT ts_us, key, impression_id, event_id, position, item_norm, raw, log_offset, line, reason, delay_us
-FROM judged WHERE NOT waits
-"""
-
-REFUSED = """
-CREATE OR REPLACE TEMP TABLE refused_clicks AS
-SELECT *, CASE reason
-    WHEN 'late_click' THEN 'ts: ' || delay_us // 1000000 || ' s after the impression'
-    WHEN 'position_out_of_range' THEN 'position: ' || position || ' in a list of ' || shown
-    ELSE 'item: not the one shown at position ' || position
-    END AS detail
-FROM judged WHERE NOT waits AND reason IS NOT NULL
-"""
-ORPHANS = """
-CREATE OR REPLACE TEMP TABLE refused_clicks AS
-SELECT *, 'orphan_click' AS reason, 'impression_id: no such impression in the time before the click' AS detail
-FROM pending WHERE ts_us < $before
-"""
-STOP_ORPHANS = "DELETE FROM pending WHERE ts_us < $before"
-PENDING = "SELECT count(*), min(ts_us) FROM pending"
 
 NEVER_US = 2**62
 """After every event time."""
 
+Version = tuple[int, int, int]
+"""One version of an impression: ts_us, seq, arrival_us."""
+
 
 @dataclass(slots=True)
 class Change:
-    """What a batch added to the totals (negative where something was taken back), and the days whose data changed."""
+    """What a batch added to the totals (negative where something was taken back), and the days whose data changed.
+
+    `taken_in` are event ids that count or wait, so that their quarantined versions are withdrawn; `refused` the clicks for
+    quarantine, each with its delay after the impression.
+    """
 
     counted: int = 0
     duplicates: int = 0
     quarantined: Counter[str] = field(default_factory=Counter)
     days: set[date] = field(default_factory=set)
+    taken_in: set[str] = field(default_factory=set)
+    refused: list[tuple[Candidate, Reject, int]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Judgement:
+    """What became of the candidates: counted with their impression, refused with the list they were refused by, left waiting."""
+
+    counted: list[tuple[Candidate, Shown]] = field(default_factory=list)
+    refused: list[tuple[Candidate, Shown, Reason]] = field(default_factory=list)
+    waiting: list[Candidate] = field(default_factory=list)
+    repeated: list[Candidate] = field(default_factory=list)
 
 
 def attribute(con: duckdb.DuckDBPyConnection, batch: Batch, rules: CountingRules) -> Change:
-    """Count a batch's impressions and clicks, and the clicks that waited for them."""
+    """Count a batch's impressions and clicks, and the clicks that waited for them; refused clicks are left to `keep_refused`."""
     change = Change()
-    if len(batch.impressions) or len(batch.clicks):
-        con.register("fresh_impressions", batch.impressions)
-        con.register("fresh_clicks", batch.clicks)
-        _count_impressions(con, batch, change)
-        _count_clicks(con, batch, rules, change)
-        con.unregister("fresh_impressions")
-        con.unregister("fresh_clicks")
-    return change
-
-
-def expire_pending(con: duckdb.DuckDBPyConnection, before_us: int, arrived_us: int | None) -> Counter[str]:
-    """Move the pending clicks with ts < before_us to quarantine as orphans."""
-    waiting, first_us = con.execute(PENDING).fetchall()[0]
-    if not waiting or first_us >= before_us:
-        return Counter()
-    con.execute(ORPHANS, {"before": before_us})
-    con.execute(STOP_ORPHANS, {"before": before_us})
-    return quarantine.add_clicks(con, arrived_us)
-
-
-def count_pending(con: duckdb.DuckDBPyConnection) -> int:
-    """Return how many clicks wait for their impression."""
-    return int(con.execute(PENDING).fetchall()[0][0])
-
-
-def _count_impressions(con: duckdb.DuckDBPyConnection, batch: Batch, change: Change) -> None:
+    if not len(batch.impressions) and not len(batch.clicks):
+        return change
+    con.register("fresh_impressions", batch.impressions)
     known = impressions.find_known(con)
+    con.unregister("fresh_impressions")
     standing, replaced = impressions.choose_earliest(batch.impressions, known)
-    con.register("known_impressions", known)
-    con.execute(VERSIONS)
-    con.unregister("known_impressions")
     back = impressions.retract(con, replaced)
+    candidates = _gather(con, batch, bool(replaced))
+    fresh_lists = _lists_of(standing, {click.impression_id for click in candidates})
+    old_lists = clicks.find_lists(con, (c.impression_id for c in candidates if c.impression_id not in fresh_lists))
     change.days |= back.days | impressions.keep_impressions(con, standing)
     change.counted += len(standing) - len(replaced) - back.clicks
     change.duplicates += len(batch.impressions) - len(standing) + len(replaced)
     change.quarantined.subtract(back.quarantined)
+    versions = _versions(batch.impressions, known) if candidates else {}
+    judgement = judge(candidates, fresh_lists | old_lists, versions, rules.attribution_window_us)
+    _settle(con, judgement, old_lists, versions, rules, change)
+    return change
 
 
-def _count_clicks(con: duckdb.DuckDBPyConnection, batch: Batch, rules: CountingRules, change: Change) -> None:
-    con.execute(CANDIDATES)
-    first_us = con.execute(FIRST_CANDIDATE).fetchall()[0][0]
-    if first_us is None:
+def judge(
+    candidates: Sequence[Candidate], shown: dict[str, Shown], versions: dict[str, list[Version]], window_us: int
+) -> Judgement:
+    """Judge clicks, in log order, by the lists they belong to; an event id counts once, by its first version that fits."""
+    judgement, counted = Judgement(), set()
+    for click in candidates:
+        lists = shown.get(click.impression_id)
+        if lists is None or lists.ts_us > click.ts_us or _given_up(click, versions.get(click.impression_id, ()), window_us):
+            judgement.waiting.append(click)
+        elif click.event_id in counted:
+            judgement.repeated.append(click)
+        elif (reason := find_fault(click, lists, window_us)) is not None:
+            judgement.refused.append((click, lists, reason))
+        else:
+            counted.add(click.event_id)
+            judgement.counted.append((click, lists))
+    return judgement
+
+
+def find_fault(click: Candidate, shown: Shown, window_us: int) -> Reason | None:
+    """Say why a click does not fit the list it belongs to, None where it does."""
+    if click.ts_us - shown.ts_us > window_us:
+        return Reason.LATE_CLICK
+    if click.position >= len(shown.items):
+        return Reason.POSITION_OUT_OF_RANGE
+    if click.item_norm is not None and click.item_norm != shown.items[click.position]:
+        return Reason.ITEM_MISMATCH
+    return None
+
+
+def keep_refused(con: duckdb.DuckDBPyConnection, change: Change, arrived_us: int | None) -> Counter[str]:
+    """Put refused clicks in quarantine, after the withdrawals, and return the new rows by reason; others of them are repeats."""
+    if not change.refused:
+        return Counter()
+    added = quarantine.add_rejects(con, [reject for _, reject, _ in change.refused], arrived_us)
+    kept = {(row.event_id, row.reason): (click, str(row.reason), delay) for click, row, delay in reversed(change.refused)}
+    clicks.keep(con, [kept[name] for name in kept.keys() & added])
+    change.duplicates += len(change.refused) - len(added)
+    return Counter(str(reason) for _, reason in added)
+
+
+def find_orphans(con: duckdb.DuckDBPyConnection, before_us: int) -> list[Reject]:
+    """Take the pending clicks with ts < before_us out of waiting and return them, orphans now."""
+    waiting, first_us = clicks.pending_state(con)
+    if not waiting or first_us is None or first_us >= before_us:
+        return []
+    orphans = clicks.read_orphans(con, before_us)
+    clicks.stop_waiting(con, orphans)
+    detail = "impression_id: no such impression in the time before the click"
+    return [_refuse(click, Reason.ORPHAN_CLICK, detail) for click in orphans]
+
+
+def _gather(con: duckdb.DuckDBPyConnection, batch: Batch, reopened: bool) -> list[Candidate]:
+    """Return the clicks to judge: those that waited for the batch's impressions, those that were reopened, and the batch's."""
+    waiting = []
+    if len(batch.impressions) and clicks.pending_state(con)[0]:
+        waiting = clicks.read_waiting(con, batch.impressions.select(["impression_id"]))
+    return waiting + (clicks.read_reopened(con) if reopened else []) + clicks.read_fresh(batch.clicks)
+
+
+def _lists_of(standing: pa.Table, wanted: set[str]) -> dict[str, Shown]:
+    """Return the lists among a batch's impressions that clicks are judged by."""
+    rows = [row for row, name in enumerate(standing["impression_id"].to_pylist()) if name in wanted]
+    table = standing.select(["impression_id", "ts_us", "day", "query_norm", "items", "items_norm"]).take(
+        pa.array(rows, pa.int64())
+    )
+    return {
+        name: Shown(ts_us, day, query, norms if norms is not None else items)
+        for name, ts_us, day, query, items, norms in zip(*(column.to_pylist() for column in table.columns), strict=True)
+    }
+
+
+def _versions(fresh: pa.Table, known: pa.Table) -> dict[str, list[Version]]:
+    """Return when each version of an impression came: a click waits only for one that comes while it still waits."""
+    versions = defaultdict(list)
+    for name, *version in zip(*(fresh[n].to_pylist() for n in ("impression_id", "ts_us", "seq", "arrival_us")), strict=True):
+        versions[name].append((version[0], version[1], version[2]))
+    for row in known.to_pylist():
+        versions[row["impression_id"]].append((row["ts_us"], -2, 0))
+    return versions
+
+
+def _given_up(click: Candidate, versions: Iterable[Version], window_us: int) -> bool:
+    """Say whether a click's impression came only after the click had waited its time; one from before the batch is in time."""
+    came = [v for v in versions if v[0] <= click.ts_us]
+    return bool(came) and not any(seq < click.seq or arrival_us <= click.ts_us + window_us for _, seq, arrival_us in came)
+
+
+def _waited(click: Candidate, versions: Iterable[Version]) -> bool:
+    return not any(ts_us <= click.ts_us and seq < click.seq for ts_us, seq, _ in versions)
+
+
+def _settle(
+    con: duckdb.DuckDBPyConnection,
+    judgement: Judgement,
+    old_lists: dict[str, Shown],
+    versions: dict[str, list[Version]],
+    rules: CountingRules,
+    change: Change,
+) -> None:
+    window_us = rules.attribution_window_us
+    settled = [c for c, _ in judgement.counted] + [c for c, _, _ in judgement.refused] + judgement.repeated
+    clicks.stop_waiting(con, settled)
+    clicks.wait(con, [click for click in judgement.waiting if click.row < 0])
+    _count(con, judgement.counted, old_lists, window_us)
+    change.counted += len(judgement.counted)
+    change.duplicates += len(judgement.repeated)
+    change.days |= {shown.day for _, shown in judgement.counted}
+    change.taken_in |= {click.event_id for click, _ in judgement.counted} | {click.event_id for click in judgement.waiting}
+    for click, shown, reason in judgement.refused:
+        if click.seq >= 0 and click.impression_id not in old_lists and _waited(click, versions.get(click.impression_id, ())):
+            change.taken_in.add(click.event_id)
+        change.refused.append((click, _refuse(click, reason, _detail(click, shown, reason)), click.ts_us - shown.ts_us))
+
+
+def _count(
+    con: duckdb.DuckDBPyConnection, counted: list[tuple[Candidate, Shown]], old_lists: dict[str, Shown], window_us: int
+) -> None:
+    """Keep the clicks that count, and count the positions that were not clicked before."""
+    if not counted:
         return
-    _judge(con, rules.attribution_window_us, first_us, pc.max(batch.impressions["arrival_us"]).as_py() or 0)
-    counted = con.execute(COUNTED).fetchall()
-    if counted:
-        low, high = min(row[2] for row in counted), max(row[3] for row in counted)
-        con.execute(CLICKED_POSITIONS, {"low": low, "high": high + rules.attribution_window_us})
-        windows.add_clicks(con)
-    con.execute(KEEP)
-    change.counted += sum(row[1] for row in counted)
-    change.days |= {row[0] for row in counted}
-    if con.execute(HAS_REFUSED).fetchall()[0][0]:
-        con.execute(REFUSED)
-        change.quarantined.update(quarantine.add_clicks(con, batch.latest_us))
+    old = {click.impression_id: shown for click, shown in counted if click.impression_id in old_lists}
+    before = clicks.find_clicked(con, old, window_us)
+    positions = {(click.impression_id, click.position): shown for click, shown in counted}
+    cells = [
+        (shown.day, shown.query_norm, shown.items[position], position)
+        for (name, position), shown in positions.items()
+        if (name, position) not in before
+    ]
+    windows.add_clicked(con, Counter(cells))
+    clicks.keep(con, [(click, None, click.ts_us - shown.ts_us) for click, shown in counted])
 
 
-def _judge(con: duckdb.DuckDBPyConnection, window: int, first_us: int, last_arrival_us: int) -> None:
-    """Find the candidates' impressions, judge them, and let the others wait; `first_us` is the earliest candidate's time."""
-    con.execute(FOUND)
-    if last_arrival_us <= first_us + window:
-        con.execute(ALL_TIMELY)
-    else:
-        con.execute(GIVEN_UP, {"window": window})
-    con.execute(JUDGED, {"window": window})
-    con.execute(STOP_WAITING)
-    con.execute(WAIT)
+def _refuse(click: Candidate, reason: Reason, detail: str) -> Reject:
+    return Reject(reason, detail, click.raw, click.event_id, click.ts_us, click.log_offset, click.line)
+
+
+def _detail(click: Candidate, shown: Shown, reason: Reason) -> str:
+    if reason is Reason.LATE_CLICK:
+        return f"ts: {(click.ts_us - shown.ts_us) // 1_000_000} s after the impression"
+    if reason is Reason.POSITION_OUT_OF_RANGE:
+        return f"position: {click.position} in a list of {len(shown.items)}"
+    return f"item: not the one shown at position {click.position}"

@@ -6,16 +6,43 @@ Texts are normalised here, once an event, so that the SQL that counts compares p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from streams.events import Click, Event, Impression, Query, encode, normalise
+from streams.events import Click, Decoded, Event, Impression, Query, Reject, encode, normalise
 from streams.rules import DAY_US
 
 TEXTS = pa.list_(pa.string())
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What a run of records held: one row an event, in log order within each table, and what was refused.
+
+    Every table has ts_us, day, event_id and the event's place in the log: raw (its line), log_offset, line.
+    """
+
+    queries: pa.Table
+    impressions: pa.Table
+    clicks: pa.Table
+    rejects: list[Reject] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.queries) + len(self.impressions) + len(self.clicks) + len(self.rejects)
+
+
+def columns_of(decoded: Decoded) -> Columns:
+    """Return decoded events as columns."""
+    return Columns(
+        query_columns(decoded.queries),
+        impression_columns(decoded.impressions),
+        click_columns(decoded.clicks),
+        list(decoded.rejects),
+    )
 
 
 def event_days(ts_us: pa.Array) -> pa.Array:
@@ -60,23 +87,27 @@ def impression_columns(impressions: Sequence[Impression]) -> pa.Table:
 
 
 def click_columns(clicks: Sequence[Click]) -> pa.Table:
-    """Return one row a click with its original bytes, which quarantine may need later."""
+    """Return one row a click."""
     return pa.table(
         _shared(clicks)
         | {
             "impression_id": pa.array([c.impression_id for c in clicks], pa.string()),
             "position": pa.array([c.position for c in clicks], pa.int64()),
             "item_norm": pa.array([None if c.item is None else normalise(c.item) for c in clicks], pa.string()),
-            "raw": pa.array([c.raw or encode(c) for c in clicks], pa.binary()),
-            "log_offset": pa.array([c.offset for c in clicks], pa.int64()),
-            "line": pa.array([c.line for c in clicks], pa.int64()),
         }
     )
 
 
 def _shared(events: Sequence[Event]) -> dict[str, Any]:
     ts_us = pa.array([e.ts_us for e in events], pa.int64())
-    return {"ts_us": ts_us, "day": event_days(ts_us), "event_id": pa.array([e.event_id for e in events], pa.string())}
+    return {
+        "ts_us": ts_us,
+        "day": event_days(ts_us),
+        "event_id": pa.array([e.event_id for e in events], pa.string()),
+        "raw": pa.array([e.raw or encode(e) for e in events], pa.binary()),
+        "log_offset": pa.array([e.offset for e in events], pa.int64()),
+        "line": pa.array([e.line for e in events], pa.int64()),
+    }
 
 
 def _changed(items: tuple[str, ...]) -> tuple[str, ...] | None:

@@ -39,7 +39,6 @@ SELECT ts_us, day, hash(impression_id), impression_id, event_id, session_id, use
 FROM shown_lists
 """
 
-NONE_REOPENED = "CREATE OR REPLACE TEMP TABLE reopened AS FROM clicks LIMIT 0"
 REOPENED = "CREATE OR REPLACE TEMP TABLE reopened AS FROM clicks WHERE impression_id IN (SELECT impression_id FROM replaced_ids)"
 REPLACED = (
     "CREATE OR REPLACE TEMP TABLE shown_lists AS FROM impressions WHERE impression_id IN (SELECT impression_id FROM replaced_ids)"
@@ -50,7 +49,7 @@ SELECT DISTINCT i.day, i.query_norm, c.impression_id, c.position, coalesce(i.ite
 FROM reopened c JOIN shown_lists i USING (impression_id)
 WHERE c.reason IS NULL
 """
-TAKEN_BACK = "CREATE OR REPLACE TEMP VIEW taken_back AS SELECT event_id FROM reopened WHERE reason IS NOT NULL"
+TAKEN_BACK = "CREATE OR REPLACE TEMP VIEW taken_back AS SELECT event_id, reason FROM reopened WHERE reason IS NOT NULL"
 DROP_REPLACED = "DELETE FROM impressions WHERE impression_id IN (SELECT impression_id FROM replaced_ids)"
 DROP_REOPENED = "DELETE FROM clicks WHERE impression_id IN (SELECT impression_id FROM replaced_ids)"
 REPLACED_DAYS = "SELECT DISTINCT day FROM shown_lists"
@@ -89,13 +88,12 @@ def choose_earliest(fresh: pa.Table, known: pa.Table) -> tuple[pa.Table, list[st
 def retract(con: duckdb.DuckDBPyConnection, replaced: list[str]) -> Retraction:
     """Take back the impressions of these ids and what they counted; their clicks are left in the relation `reopened`."""
     if not replaced:
-        con.execute(NONE_REOPENED)
         return Retraction(0, Counter(), set())
     con.register("replaced_ids", pa.table({"impression_id": pa.array(replaced, pa.string())}))
     for sql in (REOPENED, REPLACED, RETRACTED_POSITIONS, TAKEN_BACK):
         con.execute(sql)
     windows.add_impressions(con, -1)
-    windows.add_clicks(con, -1)
+    windows.take_back_clicks(con)
     quarantined = quarantine.take_back(con)
     days = {day for (day,) in con.execute(REPLACED_DAYS).fetchall()}
     for sql in (DROP_REPLACED, DROP_REOPENED, "DROP TABLE shown_lists"):

@@ -6,154 +6,139 @@ on the order of arrival then depends on the log alone, not on how it was cut int
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from itertools import chain
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-import duckdb
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from streams.columns import click_columns, impression_columns, query_columns
-from streams.events import Decoded, Event, Reason, Reject, reject_event
+from streams.columns import Columns
+from streams.events import Reason, Reject
 from streams.rules import CountingRules
 
-TABLES = """
-CREATE TABLE seen (ts_us BIGINT, key UBIGINT, event_id VARCHAR);
-"""
-"""Every event that was taken in, so that what is delivered twice is found. `key` is hash(event_id)."""
-
-# Joining 64-bit keys first and comparing texts only among the hits reads an eighth of what a join on the texts does.
-FIND_DUPLICATES = """
-WITH hits AS MATERIALIZED (
-    SELECT i.row, i.event_id, s.event_id AS seen_id FROM seen s JOIN intake i ON s.key = hash(i.event_id)
-)
-SELECT DISTINCT row FROM hits WHERE event_id = seen_id
-"""
-
-REMEMBER = "INSERT INTO seen SELECT ts_us, hash(event_id), event_id FROM intake"
+Int64s = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Columns of the events to count and the rejects beside them.
 
-    The tables have the columns of `streams.columns` and `seq`, `arrival_us` (int64; 0 where nothing expires). `latest_us` is the
-    latest event time seen after this batch, None when there was none yet.
+    The tables have the columns of `streams.columns.Columns` and `seq`, `arrival_us` (int64; 0 where nothing expires).
+    `reject_seq` and `reject_arrival_us` are the same of the rejects. `latest_us` is the latest event time seen after this batch,
+    None when there was none yet.
     """
 
     queries: pa.Table
     impressions: pa.Table
     clicks: pa.Table
     rejects: list[Reject]
+    reject_seq: Int64s
+    reject_arrival_us: Int64s
     latest_us: int | None
 
     def __len__(self) -> int:
-        return len(self.queries) + len(self.impressions) + len(self.clicks)
+        return len(self.queries) + len(self.impressions) + len(self.clicks) + len(self.rejects)
+
+    @property
+    def tables(self) -> tuple[pa.Table, pa.Table, pa.Table]:
+        return self.queries, self.impressions, self.clicks
 
 
-def drop_applied(decoded: Decoded, next_offset: int) -> Decoded:
+def drop_applied(columns: Columns, next_offset: int) -> Columns:
     """Return what stands at `next_offset` or after it in the log."""
-    return Decoded(
-        [e for e in decoded.queries if e.offset >= next_offset],
-        [e for e in decoded.impressions if e.offset >= next_offset],
-        [e for e in decoded.clicks if e.offset >= next_offset],
-        [r for r in decoded.rejects if r.offset >= next_offset],
-    )
+    tables = (columns.queries, columns.impressions, columns.clicks)
+    kept = [table.filter(pc.greater_equal(table["log_offset"], next_offset)) for table in tables]
+    return Columns(kept[0], kept[1], kept[2], [r for r in columns.rejects if r.offset >= next_offset])
 
 
-def take_in(decoded: Decoded, latest_us: int | None, rules: CountingRules, now_us: int) -> Batch:
-    """Order a batch and turn it into columns; what is ahead of the clock or older than the retention becomes a reject."""
-    ts_us, seq = _times(decoded)
+def take_in(columns: Columns, latest_us: int | None, rules: CountingRules, now_us: int) -> Batch:
+    """Place a batch in the log's order; what is ahead of the clock or older than the retention becomes a reject."""
+    tables = [columns.queries, columns.impressions, columns.clicks]
+    rejects = list(columns.rejects)
     horizon = now_us + rules.future_tolerance_us
-    if len(ts_us) and pc.max(ts_us).as_py() > horizon:
+    early = [_numbers(table, "ts_us") > horizon for table in tables]
+    if any(flags.any() for flags in early):
         detail = f"ts: more than {rules.future_tolerance_us / 1e6:.0f} s ahead of the clock"
-        decoded = _reject_where(decoded, pc.greater(ts_us, horizon), Reason.FUTURE_EVENT, detail)
-        ts_us, seq = _times(decoded)
-    arrival = _arrivals(ts_us, seq, latest_us)
-    after = pc.max(arrival).as_py() if len(arrival) else latest_us
+        tables = _refuse_where(tables, early, rejects, Reason.FUTURE_EVENT, detail)
+    seqs, reject_seq = _log_order(tables, rejects)
+    arrivals, reject_arrival, after = _arrivals(tables, seqs, reject_seq, latest_us)
     if not rules.retention_us:
-        return _to_columns(decoded, seq, pc.multiply(arrival, 0), after)
-    old = pc.less(ts_us, pc.subtract(arrival, rules.retention_us))
-    if pc.any(old).as_py():
-        detail = f"ts: more than {rules.retention_days} days before the latest event seen"
-        decoded = _reject_where(decoded, old, Reason.TOO_OLD, detail)
-        young = pc.invert(old)
-        seq, arrival = seq.filter(young), arrival.filter(young)
-    return _to_columns(decoded, seq, arrival, after)
+        arrivals, reject_arrival = [arrival * 0 for arrival in arrivals], reject_arrival * 0
+    tables = [_place(*placed) for placed in zip(tables, seqs, arrivals, strict=True)]
+    if rules.retention_us:
+        old = [_numbers(t, "ts_us") < a - rules.retention_us for t, a in zip(tables, arrivals, strict=True)]
+        if any(flags.any() for flags in old):
+            detail = f"ts: more than {rules.retention_days} days before the latest event seen"
+            reject_seq = np.concatenate([reject_seq, *(s[flags] for s, flags in zip(seqs, old, strict=True))])
+            reject_arrival = np.concatenate([reject_arrival, *(a[flags] for a, flags in zip(arrivals, old, strict=True))])
+            tables = _refuse_where(tables, old, rejects, Reason.TOO_OLD, detail)
+    return Batch(tables[0], tables[1], tables[2], rejects, reject_seq, reject_arrival, after)
 
 
-def drop_duplicates(con: duckdb.DuckDBPyConnection, batch: Batch) -> Batch:
-    """Return the batch without what this shard has seen and without repeats inside it; remember the rest."""
-    tables = [batch.queries, batch.impressions, batch.clicks]
-    ids = pa.concat_tables([t.select(["event_id", "ts_us", "seq"]) for t in tables])
-    ids = ids.append_column("row", pa.array(range(len(ids)), pa.int64()))
-    con.register("intake", ids)
-    gone = _repeats(ids) | {row for (row,) in con.execute(FIND_DUPLICATES).fetchall()}
-    if gone:
-        keep = pa.array([row not in gone for row in range(len(ids))])
-        con.register("intake", ids.filter(keep))
-        starts = [0, len(tables[0]), len(tables[0]) + len(tables[1])]
-        tables = [t.filter(keep.slice(start, len(t))) for t, start in zip(tables, starts, strict=True)]
-    con.execute(REMEMBER)
-    con.unregister("intake")
-    return replace(batch, queries=tables[0], impressions=tables[1], clicks=tables[2])
+def split(batch: Batch, starts: Sequence[int], latest_us: int | None) -> list[Batch]:
+    """Cut a batch into pieces that begin at these places in its log order; `latest_us` is the latest event time before it."""
+    pieces = []
+    for low, high in zip([-1, *starts], [*starts, None], strict=True):
+        tables = [t.filter(pa.array(_between(_numbers(t, "seq"), low, high))) for t in batch.tables]
+        chosen = _between(batch.reject_seq, low, high)
+        rejects = [reject for reject, is_in in zip(batch.rejects, chosen, strict=True) if is_in]
+        times = [latest_us, *(pc.max(t["ts_us"]).as_py() for t in tables)]
+        latest_us = max((t for t in times if t is not None), default=None)
+        pieces.append(
+            Batch(tables[0], tables[1], tables[2], rejects, batch.reject_seq[chosen], batch.reject_arrival_us[chosen], latest_us)
+        )
+    return pieces
 
 
-def _events(decoded: Decoded) -> chain[Event]:
-    return chain(decoded.queries, decoded.impressions, decoded.clicks)
+def _between(seq: Int64s, low: int, high: int | None) -> Flags:
+    return (seq >= low) if high is None else (seq >= low) & (seq < high)
 
 
-def _times(decoded: Decoded) -> tuple[pa.Array, pa.Array]:
-    """Return event times and log order, one number that grows with (offset, line)."""
-    events = list(_events(decoded))
-    width = max((e.line for e in events), default=0) + 2
-    first = min((e.offset for e in events), default=0)
-    seq = pa.array([(e.offset - first) * width + e.line + 1 for e in events], pa.int64())
-    return pa.array([e.ts_us for e in events], pa.int64()), seq
+def _numbers(table: pa.Table, name: str) -> Int64s:
+    return table[name].to_numpy()  # type: ignore[no-any-return]
 
 
-def _arrivals(ts_us: pa.Array, seq: pa.Array, latest_us: int | None) -> pa.Array:
-    """Return for each event the latest event time seen when it arrived, itself included."""
-    order = pc.sort_indices(seq)
-    running = pc.cumulative_max(ts_us.take(order))
-    if latest_us is not None:
-        running = pc.max_element_wise(running, latest_us)
-    return running.take(pc.sort_indices(order))
+def _log_order(tables: Iterable[pa.Table], rejects: Sequence[Reject]) -> tuple[list[Int64s], Int64s]:
+    """Return for each table's rows and for the rejects one number that grows with (offset, line)."""
+    places = [(_numbers(t, "log_offset"), _numbers(t, "line")) for t in tables]
+    places.append((np.array([r.offset for r in rejects], np.int64), np.array([r.line for r in rejects], np.int64)))
+    width = max((int(lines.max()) for _, lines in places if len(lines)), default=0) + 2
+    first = min((int(offsets.min()) for offsets, _ in places if len(offsets)), default=0)
+    seqs = [(offsets - first) * width + lines + 1 for offsets, lines in places]
+    return seqs[:-1], seqs[-1]
 
 
-def _reject_where(decoded: Decoded, bad: pa.Array, reason: Reason, detail: str) -> Decoded:
-    """Return the batch with the events flagged in `bad` (queries, impressions, clicks in turn) among its rejects."""
-    kept = Decoded(rejects=list(decoded.rejects))
-    for event, is_bad in zip(_events(decoded), bad.to_pylist(), strict=True):
-        kept.add(reject_event(event, reason, detail) if is_bad else event)
+def _arrivals(
+    tables: Sequence[pa.Table], seqs: Sequence[Int64s], reject_seq: Int64s, latest_us: int | None
+) -> tuple[list[Int64s], Int64s, int | None]:
+    """Return the latest event time seen when each event arrived, itself included, and when each reject did; and the last one."""
+    ts_us, seq = np.concatenate([_numbers(t, "ts_us") for t in tables]), np.concatenate(seqs)
+    order = np.argsort(seq, kind="stable")
+    running = np.maximum.accumulate(ts_us[order])
+    before = -1 if latest_us is None else latest_us
+    running = np.maximum(running, before)
+    arrival = np.empty_like(running)
+    arrival[order] = running
+    steps = np.concatenate([np.array([before], np.int64), running])
+    of_rejects = steps[np.searchsorted(seq[order], reject_seq, side="left")]
+    bounds = np.cumsum([len(t) for t in tables])[:-1]
+    return np.split(arrival, bounds), of_rejects, int(running[-1]) if len(running) else latest_us
+
+
+def _place(table: pa.Table, seq: Int64s, arrival: Int64s) -> pa.Table:
+    return table.append_column("seq", pa.array(seq)).append_column("arrival_us", pa.array(arrival))
+
+
+def _refuse_where(
+    tables: Sequence[pa.Table], bad: Sequence[Flags], rejects: list[Reject], reason: Reason, detail: str
+) -> list[pa.Table]:
+    """Return the tables without the rows flagged in `bad`, which join the rejects."""
+    kept = []
+    for table, flags in zip(tables, bad, strict=True):
+        refused = table.select(["raw", "event_id", "ts_us", "log_offset", "line"]).filter(pa.array(flags))
+        rejects += [Reject(reason, detail, *row) for row in zip(*(c.to_pylist() for c in refused.columns), strict=True)]
+        kept.append(table.filter(pa.array(~flags)))
     return kept
-
-
-def _to_columns(decoded: Decoded, seq: pa.Array, arrival: pa.Array, latest_us: int | None) -> Batch:
-    queries, shown = len(decoded.queries), len(decoded.queries) + len(decoded.impressions)
-
-    def place(table: pa.Table, start: int) -> pa.Table:
-        placed = table.append_column("seq", seq.slice(start, len(table)))
-        return placed.append_column("arrival_us", arrival.slice(start, len(table)))
-
-    return Batch(
-        place(query_columns(decoded.queries), 0),
-        place(impression_columns(decoded.impressions), queries),
-        place(click_columns(decoded.clicks), shown),
-        decoded.rejects,
-        latest_us,
-    )
-
-
-def _repeats(ids: pa.Table) -> set[int]:
-    """Return the rows whose event_id stands earlier in the batch."""
-    names = ids["event_id"].to_pylist()
-    if len(set(names)) == len(names):
-        return set()
-    first: set[str] = set()
-    repeats = set()
-    for row in pc.sort_indices(ids["seq"]).to_pylist():
-        if names[row] in first:
-            repeats.add(row)
-        first.add(names[row])
-    return repeats

@@ -1,6 +1,7 @@
 """Quarantine: events that cannot be used, each with its reason and its original bytes, to be looked at and repaired.
 
-A bad event delivered twice has one row: it is known by its reason and event_id, or by its bytes where no id could be read.
+A bad event delivered twice has one row: it is known by its reason and event_id, or by its bytes where no id could be read. When a
+good version of the same event_id is taken in, its rows are withdrawn: that event is repaired.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from hashlib import blake2b
 import duckdb
 import pyarrow as pa
 
-from streams.events import Reject
+from streams.events import Reason, Reject
 
 TABLES = """
 CREATE SEQUENCE quarantine_ids;
@@ -21,25 +22,21 @@ CREATE TABLE quarantine (
     log_offset BIGINT, line BIGINT, published BOOLEAN DEFAULT false, arrived_us BIGINT, digest BLOB
 );
 """
-"""`arrived_us` is the latest event time the shard had seen, `digest` tells repeated rejects (null for clicks, which decoded)."""
+"""`arrived_us` is the latest event time the shard had seen, `digest` tells repeats."""
+
+CLICK_REASONS = [str(r) for r in (Reason.LATE_CLICK, Reason.ORPHAN_CLICK, Reason.POSITION_OUT_OF_RANGE, Reason.ITEM_MISMATCH)]
+"""Why clicks are refused that decoded well: their ids are known to the shard, but free."""
 
 ADD_REJECTS = """
 INSERT INTO quarantine (reason, detail, event_id, ts_us, raw, log_offset, line, arrived_us, digest)
 SELECT reason, detail, event_id, ts_us, raw, log_offset, line, $arrived, digest
-FROM rejects WHERE digest NOT IN (SELECT digest FROM quarantine WHERE digest IS NOT NULL)
+FROM rejects WHERE digest NOT IN (SELECT digest FROM quarantine)
 ORDER BY log_offset, line
-RETURNING reason
+RETURNING event_id, reason
 """
-
-ADD_CLICKS = """
-INSERT INTO quarantine (reason, detail, event_id, ts_us, raw, log_offset, line, arrived_us)
-SELECT reason, detail, event_id, ts_us, raw, log_offset, line, $arrived
-FROM refused_clicks
-ORDER BY log_offset, line
-RETURNING reason
-"""
-
-TAKE_BACK = "DELETE FROM quarantine WHERE digest IS NULL AND event_id IN (SELECT event_id FROM taken_back) RETURNING reason"
+TAKE_BACK = "DELETE FROM quarantine WHERE (event_id, reason) IN (SELECT event_id, reason FROM taken_back) RETURNING reason"
+WITHDRAW = "DELETE FROM quarantine WHERE event_id IN (SELECT event_id FROM taken_in) RETURNING event_id, reason"
+FREE_IDS = "SELECT DISTINCT event_id FROM quarantine SEMI JOIN intake USING (event_id) WHERE reason IN (SELECT unnest($reasons))"
 
 READ = """
 SELECT id, reason, detail, event_id, ts_us, raw, log_offset, line, published FROM quarantine ORDER BY id
@@ -51,25 +48,35 @@ PUBLISH = "UPDATE quarantine SET published = true WHERE id IN (SELECT unnest($id
 EXPIRE = "DELETE FROM quarantine WHERE arrived_us < $cut AND published"
 
 
-def add_rejects(con: duckdb.DuckDBPyConnection, rejects: Sequence[Reject], arrived_us: int | None) -> Counter[str]:
-    """Keep what the decoder refused and return the new rows by reason; the others are repeats."""
+def add_rejects(
+    con: duckdb.DuckDBPyConnection, rejects: Sequence[Reject], arrived_us: int | None
+) -> list[tuple[str | None, Reason]]:
+    """Keep what was refused and return event_id and reason of each new row; the others are repeats."""
     distinct = {_digest(r): r for r in reversed(rejects)}
     if not distinct:
-        return Counter()
+        return []
     con.register("rejects", _columns(distinct))
-    added = Counter(reason for (reason,) in con.execute(ADD_REJECTS, {"arrived": arrived_us}).fetchall())
+    added = con.execute(ADD_REJECTS, {"arrived": arrived_us}).fetchall()
     con.unregister("rejects")
-    return added
-
-
-def add_clicks(con: duckdb.DuckDBPyConnection, arrived_us: int | None) -> Counter[str]:
-    """Keep the rows of the relation `refused_clicks` and return their number by reason."""
-    return Counter(reason for (reason,) in con.execute(ADD_CLICKS, {"arrived": arrived_us}).fetchall())
+    return [(event_id, Reason(reason)) for event_id, reason in added]
 
 
 def take_back(con: duckdb.DuckDBPyConnection) -> Counter[str]:
-    """Remove the clicks in the relation `taken_back` (event_id), which are judged anew, and return their number by reason."""
+    """Remove the clicks in the relation `taken_back` (event_id, reason), to be judged anew; return their number by reason."""
     return Counter(reason for (reason,) in con.execute(TAKE_BACK).fetchall())
+
+
+def withdraw(con: duckdb.DuckDBPyConnection, taken_in: pa.Array) -> list[tuple[str, Reason]]:
+    """Remove the rows of events (by id) of which a good version was taken in; return event_id and reason of each."""
+    con.register("taken_in", pa.table({"event_id": taken_in}))
+    withdrawn = con.execute(WITHDRAW).fetchall()
+    con.unregister("taken_in")
+    return [(event_id, Reason(reason)) for event_id, reason in withdrawn]
+
+
+def find_free(con: duckdb.DuckDBPyConnection) -> set[str]:
+    """Return the ids in the relation `intake` (event_id) under which a click was taken in and refused later."""
+    return {event_id for (event_id,) in con.execute(FREE_IDS, {"reasons": CLICK_REASONS}).fetchall()}
 
 
 def read_quarantine(con: duckdb.DuckDBPyConnection) -> pa.Table:

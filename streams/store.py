@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -18,18 +18,22 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from streams import attribution, cooccurrence, days, impressions, intake, quarantine, windows
-from streams.events import Decoded
+from streams import attribution, clicks, compaction, cooccurrence, days, impressions, intake, quarantine, repeats, windows
+from streams.columns import Columns, columns_of
+from streams.events import Decoded, Reason, Reject
+from streams.intake import Batch
 from streams.rules import CountingRules
+from streams.upkeep import Account, Tended, Upkeep
 
 __all__ = ["Applied", "CountingRules", "OffsetGap", "Shard", "ShardTotals", "StoreError"]
 
-LAYOUT = 1
+LAYOUT = 2
 """Number of the table layout; a file of another one is refused."""
 
 OPTIONS: dict[str, Any] = {
     "threads": 1,
-    "checkpoint_threshold": "64MB",
+    "checkpoint_threshold": "256MB",  # upkeep checkpoints long before, between batches
+    "max_vacuum_tasks": 0,  # else every fourth checkpoint merges row groups for seconds
     "autoload_known_extensions": False,
     "autoinstall_known_extensions": False,
 }
@@ -62,6 +66,15 @@ REHASH = (
 
 class StoreError(Exception):
     """A shard that cannot be used as asked; the text names its file."""
+
+
+class _CutPiece(Exception):
+    """Piece `number` of a batch must be cut into `parts`: an event came again whose id was freed in it."""
+
+    def __init__(self, number: int, parts: list[Batch]) -> None:
+        super().__init__(number)
+        self.number = number
+        self.parts = parts
 
 
 class OffsetGap(StoreError):
@@ -102,7 +115,7 @@ class Shard:
         self._path = path
         self._rules = rules
         self._totals = _load_totals(con)
-        self._expired_us = 0
+        self._upkeep = Upkeep(con, path, self._transaction)
 
     @classmethod
     def open(cls, path: Path, rules: CountingRules, read_only: bool = False) -> Shard:
@@ -125,13 +138,14 @@ class Shard:
         totals = self._totals
         return None if totals.topic_id is None or totals.next_offset is None else (totals.topic_id, totals.next_offset)
 
-    def apply(self, decoded: Decoded, *, topic_id: str, first_offset: int, next_offset: int, now: float) -> Applied:
+    def apply(self, decoded: Decoded | Columns, *, topic_id: str, first_offset: int, next_offset: int, now: float) -> Applied:
         """Count the events of the records first_offset <= offset < next_offset, in one transaction with the offsets.
 
         What was applied before is dropped. `now` is the clock, seconds since the epoch, for the future-event check. Another topic
         id than the stored one starts over at that topic's offsets; repeats are then known by their ids. Raises OffsetGap when
         records are missing.
         """
+        columns = columns_of(decoded) if isinstance(decoded, Decoded) else decoded
         if topic_id == self._totals.topic_id and self._totals.next_offset is not None:
             expected = self._totals.next_offset
             if next_offset <= expected:
@@ -139,17 +153,20 @@ class Shard:
             if first_offset > expected:
                 raise OffsetGap(f"shard {self._path}: next offset is {expected}, records start at {first_offset}")
             if first_offset < expected:
-                decoded = intake.drop_applied(decoded, expected)
+                columns = intake.drop_applied(columns, expected)
         moved = replace(self._totals, topic_id=topic_id, next_offset=next_offset)
-        with self._transaction():
-            totals = self._count(moved, decoded, round(now * 1_000_000))
+        pieces = [intake.take_in(columns, moved.latest_us, self._rules, round(now * 1_000_000))]
+        while (totals := self._count_pieces(moved, pieces)) is None:
+            pass
         return self._settle(totals)
 
     def finish(self, now: float) -> Applied:
         """End an isolated log: every click that still waits becomes an orphan."""
         with self._transaction():
-            orphans = attribution.expire_pending(self._con, attribution.NEVER_US, self._totals.latest_us)
-            totals = self._add(self._totals, quarantined=orphans)
+            change = attribution.Change()
+            self._expire_pending(attribution.NEVER_US, self._totals.latest_us, change)
+            duplicates = self._totals.duplicates + change.duplicates
+            totals = self._add(replace(self._totals, duplicates=duplicates), change.quarantined)
             _save(self._con, totals)
         return self._settle(totals)
 
@@ -201,41 +218,79 @@ class Shard:
             days.mark_exported(self._con, day)
         self._totals = replace(self._totals, days_exported=days.read_exported(self._con))
 
+    def tend(self, budget_s: float = 0.25) -> list[Tended]:
+        """Do the upkeep that is due (checkpoint, expiry, compaction) for about `budget_s` seconds; changes no count."""
+        return self._upkeep.tend(self._totals.latest_us, self._rules, budget_s)
+
+    def upkeep(self) -> Mapping[str, Account]:
+        """Return what upkeep has done since the shard was opened, by kind. Safe from any thread."""
+        return self._upkeep.accounts()
+
     def close(self) -> None:
         """Close the file and give up its lock."""
         self._con.close()
 
-    def _count(self, totals: ShardTotals, decoded: Decoded, now_us: int) -> ShardTotals:
+    def _count_pieces(self, totals: ShardTotals, pieces: list[Batch]) -> ShardTotals | None:
+        """Count a batch's pieces in one transaction; where one must be cut, undo everything, cut it in `pieces`, return None."""
+        expired_us = self._expired_us
+        try:
+            with self._transaction():
+                for number, piece in enumerate(pieces):
+                    before_us = totals.latest_us
+                    totals, conflicts = self._count(totals, piece)
+                    if conflicts:
+                        raise _CutPiece(number, intake.split(piece, conflicts, before_us))
+                _save(self._con, totals)
+        except BaseException as error:
+            self._expired_us = expired_us
+            if not isinstance(error, _CutPiece):
+                raise
+            pieces[error.number : error.number + 1] = error.parts
+            return None
+        return totals
+
+    def _count(self, totals: ShardTotals, batch: Batch) -> tuple[ShardTotals, list[int]]:
         con, rules = self._con, self._rules
-        batch = intake.take_in(decoded, totals.latest_us, rules, now_us)
-        fresh = intake.drop_duplicates(con, batch)
+        sifted = repeats.drop_repeats(con, batch, rules, any(totals.quarantined.get(r) for r in quarantine.CLICK_REASONS))
+        fresh = sifted.fresh
+        rejected = quarantine.add_rejects(con, fresh.rejects, batch.latest_us)
         change = attribution.attribute(con, fresh, rules)
-        rejected = quarantine.add_rejects(con, batch.rejects, batch.latest_us)
         changed = change.days | cooccurrence.count_queries(con, fresh.queries, rules)
         days.soil_days(con, changed)
-        change.quarantined.update(rejected)
-        repeats = len(batch) - len(fresh) + len(batch.rejects) - rejected.total()
-        if batch.latest_us is not None and rules.retention_us:
-            change.quarantined.update(self._forget(batch.latest_us))
+        withdrawn = self._withdraw(fresh, change) if rejected or any(totals.quarantined.values()) else []
+        change.quarantined.update(attribution.keep_refused(con, change, batch.latest_us))
+        change.quarantined.subtract(str(reason) for _, reason in withdrawn)
+        change.quarantined.update(str(reason) for _, reason in rejected)
+        orphans = self._forget(batch.latest_us, change) if batch.latest_us is not None and rules.retention_us else []
+        repeated = len(sifted.repeats) + sifted.rejects_repeated + len(fresh.rejects) - len(rejected) + len(withdrawn)
         totals = replace(
             totals,
             latest_us=batch.latest_us,
-            events=totals.events + len(decoded),
+            events=totals.events + len(batch),
             counted=totals.counted + change.counted + len(fresh.queries),
-            duplicates=totals.duplicates + change.duplicates + repeats,
+            duplicates=totals.duplicates + change.duplicates + repeated,
         )
-        totals = self._add(totals, change.quarantined)
-        _save(con, totals)
-        return totals
+        freed = [reject for _, reject, _ in change.refused] + orphans
+        return self._add(totals, change.quarantined), repeats.find_conflicts(batch, sifted, freed)
 
-    def _forget(self, latest_us: int) -> Counter[str]:
-        """Expire waiting clicks, and once a day of event time the state older than the retention."""
-        orphans = attribution.expire_pending(self._con, latest_us - self._rules.attribution_window_us, latest_us)
-        cut_us = days.find_cut(self._con, latest_us, self._rules)
-        if cut_us > self._expired_us:
-            days.expire(self._con, cut_us)
-            quarantine.expire_rows(self._con, cut_us)
-            self._expired_us = cut_us
+    def _withdraw(self, fresh: Batch, change: attribution.Change) -> list[tuple[str, Reason]]:
+        """Withdraw what is in quarantine of the events that were taken in, and forget the refused clicks among it."""
+        ids = [*fresh.queries["event_id"].chunks, *fresh.impressions["event_id"].chunks, pa.array(change.taken_in, pa.string())]
+        withdrawn = quarantine.withdraw(self._con, pa.chunked_array(ids, pa.string()))
+        if versions := [event_id for event_id, reason in withdrawn if reason in quarantine.CLICK_REASONS]:
+            clicks.forget_refused(self._con, versions)
+        return withdrawn
+
+    def _forget(self, latest_us: int, change: attribution.Change) -> list[Reject]:
+        """Expire waiting clicks; return the orphans."""
+        orphans = self._expire_pending(latest_us - self._rules.attribution_window_us, latest_us, change)
+        return orphans
+
+    def _expire_pending(self, before_us: int, latest_us: int | None, change: attribution.Change) -> list[Reject]:
+        orphans = attribution.find_orphans(self._con, before_us)
+        added = quarantine.add_rejects(self._con, orphans, latest_us)
+        change.quarantined.update(str(reason) for _, reason in added)
+        change.duplicates += len(orphans) - len(added)
         return orphans
 
     def _add(self, totals: ShardTotals, quarantined: Counter[str]) -> ShardTotals:
@@ -244,7 +299,7 @@ class Shard:
         return replace(
             totals,
             quarantined={reason: number for reason, number in sorted(by_reason.items()) if number},
-            pending=attribution.count_pending(self._con),
+            pending=clicks.pending_state(self._con)[0],
             days_exported=days.read_exported(self._con),
         )
 
@@ -278,7 +333,7 @@ def _prepare(con: duckdb.DuckDBPyConnection, path: Path, read_only: bool) -> Non
         if read_only:
             raise StoreError(f"{path} holds no shard")
         con.execute("BEGIN")
-        for owner in (intake, impressions, attribution, windows, cooccurrence, quarantine, days):
+        for owner in (repeats, impressions, clicks, windows, cooccurrence, quarantine, days, compaction):
             con.execute(owner.TABLES)
         con.execute(TABLES.replace("$layout", str(LAYOUT)))
         con.execute("COMMIT")
@@ -296,7 +351,7 @@ def _prepare(con: duckdb.DuckDBPyConnection, path: Path, read_only: bool) -> Non
 
 def _load_totals(con: duckdb.DuckDBPyConnection) -> ShardTotals:
     topic_id, next_offset, latest_us, events, counted, duplicates, quarantined = con.execute(LOAD).fetchall()[0]
-    pending, exported = attribution.count_pending(con), days.read_exported(con)
+    pending, exported = clicks.pending_state(con)[0], days.read_exported(con)
     return ShardTotals(topic_id, next_offset, latest_us, events, counted, duplicates, json.loads(quarantined), pending, exported)
 
 

@@ -5,7 +5,7 @@ Counts are appended as deltas by day and summed when read, so that counting neve
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import date, timedelta
 
 import duckdb
@@ -29,12 +29,23 @@ FROM (
 GROUP BY ALL
 """
 
-ADD_CLICKS = """
+TAKE_BACK_CLICKS = """
 INSERT INTO window_deltas
-SELECT day, query_norm, item_norm, position, 0, $sign * count(*)
+SELECT day, query_norm, item_norm, position, 0, -count(*)
 FROM clicked_positions
 GROUP BY ALL
 """
+
+ADD_CLICKED = "INSERT INTO window_deltas SELECT day, query_norm, item_norm, position, 0, lists FROM cells"
+CELLS = pa.schema(
+    [
+        ("day", pa.date32()),
+        ("query_norm", pa.string()),
+        ("item_norm", pa.string()),
+        ("position", pa.int32()),
+        ("lists", pa.int64()),
+    ]
+)
 
 READ = """
 SELECT query_norm, item_norm, position, sum(impressions)::BIGINT AS impressions, sum(clicks)::BIGINT AS clicks
@@ -100,9 +111,18 @@ def add_impressions(con: duckdb.DuckDBPyConnection, sign: int = 1) -> None:
     con.execute(ADD_IMPRESSIONS, {"sign": sign})
 
 
-def add_clicks(con: duckdb.DuckDBPyConnection, sign: int = 1) -> None:
-    """Count the rows of the relation `clicked_positions` (day, query_norm, item_norm, position); sign -1 takes them back."""
-    con.execute(ADD_CLICKS, {"sign": sign})
+def take_back_clicks(con: duckdb.DuckDBPyConnection) -> None:
+    """Uncount the rows of the relation `clicked_positions` (day, query_norm, item_norm, position)."""
+    con.execute(TAKE_BACK_CLICKS)
+
+
+def add_clicked(con: duckdb.DuckDBPyConnection, cells: Mapping[tuple[date, str, str, int], int]) -> None:
+    """Count newly clicked positions: (day, query_norm, item_norm, position) and how many lists."""
+    if cells:
+        columns = zip(*((*cell, number) for cell, number in cells.items()), strict=True)
+        con.register("cells", pa.table([pa.array(c, f.type) for c, f in zip(columns, CELLS, strict=True)], schema=CELLS))
+        con.execute(ADD_CLICKED)
+        con.unregister("cells")
 
 
 def read_windows(con: duckdb.DuckDBPyConnection, as_of: date) -> pa.Table:

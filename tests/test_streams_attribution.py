@@ -106,9 +106,11 @@ def test_a_click_waits_as_long_as_the_attribution_window_of_event_time(tmp_path:
     assert (shard.totals().pending, refused(shard)) == (1, {})
     feed(shard, [query("e3", START + 2 + 24 * HOUR)], start=2)
     assert (shard.totals().pending, refused(shard)) == (0, {"e1": "orphan_click"})
-    feed(shard, [impression("e4", START), click("e1", START + 1)], start=3)
+    feed(shard, [impression("e4", START)], start=3)
     assert refused(shard) == {"e1": "orphan_click"}
-    assert shard.totals().duplicates == 1
+    feed(shard, [click("e1", START + 1)], start=4)
+    assert refused(shard) == {}, "the click came again, and its impression is there now"
+    assert (shard.totals().counted, shard.totals().duplicates) == (4, 1)
     shard.close()
 
 

@@ -46,7 +46,8 @@ def test_a_bad_event_among_good_ones_disturbs_nothing(shard: Shard) -> None:
 
 def test_a_repaired_event_with_the_same_id_counts(shard: Shard) -> None:
     feed(shard, [b'{"type":"query","event_id":"e1","ts":1.0,"query":"q"}', query("e1", START)])
-    assert (shard.totals().counted, shard.totals().quarantined) == (1, {"invalid": 1})
+    assert (shard.totals().counted, shard.totals().duplicates, shard.totals().quarantined) == (1, 1, {})
+    assert len(shard.quarantine()) == 0
 
 
 def test_rows_are_published_once(shard: Shard) -> None:

@@ -1,0 +1,189 @@
+"""Clicks: the ones that were judged and the ones that wait, as rows that attribution judges, and the lists they are judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
+from typing import NamedTuple
+
+import duckdb
+import pyarrow as pa
+
+CLICK = """
+    ts_us BIGINT, key UBIGINT, impression_id VARCHAR, event_id VARCHAR, position BIGINT, item_norm VARCHAR,
+    raw BLOB, log_offset BIGINT, line BIGINT"""
+TABLES = f"CREATE TABLE clicks ({CLICK}, reason VARCHAR, delay_us BIGINT); CREATE TABLE pending ({CLICK});"
+"""`key` is hash(impression_id), `reason` null where the click counts, else why not, `delay_us` its time after the impression."""
+
+READ_WAITING = """
+SELECT rowid, -1, ts_us, impression_id, event_id, position, item_norm, raw, log_offset, line
+FROM pending WHERE impression_id IN (FROM wanted) ORDER BY rowid
+"""
+READ_REOPENED = """
+SELECT -1, -1, ts_us, impression_id, event_id, position, item_norm, raw, log_offset, line FROM reopened ORDER BY log_offset, line
+"""
+FIND_LISTS = """
+WITH hits AS MATERIALIZED (
+    SELECT w.impression_id AS wanted_id, i.impression_id, i.ts_us, i.day, i.query_norm, coalesce(i.items_norm, i.items) AS items
+    FROM impressions i JOIN wanted w ON i.key = hash(w.impression_id)
+)
+SELECT impression_id, ts_us, day, query_norm, items FROM hits WHERE impression_id = wanted_id
+"""
+FIND_CLICKED = """
+WITH hits AS MATERIALIZED (
+    SELECT w.impression_id AS wanted_id, c.impression_id, c.position
+    FROM clicks c JOIN wanted w ON c.key = hash(w.impression_id)
+    WHERE c.reason IS NULL AND c.ts_us BETWEEN $low AND $high
+)
+SELECT DISTINCT impression_id, position FROM hits WHERE impression_id = wanted_id
+"""
+KEEP = """
+INSERT INTO clicks
+SELECT ts_us, hash(impression_id), impression_id, event_id, position, item_norm, raw, log_offset, line, reason, delay_us
+FROM judged
+"""
+WAIT = """
+INSERT INTO pending SELECT ts_us, hash(impression_id), impression_id, event_id, position, item_norm, raw, log_offset, line
+FROM waiting
+"""
+STOP_WAITING = "DELETE FROM pending WHERE rowid IN (SELECT unnest($rows::BIGINT[]))"
+READ_ORPHANS = """
+SELECT rowid, -1, ts_us, impression_id, event_id, position, item_norm, raw, log_offset, line
+FROM pending WHERE ts_us < $before ORDER BY log_offset, line
+"""
+FORGET_REFUSED = "DELETE FROM clicks WHERE reason IS NOT NULL AND event_id IN (SELECT unnest($ids::VARCHAR[]))"
+PENDING = "SELECT count(*), min(ts_us) FROM pending"
+
+COLUMNS = ["ts_us", "impression_id", "event_id", "position", "item_norm", "raw", "log_offset", "line"]
+SCHEMA = pa.schema(
+    [
+        ("ts_us", pa.int64()),
+        ("impression_id", pa.string()),
+        ("event_id", pa.string()),
+        ("position", pa.int64()),
+        ("item_norm", pa.string()),
+        ("raw", pa.binary()),
+        ("log_offset", pa.int64()),
+        ("line", pa.int64()),
+    ]
+)
+
+
+class Candidate(NamedTuple):
+    """A click to be judged. `row` is its rowid in `pending` (-1: not there), `seq` its log order in the batch (-1: before)."""
+
+    row: int
+    seq: int
+    ts_us: int
+    impression_id: str
+    event_id: str
+    position: int
+    item_norm: str | None
+    raw: bytes
+    log_offset: int
+    line: int
+
+
+class Shown(NamedTuple):
+    """What a click is judged by: an impression's time, day, and normalised texts."""
+
+    ts_us: int
+    day: date
+    query_norm: str
+    items: Sequence[str]
+
+
+def read_fresh(fresh: pa.Table) -> list[Candidate]:
+    """Return a batch's clicks in log order."""
+    rows = zip(*(fresh[name].to_pylist() for name in ("seq", *COLUMNS)), strict=True)
+    return sorted((Candidate(-1, *row) for row in rows), key=lambda click: click.seq)
+
+
+def read_waiting(con: duckdb.DuckDBPyConnection, impression_ids: pa.Table) -> list[Candidate]:
+    """Return the clicks that wait for these impressions."""
+    return _read(con, READ_WAITING, impression_ids)
+
+
+def read_reopened(con: duckdb.DuckDBPyConnection) -> list[Candidate]:
+    """Return the clicks in the relation `reopened`, which `streams.impressions` took back."""
+    return [Candidate(*row) for row in con.execute(READ_REOPENED).fetchall()]
+
+
+def read_orphans(con: duckdb.DuckDBPyConnection, before_us: int) -> list[Candidate]:
+    """Return the clicks with ts < before_us that still wait."""
+    return [Candidate(*row) for row in con.execute(READ_ORPHANS, {"before": before_us}).fetchall()]
+
+
+def find_lists(con: duckdb.DuckDBPyConnection, impression_ids: Iterable[str]) -> dict[str, Shown]:
+    """Return the impressions on file among these."""
+    wanted = wanted_ids(impression_ids)
+    if not len(wanted):
+        return {}
+    con.register("wanted", wanted)
+    found = {row[0]: Shown(*row[1:]) for row in con.execute(FIND_LISTS).fetchall()}
+    con.unregister("wanted")
+    return found
+
+
+def find_clicked(con: duckdb.DuckDBPyConnection, shown: Mapping[str, Shown], window_us: int) -> set[tuple[str, int]]:
+    """Return (impression_id, position) of what was clicked before on these lists."""
+    if not shown:
+        return set()
+    times = [one.ts_us for one in shown.values()]
+    con.register("wanted", wanted_ids(shown))
+    found = con.execute(FIND_CLICKED, {"low": min(times), "high": max(times) + window_us}).fetchall()
+    con.unregister("wanted")
+    return set(found)
+
+
+def keep(con: duckdb.DuckDBPyConnection, judged: Sequence[tuple[Candidate, str | None, int]]) -> None:
+    """Keep clicks that were judged, each with its reason and its delay in microseconds."""
+    if judged:
+        table = _columns([click for click, _, _ in judged])
+        table = table.append_column("reason", pa.array([reason for _, reason, _ in judged], pa.string()))
+        con.register("judged", table.append_column("delay_us", pa.array([delay for _, _, delay in judged], pa.int64())))
+        con.execute(KEEP)
+        con.unregister("judged")
+
+
+def wait(con: duckdb.DuckDBPyConnection, waiting: Sequence[Candidate]) -> None:
+    """Let clicks wait for their impressions."""
+    if waiting:
+        con.register("waiting", _columns(waiting))
+        con.execute(WAIT)
+        con.unregister("waiting")
+
+
+def stop_waiting(con: duckdb.DuckDBPyConnection, settled: Iterable[Candidate]) -> None:
+    """Take clicks out of `pending`."""
+    rows = [click.row for click in settled if click.row >= 0]
+    if rows:
+        con.execute(STOP_WAITING, {"rows": rows})
+
+
+def forget_refused(con: duckdb.DuckDBPyConnection, event_ids: Sequence[str]) -> None:
+    """Forget refused versions of events of which a good version counts now."""
+    con.execute(FORGET_REFUSED, {"ids": list(event_ids)})
+
+
+def pending_state(con: duckdb.DuckDBPyConnection) -> tuple[int, int | None]:
+    """Return how many clicks wait and the earliest one's time."""
+    number, first_us = con.execute(PENDING).fetchall()[0]
+    return int(number), first_us
+
+
+def wanted_ids(impression_ids: Iterable[str]) -> pa.Table:
+    """Return these ids, each once, as the relation that the queries here join with."""
+    return pa.table({"impression_id": pa.array(dict.fromkeys(impression_ids), pa.string())})
+
+
+def _read(con: duckdb.DuckDBPyConnection, sql: str, wanted: pa.Table) -> list[Candidate]:
+    con.register("wanted", wanted)
+    found = [Candidate(*row) for row in con.execute(sql).fetchall()]
+    con.unregister("wanted")
+    return found
+
+
+def _columns(clicks: Sequence[Candidate]) -> pa.Table:
+    columns = list(zip(*(click[2:] for click in clicks), strict=True))
+    return pa.table([pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
