@@ -80,7 +80,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--config", type=Path, metavar="FILE", help="settings file (default: $QUERYLOOP_CONFIG, ./queryloop.toml)"
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_up, _add_demo, _add_replay, _add_broker, _add_run, _add_releases, _add_status, _add_config):
+    first = (_add_up, _add_demo, _add_replay, _add_broker, _add_run, _add_releases)
+    for add in (*first, _add_status, _add_config, _add_reads, _add_verify):
         add(commands)
     return parser
 
@@ -155,9 +156,41 @@ def _add_status(commands: Any) -> None:
     _add_json(parser)
 
 
+def _add_verify(commands: Any) -> None:
+    about = "count everything anew from the log and compare with what the shards hold"
+    parser = _add(commands, "verify", about, "queryloop verify --json", verify)
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--from-lake", action="store_true", help="from the lake's day files instead of Kafka")
+    source.add_argument("--log", type=Path, metavar="FILE", help="from a log that was replayed, instead of Kafka")
+    parser.add_argument("--limit", type=_whole, default=20, metavar="N", help="differing keys to print (default: 20)")
+    _add_json(parser)
+
+
 def _add_config(commands: Any) -> None:
     parser = _add(commands, "config", "print the effective settings, secrets masked", "queryloop config --json", config)
     _add_json(parser)
+
+
+def _add_reads(commands: Any) -> None:
+    windows = _add(
+        commands, "windows", "show a query's windows: impressions, clicks, rates", 'queryloop windows --query "red shoes"', read
+    )
+    windows.add_argument("--query", help="a query, in any form that compares equal")
+    windows.add_argument("--item", help="a recommended query; --query, --item or both")
+    windows.add_argument("--position", type=_whole, help="only this position, from 0")
+    about = "show what users searched after a query"
+    successors = _add(commands, "successors", about, 'queryloop successors --query "red shoes" --json', read)
+    successors.add_argument("--query", required=True, help="a query, in any form that compares equal")
+    for parser in (windows, successors):
+        help_ = "UTC day YYYY-MM-DD: the 14 days before it (default: so that the latest event's day shows)"
+        parser.add_argument("--as-of", type=_day, metavar="DAY", help=help_)
+        parser.add_argument("--limit", type=_whole, help="rows, at most (default: 100)")
+    lag = _add(commands, "lag", "show how far counting is behind the log", "queryloop lag", read)
+    delays = _add(commands, "delays", "show how long after its impression a click comes", "queryloop delays --json", read)
+    for what, parser in (("windows", windows), ("successors", successors), ("lag", lag), ("delays", delays)):
+        parser.set_defaults(what=what)
+        parser.add_argument("--partial", action="store_true", help="answer without the partitions that no worker answers for")
+        _add_json(parser)
 
 
 def _day(text: str) -> date:
@@ -252,6 +285,20 @@ def status(options: argparse.Namespace) -> int:
     from queryloop.status import show_status
 
     return show_status(read_settings(options), as_json=options.json)
+
+
+def read(options: argparse.Namespace) -> int:
+    """`queryloop windows`, `successors`, `lag`, `delays`."""
+    from queryloop.reading import show_read
+
+    return show_read(read_settings(options), options.what, options)
+
+
+def verify(options: argparse.Namespace) -> int:
+    """`queryloop verify`."""
+    from queryloop.verifying import verify as verify_counts
+
+    return verify_counts(options, read_settings(options))
 
 
 def config(options: argparse.Namespace) -> int:

@@ -47,7 +47,7 @@ class ShardReader:
         with self._lock:
             if self._closed:
                 raise ReaderClosed
-            self._con.execute("BEGIN")
+            self._con.execute("BEGIN TRANSACTION READ ONLY")
             try:
                 return function(self._con)
             except duckdb.InterruptException as error:

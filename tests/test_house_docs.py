@@ -23,6 +23,7 @@ from serving.tasks import Task
 from streams.brokers import Broker, EmbeddedBroker
 from streams.decoder import parse_line
 from streams.events import Reason, Reject
+from streams.metrics import render_metrics
 from streams.settings import load_settings
 from streams.topics import KafkaSettings, create_topics, end_offsets
 
@@ -219,4 +220,5 @@ def test_every_quarantine_reason_is_explained() -> None:
 def test_every_metric_that_the_operating_page_names_is_measured() -> None:
     named = set(re.findall(r"\bqueryloop_[a-z_]+", (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")))
     assert named
-    assert named <= {metric.name for metric in vars(ServingMetrics()).values()}
+    of_worker = set(re.findall(r"# TYPE (\w+)", render_metrics({}, [])))
+    assert named <= {metric.name for metric in vars(ServingMetrics()).values()} | of_worker

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from queryloop import cli
 from queryloop.exits import Exit
 from trainers.ledger import Ledger, State
 
-COMMANDS = ("up", "demo", "replay", "broker", "run", "releases", "status", "config")
+COMMANDS = ("up", "demo", "replay", "broker", "run", "releases", "status", "config", "windows", "successors", "lag", "delays")
 HEAVY = ("torch", "faust", "duckdb", "pyarrow", "numpy", "pydantic", "transformers", "rich")
 
 
@@ -50,7 +51,7 @@ def test_help_names_every_command_and_every_exit_code(capsys: pytest.CaptureFixt
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_an_example_that_it_would_accept(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of(command, capsys=capsys)
-    example = text.rpartition("example: queryloop ")[2].split()
+    example = shlex.split(text.rpartition("example: queryloop ")[2])
     assert example[0] == command
     assert callable(cli.make_parser().parse_args(example).command)
 

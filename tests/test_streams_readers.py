@@ -1,0 +1,97 @@
+"""Reads beside counting: whole transactions only, bounded in number, and never in the way of a shard that moves."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from streams import readers
+from streams.readers import ReaderClosed, ReadersBusy, ShardReader, ShardReaders
+from streams.store import CountingRules, Shard
+from tests.logs import START, feed, query
+
+COUNT = "SELECT count(*) FROM queries"
+ENDLESS = "SELECT count(*) FROM range(1000000) a, range(1000000) b WHERE a.range = b.range + 1"
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Iterator[Shard]:
+    opened = Shard.open(tmp_path / "shard.duckdb", CountingRules(retention_days=0))
+    yield opened
+    opened.close()
+
+
+def count(con: duckdb.DuckDBPyConnection) -> int:
+    return int(con.execute(COUNT).fetchall()[0][0])
+
+
+def test_a_read_sees_one_snapshot_while_counting_goes_on(shard: Shard) -> None:
+    feed(shard, [query("a", START)])
+    reader = ShardReader(shard)
+
+    def twice(con: duckdb.DuckDBPyConnection) -> tuple[int, int]:
+        before = count(con)
+        feed(shard, [query("b", START + 1)], start=1)
+        return before, count(con)
+
+    assert reader.read(twice) == (1, 1)
+    assert reader.read(count) == 2
+    reader.close()
+
+
+def test_an_error_in_a_read_leaves_the_reader_usable(shard: Shard) -> None:
+    reader = ShardReader(shard)
+    with pytest.raises(duckdb.CatalogException):
+        reader.read(lambda con: con.execute("SELECT * FROM nothing"))
+    assert reader.read(count) == 0
+    reader.close()
+
+
+def test_a_shard_that_is_released_interrupts_its_read_and_its_file_is_free(tmp_path: Path) -> None:
+    shard = Shard.open(tmp_path / "shard.duckdb", CountingRules())
+    reader = ShardReader(shard)
+    started = threading.Event()
+    outcome: list[type[BaseException]] = []
+
+    def endless(con: duckdb.DuckDBPyConnection) -> None:
+        started.set()
+        con.execute(ENDLESS).fetchall()
+
+    def run() -> None:
+        try:
+            reader.read(endless)
+        except ReaderClosed as error:
+            outcome.append(type(error))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    started.wait()
+    reader.close()
+    thread.join()
+    shard.close()
+    assert outcome == [ReaderClosed]
+    Shard.open(tmp_path / "shard.duckdb", CountingRules()).close()
+    with pytest.raises(ReaderClosed):
+        reader.read(count)
+
+
+def test_only_held_shards_answer_and_too_many_reads_are_refused(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        held = ShardReaders()
+        held.add(3, shard)
+        assert await held.read({1, 3}, count) == {3: 0}
+        assert await held.read_whole(3, lambda one: one.totals().events) == 0
+        assert await held.read_whole(1, lambda one: one.totals().events) is None
+        monkeypatch.setattr(readers, "MAX_WAITING", 0)
+        with pytest.raises(ReadersBusy):
+            await held.read({3}, count)
+        held.remove(3)
+        assert await held.read({3}, count) == {}
+        held.close()
+
+    asyncio.run(story())
