@@ -21,8 +21,18 @@ DIRTY = "SELECT day FROM days WHERE dirty ORDER BY day"
 EXPORTED = "SELECT day FROM days WHERE exported ORDER BY day"
 MARK_EXPORTED = "UPDATE days SET exported = true, dirty = false WHERE day = $day"
 
-EXPIRE_EVENTS = tuple(f"DELETE FROM {table} WHERE ts_us < $cut" for table in ("seen", "queries", "impressions", "clicks"))
-EXPIRE_COUNTS = tuple(f"DELETE FROM {table} WHERE day < $cut" for table in ("window_deltas", "cooccurrence_deltas", "days"))
+EVENTS = ("seen", "queries", "impressions", "clicks")
+COUNTS = ("window_deltas", "cooccurrence_deltas", "compacted", "days")
+HELD = (
+    {table: f"SELECT DISTINCT ts_us // {DAY_US} FROM {table} WHERE ts_us < $cut" for table in EVENTS}
+    | {"quarantine": f"SELECT DISTINCT arrived_us // {DAY_US} FROM quarantine WHERE arrived_us < $cut AND published"}
+    | {table: f"SELECT DISTINCT day - DATE '1970-01-01' FROM {table} WHERE day < $cut" for table in COUNTS}
+)
+EXPIRE = (
+    {table: f"DELETE FROM {table} WHERE ts_us < $cut" for table in EVENTS}
+    | {"quarantine": "DELETE FROM quarantine WHERE arrived_us < $cut AND published"}
+    | {table: f"DELETE FROM {table} WHERE day < $cut" for table in COUNTS}
+)
 EPOCH = date(1970, 1, 1)
 
 
@@ -56,10 +66,21 @@ def find_cut(con: duckdb.DuckDBPyConnection, latest_us: int, rules: CountingRule
     return min(cut, (waiting[0] - EPOCH).days * DAY_US) if waiting else cut
 
 
-def expire(con: duckdb.DuckDBPyConnection, cut_us: int) -> None:
-    """Forget events before `cut_us`, and counts from a window's length before it."""
-    for sql in EXPIRE_EVENTS:
-        con.execute(sql, {"cut": cut_us})
+def find_expired(con: duckdb.DuckDBPyConnection, cut_us: int) -> list[tuple[str, date]]:
+    """Return what a shard may forget, a table and a day at a time: events before `cut_us`, counts a window's length before it.
+
+    `cut_us` is a day's start, as `find_cut` gives it. Quarantine rows go by when they came; those not yet published stay.
+    """
     cut_day = EPOCH + timedelta(days=cut_us // DAY_US - WINDOW_DAYS)
-    for sql in EXPIRE_COUNTS:
-        con.execute(sql, {"cut": cut_day})
+    found = []
+    for table, sql in HELD.items():
+        numbers = con.execute(sql, {"cut": cut_day if table in COUNTS else cut_us}).fetchall()
+        found += [(table, EPOCH + timedelta(days=number)) for (number,) in sorted(numbers)]
+    return found
+
+
+def expire(con: duckdb.DuckDBPyConnection, table: str, day: date) -> int:
+    """Forget what a table holds up to the end of a day, and return how many rows that were."""
+    end = day + timedelta(days=1)
+    cut = end if table in COUNTS else (end - EPOCH).days * DAY_US
+    return int(con.execute(EXPIRE[table], {"cut": cut}).fetchall()[0][0])

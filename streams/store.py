@@ -50,9 +50,11 @@ INSERT INTO state SELECT $layout, hash('queryloop'), NULL, NULL, NULL, 0, 0, 0, 
 HAS_STATE = "SELECT count(*) > 0 FROM duckdb_tables() WHERE table_name = 'state'"
 CHECK = "SELECT layout, hash_probe = hash('queryloop') FROM state"
 LOAD = "SELECT topic_id, next_offset, latest_us, events, counted, duplicates, quarantined FROM state"
+# Not an UPDATE: while a reader needs what an update replaced there is no checkpoint, and this row changes with every batch.
+UNSAVE = "DELETE FROM state"
 SAVE = """
-UPDATE state SET topic_id = $topic_id, next_offset = $next_offset, latest_us = $latest_us,
-    events = $events, counted = $counted, duplicates = $duplicates, quarantined = $quarantined
+INSERT INTO state
+SELECT $layout, hash('queryloop'), $topic_id, $next_offset, $latest_us, $events, $counted, $duplicates, $quarantined
 """
 REHASH = (
     "UPDATE seen SET key = hash(event_id)",
@@ -232,7 +234,6 @@ class Shard:
 
     def _count_pieces(self, totals: ShardTotals, pieces: list[Batch]) -> ShardTotals | None:
         """Count a batch's pieces in one transaction; where one must be cut, undo everything, cut it in `pieces`, return None."""
-        expired_us = self._expired_us
         try:
             with self._transaction():
                 for number, piece in enumerate(pieces):
@@ -241,11 +242,8 @@ class Shard:
                     if conflicts:
                         raise _CutPiece(number, intake.split(piece, conflicts, before_us))
                 _save(self._con, totals)
-        except BaseException as error:
-            self._expired_us = expired_us
-            if not isinstance(error, _CutPiece):
-                raise
-            pieces[error.number : error.number + 1] = error.parts
+        except _CutPiece as cut:
+            pieces[cut.number : cut.number + 1] = cut.parts
             return None
         return totals
 
@@ -283,8 +281,7 @@ class Shard:
 
     def _forget(self, latest_us: int, change: attribution.Change) -> list[Reject]:
         """Expire waiting clicks; return the orphans."""
-        orphans = self._expire_pending(latest_us - self._rules.attribution_window_us, latest_us, change)
-        return orphans
+        return self._expire_pending(latest_us - self._rules.attribution_window_us, latest_us, change)
 
     def _expire_pending(self, before_us: int, latest_us: int | None, change: attribution.Change) -> list[Reject]:
         orphans = attribution.find_orphans(self._con, before_us)
@@ -356,9 +353,11 @@ def _load_totals(con: duckdb.DuckDBPyConnection) -> ShardTotals:
 
 
 def _save(con: duckdb.DuckDBPyConnection, totals: ShardTotals) -> None:
+    con.execute(UNSAVE)
     con.execute(
         SAVE,
         {
+            "layout": LAYOUT,
             "topic_id": totals.topic_id,
             "next_offset": totals.next_offset,
             "latest_us": totals.latest_us,
