@@ -4,7 +4,7 @@ BIN := .venv/bin
 FILLED := .venv/.filled
 SEED ?= 0
 
-.PHONY: demo test test-full lint format lock clean help
+.PHONY: demo torture test test-full lint format lock clean help
 .DELETE_ON_ERROR:
 
 help:  ## say what each target does
@@ -15,6 +15,9 @@ demo: $(FILLED)  ## run the whole loop twice and write demo-report/ (BROKER=kafk
 
 test: $(FILLED)  ## the tests, under ten minutes on two cores
 	$(BIN)/python -m pytest -m "not full" --numprocesses 2 --dist loadfile
+
+torture: $(FILLED)  ## kill workers and broker while 500,000 events flow, then verify (BROKER=embedded, BROKERS=3, SEED=N)
+	$(BIN)/queryloop torture --seed $(SEED) $(if $(BROKER),--broker $(BROKER)) $(if $(BROKERS),--brokers $(BROKERS))
 
 test-full: $(FILLED)  ## the long runs
 	$(BIN)/python -m pytest -m full

@@ -51,6 +51,7 @@ def _expected(error: Exception) -> Exit | None:
         "KafkaUnavailable": Exit.UNAVAILABLE,
         "BrokerError": Exit.UNAVAILABLE,
         "TopicError": Exit.UNAVAILABLE,
+        "TortureError": Exit.FAILED,
         "UpError": Exit.UNAVAILABLE,
         "ProcessError": Exit.FAILED,
         "ReplayError": Exit.FAILED,
@@ -81,7 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     first = (_add_up, _add_demo, _add_replay, _add_broker, _add_run, _add_releases)
-    for add in (*first, _add_status, _add_config, _add_reads, _add_verify):
+    for add in (*first, _add_status, _add_config, _add_reads, _add_verify, _add_torture):
         add(commands)
     return parser
 
@@ -163,6 +164,19 @@ def _add_verify(commands: Any) -> None:
     source.add_argument("--from-lake", action="store_true", help="from the lake's day files instead of Kafka")
     source.add_argument("--log", type=Path, metavar="FILE", help="from a log that was replayed, instead of Kafka")
     parser.add_argument("--limit", type=_whole, default=20, metavar="N", help="differing keys to print (default: 20)")
+    _add_json(parser)
+
+
+def _add_torture(commands: Any) -> None:
+    about = "kill real processes while a difficult log flows, then compare every count"
+    parser = _add(commands, "torture", about, "queryloop torture --events 500000 --kills 30 --workers 2", torture)
+    parser.add_argument("--events", type=_whole, default=500_000, help="lines of the log (default: 500000)")
+    parser.add_argument("--kills", type=_whole, default=30, help="how often a worker is killed (default: 30)")
+    parser.add_argument("--workers", type=_whole, default=2, help="workers of one group (default: 2)")
+    parser.add_argument("--broker", choices=BROKERS, default="kafka", help="the broker that is killed too (default: kafka)")
+    parser.add_argument("--brokers", type=int, choices=(1, 3), default=1, help="3: a cluster whose leaders are killed in turn")
+    parser.add_argument("--seed", type=_whole, default=0, help="which log and which schedule are drawn (default: 0)")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep logs and data there (default: kept only when wrong)")
     _add_json(parser)
 
 
@@ -299,6 +313,14 @@ def verify(options: argparse.Namespace) -> int:
     from queryloop.verifying import verify as verify_counts
 
     return verify_counts(options, read_settings(options))
+
+
+def torture(options: argparse.Namespace) -> int:
+    """`queryloop torture`."""
+    from queryloop.torture.run import Options, main
+
+    names = Options.__dataclass_fields__
+    return main(Options(**{name: getattr(options, name) for name in names}), as_json=options.json)
 
 
 def config(options: argparse.Namespace) -> int:

@@ -1,0 +1,116 @@
+"""The brokers as the torture treats them: killed with -9, kept down, started again at the same address."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from streams.brokers import BrokerError, EmbeddedBroker, KafkaBroker
+from streams.cluster import KafkaCluster
+from streams.topics import KafkaSettings, create_topics, topic_id
+
+DOWN_S = 2.0
+Rest = Callable[[float], None]
+"""Lets the stand go on for so many seconds."""
+
+
+class TortureBroker(Protocol):
+    """What a broker under torture can do. A context manager: it answers on entry, nothing of it runs after it."""
+
+    @property
+    def bootstrap(self) -> str: ...
+
+    def restart(self, rest: Rest) -> str | None:
+        """Kill it with -9, rest, start it. Returns the id of the new log when the old one is lost with it."""
+
+    def kill_leader(self, partition: int, rest: Rest) -> int:
+        """Kill with -9 the node that leads a partition, rest, start it again; return the node's number."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+def open_broker(kind: str, nodes: int, folder: Path, kafka: KafkaSettings) -> TortureBroker:
+    """Return the broker that the command line asks for, not started yet."""
+    if nodes > 1:
+        return Cluster(KafkaCluster(folder, nodes), kafka)
+    return OneNode(KafkaBroker(folder) if kind == "kafka" else EmbeddedBroker(), kafka)
+
+
+class OneNode:
+    """The embedded broker, which forgets everything when it is killed, or real Kafka on one node, which must not."""
+
+    def __init__(self, broker: EmbeddedBroker | KafkaBroker, kafka: KafkaSettings) -> None:
+        self._broker = broker
+        self._kafka = kafka
+
+    @property
+    def bootstrap(self) -> str:
+        return self._broker.bootstrap
+
+    def restart(self, rest: Rest) -> str | None:
+        child = self._broker.child
+        if child is None:
+            raise BrokerError("the broker does not run")
+        child.kill()
+        rest(DOWN_S)
+        self._broker.stop()
+        self._broker.start()
+        create_topics(self.bootstrap, self._kafka)
+        return None if self._broker.durable else topic_id(self.bootstrap, self._kafka.topic)
+
+    def kill_leader(self, partition: int, rest: Rest) -> int:
+        raise BrokerError("a single broker has no other node to lead a partition")
+
+    def __enter__(self) -> Self:
+        self._broker.start()
+        create_topics(self.bootstrap, self._kafka)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._broker.stop()
+
+
+class Cluster:
+    """Several nodes of real Kafka; one of them at a time is away."""
+
+    def __init__(self, cluster: KafkaCluster, kafka: KafkaSettings) -> None:
+        self._cluster = cluster
+        self._kafka = kafka
+
+    @property
+    def bootstrap(self) -> str:
+        return self._cluster.bootstrap
+
+    def restart(self, rest: Rest) -> str | None:
+        raise BrokerError("a cluster loses one node at a time")
+
+    def kill_leader(self, partition: int, rest: Rest) -> int:
+        """As above; it returns when the node is in sync again, so that the next kill leaves a majority."""
+        node = self._cluster.leader(self._kafka.topic, partition)
+        if node is None:
+            raise BrokerError(f"partition {partition} of {self._kafka.topic} has no leader")
+        self._cluster.kill(node)
+        rest(DOWN_S)
+        while self._cluster.leader(self._kafka.topic, partition) in (None, node):
+            rest(0.2)
+        self._cluster.start(node, wait=False)
+        while node not in self._in_sync():
+            rest(0.2)
+        return node
+
+    def _in_sync(self) -> frozenset[int]:
+        """The nodes that hold all of every partition of the log."""
+        held = [self._cluster.in_sync(self._kafka.topic, number) for number in range(self._kafka.partitions)]
+        return frozenset.intersection(*held)
+
+    def __enter__(self) -> Self:
+        self._cluster.__enter__()
+        create_topics(self.bootstrap, self._kafka)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._cluster.stop()

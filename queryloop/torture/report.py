@@ -1,0 +1,107 @@
+"""What a torture found, for people and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from queryloop.product.account import percentile
+from queryloop.torture.acts import Diary
+from queryloop.torture.stand import Surprise
+from queryloop.torture.workers import Restart
+
+GOAL_S = 2.0
+"""Seconds from a killed worker's restart to its next applied batch, in the median."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run. `differences`: what the generated log says otherwise; `verify`: what `queryloop verify` says."""
+
+    asked: dict[str, Any]
+    seconds: float
+    diary: Diary
+    restarts: Sequence[Restart]
+    surprises: Sequence[Surprise]
+    differences: Sequence[str]
+    verify: dict[str, Any]
+    verified: bool
+    folder: Path | None
+
+    @property
+    def equal(self) -> bool:
+        """Whether every count is right by both accounts."""
+        return self.verified and not self.differences
+
+    def ready_s(self) -> list[float]:
+        """Seconds from restart to the next applied batch, for each kill of a worker after which there was one."""
+        return [one.ready_s for one in self.restarts if one.why.startswith("killed") and one.ready_s is not None]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The whole report for --json; times in seconds."""
+        times = self.ready_s()
+        median = percentile(times, 0.5)
+        restart = {"measured": len(times), "median": median, "p90": percentile(times, 0.9), "max": max(times, default=0.0)}
+        return {
+            **self.asked,
+            "equal": self.equal,
+            "differences": list(self.differences),
+            "verify": self.verify,
+            "seconds": round(self.seconds, 3),
+            "events_per_second": round(self.asked["events"] / self.seconds),
+            "restart_to_applied_s": {**restart, "goal": GOAL_S, "met": not times or median < GOAL_S},
+            "done": asdict(self.diary),
+            "ended_by_themselves": [asdict(one) for one in self.surprises],
+            "folder": None if self.folder is None else str(self.folder),
+        }
+
+
+def render(result: Result) -> str:
+    """Return the table that people read, and below it what is wrong."""
+    diary, asked = result.diary, result.asked
+    rows = [
+        ("log", f"{asked['events']:,} lines, seed {asked['seed']}, {asked['producers']} producers, {asked['workers']} workers"),
+        ("broker", f"{asked['broker']}, {asked['brokers']} node{'s' if asked['brokers'] > 1 else ''}"),
+        ("time", f"{result.seconds:.1f} s, {asked['events'] / result.seconds:,.0f} events/s while all this happened"),
+        ("kill -9", _kills(diary)),
+        ("restart to applied", _times(result.ready_s())),
+        ("rebalance", f"shards with the others after {_list(diary.handovers)}; back at work after {_list(diary.returns)}"),
+        ("broker outage", f"{_list(diary.broker_outages)}; counting again {_list(diary.broker_recoveries)} later"),
+        ("ended by themselves", ", ".join(f"{one.name} ({one.code})" for one in result.surprises) or "none"),
+        ("generated log", "equal" if not result.differences else f"{len(result.differences)} numbers differ"),
+        ("verify", "equal" if result.verified else "NOT EQUAL"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {text}" for name, text in rows]
+    return "\n".join([*lines, "", *_verdict(result)])
+
+
+def _verdict(result: Result) -> list[str]:
+    lines = [f"  {line}" for line in result.differences[:20]]
+    lines += ["every event is counted exactly once" if result.equal else "COUNTS ARE WRONG"]
+    times = result.ready_s()
+    if times and (median := percentile(times, 0.5)) >= GOAL_S:
+        lines += [f"goal missed: restart to applied in {GOAL_S:g} s in the median, it took {median - GOAL_S:.2f} s longer"]
+    elif times:
+        lines += [f"goal met: restart to applied under {GOAL_S:g} s in the median"]
+    return lines + ([] if result.folder is None else [f"data folder: {result.folder}"])
+
+
+def _kills(diary: Diary) -> str:
+    parts = [f"{diary.kills} of workers", f"{diary.tending_kills} in a compaction", f"{diary.producer_kills} of producers"]
+    if diary.leader_kills:
+        parts += [f"{len(diary.leader_kills)} of partition leaders (nodes {', '.join(map(str, diary.leader_kills))})"]
+    return ", ".join(parts)
+
+
+def _times(times: Sequence[float]) -> str:
+    if not times:
+        return "never measured"
+    figures = f"median {percentile(times, 0.5):.2f} s, p90 {percentile(times, 0.9):.2f} s, max {max(times):.2f} s"
+    return f"{figures} ({len(times)} restarts)"
+
+
+def _list(seconds: Sequence[float]) -> str:
+    return ", ".join(f"{one:.1f} s" for one in seconds) or "-"

@@ -1,0 +1,196 @@
+"""`queryloop torture`: sets the stand up, does what the schedule says while the log flows, compares every count at the end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from queryloop.exits import CommandError, Exit
+from queryloop.torture.account import account_of, differences, expected_account
+from queryloop.torture.acts import Diary, do
+from queryloop.torture.brokers import TortureBroker, open_broker
+from queryloop.torture.log import MIN_EVENTS, TortureLog
+from queryloop.torture.producer import ProducerSettings
+from queryloop.torture.report import Result, render
+from queryloop.torture.schedule import Sizes, Step, draw_schedule
+from queryloop.torture.stage_files import StageFiles
+from queryloop.torture.stand import Producer, Stand, TortureError
+from queryloop.torture.verification import run_verify
+from queryloop.torture.workers import Worker
+from streams.emitter import EmitterSettings
+from streams.processes import free_port
+from streams.settings import DataSettings
+from streams.topics import KafkaSettings, end_offsets, topic_id
+from streams.worker import StreamsSettings, WorkerSettings
+
+PARTITIONS = 4
+PRODUCERS = 2
+RETENTION_DAYS = 16
+"""Less than the 20 days of a full log, so that expiry runs; more than a window's 14."""
+SESSION_S = {"kafka": 10.0, "embedded": 6.0}
+DELIVERY_S = 110.0
+SETTLE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for."""
+
+    events: int = 500_000
+    kills: int = 30
+    workers: int = 2
+    seed: int = 0
+    broker: Literal["embedded", "kafka"] = "kafka"
+    brokers: int = 1
+    keep: Path | None = None
+
+    def check(self) -> None:
+        """Raises CommandError for what cannot be run."""
+        if self.events < MIN_EVENTS or self.workers < 1:
+            raise CommandError(f"a torture needs --events {MIN_EVENTS} or more and --workers 1 or more", Exit.USAGE)
+        if self.brokers > 1 and self.broker != "kafka":
+            raise CommandError("--brokers 3 is a cluster of real Kafka: leave --broker embedded out", Exit.USAGE)
+        if self.keep is not None and self.keep.exists() and any(self.keep.iterdir()):
+            raise CommandError(f"--keep {self.keep} is not empty: a torture begins with nothing", Exit.USAGE)
+
+
+def main(options: Options, *, as_json: bool) -> int:
+    """Run it and print the report; exit code 0 when all counts are right, 1 when not."""
+    options.check()
+    result = torture(options)
+    print(json.dumps(result.as_dict(), indent=2) if as_json else render(result))
+    return Exit.DONE if result.equal else Exit.FAILED
+
+
+def torture(options: Options) -> Result:
+    """Run it once. What it found is raised as TortureError, or is in the result; in both cases the data folder is kept."""
+    folder = options.keep or Path(tempfile.mkdtemp(prefix="queryloop-torture-"))
+    try:
+        with _terminable():
+            result = _run(options, folder)
+    except TortureError as error:
+        raise TortureError(f"{error}\nthe data folder is kept: {folder}") from error
+    except BaseException:
+        _remove(options, folder)
+        raise
+    if result.equal:
+        _remove(options, folder)
+    return result
+
+
+def _remove(options: Options, folder: Path) -> None:
+    if options.keep is None:
+        shutil.rmtree(folder)
+
+
+def _run(options: Options, folder: Path) -> Result:
+    partitions = max(PARTITIONS, options.workers)
+    made = TortureLog(options.seed, options.events, PRODUCERS)
+    expected = expected_account(made, partitions)
+    sizes = Sizes(options.kills, options.workers, PRODUCERS, partitions, options.brokers)
+    copies = {"replication": 3, "min_insync": 2} if options.brokers > 1 else {}
+    shape = {"broker": options.broker, "session_timeout_s": SESSION_S[options.broker], "partitions": partitions}
+    kafka = KafkaSettings.model_validate({**shape, **copies})
+    with ExitStack() as stack:
+        broker = stack.enter_context(open_broker(options.broker, options.brokers, folder, kafka))
+        kafka = kafka.model_copy(update={"bootstrap": broker.bootstrap})
+        stand = _make_stand(options, made, folder, kafka)
+        stack.callback(stand.stop)
+        began = time.monotonic()
+        stand.start(topic_id(broker.bootstrap, kafka.topic))
+        diary = _drive(stand, draw_schedule(options.seed, sizes), broker)
+        seconds = time.monotonic() - began
+        _settle(stand, broker.bootstrap, kafka.topic)
+        wrong = differences(expected, account_of(stand.shards()))
+        verified, said = run_verify(stand.workers[0].settings)
+        wrong += stand.stop()
+    restarts = [one for worker in stand.workers for one in worker.restarts]
+    asked = {name: value for name, value in asdict(options).items() if name != "keep"} | {"producers": PRODUCERS}
+    kept = folder if options.keep is not None or wrong or not verified else None
+    return Result(asked, seconds, diary, restarts, stand.surprises, wrong, said, verified, kept)
+
+
+def _drive(stand: Stand, schedule: list[Step], broker: TortureBroker) -> Diary:
+    """Do every step when its time has come, then let the rest of the log be counted."""
+    diary = Diary()
+    with _progress(stand, diary) as show:
+
+        def reached(share: float) -> bool:
+            show()
+            return stand.applied_share >= share
+
+        for step in schedule:
+            stand.allow(step.at)
+            stand.wait(lambda at=step.at: reached(at), f"{step.at:.0%} of the log counted")  # type: ignore[misc]
+            do(step, stand, broker, diary)
+        stand.allow(1.0)
+        stand.wait(lambda: stand.all_sent and reached(1.0), "the whole log counted")
+    return diary
+
+
+def _settle(stand: Stand, bootstrap: str, topic: str) -> None:
+    """Wait until every shard is held by a worker and stands at the end of its partition."""
+    ends = end_offsets(bootstrap, topic)
+
+    def at_end() -> bool:
+        return {number: shard["next_offset"] for number, shard in stand.shards().items()} == ends
+
+    stand.wait(lambda: at_end() and all(map(stand.settled, stand.workers)), "every shard at the end of its partition", SETTLE_S)
+
+
+def _make_stand(options: Options, made: TortureLog, folder: Path, kafka: KafkaSettings) -> Stand:
+    logs = folder / "logs"
+    static = options.broker == "kafka"  # the embedded broker takes 3 s longer to admit a static member
+    workers = [
+        Worker(_worker_settings(f"worker-{number}", folder, kafka, static), logs / f"worker-{number}.log")
+        for number in range(options.workers)
+    ]
+    settings = ProducerSettings(kafka=kafka, emitter=EmitterSettings(delivery_timeout_s=DELIVERY_S))
+    files = StageFiles(folder / "stages")
+    producers = [Producer(number, made, settings, files, logs / f"producer-{number}.log") for number in range(made.producers)]
+    return Stand(made, workers, producers, kafka.partitions)
+
+
+def _worker_settings(name: str, folder: Path, kafka: KafkaSettings, static: bool) -> StreamsSettings:
+    worker = WorkerSettings(name=name, port=free_port(), retention_days=RETENTION_DAYS, static=static)
+    return StreamsSettings(data=DataSettings(dir=folder / "data"), kafka=kafka, worker=worker)
+
+
+@contextmanager
+def _progress(stand: Stand, diary: Diary) -> Iterator[Callable[[], None]]:
+    """Yield what brings the bar up to date; it is on standard error, where that is a terminal."""
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bars:
+        bar = bars.add_task("starting", total=stand.made.stages)
+
+        def show() -> None:
+            bars.update(bar, completed=stand.applied_stages, description=f"counting, {diary.kills} kills")
+
+        yield show
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end this process as Ctrl-C does, through the `with` blocks that stop what was started."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,30 @@
+"""The texts of the torture's log: queries in many scripts, and several spellings of one query that must count as one."""
+
+from __future__ import annotations
+
+import json
+
+WORDS = (
+    *("red", "blue", "straße", "ﬁne", "crème brûlée", "naïve", "Ωmega", "ёлка", "東京", "서울", "قهوة", "हिन्दी", "🍕", "👩‍👩‍👧"),
+    *("shoes", "hat", "weather", "flight", "laptop", "O'Neill", '"quoted"', "a\\b", "50%", "<b>bold</b>", "tab\tstop", "=1+1"),
+    *("cheap", "near me", "review", "2024", "how to", "vs", "best", "Zürich", "İstanbul", "naıve", "ǅungla", "½ price"),
+)
+
+
+def make_texts() -> tuple[str, ...]:
+    """Return queries as JSON strings, quotes included; every third is another spelling of the one before it."""
+    texts: list[str] = []
+    for first in WORDS:
+        for second in WORDS[: len(WORDS) // 2]:
+            if first != second:
+                plain = f"{first} {second}"
+                texts += [json.dumps(plain, ensure_ascii=False), json.dumps(plain), _respell(plain)]
+    return tuple(texts)
+
+
+def _respell(text: str) -> str:
+    """The same query to `normalise`: upper case where that folds back, full-width digits, more white space."""
+    upper = text.upper()
+    shown = upper if upper.casefold() == text.casefold() else text
+    wide = shown.translate({digit: 0xFF10 + digit - 0x30 for digit in range(0x30, 0x3A)})
+    return json.dumps(f" {wide.replace(' ', '  ')}", ensure_ascii=False)

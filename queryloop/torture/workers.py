@@ -1,0 +1,120 @@
+"""The workers under torture: each a real `python -m streams`, killed, started again at once, and timed until it counts again.
+
+The time counts from the process's start to the first /status in which a shard is past the offset at which the worker took it (the
+log's `event=shard_taken` says where); /status is asked every 20 ms then, so a time is up to some 30 ms too long, never too short.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from streams.environ import environ_of
+from streams.processes import Child
+from streams.worker import StreamsSettings
+from streams.worker_process import WorkerProcess, read_status
+
+STATUS_S = 0.2
+STATUS_TIMEOUT_S = 0.5
+TAKEN = re.compile(r"event=shard_taken partition=(\d+) offset=(\d+) topic_id=(\S+)")
+
+
+@dataclass
+class Restart:
+    """One start of a worker and how long it took to count; None while it has not, and for ever when it was killed before."""
+
+    worker: str
+    why: str
+    started: float
+    ready_s: float | None = None
+    again: bool = False
+
+    @property
+    def waits(self) -> bool:
+        return self.ready_s is None and not self.again
+
+
+@dataclass
+class Worker:
+    """One worker of the group and its process. `look` must be called often; it never waits longer than STATUS_TIMEOUT_S."""
+
+    settings: StreamsSettings
+    log: Path
+    restarts: list[Restart] = field(default_factory=list)
+    shards: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._read_from = 0
+        self._looked = 0.0
+        self.child: Child | None = None
+
+    @property
+    def name(self) -> str:
+        return self.settings.worker.name
+
+    @property
+    def settled(self) -> bool:
+        """Whether it has counted something since its last start."""
+        return bool(self.restarts) and self.restarts[-1].ready_s is not None
+
+    def start(self, why: str) -> None:
+        """Start it and the clock."""
+        self._read_from = self.log.stat().st_size if self.log.exists() else 0
+        self.shards = {}
+        self.restarts.append(Restart(self.name, why, time.monotonic()))
+        self.child = Child(self.name, WorkerProcess.COMMAND, self.log, environ_of(self.settings))
+
+    def kill(self) -> None:
+        """SIGKILL, now."""
+        self._running().kill()
+        self.restarts[-1].again = self.restarts[-1].waits
+
+    def stop(self, grace_s: float = 30.0) -> int:
+        """SIGTERM; the exit code. Harmless when it ended before or never started."""
+        self.shards = {}
+        return 0 if self.child is None else self.child.stop(grace_s)
+
+    def ended(self) -> int | None:
+        """The exit code when it ended by itself."""
+        return self._running().returncode
+
+    def said(self) -> str:
+        """What it has logged since its last start."""
+        with self.log.open("rb") as file:
+            file.seek(self._read_from)
+            return file.read().decode("utf-8", "replace")
+
+    def look(self) -> None:
+        """Ask it how far it is, when it is time to."""
+        now = time.monotonic()
+        waits = self.restarts[-1].waits
+        if self.ended() is not None or (now - self._looked < STATUS_S and not waits):
+            return
+        taken = self._taken() if waits else {}
+        if waits and not taken:
+            return
+        status = read_status(self.settings, STATUS_TIMEOUT_S)
+        self._looked = time.monotonic()
+        if status is None:
+            return
+        self.shards = {shard["partition"]: shard for shard in status["shards"]}
+        if waits and any(_is_past(self.shards.get(number), *place) for number, place in taken.items()):
+            self.restarts[-1].ready_s = self._looked - self.restarts[-1].started
+
+    def _taken(self) -> dict[int, tuple[int, str]]:
+        """The offset and topic id at which each partition was first taken since the last start."""
+        found = [(int(number), (int(offset), topic_id)) for number, offset, topic_id in TAKEN.findall(self.said())]
+        return dict(reversed(found))
+
+    def _running(self) -> Child:
+        if self.child is None:
+            raise RuntimeError(f"{self.name} was never started")
+        return self.child
+
+
+def _is_past(shard: Mapping[str, Any] | None, offset: int, topic_id: str) -> bool:
+    return shard is not None and shard["topic_id"] == topic_id and (shard["next_offset"] or 0) > offset
