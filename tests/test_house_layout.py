@@ -15,7 +15,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("streams", "index", "serving", "trainers", "queryloop")
-FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+SHIPPED = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+FILES = SHIPPED + sorted((ROOT / "benchmarks").rglob("*.py"))
 WITH_CODE = [path for path in FILES if path.stat().st_size > 200]
 VAGUE = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
 
@@ -62,15 +63,16 @@ def test_files_and_functions_are_small() -> None:
 
 def test_every_package_is_listed() -> None:
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    found = {".".join(path.parent.relative_to(ROOT).parts) for path in FILES}
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in SHIPPED}
     assert listed == found
 
 
-def test_the_lock_holds_versions_and_hashes_and_no_address() -> None:
-    lock = (ROOT / "requirements.lock").read_text()
+@pytest.mark.parametrize(("name", "entries_at_least"), [("requirements.lock", 100), ("benchmarks/peers.lock", 20)])
+def test_a_lock_holds_versions_and_hashes_and_no_address(name: str, entries_at_least: int) -> None:
+    lock = (ROOT / name).read_text()
     assert "://" not in lock
     entries = re.findall(r"^[a-z0-9][^\s=]*==\S+.*\\\n(?:    --hash=sha256:[0-9a-f]{64}.*\n?)+", lock, flags=re.MULTILINE)
-    assert len(entries) == len(re.findall(r"^[a-z0-9]", lock, flags=re.MULTILINE)) > 100
+    assert len(entries) == len(re.findall(r"^[a-z0-9]", lock, flags=re.MULTILINE)) > entries_at_least
 
 
 def test_no_log_data_is_under_version_control() -> None:

@@ -1,0 +1,193 @@
+"""`python -m benchmarks.ingest`: how fast one worker counts, against a bound and a peer on the same real Apache Kafka.
+
+Sections: throughput, latency, memory, state, replay. A whole run takes some 25 minutes and 15 GB of disk; --quick takes two or
+three minutes and says that it is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks.corpus import Corpus, write_corpus
+from benchmarks.endurance import judge_memory, measure_replay, report_catch_up, report_memory, sample_worker
+from benchmarks.goals import Goal
+from benchmarks.ingest_tables import print_report
+from benchmarks.latency import judge_latency, measure_latency
+from benchmarks.narration import tell
+from benchmarks.ours import Site, measure_worker
+from benchmarks.peer_runs import fill_topic
+from benchmarks.peer_venv import PeersUnavailable, peer_python
+from benchmarks.state import build_state, judge_state, later_traffic, measure_state, report_state
+from benchmarks.throughput import BATCHED, SINGLE, judge_throughput, measure_throughput, report_throughput
+from benchmarks.traffic import Traffic
+from benchmarks.usage import use_two_cores
+from streams.brokers import BrokerError, KafkaBroker
+from streams.processes import ProcessError
+from streams.topics import TopicError
+
+SECTIONS = ("throughput", "latency", "memory", "state", "replay")
+PARTITIONS = 4
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured; numbers are events, seconds and repeats after the warm-up."""
+
+    throughput: int = 1_000_000
+    quix: int = 200_000
+    repeats: int = 5
+    latency_s: float = 30.0
+    early: int = 1_000_000
+    endurance: int = 5_000_000
+    state: int = 20_000_000
+    state_topic: int = 600_000
+    state_repeats: int = 3
+
+
+QUICK = Sizes(150_000, 40_000, 1, 6.0, 200_000, 600_000, 600_000, 150_000, 1)
+
+
+@dataclass
+class Run:
+    """What one run has found so far."""
+
+    site: Site
+    sizes: Sizes
+    corpus: Corpus
+    report: dict[str, Any] = field(default_factory=dict)
+    goals: list[Goal] = field(default_factory=list)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0; 1 with --check when a goal is missed, or when the benchmark cannot run."""
+    options = _parse(argv)
+    machine = use_two_cores()
+    tell(machine)
+    try:
+        with tempfile.TemporaryDirectory(prefix="queryloop-bench-", dir=options.work) as folder:
+            run = _measure(options, Path(folder))
+    except (PeersUnavailable, BrokerError, TopicError, ProcessError, OSError) as error:
+        print(f"benchmarks.ingest: {error}", file=sys.stderr)
+        return 1
+    report = _complete(run, machine, quick=options.quick)
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print_report(report, run.goals)
+    return int(options.check and not all(goal.met for goal in run.goals))
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    example = "example: python -m benchmarks.ingest --only throughput --json ingest.json --check"
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ingest", description=__doc__, epilog=example)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured there")
+    parser.add_argument("--quick", action="store_true", help="small sizes, one repeat: a try, not a result")
+    parser.add_argument("--check", action="store_true", help="exit 1 when a goal is missed, naming it and by how much")
+    parser.add_argument("--only", type=_sections, default=SECTIONS, metavar="A,B", help=f"of {', '.join(SECTIONS)}")
+    parser.add_argument("--repeats", type=int, metavar="N", help="rounds of `throughput` that count (default: 5)")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="where temporary data lies (default: the system's folder)")
+    return parser.parse_args(argv)
+
+
+def _sections(text: str) -> tuple[str, ...]:
+    chosen = tuple(part.strip() for part in text.split(","))
+    if unknown := [part for part in chosen if part not in SECTIONS]:
+        raise argparse.ArgumentTypeError(f"no section {', '.join(unknown)}; sections are {', '.join(SECTIONS)}")
+    return chosen
+
+
+def _measure(options: argparse.Namespace, folder: Path) -> Run:
+    peer_python()
+    sizes = QUICK if options.quick else Sizes()
+    if options.repeats:
+        sizes = Sizes(**{**sizes.__dict__, "repeats": options.repeats})
+    needed = sizes.endurance if {"memory", "replay"} & set(options.only) else sizes.throughput
+    tell(f"making {needed:,} events")
+    corpus = write_corpus(Traffic().lines(needed), PARTITIONS, folder / "corpus")
+    with KafkaBroker(folder) as broker:
+        assert broker.child is not None
+        run = Run(Site(broker.bootstrap, broker.child.pid, PARTITIONS, folder), sizes, corpus)
+        for section in SECTIONS:
+            if section in options.only:
+                RUNNERS[section](run)
+    if "replay" in options.only:
+        run.report["replay"]["log_file"] = measure_replay(folder, sizes.endurance)
+    return run
+
+
+def _run_throughput(run: Run) -> None:
+    topics = [fill_topic(run.site, run.corpus, f"events-{lines}", lines, run.sizes.throughput) for lines in (BATCHED, SINGLE)]
+    contests = measure_throughput(run.site, topics, run.sizes.repeats, run.sizes.quix)
+    run.report["throughput"] = report_throughput(contests)
+    run.goals += judge_throughput(contests)
+
+
+def _run_latency(run: Run) -> None:
+    if "throughput" in run.report:
+        rate = run.report["throughput"][str(BATCHED)]["ours"]["per_s"]["median"]
+    else:
+        topic = fill_topic(run.site, run.corpus, "events-for-load", BATCHED, run.sizes.throughput)
+        rate = measure_worker(run.site, topic).per_s
+    # Never more than the corpus holds.
+    seconds = min(run.sizes.latency_s, run.corpus.events * 0.95 / (rate / 2) - 5.0)
+    run.report["latency"] = measure_latency(run.site, run.corpus, rate / 2, seconds)
+    run.goals += judge_latency(run.report["latency"])
+
+
+def _run_memory(run: Run) -> None:
+    topic = fill_topic(run.site, run.corpus, "events-endurance", BATCHED)
+    samples = sample_worker(run.site, topic)
+    run.report["memory"] = report_memory(samples, run.sizes.early)
+    run.report["replay"] = {"from_kafka": report_catch_up(samples)}
+    run.goals += judge_memory(run.report["memory"])
+
+
+def _run_state(run: Run) -> None:
+    sizes, built = run.sizes, run.site.folder / "built"
+    tell(f"building {sizes.state:,} events of state")
+    held = build_state(built, PARTITIONS, sizes.state)
+    later = write_corpus(later_traffic(sizes.state).lines(sizes.state_topic), PARTITIONS, run.site.folder / "later")
+    topic = fill_topic(run.site, later, "events-later", BATCHED)
+    full, empty = measure_state(run.site, topic, built, held, sizes.state_repeats)
+    run.report["state"] = report_state(full, empty, held, built)
+    run.goals += judge_state(run.report["state"])
+
+
+def _run_replay(run: Run) -> None:
+    """The worker's part; the log file's part runs once the broker is gone."""
+    if "replay" not in run.report:
+        topic = fill_topic(run.site, run.corpus, "events-endurance", BATCHED)
+        run.report["replay"] = {"from_kafka": report_catch_up(sample_worker(run.site, topic))}
+
+
+RUNNERS = {
+    "throughput": _run_throughput,
+    "latency": _run_latency,
+    "memory": _run_memory,
+    "state": _run_state,
+    "replay": _run_replay,
+}
+
+
+def _complete(run: Run, machine: str, *, quick: bool) -> dict[str, Any]:
+    head = {
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine,
+        "load_at_end": os.getloadavg()[0],
+        "quick": quick,
+        "partitions": PARTITIONS,
+        "bytes_an_event": run.corpus.bytes_an_event,
+    }
+    return {**head, **run.report, "goals": [goal.to_dict() for goal in run.goals]}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

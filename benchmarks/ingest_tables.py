@@ -1,0 +1,102 @@
+"""The tables that `benchmarks.ingest` prints, made from its JSON report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.goals import Goal
+from benchmarks.throughput import BARE, OURS, QUIX, QUIX_LIGHT
+
+WIDTH = 130
+"""Columns of the tables where the output is no terminal."""
+
+CONTESTANTS = {
+    OURS: "ours, durable in DuckDB",
+    BARE: "bare confluent-kafka, json.loads",
+    QUIX: "quixstreams, equivalent count",
+    QUIX_LIGHT: "quixstreams, light: no repeats, no matching",
+}
+
+
+def print_report(report: dict[str, Any], goals: Sequence[Goal]) -> None:
+    """Print the head, a table for each section measured, and the goals."""
+    console = Console(highlight=False, soft_wrap=True)
+    console = console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=WIDTH)
+    kind = "QUICK run, sizes too small to be a result" if report["quick"] else "full run"
+    console.print(f"{kind}: {report['machine']}, {report['load_at_end']:.1f} at the end; {report['measured']}")
+    console.print(f"{report['partitions']} partitions, {report['bytes_an_event']:.0f} bytes an event, real Apache Kafka")
+    if "throughput" in report:
+        console.print(_throughput(report["throughput"]))
+    if lines := [*_latency(report), *_memory(report), *_state(report), *_replay(report)]:
+        console.print(_pairs(lines))
+    for goal in goals:
+        console.print(goal.verdict(), style=None if goal.met else "bold")
+
+
+def _throughput(section: dict[str, Any]) -> Table:
+    table = Table(title="Throughput, one process: steady rate from the first batch to the last, median (lowest-highest)")
+    for name in ("events a record", "contestant", "events/s", "ours is", "CPU us/event", "broker us/event", "whole s"):
+        table.add_column(name, justify="left" if name == "contestant" else "right")
+    for lines, contest in section.items():
+        for key, account in contest.items():
+            rate = account["per_s"]
+            table.add_row(
+                lines,
+                CONTESTANTS[key],
+                f"{rate['median']:,.0f} ({rate['low']:,.0f}-{rate['high']:,.0f})",
+                f"{account['ours_is']['median']:.2f} x" if key != OURS else "",
+                f"{account['cpu_us_an_event']:.1f}",
+                f"{account['broker_cpu_us_an_event']:.1f}",
+                f"{account['whole_s']:.1f}",
+            )
+    return table
+
+
+def _pairs(lines: Sequence[tuple[str, str]]) -> Table:
+    table = Table(show_header=False)
+    for line in lines:
+        table.add_row(*line)
+    return table
+
+
+def _latency(report: dict[str, Any]) -> list[tuple[str, str]]:
+    if not (found := report.get("latency")):
+        return []
+    times = ", ".join(f"{name} {found[f'{name}_ms']:.0f} ms" for name in ("p50", "p90", "p99", "max"))
+    cores = "cores used: " + ", ".join(f"{name} {found[f'{name}_cores']:.2f}" for name in ("worker", "broker", "producer"))
+    return [(f"events to visible window at {found['events_per_s']:,.0f} events/s", times), ("", cores)]
+
+
+def _memory(report: dict[str, Any]) -> list[tuple[str, str]]:
+    if not (found := report.get("memory")):
+        return []
+    first, last = f"{found['early_events'] / 1e6:.1f} M events", f"{found['events'] / 1e6:.1f} M"
+    text = f"{found['early_mib']:.0f} MiB at {first}, {found['late_mib']:.0f} MiB at {last}: {found['growth']:+.0%}"
+    return [("worker's resident memory", text)]
+
+
+def _state(report: dict[str, Any]) -> list[tuple[str, str]]:
+    if not (found := report.get("state")):
+        return []
+    name = f"on {found['state_events'] / 1e6:.1f} M events, {found['days']} days of state"
+    rates = f"{found['full_per_s']:,.0f} events/s, {found['empty_per_s']:,.0f} on an empty store"
+    return [(name, rates), ("", f"shards: {found['shard_bytes_an_event']:.0f} bytes an event")]
+
+
+def _replay(report: dict[str, Any]) -> list[tuple[str, str]]:
+    names = {
+        "from_kafka": "a worker that reads the log again from Kafka",
+        "log_file": "queryloop replay --isolated of a log file",
+    }
+    return [
+        (
+            names[kind],
+            f"{found['events']:,} events in {found['seconds']:.0f} s ({found['per_s']:,.0f}/s); "
+            f"{found['full_log_events'] / 1e6:.1f} M in {found['full_log_s'] / 60:.1f} min, extrapolated",
+        )
+        for kind, found in report.get("replay", {}).items()
+    ]

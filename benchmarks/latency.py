@@ -1,0 +1,112 @@
+"""Section `latency`: from the moment an event falls due at the producer to the moment its counts can be read, at a given load.
+
+A shard's next offset, as its worker's HTTP tells it, moves in the transaction that adds the counts, so an event is visible in its
+window once that offset is past its record. Both clocks are this machine's.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.corpus import Corpus
+from benchmarks.goals import Goal, percentile
+from benchmarks.narration import tell
+from benchmarks.ours import Progress, Site, Worker, running_worker
+from benchmarks.peer_runs import run_peer
+from benchmarks.throughput import BATCHED
+from benchmarks.usage import read_usage
+from streams.topics import KafkaSettings, create_topics
+
+POLL_S = 0.005
+WARM_UP_S = 4.0
+P99_GOAL_MS = 500.0
+
+PacedRecord = Sequence[float]
+"""partition, offset, stamp of its first event, stamp of its last, events"""
+
+
+def measure_latency(site: Site, corpus: Corpus, rate: float, seconds: float) -> dict[str, Any]:
+    """Produce `rate` events a second for a warm-up and then `seconds`; return the section as JSON."""
+    tell(f"latency: {rate:,.0f} events/s for {seconds + WARM_UP_S:g} s")
+    create_topics(site.bootstrap, KafkaSettings(bootstrap=site.bootstrap, topic="paced", partitions=site.partitions))
+    with running_worker(site, "paced") as worker:
+        _await_shards(worker, site.partitions)
+        mine, broker = read_usage(worker.pid), read_usage(site.pid)
+        account, seen = _pace_and_watch(site, corpus, worker, rate, seconds + WARM_UP_S)
+        now, now_broker = read_usage(worker.pid), read_usage(site.pid)
+    records = account["records"]
+    since = min(record[2] for record in records) + WARM_UP_S
+    delays = visible_delays([record for record in records if record[2] >= since], seen)
+    took = now.at_s - mine.at_s
+    return {
+        "events_per_s": rate,
+        "events": len(delays),
+        **{f"p{share}_ms": percentile(delays, share / 100) * 1000 for share in (50, 90, 99)},
+        "max_ms": max(delays) * 1000,
+        "poll_ms": POLL_S * 1000,
+        "worker_cores": (now.cpu_s - mine.cpu_s) / took,
+        "broker_cores": (now_broker.cpu_s - broker.cpu_s) / took,
+        "producer_cores": account["cpu_s"] / took,
+    }
+
+
+def judge_latency(section: dict[str, Any]) -> list[Goal]:
+    """The p99."""
+    return [Goal("events to visible window at half load, p99", section["p99_ms"], P99_GOAL_MS, "at most", " ms")]
+
+
+def visible_delays(records: Sequence[PacedRecord], seen: Sequence[Progress]) -> list[float]:
+    """Return for each event the seconds from its stamp to the first look at the worker that shows it applied.
+
+    Raises ValueError when a record was never seen applied.
+    """
+    delays: list[float] = []
+    for partition in sorted({int(record[0]) for record in records}):
+        offsets = [progress.offsets.get(partition, 0) for progress in seen]
+        for record in records:
+            if int(record[0]) == partition:
+                at = bisect_right(offsets, record[1])
+                if at == len(seen):
+                    raise ValueError(f"offset {record[1]} of partition {partition} was never seen applied")
+                delays += [seen[at].at - stamp for stamp in _stamps(record)]
+    return delays
+
+
+def _stamps(record: PacedRecord) -> list[float]:
+    """The stamps of a record's events, which fell due evenly between its first and its last."""
+    _, _, first, last, events = record
+    step = (last - first) / max(events - 1, 1)
+    return [first + number * step for number in range(int(events))]
+
+
+def _await_shards(worker: Worker, partitions: int) -> None:
+    for progress in worker.watch():
+        if len(progress.offsets) == partitions:
+            return
+
+
+def _pace_and_watch(
+    site: Site, corpus: Corpus, worker: Worker, rate: float, seconds: float
+) -> tuple[dict[str, Any], list[Progress]]:
+    """Run the producer beside, look at the worker all the while and until everything produced is applied."""
+    done: list[dict[str, Any]] = []
+    files = [str(corpus.file(partition)) for partition in range(corpus.partitions)]
+    options = ["--topic", "paced", "--rate", str(rate), "--seconds", str(seconds), "--lines", str(BATCHED)]
+
+    def produce() -> None:
+        done.append(run_peer(site, "pace", [*options, *files]))
+
+    producer = threading.Thread(target=produce, daemon=True)
+    producer.start()
+    seen: list[Progress] = []
+    for progress in worker.watch(POLL_S):
+        seen.append(progress)
+        if not producer.is_alive():
+            if not done:
+                raise RuntimeError("the paced producer failed")
+            if progress.events >= sum(record[4] for record in done[0]["records"]):
+                return done[0], seen
+    raise AssertionError("watch never ends")

@@ -1,0 +1,50 @@
+"""What processes use, read from /proc: CPU seconds and resident memory, so that contention on a small machine can be seen."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+TICKS = os.sysconf("SC_CLK_TCK")
+PAGE = os.sysconf("SC_PAGE_SIZE")
+CORES = 2
+
+
+@dataclass(frozen=True)
+class Usage:
+    """CPU seconds (user and system) of a process so far, at a moment of the monotonic clock."""
+
+    cpu_s: float
+    at_s: float
+
+
+def read_usage(pid: int) -> Usage:
+    """The CPU seconds of a process and of its threads."""
+    return Usage(cpu_seconds(Path(f"/proc/{pid}/stat").read_text()), time.monotonic())
+
+
+def cpu_seconds(stat: str) -> float:
+    """User and system time out of the text of /proc/PID/stat; the command's name may hold spaces and brackets."""
+    fields = stat.rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def resident_mib(pid: int) -> float:
+    """Resident memory of a process in MiB."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE / 2**20
+
+
+def use_two_cores() -> str:
+    """Keep this process and what it starts to two cores, as the goals name two; say what the machine is."""
+    allowed = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, set(allowed[:CORES]))
+    return f"{_processor()}, {min(len(allowed), CORES)} of {len(allowed)} cores used, load {os.getloadavg()[0]:.1f} at the start"
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return "unknown processor"
