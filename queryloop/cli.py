@@ -120,7 +120,11 @@ def _add_demo(commands: Any) -> None:
 def _add_replay(commands: Any) -> None:
     example = "queryloop replay events.jsonl.gz --isolated --as-of 2021-04-01 --out counts/"
     parser = _add(commands, "replay", "replay a log of events", example, replay)
-    parser.add_argument("log", type=Path, metavar="LOG", help="NDJSON, plain or gzip")
+    parser.add_argument("log", type=Path, metavar="LOG", help="NDJSON plain, gzip or zstd; Parquet; CSV or TSV with --mapping")
+    parser.add_argument(
+        "--mapping", type=Path, metavar="FILE", help="which column of a CSV or TSV is which field (docs/testing.md)"
+    )
+    parser.add_argument("--check", action="store_true", help="send nothing: say what would be sent, exit 1 if any is refused")
     parser.add_argument("--isolated", action="store_true", help="on a broker and state of its own; writes tables to --out")
     parser.add_argument(
         "--as-of", type=_day, action="append", metavar="DAY", help="UTC day YYYY-MM-DD of the tables; may be given again"

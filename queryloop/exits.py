@@ -14,6 +14,7 @@ class Exit(IntEnum):
     UNAVAILABLE = 3
     BUSY = 4
     SKIPPED = 5
+    INCOMPLETE = 6
     INTERRUPTED = 130
 
 
@@ -25,6 +26,7 @@ exit codes:
   3    something that is needed is down, or its port is in use
   4    another run of the same kind is under way
   5    the job had nothing to do, or nothing to do it with
+  6    what could be checked is right, but not all could be checked
   130  stopped by Ctrl-C"""
 
 

@@ -1,7 +1,7 @@
 """A shard's counts as bytes: how `verify` gets hold of what a running worker has counted, at one moment of its log.
 
-Arrow IPC streams one after the other, compressed: windows by day, co-occurrence by day, the events that the shard's clock refused.
-The first stream's schema metadata says which moment it is: topic id, next offset, account, rules.
+Arrow IPC streams one after the other, compressed: windows by day, co-occurrence by day, what the shard's clock refused. The first
+stream's schema metadata says which moment it is: topic id, next offset, account, rules.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class CountsError(ValueError):
 class Counts:
     """What one shard holds, at `next_offset` of its log.
 
-    windows: day, query_norm, item_norm, position, impressions, clicks. cooccurrence: day, query, next_query, count. future: event_id of
-    what was ahead of the clock when it came, which the log alone cannot tell. No row is all zero. `exported` are the days of which
-    the lake holds what is counted here.
+    windows: day, query_norm, item_norm, position, impressions, clicks. cooccurrence: day, query, next_query, count. future:
+    event_id of what was ahead of the clock when it came, which the log alone cannot tell. No row is all zero. `exported` are the
+    days of which the lake holds what is counted here.
     """
 
     windows: pa.Table
