@@ -21,7 +21,7 @@ TEXTS = pa.list_(pa.string())
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What a run of records held: one row an event, in log order within each table, and what was refused.
+    """What a run of records held: one row an event, in any order, and what was refused.
 
     Every table has ts_us, day, event_id and the event's place in the log: raw (its line), log_offset, line.
     """

@@ -67,7 +67,7 @@ def parse_line(
         event, extra = _decode_line(line)
     except EventError as error:
         return _reject(error.reason, error.detail, line, offset, number)
-    return _finish(event, line, extra, offset, number, limits, _horizon(limits, now))
+    return _finish(event, line, extra, offset, number, limits, horizon_us(limits, now))
 
 
 def _decode_into(decoded: Decoded, value: bytes | None, offset: int, limits: EventSettings, now: float | None) -> None:
@@ -81,7 +81,7 @@ def _decode_into(decoded: Decoded, value: bytes | None, offset: int, limits: Eve
             if stripped := line.strip(SPACE):
                 decoded.add(parse_line(stripped, limits, offset=offset, number=number, now=now))
         return
-    horizon = _horizon(limits, now)
+    horizon = horizon_us(limits, now)
     first = value[: len(value) - len(value.lstrip(SPACE))].count(b"\n")
     for number, (event, line) in enumerate(zip(events, lines, strict=True), first):
         decoded.add(_finish(event, line, b"", offset, number, limits, horizon))
@@ -156,8 +156,8 @@ def _fault_of(error: msgspec.ValidationError) -> tuple[Reason, str]:
     return (Reason.TOO_LARGE if _TOO_LONG.match(text) else Reason.INVALID), printable(text)
 
 
-def _horizon(limits: EventSettings, now: float | None) -> float:
-    """Return the latest event time (microseconds) that is not in the future."""
+def horizon_us(limits: EventSettings, now: float | None) -> float:
+    """Return the latest event time (microseconds) that is not in the future, infinity without a clock."""
     return float("inf") if now is None else (now + limits.future_tolerance_s) * 1e6
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import unicodedata
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -158,6 +158,13 @@ class Decoded:
     def __len__(self) -> int:
         return len(self.queries) + len(self.impressions) + len(self.clicks) + len(self.rejects)
 
+    def found(self) -> Iterator[Event | Reject]:
+        """Yield everything, kind by kind."""
+        yield from self.queries
+        yield from self.impressions
+        yield from self.clicks
+        yield from self.rejects
+
     def add(self, found: Event | Reject) -> None:
         """File one line's outcome under its kind."""
         match found:
@@ -174,7 +181,8 @@ class Decoded:
 @lru_cache(maxsize=65_536)
 def normalise(text: str) -> str:
     """Return the form in which queries compare: NFKC, case folded, white space collapsed and stripped."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    plain = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(plain.split())
 
 
 def to_micros(ts: float | datetime) -> int:
