@@ -1,0 +1,104 @@
+"""`queryloop verify` on each broker: equal while the worker counts and when it is stopped; one changed row is found and named."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from queryloop.cli import main
+from queryloop.exits import Exit
+from streams.shards import shard_path
+from streams.topics import create_topics
+from streams.worker import StreamsSettings
+from streams.worker_process import WorkerProcess
+from tests.logs import START, click, day, impression, query
+from tests.test_streams_worker import await_applied, emit, make_settings
+
+DAY = 86_400
+
+
+def product_log() -> list[bytes]:
+    """Three days of sessions with repeats, bad lines, an orphan, a late click, an event after its time."""
+    lines = []
+    for number in range(300):
+        ts, session = START + number * 0.01 * DAY, {"session_id": f"s{number % 40}"}
+        lines += [
+            query(f"q{number}", ts, f"Red  Shoes {number % 7}", **session),
+            impression(f"i{number}", ts + 1, f"L{number}", ["a", "b", f"c {number % 3}"], **session),
+            query(f"r{number}", ts + 60, f"blue {number % 5}", **session),
+        ]
+        lines += [click(f"c{number}", ts + 9, f"L{number}", number % 3, **session)] * (1 + number % 2)
+    lines[50:50] = [b"{broken", click("orphan", START + 5, "unknown"), query("q3", START + 3 * 0.01 * DAY, "Red  Shoes 3")]
+    return [*lines, click("late", START + 2 * DAY, "L0", session_id="s0"), impression("early", START - 60, "L7", ["a"])]
+
+
+@dataclass
+class Counted:
+    """A data folder in which a worker has counted a log, and the settings file of it."""
+
+    settings: StreamsSettings
+    config: Path
+
+    def verify(self, *arguments: str) -> int:
+        return main(["--config", str(self.config), "verify", *arguments])
+
+    def change(self, partition: int, sql: str) -> None:
+        """Change a shard's table behind its back."""
+        with duckdb.connect(str(shard_path(self.settings.data.dir, partition))) as con:
+            con.execute(sql)
+
+
+def write_config(settings: StreamsSettings, path: Path) -> Path:
+    kafka = settings.kafka
+    path.write_text(
+        f'[data]\ndir = "{settings.data.dir}"\n'
+        f'[kafka]\nbootstrap = "{kafka.bootstrap}"\ntopic = "{kafka.topic}"\nquarantine_topic = "{kafka.quarantine_topic}"\n'
+        f'group = "{kafka.group}"\npartitions = {kafka.partitions}\nsession_timeout_s = 6\n'
+        f"[worker]\nport = {settings.worker.port}\nretention_days = {settings.worker.retention_days}\n"
+        f"[lake]\nmaturity_floor_s = 0\n"
+    )
+    return path
+
+
+@pytest.fixture
+def counted(bootstrap: str, unique: str, tmp_path: Path) -> Iterator[Counted]:
+    settings = make_settings(bootstrap, unique, tmp_path / "data", retention_days=30)
+    found = Counted(settings, write_config(settings, tmp_path / "queryloop.toml"))
+    create_topics(bootstrap, settings.kafka)
+    with WorkerProcess(settings, tmp_path / "worker.log") as worker:
+        await_applied(worker, settings, emit(settings, product_log()))
+        assert found.verify() == Exit.DONE, "while the worker holds the shards"
+        worker.stop()
+    yield found
+
+
+def answer(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return told
+
+
+def test_equal_then_one_changed_row_is_named(counted: Counted, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert counted.verify() == Exit.DONE
+    assert "equal: 1,355 lines from the kafka" in capsys.readouterr().out
+    with gzip.open(tmp_path / "log.jsonl.gz", "wb") as log:
+        log.write(b"\n".join(product_log()))
+    assert counted.verify("--log", str(tmp_path / "log.jsonl.gz"), "--json") == Exit.DONE
+    assert answer(capsys)["equal"]
+
+    today = day(START)
+    counted.change(1, f"INSERT INTO window_deltas VALUES (DATE '{today}', 'red shoes 1', 'a', 0, 0, 1)")
+    assert counted.verify("--json") == Exit.FAILED
+    told = answer(capsys)
+    assert told["differing"] == 1
+    [row] = told["differences"]
+    assert (row["shard"], row["kind"], row["day"], row["query"], row["item"]) == (1, "window", str(today), "red shoes 1", "a")
+    assert row["live"]["clicks"] == row["recounted"]["clicks"] + 1
+    assert counted.verify() == Exit.FAILED
+    assert f"shard 1 {today} window 'red shoes 1', 'a' at 0: live" in capsys.readouterr().out
