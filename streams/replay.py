@@ -1,4 +1,4 @@
-"""Replay: a log file sent through the real parts again.
+"""Replay: a log file sent through the real parts again, in whatever format it is (`streams.logfiles`).
 
 `replay` sends it to a broker that runs, as fast as it goes or in its own time scaled; `replay_isolated` starts a broker and a
 worker on temporary state, waits until every event is applied, and writes what was counted.
@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from streams.brokers import EmbeddedBroker, KafkaBroker
 from streams.emitter import Counters, Emitter, EmitterSettings, QueueFull
-from streams.logfiles import LogFileError, read_log, session_of, time_of
+from streams.logfiles import LogFile, LogFileError, read_log, session_of, time_of
 from streams.processes import ProcessError, free_port
 from streams.records import MAX_RECORD_BYTES
 from streams.results import write_results, write_summary
@@ -34,12 +34,17 @@ from streams.worker_process import WorkerProcess, read_progress
 
 __all__ = ["LogFileError", "Pace", "ProcessError", "ReplayError", "read_log", "replay", "replay_isolated"]
 
+if TYPE_CHECKING:
+    from streams.formats.mapping import Mapping
+
 log = logging.getLogger(__name__)
 
 FLUSH_S = 60.0
 STALL_S = 120.0
 POLL_S = 0.05
 NEVER_S = 1e12
+# The embedded broker admits a worker after half of its session timeout, Apache Kafka at once.
+SESSION_S = {"embedded": 2.0, "kafka": 6.0}
 
 BrokerKind = Literal["embedded", "kafka"]
 
@@ -72,25 +77,30 @@ FULL_SPEED = Pace()
 
 
 def replay(
-    path: Path, bootstrap: str, kafka: KafkaSettings, emitter: EmitterSettings | None = None, pace: Pace = FULL_SPEED
+    path: Path,
+    bootstrap: str,
+    kafka: KafkaSettings,
+    emitter: EmitterSettings | None = None,
+    pace: Pace = FULL_SPEED,
+    mapping: Mapping | None = None,
 ) -> tuple[Counters, dict[int, int]]:
     """Send a log to the events topic of a running broker; topics are created where they are missing.
 
-    Returns what was delivered and, for each partition, the offset after the last delivered record. Raises LogFileError,
-    TopicError and, when the broker did not take every line, ReplayError.
+    Returns what was delivered and, for each partition, the offset after the last delivered record. Raises LogFileError (before
+    anything is sent, where the file or its mapping cannot be used at all), TopicError and, when the broker did not take every
+    line, ReplayError.
     """
-    create_topics(bootstrap, kafka)
-    with _progress() as bars, Emitter(bootstrap, emitter, topic=kafka.topic) as sender:
-        bar = bars.add_task("sent", total=None)
-        for number, (session_id, line) in enumerate(pace.keep(_lines(path, timed=pace.speed is not None)), 1):
-            _emit(sender, line, session_id)
-            if number % 1000 == 0:
-                bars.update(bar, completed=number)
-        if not sender.flush(FLUSH_S):
-            raise ReplayError(f"the broker at {bootstrap} did not take every line of {path}: {sender.counters()}")
-        counters = sender.counters()
-        bars.update(bar, completed=counters.delivered, total=counters.delivered)
-        return counters, sender.positions()
+    with LogFile(path, mapping) as lines:
+        create_topics(bootstrap, kafka)
+        with _progress(bytes_read=True) as bars, Emitter(bootstrap, emitter, topic=kafka.topic) as sender:
+            bar = bars.add_task("sent", total=lines.size or None)
+            for number, (session_id, line) in enumerate(pace.keep(_sessions(lines, timed=pace.speed is not None)), 1):
+                _emit(sender, line, session_id)
+                if number % 1000 == 0:
+                    bars.update(bar, completed=lines.position)
+            if not sender.flush(FLUSH_S):
+                raise ReplayError(f"the broker at {bootstrap} did not take every line of {path}: {sender.counters()}")
+            return sender.counters(), sender.positions()
 
 
 def replay_isolated(
@@ -100,6 +110,7 @@ def replay_isolated(
     broker: BrokerKind = "embedded",
     settings: StreamsSettings | None = None,
     emitter: EmitterSettings | None = None,
+    mapping: Mapping | None = None,
 ) -> dict[str, Any]:
     """Replay a log on a broker and a worker of its own, write the files of `streams.results` into `out`, and return the summary.
 
@@ -112,7 +123,7 @@ def replay_isolated(
         with EmbeddedBroker() if broker == "embedded" else KafkaBroker(data_dir) as running:
             mine = isolate(settings or StreamsSettings(), data_dir, running.bootstrap, broker)
             create_topics(running.bootstrap, mine.kafka)
-            lines = _count_log(path, mine, emitter, data_dir / "worker.log")
+            lines = _count_log(path, mine, emitter, mapping, data_dir / "worker.log")
         rules = mine.worker.rules(mine.events)
         account = write_results(data_dir, mine.kafka.partitions, rules, as_of, out, time.time())
     seconds = time.monotonic() - began
@@ -124,7 +135,7 @@ def replay_isolated(
 def isolate(settings: StreamsSettings, data_dir: Path, bootstrap: str, broker: BrokerKind) -> StreamsSettings:
     """The same settings for a worker that has broker, data folder and port to itself, keeps everything and exports nothing."""
     # The embedded broker takes 3 s longer to admit a static member, and there is no second worker here that would gain by it.
-    kafka = {"bootstrap": bootstrap, "session_timeout_s": 6.0}
+    kafka = {"bootstrap": bootstrap, "broker": broker, "session_timeout_s": SESSION_S[broker]}
     worker = {"host": "127.0.0.1", "port": free_port(), "retention_days": 0, "static": broker == "kafka", "key": None}
     return settings.model_copy(
         update={
@@ -136,11 +147,13 @@ def isolate(settings: StreamsSettings, data_dir: Path, bootstrap: str, broker: B
     )
 
 
-def _count_log(path: Path, settings: StreamsSettings, emitter: EmitterSettings | None, log_file: Path) -> int:
+def _count_log(
+    path: Path, settings: StreamsSettings, emitter: EmitterSettings | None, mapping: Mapping | None, log_file: Path
+) -> int:
     """Send the log while the worker starts, wait until all of it is applied, stop the worker; return the lines sent."""
     assert settings.kafka.bootstrap is not None
     with WorkerProcess(settings, log_file) as worker:
-        counters, positions = replay(path, settings.kafka.bootstrap, settings.kafka, emitter)
+        counters, positions = replay(path, settings.kafka.bootstrap, settings.kafka, emitter, mapping=mapping)
         _await_applied(worker, settings, positions, counters.delivered)
         worker.stop()
     return counters.delivered
@@ -164,8 +177,8 @@ def _await_applied(worker: WorkerProcess, settings: StreamsSettings, positions: 
             worker.keep_alive()
 
 
-def _lines(path: Path, timed: bool) -> Iterator[tuple[str, int | None, bytes]]:
-    for line in read_log(path):
+def _sessions(lines: Iterable[bytes], timed: bool) -> Iterator[tuple[str, int | None, bytes]]:
+    for line in lines:
         yield session_of(line), time_of(line) if timed else None, line
 
 
@@ -182,10 +195,11 @@ def _emit(sender: Emitter, line: bytes, session_id: str) -> None:
         sender.emit_line(line, session_id)
 
 
-def _progress() -> Progress:
+def _progress(bytes_read: bool = False) -> Progress:
     """A bar on standard error, where that is a terminal."""
     console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    amount = DownloadColumn() if bytes_read else MofNCompleteColumn()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), amount, TimeElapsedColumn())
     return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
 
 

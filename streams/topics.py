@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 if TYPE_CHECKING:
     from kafka import KafkaAdminClient
 
 NAME = r"^[a-zA-Z0-9._-]{1,249}$"
 TIMEOUT_S = 30.0
+KAFKA_SESSION_S = 6.0
 DEAD_NODES = 4
 """Nodes of a cluster that may be down, one after the other, before a question to it fails."""
 
@@ -46,9 +47,19 @@ class KafkaSettings(BaseModel, frozen=True, extra="forbid"):
         description="copies that must hold an event before it is acknowledged; unset: the broker's default",
     )
     session_timeout_s: float = Field(
-        default=45.0, ge=6.0, description="silence after which a worker is given up; Kafka's least is 6"
+        default=45.0,
+        ge=1.0,
+        description="silence after which a worker is given up; real Kafka takes 6 at least, the embedded broker waits half of it",
     )
     group: str = Field(default="queryloop", min_length=1, description="consumer group of the workers")
+
+    @model_validator(mode="after")
+    def _refuse_short_session(self) -> Self:
+        if self.broker == "kafka" and self.session_timeout_s < KAFKA_SESSION_S:
+            raise ValueError(
+                f"kafka.session_timeout_s is {self.session_timeout_s:g}, Apache Kafka refuses one under {KAFKA_SESSION_S:g}"
+            )
+        return self
 
 
 def create_topics(bootstrap: str, kafka: KafkaSettings, timeout_s: float = TIMEOUT_S) -> None:

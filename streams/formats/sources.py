@@ -1,0 +1,137 @@
+"""The bytes of a log file, whatever it is compressed with, and how far the reading has come.
+
+What a file is told by its first bytes, not by its name. Everything is read in blocks of bounded size.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Literal, Self, cast
+
+Kind = Literal["plain", "gzip", "zstd", "parquet"]
+
+MAGIC: tuple[tuple[bytes, Kind], ...] = ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"PAR1", "parquet"))
+BLOCK_BYTES = 1 << 20
+MAX_LINE_BYTES = 4 << 20
+"""A longer line is cut here: no record holds it, and a file without line breaks must not fill the memory."""
+
+COMPRESSED = (".gz", ".zst")
+
+
+class LogFileError(ValueError):
+    """A log file that cannot be read; the text names the file and the line."""
+
+
+class Source:
+    """An opened log file: its kind, its decompressed bytes, its size on disk and the place of the reading in it.
+
+    Use it in a `with` block. Opening raises LogFileError.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.line = 0
+        self._text: io.TextIOWrapper | None = None
+        with self.reporting():
+            self.raw = path.open("rb")
+            self.size = path.stat().st_size
+            self.kind = _kind_of(self.raw)
+
+    @property
+    def position(self) -> int:
+        """Bytes of the file read so far; 0 where it has no places (a pipe)."""
+        return self.raw.tell() if self.raw.seekable() else 0
+
+    def stream(self) -> IO[bytes]:
+        """The file's bytes, decompressed."""
+        if self.kind == "gzip":
+            return cast(IO[bytes], gzip.GzipFile(fileobj=self.raw))
+        if self.kind == "zstd":
+            return _open_zstd(self.raw)
+        return self.raw
+
+    def text(self, encoding: str) -> io.TextIOWrapper:
+        """The file as text, its line ends and the bytes that are no text kept (as lone surrogates). It closes with the file."""
+        self._text = io.TextIOWrapper(self.stream(), encoding, errors="surrogateescape", newline="")
+        return self._text
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield the lines without their line breaks, blank ones left out; `line` counts all of them. Raises LogFileError."""
+        with self.reporting():
+            for line in _split_lines(self.stream()):
+                self.line += 1
+                if stripped := line.rstrip(b"\r"):
+                    yield stripped
+
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Say of an error of the file system or of a decompressor which file and line it was."""
+        try:
+            yield
+        except (OSError, EOFError, zlib.error) as error:
+            raise LogFileError(f"{self.path}: cannot be read after line {self.line}: {error}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file and what reads from it."""
+        if self._text is not None:
+            self._text.close()
+        self.raw.close()
+
+
+def bare_name(path: Path) -> str:
+    """The file's name without the suffix of its compression, which is no property of the log."""
+    return path.stem if path.suffix in COMPRESSED else path.name
+
+
+def _kind_of(raw: io.BufferedReader) -> Kind:
+    head = raw.peek(4)
+    return next((kind for magic, kind in MAGIC if head.startswith(magic)), "plain")
+
+
+def _open_zstd(raw: io.BufferedReader) -> IO[bytes]:
+    import pyarrow as pa
+
+    return cast(IO[bytes], io.BufferedReader(_Arrow(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd"))))
+
+
+class _Arrow(io.RawIOBase):
+    """An Arrow stream as a raw Python file: only such a one can be buffered and read as text."""
+
+    def __init__(self, stream: object) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        return int(self._stream.readinto(buffer))  # type: ignore[attr-defined]  # pyarrow has no types
+
+
+def _split_lines(stream: IO[bytes]) -> Iterator[bytes]:
+    """Yield what stands between line feeds; of a line over MAX_LINE_BYTES its beginning."""
+    rest, cut = b"", False
+    while block := stream.read(BLOCK_BYTES):
+        if cut:  # the rest of a line whose beginning is kept
+            _, found, block = block.partition(b"\n")
+            if not found:
+                continue
+            yield rest
+            rest, cut = b"", False
+        *whole, rest = (rest + block).split(b"\n")
+        yield from whole
+        if len(rest) > MAX_LINE_BYTES:
+            rest, cut = rest[:MAX_LINE_BYTES], True
+    if rest:
+        yield rest
