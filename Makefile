@@ -39,11 +39,12 @@ lock: $(FILLED)  ## resolve requirements.lock anew (versions and hashes, no down
 clean:  ## remove what was built; data/ stays
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
-# uv is itself in the lock: pip installs that one entry by hash, uv then links the rest from its cache in seconds.
+# uv is itself in the lock: pip installs that one entry by hash, uv then links the rest from its cache in seconds. Compiling takes 20 s
+# more once; without it every process of every test compiles faust, pyarrow and torch's Python anew where PYTHONDONTWRITEBYTECODE is set.
 $(FILLED): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	test -x $(BIN)/uv || { awk '/^uv==/{on=1} on{print} on&&!/\\$$/{exit}' requirements.lock > .venv/uv.lock && \
 	    $(BIN)/python -m pip install --quiet --require-hashes --no-deps -r .venv/uv.lock; }
-	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $(FILLED)
