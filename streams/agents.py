@@ -1,7 +1,7 @@
 """The Faust app of a worker: the agent that counts, and what it does beside: quarantine to its topic, mature days to the lake.
 
 The agent never acknowledges to Kafka: the offsets that matter lie in the shards. When applying fails the app crashes, and the
-process ends with an error; nothing after the failed run is applied, and the next start reads it again.
+process ends with an error; nothing after the failed batch is applied, and the next start reads it again.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from aiokafka.errors import KafkaError
 from faust.exceptions import NotReady, ProducerSendError
 from faust.types import TP
 
+from streams.log_watch import LogWatch
+from streams.pipeline import Pipeline
 from streams.shards import HeldShards
 from streams.store import Shard
 from streams.topics import KafkaSettings, topic_id
-from streams.transport import Run, WorkerApp
+from streams.transport import WorkerApp
 
 if TYPE_CHECKING:
     from streams.worker import StreamsSettings
@@ -31,19 +33,31 @@ EXPORT_EVERY_S = 5.0
 PUBLISH_ROWS = 500
 PUBLISHED_BYTES = 300_000
 FETCH_BYTES = 4 * 1024 * 1024
-RUN_RECORDS = 20_000
-RUNS_WAITING = 4
+RUNS_WAITING = 2
+TEND_EVERY_S = 1.0
+WATCH_EVERY_S = 10.0
+RECORD_EVERY_S = 5.0
 
 
 def make_app(settings: StreamsSettings, bootstrap: str, shards: HeldShards) -> WorkerApp:
     """Build the app: agent, timers, and what happens when partitions come and go."""
+    log_watch = LogWatch(bootstrap, settings.kafka, shards)
 
-    async def seek_offsets(assigned: set[TP]) -> dict[TP, int]:
-        return await find_offsets(app, bootstrap, settings.kafka.topic, assigned, shards)
+    async def seek_offsets(assigned: set[TP], generation: int) -> dict[TP, int]:
+        log_id = await asyncio.to_thread(topic_id, bootstrap, settings.kafka.topic)
+        earliest = await app.consumer.earliest_offsets(*assigned)
+        offsets = await shards.take({tp.partition: offset for tp, offset in earliest.items()}, log_id, generation)
+        return {tp: offsets[tp.partition] for tp in assigned}
 
-    app = WorkerApp(settings.kafka.group, seek_offsets=seek_offsets, **faust_settings(settings, bootstrap))
-    _count_events(app, settings.kafka, shards)
+    app = WorkerApp(
+        settings.kafka.group,
+        seek_offsets=seek_offsets,
+        is_same_log=log_watch.is_same,
+        **faust_settings(settings, bootstrap),
+    )
+    _count_events(app, settings, shards)
     _tend_shards(app, settings, shards)
+    _watch_log(app, settings.kafka, shards, log_watch)
     return app
 
 
@@ -60,7 +74,6 @@ def faust_settings(settings: StreamsSettings, bootstrap: str) -> dict[str, Any]:
         "consumer_auto_offset_reset": "earliest",
         "consumer_group_instance_id": worker.name if worker.static else None,
         "consumer_max_fetch_size": FETCH_BYTES,
-        "broker_max_poll_records": RUN_RECORDS,
         "broker_session_timeout": kafka.session_timeout_s,
         "broker_request_timeout": max(90.0, 2 * kafka.session_timeout_s),
         "broker_heartbeat_interval": 0.3,
@@ -75,33 +88,50 @@ def faust_settings(settings: StreamsSettings, bootstrap: str) -> dict[str, Any]:
     }
 
 
-async def find_offsets(app: WorkerApp, bootstrap: str, topic: str, assigned: set[TP], shards: HeldShards) -> dict[TP, int]:
-    """Where to read each assigned partition from: what its shard says, if that is about the log that is there now."""
-    log_id = await asyncio.to_thread(topic_id, bootstrap, topic)
-    earliest = await app.consumer.earliest_offsets(*assigned)
-    offsets = await shards.take({tp.partition: offset for tp, offset in earliest.items()}, log_id)
-    return {tp: offsets[tp.partition] for tp in assigned}
+def _count_events(app: WorkerApp, settings: StreamsSettings, shards: HeldShards) -> None:
+    topic = app.topic(settings.kafka.topic, key_serializer="raw", value_serializer="raw", acks=False)
 
-
-def _count_events(app: WorkerApp, kafka: KafkaSettings, shards: HeldShards) -> None:
-    topic = app.topic(kafka.topic, key_serializer="raw", value_serializer="raw", acks=False)
+    async def fail(error: BaseException) -> None:
+        log.error("event=apply_failed error=%r", error, exc_info=error)
+        await app.crash(error)
 
     async def count(runs: Any) -> None:
-        async for run in runs.noack():
-            await _apply(app, shards, run)
+        pipeline = Pipeline(shards, settings.events, fail)
+        try:
+            async for run in runs.noack():
+                await pipeline.put(run)
+        finally:
+            await pipeline.close()
 
     app.agent(topic, name="count")(count)
 
 
-async def _apply(app: WorkerApp, shards: HeldShards, run: Run) -> None:
-    if app.crashed:  # Faust restarts an agent that raised: it must not go on
+def _watch_log(app: WorkerApp, kafka: KafkaSettings, shards: HeldShards, log_watch: LogWatch) -> None:
+    recorded: dict[TP, int] = {}
+
+    async def watch() -> None:
+        if shards.totals() and not await log_watch.is_same():
+            await app.consumer.perform_seek()
+
+    async def record() -> None:
+        await record_offsets(app, kafka.topic, shards, recorded)
+
+    app.timer(WATCH_EVERY_S, name="watch-log")(watch)
+    app.timer(RECORD_EVERY_S, name="record-offsets")(record)
+
+
+async def record_offsets(app: WorkerApp, topic: str, shards: HeldShards, recorded: dict[TP, int]) -> None:
+    """Tell Kafka's group the offsets that the shards hold, where they moved, for tools that look there. Nothing reads them."""
+    held = {TP(topic, number): totals.next_offset for number, totals in shards.totals().items()}
+    moved = {tp: offset for tp, offset in held.items() if offset is not None and recorded.get(tp) != offset}
+    if not moved:
         return
     try:
-        await shards.apply(run)
-    except Exception as error:
-        log.exception("event=apply_failed partition=%d offset=%d records=%d", run.partition, run.first_offset, len(run.records))
-        await app.crash(error)
-        raise
+        await app.record_offsets(moved)
+    except KafkaError as error:
+        log.info("event=offsets_not_recorded error=%r", error)
+    else:
+        recorded.update(moved)
 
 
 def _tend_shards(app: WorkerApp, settings: StreamsSettings, shards: HeldShards) -> None:
@@ -115,12 +145,16 @@ def _tend_shards(app: WorkerApp, settings: StreamsSettings, shards: HeldShards) 
             if totals.quarantined:
                 await publish_quarantine(quarantine, partition, shards)
 
+    async def tend() -> None:
+        await shards.tend()
+
     async def export() -> None:
         await shards.export_mature(settings.lake)
 
     app.on_partitions_revoked.connect(release, weak=False)
     app.timer(PUBLISH_EVERY_S, name="publish-quarantine")(publish)
     app.timer(EXPORT_EVERY_S, name="export-days")(export)
+    app.timer(TEND_EVERY_S, name="tend")(tend)
 
 
 async def publish_quarantine(topic: Any, partition: int, shards: HeldShards) -> None:

@@ -9,26 +9,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from streams.decoder import decode_records
-from streams.events import Decoded, EventSettings
+import pyarrow as pa
+
+from streams.columns import Columns
+from streams.events import Decoded
 from streams.lake import LakeSettings, export_mature
 from streams.progress import ApplyStats, Progress
 from streams.readers import ShardReaders
 from streams.store import Applied, CountingRules, Shard, ShardTotals
 
 if TYPE_CHECKING:
+    from streams.fetches import Run
     from streams.peers import Places
-    from streams.transport import Run
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+TEND_S = 0.25
+"""Seconds of upkeep between two batches."""
 
 
 def shard_path(data_dir: Path, partition: int) -> Path:
@@ -47,7 +52,6 @@ class HeldShards:
         self,
         data_dir: Path,
         rules: CountingRules,
-        limits: EventSettings,
         clock: Callable[[], float] = time.time,
         places: Places | None = None,
     ) -> None:
@@ -57,28 +61,41 @@ class HeldShards:
         self.stats = ApplyStats()
         self.new_topics = 0
         self._rules = rules
-        self._limits = limits
         self._clock = clock
         self._places = places
         self._topic_id = ""
+        self._generation = 0
         self._shards: dict[int, Shard] = {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shards")
 
-    async def take(self, earliest: Mapping[int, int], topic_id: str) -> dict[int, int]:
+    @property
+    def topic_id(self) -> str:
+        """The id of the log that the shards were last taken for, "" before that."""
+        return self._topic_id
+
+    async def take(self, earliest: Mapping[int, int], topic_id: str, generation: int = 0) -> dict[int, int]:
         """Open the shards of these partitions and return the offset that each wants next.
 
-        `earliest` gives the first offset that the log still has, for each partition; `topic_id` says which log it is now. Raises
-        StoreError when a shard's file is held by another process.
+        `earliest` gives the first offset that the log still has, for each partition; `topic_id` says which log it is now. Only
+        runs of this `generation` are applied from now on. Raises StoreError when a shard's file is held by another process.
         """
-        return await self._call(self._take, earliest, topic_id)
+        return await self._call(self._take, earliest, topic_id, generation)
 
     async def release(self, partitions: Iterable[int]) -> None:
         """Close these shards, after what is in hand."""
         await self._call(self._release, sorted(partitions))
 
-    async def apply(self, run: Run) -> Applied | None:
-        """Count a run; None when the partition has moved away meanwhile (its next holder reads the run again)."""
-        return await self._call(self._apply, run)
+    async def apply(self, runs: Sequence[Run], columns: Sequence[Columns]) -> Applied | None:
+        """Count consecutive runs of one partition, decoded, as one batch.
+
+        None when the partition has moved away, or was sought anew, since they were fetched: then they are read again.
+        """
+        return await self._call(self._apply, runs, columns)
+
+    async def tend(self) -> None:
+        """Give every held shard a slice of time for its upkeep, shard by shard."""
+        for partition in self.totals():
+            await self.call(partition, _tend)
 
     async def call(self, partition: int, function: Callable[[Shard], T]) -> T | None:
         """Call `function` with a held shard on the shards' thread; None when it is not held any more."""
@@ -104,8 +121,9 @@ class HeldShards:
     async def _call(self, function: Callable[..., T], *args: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
 
-    def _take(self, earliest: Mapping[int, int], topic_id: str) -> dict[int, int]:
+    def _take(self, earliest: Mapping[int, int], topic_id: str, generation: int) -> dict[int, int]:
         self._topic_id = topic_id
+        self._generation = generation
         self._release([partition for partition in self._shards if partition not in earliest])
         return {partition: self._open(partition, first) for partition, first in earliest.items()}
 
@@ -156,19 +174,42 @@ class HeldShards:
                 shard.close()
                 log.info("event=shard_released partition=%d", partition)
 
-    def _apply(self, run: Run) -> Applied | None:
-        shard = self._shards.get(run.partition)
-        if shard is None:
+    def _apply(self, runs: Sequence[Run], columns: Sequence[Columns]) -> Applied | None:
+        shard = self._shards.get(runs[0].partition)
+        if shard is None or runs[0].generation != self._generation:
             return None
         began = time.perf_counter()
-        decoded = decode_records(run.values(), self._limits)
-        offsets = {"first_offset": run.first_offset, "next_offset": run.next_offset}
-        applied = shard.apply(decoded, topic_id=self._topic_id, now=self._clock(), **offsets)
-        self.stats.add(len(decoded), time.perf_counter() - began)
-        before = self.progress.get(run.partition, Progress())
-        self.progress[run.partition] = before.after(run.timestamp_ms, len(run.records), len(decoded))
+        batch = join_columns(columns)
+        offsets = {"first_offset": runs[0].first_offset, "next_offset": runs[-1].next_offset}
+        applied = shard.apply(batch, topic_id=self._topic_id, now=self._clock(), **offsets)
+        self._note(runs, len(batch), time.perf_counter() - began)
+        _tend(shard)
         return applied
+
+    def _note(self, runs: Sequence[Run], events: int, seconds: float) -> None:
+        self.stats.add(events, seconds)
+        records = sum(len(run.records) for run in runs)
+        if records:
+            stamped = max(run.timestamp_ms for run in runs if run.timestamp_ms is not None)
+            before = self.progress.get(runs[0].partition, Progress())
+            self.progress[runs[0].partition] = before.after(stamped, records, events)
 
     def _with_shard(self, partition: int, function: Callable[[Shard], T]) -> T | None:
         shard = self._shards.get(partition)
         return None if shard is None else function(shard)
+
+
+def _tend(shard: Shard) -> None:
+    shard.tend(TEND_S)
+
+
+def join_columns(parts: Sequence[Columns]) -> Columns:
+    """Return consecutive parts of one partition's log as one."""
+    if len(parts) == 1:
+        return parts[0]
+    return Columns(
+        pa.concat_tables([part.queries for part in parts]).combine_chunks(),
+        pa.concat_tables([part.impressions for part in parts]).combine_chunks(),
+        pa.concat_tables([part.clicks for part in parts]).combine_chunks(),
+        [reject for part in parts for reject in part.rejects],
+    )

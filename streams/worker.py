@@ -9,10 +9,12 @@ import asyncio
 import logging
 import os
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from pydantic import BaseModel, Field, SecretStr, model_validator
 
+from streams.clocks import choose_clock
 from streams.events import EventSettings
 from streams.lake import LakeSettings
 from streams.processes import port_is_free
@@ -57,6 +59,9 @@ class WorkerSettings(BaseModel, frozen=True, extra="forbid"):
     retention_days: int = Field(default=30, ge=0, description="days of event time that are kept, 0 for ever")
     attribution_window_s: float = Field(default=86_400.0, gt=0, description="seconds that a click may follow its impression by")
     session_gap_s: float = Field(default=1_800.0, gt=0, description="seconds between two queries of one session, at most")
+    clock_file: Path | None = Field(
+        default=None, description="file with the time to go by instead of the system's, in seconds since the epoch: for tests"
+    )
 
     @model_validator(mode="after")
     def _refuse_open_door(self) -> Self:
@@ -109,7 +114,7 @@ async def _serve(settings: StreamsSettings, bootstrap: str) -> None:
 
     places = make_places(settings)
     rules = settings.worker.rules(settings.events)
-    shards = HeldShards(settings.data.dir, rules, settings.events, places=places)
+    shards = HeldShards(settings.data.dir, rules, clock=choose_clock(settings.worker.clock_file), places=places)
     app = make_app(settings, bootstrap, shards)
     peers = Peers(places, settings.worker.key)
     add_pages(app, settings.worker, make_reads(settings, app, shards, peers))

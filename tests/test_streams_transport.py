@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,37 +11,21 @@ import pytest
 from faust.types import TP
 
 from streams import agents
-from streams.transport import FETCH_MAX_WAIT_MS, Consumer, LogTruncated, Run, WorkerApp
+from streams.fetches import Run
+from streams.transport import FETCH_MAX_WAIT_MS, Consumer, LogTruncated, WorkerApp
 from streams.worker import StreamsSettings
 
 ZERO, ONE = TP("events", 0), TP("events", 1)
 
 
-@dataclass
-class Record:
-    """What the transport reads of aiokafka's record."""
-
-    offset: int
-    value: bytes | None = b"{}"
-    topic: str = "events"
-    partition: int = 0
-    timestamp: int | None = None
-    timestamp_type: int = 0
-    headers: tuple[()] = ()
-    key: bytes | None = b"k"
-    checksum: None = None
-    serialized_key_size: int = 0
-    serialized_value_size: int = 0
-
-
-def run(first: int, last: int) -> list[Record]:
-    return [Record(offset) for offset in range(first, last + 1)]
+def run(first: int, last: int, partition: int = 0) -> Run:
+    return Run(partition, [(offset, b"{}") for offset in range(first, last + 1)], first, last + 1, 1000)
 
 
 class Scripted(Consumer):
     """Our consumer with Kafka replaced: fetches come from `fetched`, seeks go to `sought`."""
 
-    fetched: list[dict[TP, list[Record]]]
+    fetched: list[dict[TP, Run]]
     sought: list[dict[TP, int]]
 
     def assignment(self) -> set[TP]:
@@ -65,14 +48,30 @@ def offsets() -> dict[TP, int]:
 
 
 @pytest.fixture
-def play(offsets: dict[TP, int], tmp_path: Path) -> Callable[[Callable[[Scripted], Awaitable[None]]], None]:
+def lost() -> list[bool]:
+    """What the next questions find: whether the log was lost."""
+    return []
+
+
+@pytest.fixture
+def play(offsets: dict[TP, int], lost: list[bool], tmp_path: Path) -> Callable[[Callable[[Scripted], Awaitable[None]]], None]:
     """Run a story with a consumer; both inside one event loop, because Faust makes a loop where none runs."""
 
-    async def seek_offsets(assigned: set[TP]) -> dict[TP, int]:
+    async def seek_offsets(assigned: set[TP], generation: int) -> dict[TP, int]:
         return {tp: offsets[tp] for tp in assigned}
 
+    async def is_same_log() -> bool:
+        return not lost.pop()
+
     async def begin(story: Callable[[Scripted], Awaitable[None]]) -> None:
-        app = WorkerApp("test", seek_offsets=seek_offsets, broker="kafka://127.0.0.1:1", datadir=str(tmp_path), store="memory://")
+        app = WorkerApp(
+            "test",
+            seek_offsets=seek_offsets,
+            is_same_log=is_same_log,
+            broker="kafka://127.0.0.1:1",
+            datadir=str(tmp_path),
+            store="memory://",
+        )
         consumer = Scripted(app.transport, lambda message: None, lambda revoked: None, lambda assigned: None)
         consumer.fetched, consumer.sought = [], []
         try:
@@ -97,7 +96,7 @@ def test_a_fetched_run_is_one_message(play: Play) -> None:
         consumer.fetched = [{ZERO: run(10, 14), ONE: run(20, 20)}]
         messages = [message async for _, message in consumer.getmany(1.0)]
         assert [(m.offset, m.value.first_offset, m.value.next_offset) for m in messages] == [(14, 10, 15), (20, 20, 21)]
-        assert messages[0].value.values() == [(offset, b"{}") for offset in range(10, 15)]
+        assert messages[0].value.records == [(offset, b"{}") for offset in range(10, 15)]
 
     play(story)
 
@@ -163,11 +162,16 @@ def test_a_gap_is_read_again_once_and_then_left_to_the_shard(play: Play) -> None
 
 def test_the_fetch_wait_is_short(tmp_path: Path) -> None:
     async def story() -> int:
-        async def seek_offsets(assigned: set[TP]) -> dict[TP, int]:
+        async def seek_offsets(assigned: set[TP], generation: int) -> dict[TP, int]:
             return {}
 
+        async def is_same_log() -> bool:
+            return True
+
         settings = StreamsSettings.model_validate({"data": {"dir": tmp_path}})
-        app = WorkerApp("test", seek_offsets=seek_offsets, **agents.faust_settings(settings, "127.0.0.1:1"))
+        app = WorkerApp(
+            "test", seek_offsets=seek_offsets, is_same_log=is_same_log, **agents.faust_settings(settings, "127.0.0.1:1")
+        )
         thread = app.consumer._thread
         thread.thread_loop.close()
         consumer = thread._create_worker_consumer(app.transport)
@@ -177,29 +181,38 @@ def test_the_fetch_wait_is_short(tmp_path: Path) -> None:
     assert asyncio.run(story()) == FETCH_MAX_WAIT_MS
 
 
-def test_an_apply_error_crashes_the_app_and_nothing_after_it_is_applied() -> None:
-    class App:
-        crashed = False
+def test_after_a_new_connection_the_log_is_asked_for_its_id(play: Play, offsets: dict[TP, int], lost: list[bool]) -> None:
+    async def story(consumer: Scripted) -> None:
+        await consumer.perform_seek()
+        consumer.fetched = [{ZERO: run(10, 11)}, {ZERO: run(12, 13)}, {ZERO: run(0, 1)}]
+        lost.extend([True, False])
+        consumer.consumer_thread.reconnected = True
+        assert [one.first_offset for one in await delivered(consumer)] == [10]
+        offsets[ZERO] = 0
+        consumer.consumer_thread.reconnected = True
+        assert await delivered(consumer) == []  # they would have followed, but they are another log's
+        assert [(one.first_offset, one.generation) for one in await delivered(consumer)] == [(0, 2)]
+        assert lost == []
 
-        async def crash(self, error: BaseException) -> None:
-            self.crashed, self.error = True, error
+    play(story)
 
-    class Shards:
-        applied: list[Run] = []  # noqa: RUF012
 
-        async def apply(self, one: Run) -> None:
-            self.applied.append(one)
-            raise OSError("disk full")
+def test_runs_carry_the_number_of_the_seek_before_them(play: Play) -> None:
+    async def story(consumer: Scripted) -> None:
+        for generation in (1, 2):
+            await consumer.perform_seek()
+            consumer.fetched = [{ZERO: run(10, 11)}]
+            assert [one.generation for one in await delivered(consumer)] == [generation]
 
-    async def story() -> None:
-        app, shards = App(), Shards()
-        first, second = Run(0, run(0, 1)), Run(0, run(2, 3))  # type: ignore[arg-type]
-        with pytest.raises(OSError, match="disk full"):
-            await agents._apply(app, shards, first)  # type: ignore[arg-type]
-        await agents._apply(app, shards, second)  # type: ignore[arg-type]
-        assert app.crashed and shards.applied == [first]
+    play(story)
 
-    asyncio.run(story())
+
+def test_nothing_is_delivered_before_the_first_seek(play: Play) -> None:
+    async def story(consumer: Scripted) -> None:
+        consumer.fetched = [{ZERO: run(10, 11)}]
+        assert await delivered(consumer) == []
+
+    play(story)
 
 
 def test_a_quarantine_record_keeps_the_original_bytes() -> None:

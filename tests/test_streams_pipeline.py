@@ -1,0 +1,150 @@
+"""The pipeline: order within a partition, batches that grow while the shards are busy, bounded memory, an end after a failure."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+import pytest
+
+from streams import pipeline
+from streams.columns import Columns
+from streams.events import DEFAULT_LIMITS
+from streams.fetches import Run
+from streams.pipeline import Pipeline
+from tests.logs import START, query
+
+
+class Shards:
+    """Shards whose applies wait for the test; each apply is noted as (partition, first, next, events)."""
+
+    def __init__(self) -> None:
+        self.applied: list[tuple[int, int, int, int]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.error: Exception | None = None
+
+    async def apply(self, runs: Sequence[Run], columns: Sequence[Columns]) -> None:
+        await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        events = sum(len(one) for one in columns)
+        self.applied.append((runs[0].partition, runs[0].first_offset, runs[-1].next_offset, events))
+
+
+def run(first: int, last: int, partition: int = 0, generation: int = 0) -> Run:
+    records: list[tuple[int, bytes | None]] = [(offset, query(f"e{offset}", START + offset)) for offset in range(first, last)]
+    return Run(partition, records, first, last, 1000, generation)
+
+
+Story = Callable[[Pipeline, Shards, list[BaseException]], Awaitable[None]]
+
+
+def play(story: Story) -> None:
+    async def begin() -> None:
+        shards, failures = Shards(), list[BaseException]()
+
+        async def fail(error: BaseException) -> None:
+            failures.append(error)
+
+        made = Pipeline(shards, DEFAULT_LIMITS, fail)  # type: ignore[arg-type]
+        try:
+            await asyncio.wait_for(story(made, shards, failures), 20)
+        finally:
+            await made.close()
+
+    asyncio.run(begin())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def test_an_idle_pipeline_applies_a_small_run_at_once() -> None:
+    async def story(made: Pipeline, shards: Shards, failures: list[BaseException]) -> None:
+        await made.put(run(0, 2))
+        await until(lambda: len(shards.applied) == 1)
+        assert shards.applied == [(0, 0, 2, 2)]
+        assert made.held_bytes == 0
+
+    play(story)
+
+
+def test_what_arrives_meanwhile_becomes_one_batch_of_each_partition_oldest_first() -> None:
+    async def story(made: Pipeline, shards: Shards, failures: list[BaseException]) -> None:
+        shards.gate.clear()
+        await made.put(run(0, 1))
+        await until(lambda: made._waiting[0].__len__() == 0)
+        for one in (run(5, 6, 1), run(1, 3), run(3, 4), run(6, 8, 1)):
+            await made.put(one)
+        await until(lambda: all(one.columns.done() for waiting in made._waiting.values() for one in waiting))
+        shards.gate.set()
+        await until(lambda: len(shards.applied) == 3)
+        assert shards.applied == [(0, 0, 1, 1), (1, 5, 8, 3), (0, 1, 4, 3)]
+
+    play(story)
+
+
+def test_runs_that_do_not_follow_each_other_are_never_one_batch() -> None:
+    async def story(made: Pipeline, shards: Shards, failures: list[BaseException]) -> None:
+        shards.gate.clear()
+        for one in (run(0, 1), run(1, 2), run(4, 5), run(5, 6, generation=1)):
+            await made.put(one)
+        await until(lambda: all(one.columns.done() for waiting in made._waiting.values() for one in waiting))
+        shards.gate.set()
+        await until(lambda: made.held_bytes == 0)
+        assert [(first, end) for _, first, end, _ in shards.applied][-2:] == [(4, 5), (5, 6)]
+
+    play(story)
+
+
+def test_a_batch_is_bounded_and_so_is_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = run(0, 1).size
+    monkeypatch.setattr(pipeline, "BATCH_BYTES", 2 * size)
+    monkeypatch.setattr(pipeline, "HELD_BYTES", 3 * size)
+
+    async def story(made: Pipeline, shards: Shards, failures: list[BaseException]) -> None:
+        shards.gate.clear()
+        for number in range(3):
+            await made.put(run(number, number + 1))
+        more = asyncio.create_task(made.put(run(3, 4)))
+        await asyncio.sleep(0.02)
+        assert not more.done()
+        assert made.held_bytes == 3 * size
+        shards.gate.set()
+        await more
+        await until(lambda: made.held_bytes == 0)
+        assert max(events for *_, events in shards.applied) <= 2
+        assert sum(events for *_, events in shards.applied) == 4
+
+    play(story)
+
+
+def test_after_an_error_nothing_is_applied_and_nobody_waits() -> None:
+    async def story(made: Pipeline, shards: Shards, failures: list[BaseException]) -> None:
+        shards.error = OSError("disk full")
+        await made.put(run(0, 1))
+        await until(lambda: bool(failures))
+        shards.error = None
+        await made.put(run(1, 2))
+        await asyncio.sleep(0.02)
+        assert [str(error) for error in failures] == ["disk full"]
+        assert shards.applied == []
+
+    play(story)
+
+
+def test_an_error_in_decoding_is_a_failure_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> Columns:
+        raise ValueError("cannot decode")
+
+    monkeypatch.setattr(pipeline, "decode_columns", broken)
+
+    async def story(made: Pipeline, shards: Shards, failures: list[BaseException]) -> None:
+        await made.put(run(0, 1))
+        await until(lambda: bool(failures))
+        assert [str(error) for error in failures] == ["cannot decode"]
+        assert shards.applied == []
+
+    play(story)
