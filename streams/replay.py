@@ -95,7 +95,7 @@ def replay(
         with _progress(bytes_read=True) as bars, Emitter(bootstrap, emitter, topic=kafka.topic) as sender:
             bar = bars.add_task("sent", total=lines.size or None)
             for number, (session_id, line) in enumerate(pace.keep(_sessions(lines, timed=pace.speed is not None)), 1):
-                _emit(sender, line, session_id)
+                send_line(sender, line, session_id)
                 if number % 1000 == 0:
                     bars.update(bar, completed=lines.position)
             if not sender.flush(FLUSH_S):
@@ -182,7 +182,7 @@ def _sessions(lines: Iterable[bytes], timed: bool) -> Iterator[tuple[str, int | 
         yield session_of(line), time_of(line) if timed else None, line
 
 
-def _emit(sender: Emitter, line: bytes, session_id: str) -> None:
+def send_line(sender: Emitter, line: bytes, session_id: str) -> None:
     """Emit a line, waiting while the buffer is full. One longer than a record holds is cut: it is too large anyway."""
     if len(line) > MAX_RECORD_BYTES:
         log.warning("event=line_cut bytes=%d kept=%d", len(line), MAX_RECORD_BYTES)

@@ -1,0 +1,91 @@
+"""The pytest plugin: a fixture `queryloop` with a broker, a worker and a clock of its own, for the tests of a product.
+
+It is loaded in every pytest run of whoever installs queryloop, so it imports nothing of ours before the fixture is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from queryloop.trials.rows import Quarantined, Successor, Window
+
+if TYPE_CHECKING:
+    from queryloop.trials.clock import Clock
+    from queryloop.trials.stations import Stations
+    from queryloop.trials.trial import Trial
+
+__all__ = ["Clock", "Quarantined", "Successor", "Trial", "Window"]
+
+FIXTURE = "queryloop"
+ABOUT_MARK = (
+    "queryloop(broker=..., **sections): the broker of this test (embedded, kafka or host:port), and settings by section, "
+    "as in queryloop(worker={'session_gap_s': 60})"
+)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a type at its first use: annotations need them, collecting tests does not."""
+    if name == "Trial":
+        from queryloop.trials.trial import Trial
+
+        return Trial
+    if name == "Clock":
+        from queryloop.trials.clock import Clock
+
+        return Clock
+    raise AttributeError(f"module 'queryloop.testing' has no attribute {name!r}; public names: {', '.join(__all__)}")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --queryloop-broker."""
+    parser.getgroup("queryloop").addoption(
+        "--queryloop-broker",
+        default="embedded",
+        metavar="BROKER",
+        help="broker behind the fixture `queryloop`: embedded (in memory), kafka (real Apache Kafka, started here) or host:port",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker."""
+    config.addinivalue_line("markers", ABOUT_MARK)
+
+
+@pytest.fixture(scope="session")
+def queryloop_stations() -> Iterator[Stations]:
+    """The brokers of this run, each started when a test first wants it, and a worker started ahead for the next test."""
+    from queryloop.trials.stations import Stations
+
+    with Stations() as stations:
+        yield stations
+
+
+@pytest.fixture
+def queryloop(request: pytest.FixtureRequest, queryloop_stations: Stations) -> Iterator[Trial]:
+    """A Queryloop of this test's own: `replay`, `emit`, `windows`, `cooccurrence`, `quarantine`, `wait_applied`, `clock`."""
+    from queryloop.trials.trial import Trial
+
+    broker, sections = _read_mark(request)
+    more = _has_later_test(request)
+    with Trial(queryloop_stations, broker, more_to_come=more) as trial:
+        if sections:
+            trial.settings(**sections)
+        yield trial
+
+
+def _read_mark(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    mark = request.node.get_closest_marker(FIXTURE)
+    sections = {} if mark is None else dict(mark.kwargs)
+    if mark is not None and mark.args:
+        raise pytest.UsageError("the marker queryloop takes names only: queryloop(broker='kafka', worker={...})")
+    return sections.pop("broker", None) or request.config.getoption("--queryloop-broker"), sections
+
+
+def _has_later_test(request: pytest.FixtureRequest) -> bool:
+    """Whether another test of this run will want the fixture: only then a worker is started ahead."""
+    items = request.session.items
+    place = next((number for number, item in enumerate(items) if item is request.node), len(items))
+    return any(FIXTURE in getattr(item, "fixturenames", ()) for item in items[place + 1 :])

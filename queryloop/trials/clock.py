@@ -1,0 +1,48 @@
+"""The virtual clock of a test: it stands still until it is set, and the worker goes by it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+
+
+class Clock:
+    """The time of one test. It begins at the machine's time and stands still.
+
+    `when` is seconds since the epoch, a datetime (UTC where it has no zone) or ISO text, as in clock.set("2021-03-02T12:00Z").
+    """
+
+    def __init__(self, tell: Callable[[float], None]) -> None:
+        self._tell = tell
+        self._now = float(int(time.time()))
+
+    def now(self) -> float:
+        """The time, in seconds since the epoch."""
+        return self._now
+
+    def ts(self, seconds: float = 0.0, *, minutes: float = 0.0, hours: float = 0.0, days: float = 0.0) -> float:
+        """The time that lies so far from now (negative: before), for the `ts` of an event."""
+        return self._now + timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds).total_seconds()
+
+    def today(self) -> date:
+        """The UTC day."""
+        return datetime.fromtimestamp(self._now, UTC).date()
+
+    def set(self, when: float | datetime | str) -> None:
+        """Set the time, also backwards. Everything sent before is applied at the old time first."""
+        seconds = read_when(when)
+        self._tell(seconds)
+        self._now = seconds
+
+    def advance(self, seconds: float = 0.0, *, minutes: float = 0.0, hours: float = 0.0, days: float = 0.0) -> None:
+        """Let time pass. Everything sent before is applied at the old time first."""
+        self.set(self.ts(seconds, minutes=minutes, hours=hours, days=days))
+
+
+def read_when(when: float | datetime | str) -> float:
+    """Return seconds since the epoch. Raises ValueError for a text that is no ISO time."""
+    if isinstance(when, int | float):
+        return float(when)
+    moment = datetime.fromisoformat(when) if isinstance(when, str) else when
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

