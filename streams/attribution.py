@@ -7,17 +7,19 @@ when an earlier impression replaces the one on file its clicks are judged anew. 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from streams import clicks, impressions, quarantine, windows
 from streams.clicks import Candidate, Shown
 from streams.events import Reason, Reject
 from streams.intake import Batch
+from streams.matching import Lists, Plain, find_lists, find_plain, new_positions, no_plain
 from streams.rules import CountingRules
 
 NEVER_US = 2**62
@@ -31,8 +33,8 @@ Version = tuple[int, int, int]
 class Change:
     """What a batch added to the totals (negative where something was taken back), and the days whose data changed.
 
-    `taken_in` are event ids that count or wait, so that their quarantined versions are withdrawn; `refused` the clicks for
-    quarantine, each with its delay after the impression.
+    `taken_in` and `fitting` are ids of clicks that count or wait, so that their quarantined versions are withdrawn; `refused` the
+    clicks for quarantine, each with its delay after the impression.
     """
 
     counted: int = 0
@@ -40,6 +42,7 @@ class Change:
     quarantined: Counter[str] = field(default_factory=Counter)
     days: set[date] = field(default_factory=set)
     taken_in: set[str] = field(default_factory=set)
+    fitting: pa.ChunkedArray = field(default_factory=lambda: pa.chunked_array([], pa.string()))
     refused: list[tuple[Candidate, Reject, int]] = field(default_factory=list)
 
 
@@ -55,24 +58,28 @@ class Judgement:
 
 def attribute(con: duckdb.DuckDBPyConnection, batch: Batch, rules: CountingRules) -> Change:
     """Count a batch's impressions and clicks, and the clicks that waited for them; refused clicks are left to `keep_refused`."""
-    change = Change()
+    change, window_us = Change(), rules.attribution_window_us
     if not len(batch.impressions) and not len(batch.clicks):
         return change
-    con.register("fresh_impressions", batch.impressions)
-    known = impressions.find_known(con)
-    con.unregister("fresh_impressions")
+    known = impressions.find_known(con, batch.impressions)
     standing, replaced = impressions.choose_earliest(batch.impressions, known)
     back = impressions.retract(con, replaced)
-    candidates = _gather(con, batch, bool(replaced))
-    fresh_lists = _lists_of(standing, {click.impression_id for click in candidates})
-    old_lists = clicks.find_lists(con, (c.impression_id for c in candidates if c.impression_id not in fresh_lists))
+    waiting = _gather(con, batch, bool(replaced))
+    lists = find_lists(con, standing, batch.clicks, (click.impression_id for click in waiting))
     change.days |= back.days | impressions.keep_impressions(con, standing)
     change.counted += len(standing) - len(replaced) - back.clicks
     change.duplicates += len(batch.impressions) - len(standing) + len(replaced)
     change.quarantined.subtract(back.quarantined)
-    versions = _versions(batch.impressions, known) if candidates else {}
-    judgement = judge(candidates, fresh_lists | old_lists, versions, rules.attribution_window_us)
-    _settle(con, judgement, old_lists, versions, rules, change)
+    # Most clicks simply fit: whole columns tell which. The others, and what depends on the order of arrival, are judged singly.
+    plain = find_plain(batch.clicks, lists, window_us, _last_arrival(batch)) if not replaced else no_plain(batch.clicks)
+    candidates = waiting + clicks.read_fresh(batch.clicks.filter(pa.array(~plain.fits)))
+    shown = _shown(lists.table, {click.impression_id for click in candidates})
+    versions = _versions(batch.impressions, known, shown)
+    judgement = judge(candidates, shown, versions, window_us)
+    change.days |= _count(con, batch.clicks, plain, lists, judgement, rules)
+    change.counted += len(judgement.counted) + int(plain.fits.sum())
+    change.fitting = batch.clicks["event_id"].filter(pa.array(plain.fits))
+    _settle(con, judgement, lists, versions, change)
     return change
 
 
@@ -129,30 +136,35 @@ def find_orphans(con: duckdb.DuckDBPyConnection, before_us: int) -> list[Reject]
 
 
 def _gather(con: duckdb.DuckDBPyConnection, batch: Batch, reopened: bool) -> list[Candidate]:
-    """Return the clicks to judge: those that waited for the batch's impressions, those that were reopened, and the batch's."""
+    """Return the clicks from before the batch that are to be judged: those waiting for its impressions, and those reopened."""
     waiting = []
     if len(batch.impressions) and clicks.pending_state(con)[0]:
         waiting = clicks.read_waiting(con, batch.impressions.select(["impression_id"]))
-    return waiting + (clicks.read_reopened(con) if reopened else []) + clicks.read_fresh(batch.clicks)
+    return waiting + (clicks.read_reopened(con) if reopened else [])
 
 
-def _lists_of(standing: pa.Table, wanted: set[str]) -> dict[str, Shown]:
-    """Return the lists among a batch's impressions that clicks are judged by."""
-    rows = [row for row, name in enumerate(standing["impression_id"].to_pylist()) if name in wanted]
-    table = standing.select(["impression_id", "ts_us", "day", "query_norm", "items", "items_norm"]).take(
-        pa.array(rows, pa.int64())
-    )
-    return {
-        name: Shown(ts_us, day, query, norms if norms is not None else items)
-        for name, ts_us, day, query, items, norms in zip(*(column.to_pylist() for column in table.columns), strict=True)
-    }
+def _last_arrival(batch: Batch) -> int:
+    return int(pc.max(batch.impressions["arrival_us"]).as_py() or 0)
 
 
-def _versions(fresh: pa.Table, known: pa.Table) -> dict[str, list[Version]]:
+def _shown(lists: pa.Table, wanted: set[str]) -> dict[str, Shown]:
+    """Return the lists by which single clicks are judged."""
+    if not wanted:
+        return {}
+    numbered = lists.add_column(0, "row", pa.array(range(len(lists)), pa.int64()))
+    chosen = numbered.filter(pc.is_in(lists["impression_id"], value_set=pa.array(list(wanted), pa.string())))
+    return {row[1]: Shown(row[0], *row[2:]) for row in zip(*(column.to_pylist() for column in chosen.columns), strict=True)}
+
+
+def _versions(fresh: pa.Table, known: pa.Table, wanted: Collection[str]) -> dict[str, list[Version]]:
     """Return when each version of an impression came: a click waits only for one that comes while it still waits."""
-    versions = defaultdict(list)
-    for name, *version in zip(*(fresh[n].to_pylist() for n in ("impression_id", "ts_us", "seq", "arrival_us")), strict=True):
-        versions[name].append((version[0], version[1], version[2]))
+    versions: dict[str, list[Version]] = defaultdict(list)
+    if not wanted:
+        return versions
+    chosen = fresh.filter(pc.is_in(fresh["impression_id"], value_set=pa.array(list(wanted), pa.string())))
+    columns = (chosen[name].to_pylist() for name in ("impression_id", "ts_us", "seq", "arrival_us"))
+    for name, ts_us, seq, arrival_us in zip(*columns, strict=True):
+        versions[name].append((ts_us, seq, arrival_us))
     for row in known.to_pylist():
         versions[row["impression_id"]].append((row["ts_us"], -2, 0))
     return versions
@@ -169,44 +181,35 @@ def _waited(click: Candidate, versions: Iterable[Version]) -> bool:
 
 
 def _settle(
-    con: duckdb.DuckDBPyConnection,
-    judgement: Judgement,
-    old_lists: dict[str, Shown],
-    versions: dict[str, list[Version]],
-    rules: CountingRules,
-    change: Change,
+    con: duckdb.DuckDBPyConnection, judgement: Judgement, lists: Lists, versions: dict[str, list[Version]], change: Change
 ) -> None:
-    window_us = rules.attribution_window_us
+    """Let clicks wait or stop waiting, and note what the batch takes in and what it refuses."""
     settled = [c for c, _ in judgement.counted] + [c for c, _, _ in judgement.refused] + judgement.repeated
     clicks.stop_waiting(con, settled)
     clicks.wait(con, [click for click in judgement.waiting if click.row < 0])
-    _count(con, judgement.counted, old_lists, window_us)
-    change.counted += len(judgement.counted)
     change.duplicates += len(judgement.repeated)
-    change.days |= {shown.day for _, shown in judgement.counted}
     change.taken_in |= {click.event_id for click, _ in judgement.counted} | {click.event_id for click in judgement.waiting}
+    on_file = lists.on_file() if judgement.refused else set()
     for click, shown, reason in judgement.refused:
-        if click.seq >= 0 and click.impression_id not in old_lists and _waited(click, versions.get(click.impression_id, ())):
+        if click.seq >= 0 and click.impression_id not in on_file and _waited(click, versions.get(click.impression_id, ())):
             change.taken_in.add(click.event_id)
         change.refused.append((click, _refuse(click, reason, _detail(click, shown, reason)), click.ts_us - shown.ts_us))
 
 
 def _count(
-    con: duckdb.DuckDBPyConnection, counted: list[tuple[Candidate, Shown]], old_lists: dict[str, Shown], window_us: int
-) -> None:
-    """Keep the clicks that count, and count the positions that were not clicked before."""
-    if not counted:
-        return
-    old = {click.impression_id: shown for click, shown in counted if click.impression_id in old_lists}
-    before = clicks.find_clicked(con, old, window_us)
-    positions = {(click.impression_id, click.position): shown for click, shown in counted}
-    cells = [
-        (shown.day, shown.query_norm, shown.items[position], position)
-        for (name, position), shown in positions.items()
-        if (name, position) not in before
-    ]
-    windows.add_clicked(con, Counter(cells))
+    con: duckdb.DuckDBPyConnection, fresh: pa.Table, plain: Plain, lists: Lists, judgement: Judgement, rules: CountingRules
+) -> set[date]:
+    """Keep the clicks that count, count the positions that were not clicked before, and return the days touched."""
+    counted = judgement.counted
+    if not counted and not plain.fits.any():
+        return set()
+    others = [(shown.row, click.position) for click, shown in counted]
+    windows.add_clicked(con, new_positions(con, lists, fresh, plain, others, rules.attribution_window_us))
+    fits = pa.array(plain.fits)
+    clicks.keep_plain(con, fresh.filter(fits), pa.array(plain.delay_us).filter(fits))
     clicks.keep(con, [(click, None, click.ts_us - shown.ts_us) for click, shown in counted])
+    days = lists.table["day"].take(pa.array(plain.row[plain.fits])).unique().to_pylist()
+    return {*days, *(shown.day for _, shown in counted)}
 
 
 def _refuse(click: Candidate, reason: Reason, detail: str) -> Reject:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date
 from typing import NamedTuple
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
 CLICK = """
     ts_us BIGINT, key UBIGINT, impression_id VARCHAR, event_id VARCHAR, position BIGINT, item_norm VARCHAR,
@@ -85,8 +86,9 @@ class Candidate(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """What a click is judged by: an impression's time, day, and normalised texts."""
+    """What a click is judged by: an impression's row among the lists at hand, its time, day, and normalised texts."""
 
+    row: int
     ts_us: int
     day: date
     query_norm: str
@@ -114,26 +116,32 @@ def read_orphans(con: duckdb.DuckDBPyConnection, before_us: int) -> list[Candida
     return [Candidate(*row) for row in con.execute(READ_ORPHANS, {"before": before_us}).fetchall()]
 
 
-def find_lists(con: duckdb.DuckDBPyConnection, impression_ids: Iterable[str]) -> dict[str, Shown]:
-    """Return the impressions on file among these."""
-    wanted = wanted_ids(impression_ids)
-    if not len(wanted):
-        return {}
-    con.register("wanted", wanted)
-    found = {row[0]: Shown(*row[1:]) for row in con.execute(FIND_LISTS).fetchall()}
+def find_lists(con: duckdb.DuckDBPyConnection, impression_ids: pa.Array) -> pa.Table:
+    """Return impression_id, ts_us, day, query_norm, items (normalised) of the impressions on file among these."""
+    con.register("wanted", pa.table({"impression_id": impression_ids}))
+    found = con.sql(FIND_LISTS).to_arrow_table()
     con.unregister("wanted")
     return found
 
 
-def find_clicked(con: duckdb.DuckDBPyConnection, shown: Mapping[str, Shown], window_us: int) -> set[tuple[str, int]]:
-    """Return (impression_id, position) of what was clicked before on these lists."""
-    if not shown:
+def find_clicked(con: duckdb.DuckDBPyConnection, lists: pa.Table, window_us: int) -> set[tuple[str, int]]:
+    """Return (impression_id, position) of what was clicked before on these lists (impression_id, ts_us)."""
+    if not len(lists):
         return set()
-    times = [one.ts_us for one in shown.values()]
-    con.register("wanted", wanted_ids(shown))
-    found = con.execute(FIND_CLICKED, {"low": min(times), "high": max(times) + window_us}).fetchall()
+    times = pc.min_max(lists["ts_us"]).as_py()
+    con.register("wanted", lists.select(["impression_id"]))
+    found = con.execute(FIND_CLICKED, {"low": times["min"], "high": times["max"] + window_us}).fetchall()
     con.unregister("wanted")
     return set(found)
+
+
+def keep_plain(con: duckdb.DuckDBPyConnection, fitting: pa.Table, delay_us: pa.Array) -> None:
+    """Keep clicks that count, in columns, each with its delay in microseconds."""
+    if len(fitting):
+        table = fitting.select(COLUMNS).append_column("reason", pa.nulls(len(fitting), pa.string()))
+        con.register("judged", table.append_column("delay_us", delay_us))
+        con.execute(KEEP)
+        con.unregister("judged")
 
 
 def keep(con: duckdb.DuckDBPyConnection, judged: Sequence[tuple[Candidate, str | None, int]]) -> None:
@@ -170,11 +178,6 @@ def pending_state(con: duckdb.DuckDBPyConnection) -> tuple[int, int | None]:
     """Return how many clicks wait and the earliest one's time."""
     number, first_us = con.execute(PENDING).fetchall()[0]
     return int(number), first_us
-
-
-def wanted_ids(impression_ids: Iterable[str]) -> pa.Table:
-    """Return these ids, each once, as the relation that the queries here join with."""
-    return pa.table({"impression_id": pa.array(dict.fromkeys(impression_ids), pa.string())})
 
 
 def _read(con: duckdb.DuckDBPyConnection, sql: str, wanted: pa.Table) -> list[Candidate]:

@@ -65,9 +65,12 @@ class Retraction:
     days: set[date]
 
 
-def find_known(con: duckdb.DuckDBPyConnection) -> pa.Table:
-    """Return impression_id, ts_us, event_id of the impressions on file that share an id with the relation `fresh_impressions`."""
-    return con.sql(KNOWN).to_arrow_table()
+def find_known(con: duckdb.DuckDBPyConnection, fresh: pa.Table) -> pa.Table:
+    """Return impression_id, ts_us, event_id of the impressions on file that share an id with new ones."""
+    con.register("fresh_impressions", fresh.select(["impression_id"]))
+    known = con.sql(KNOWN).to_arrow_table()
+    con.unregister("fresh_impressions")
+    return known
 
 
 def choose_earliest(fresh: pa.Table, known: pa.Table) -> tuple[pa.Table, list[str]]:

@@ -48,20 +48,23 @@ def drop_repeats(con: duckdb.DuckDBPyConnection, batch: Batch, rules: CountingRu
 
     `any_refused` says whether the shard has refused clicks in quarantine.
     """
-    columns = ["event_id", "ts_us", "seq", "arrival_us"]
-    events = pa.concat_tables([table.select([*columns, "raw"]) for table in batch.tables])
+    events = pa.concat_tables([table.select(["event_id", "ts_us", "seq", "arrival_us"]) for table in batch.tables])
     known = _find_seen(con, events, batch, rules, any_refused)
     gone, rejects_gone = known[: len(events)] | _repeated(events), known[len(events) :]
     tables = list(batch.tables)
+    repeats = pa.table({"event_id": [], "raw": [], "seq": []})
     if gone.any():
         bounds = np.cumsum([len(table) for table in tables])[:-1]
-        tables = [t.filter(pa.array(~flags)) for t, flags in zip(tables, np.split(gone, bounds), strict=True)]
-    con.register("fresh", events.filter(pa.array(~gone)) if gone.any() else events)
+        flagged = list(zip(tables, np.split(gone, bounds), strict=True))
+        repeats = pa.concat_tables([t.select(["event_id", "raw", "seq"]).filter(pa.array(flags)) for t, flags in flagged])
+        tables = [t.filter(pa.array(~flags)) for t, flags in flagged]
+        events = events.filter(pa.array(~gone))
+    con.register("fresh", events.select(["event_id", "ts_us"]))
     con.execute(REMEMBER)
     con.unregister("fresh")
     kept = [reject for reject, is_gone in zip(batch.rejects, rejects_gone, strict=True) if not is_gone]
     fresh = replace(batch, queries=tables[0], impressions=tables[1], clicks=tables[2], rejects=kept)
-    return Sifted(fresh, events.filter(pa.array(gone)).select(["event_id", "raw", "seq"]), int(rejects_gone.sum()))
+    return Sifted(fresh, repeats, int(rejects_gone.sum()))
 
 
 def find_conflicts(batch: Batch, sifted: Sifted, freed: list[Reject]) -> list[int]:

@@ -274,6 +274,7 @@ class Shard:
     def _withdraw(self, fresh: Batch, change: attribution.Change) -> list[tuple[str, Reason]]:
         """Withdraw what is in quarantine of the events that were taken in, and forget the refused clicks among it."""
         ids = [*fresh.queries["event_id"].chunks, *fresh.impressions["event_id"].chunks, pa.array(change.taken_in, pa.string())]
+        ids += change.fitting.chunks
         withdrawn = quarantine.withdraw(self._con, pa.chunked_array(ids, pa.string()))
         if versions := [event_id for event_id, reason in withdrawn if reason in quarantine.CLICK_REASONS]:
             clicks.forget_refused(self._con, versions)

@@ -5,7 +5,7 @@ Counts are appended as deltas by day and summed when read, so that counting neve
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import date, timedelta
 
 import duckdb
@@ -36,16 +36,7 @@ FROM clicked_positions
 GROUP BY ALL
 """
 
-ADD_CLICKED = "INSERT INTO window_deltas SELECT day, query_norm, item_norm, position, 0, lists FROM cells"
-CELLS = pa.schema(
-    [
-        ("day", pa.date32()),
-        ("query_norm", pa.string()),
-        ("item_norm", pa.string()),
-        ("position", pa.int32()),
-        ("lists", pa.int64()),
-    ]
-)
+ADD_CLICKED = "INSERT INTO window_deltas SELECT day, query_norm, item_norm, position, 0, 1 FROM cells"
 
 READ = """
 SELECT query_norm, item_norm, position, sum(impressions)::BIGINT AS impressions, sum(clicks)::BIGINT AS clicks
@@ -116,11 +107,10 @@ def take_back_clicks(con: duckdb.DuckDBPyConnection) -> None:
     con.execute(TAKE_BACK_CLICKS)
 
 
-def add_clicked(con: duckdb.DuckDBPyConnection, cells: Mapping[tuple[date, str, str, int], int]) -> None:
-    """Count newly clicked positions: (day, query_norm, item_norm, position) and how many lists."""
-    if cells:
-        columns = zip(*((*cell, number) for cell, number in cells.items()), strict=True)
-        con.register("cells", pa.table([pa.array(c, f.type) for c, f in zip(columns, CELLS, strict=True)], schema=CELLS))
+def add_clicked(con: duckdb.DuckDBPyConnection, cells: pa.Table) -> None:
+    """Count newly clicked positions, one a row: day, query_norm, item_norm, position."""
+    if len(cells):
+        con.register("cells", cells)
         con.execute(ADD_CLICKED)
         con.unregister("cells")
 

@@ -65,6 +65,7 @@ def test_published_rows_are_forgotten_after_the_retention_and_still_accounted_fo
     shard.mark_published([shard.unpublished()["id"][0].as_py()])
     shard.mark_exported(day(START))
     feed(shard, [query("e2", START + 60 * 86_400)], start=3)
+    shard.tend(60)
     assert shard.quarantine()["raw"].to_pylist() == [b"{"]
     assert shard.totals().quarantined == {"malformed": 2}
     shard.close()

@@ -1,0 +1,96 @@
+"""Matching: which clicks plainly fit the list they belong to, told for whole columns at once.
+
+Nearly all clicks do. What is left, and every click whose fate depends on what came when, `streams.attribution` judges singly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from streams import clicks
+from streams.intake import Flags, Int64s
+
+COLUMNS = ["impression_id", "ts_us", "day", "query_norm", "items"]
+
+
+@dataclass(frozen=True, slots=True)
+class Lists:
+    """The lists by which a batch's clicks are judged (COLUMNS; items normalised): first the batch's own, `fresh` of them."""
+
+    table: pa.Table
+    fresh: int
+
+    def on_file(self) -> set[str]:
+        """Return the ids of those that came before the batch."""
+        return set(self.table["impression_id"].slice(self.fresh).to_pylist())
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """Of each click: whether it plainly fits; and where it does, its list's row and its microseconds after the impression."""
+
+    fits: Flags
+    row: Int64s
+    delay_us: Int64s
+
+
+def find_lists(con: duckdb.DuckDBPyConnection, standing: pa.Table, fresh: pa.Table, others: Iterable[str]) -> Lists:
+    """Return the batch's standing impressions, and those on file for its other clicks and for the impression ids in `others`."""
+    norms = standing["items_norm"].combine_chunks()
+    items = pc.if_else(pc.is_valid(norms), norms, standing["items"].combine_chunks())
+    own = standing.select(COLUMNS[:-1]).append_column("items", items)
+    wanted = pa.concat_arrays([*fresh["impression_id"].chunks, pa.array(list(others), pa.string())]).unique()
+    absent = wanted.filter(pc.invert(pc.is_in(wanted, value_set=own["impression_id"].combine_chunks())))
+    return Lists(pa.concat_tables([own, clicks.find_lists(con, absent).cast(own.schema)]), len(own))
+
+
+def find_plain(fresh: pa.Table, lists: Lists, window_us: int, last_arrival_us: int) -> Plain:
+    """Find the clicks that fit the list they belong to and did not wait for it too long, whenever it came."""
+    ts_us, position = fresh["ts_us"].to_numpy(), fresh["position"].to_numpy()
+    if not len(ts_us) or not len(lists.table):
+        return no_plain(fresh)
+    ids = lists.table["impression_id"].combine_chunks()
+    place = pc.fill_null(pc.index_in(fresh["impression_id"], value_set=ids), -1).to_numpy().astype(np.int64)
+    row = np.maximum(place, 0)
+    delay_us = ts_us - lists.table["ts_us"].to_numpy()[row]
+    items = lists.table["items"].combine_chunks()
+    starts = items.offsets.to_numpy()
+    inside = position < np.diff(starts)[row]
+    shown = items.values.take(pa.array(np.where(inside, starts[row] + position, starts[row])))
+    same = pc.fill_null(pc.equal(fresh["item_norm"].combine_chunks(), shown), True).to_numpy(zero_copy_only=False)
+    in_time = (delay_us >= 0) & (delay_us <= window_us) & (ts_us + window_us >= last_arrival_us)
+    return Plain((place >= 0) & in_time & inside & same, row, delay_us)
+
+
+def no_plain(fresh: pa.Table) -> Plain:
+    """Say that every click is to be judged singly."""
+    nothing = np.zeros(len(fresh), np.int64)
+    return Plain(nothing.astype(np.bool_), nothing, nothing)
+
+
+def new_positions(
+    con: duckdb.DuckDBPyConnection, lists: Lists, fresh: pa.Table, plain: Plain, others: Sequence[tuple[int, int]], window_us: int
+) -> pa.Table:
+    """Return day, query_norm, item_norm, position of each list and position that is clicked for the first time.
+
+    `others` are rows of `lists` and positions of clicks that were judged singly and count.
+    """
+    rows = np.concatenate([plain.row[plain.fits], np.array([row for row, _ in others], np.int64)])
+    position = np.concatenate([fresh["position"].to_numpy()[plain.fits], np.array([p for _, p in others], np.int64)])
+    cells = np.unique(rows << 32 | position)
+    rows, position = cells >> 32, cells & 0xFFFFFFFF
+    before = clicks.find_clicked(con, lists.table.take(pa.array(np.unique(rows[rows >= lists.fresh]))), window_us)
+    if before:
+        names = lists.table["impression_id"].take(pa.array(rows)).to_pylist()
+        is_new = np.array([cell not in before for cell in zip(names, position.tolist(), strict=True)], np.bool_)
+        rows, position = rows[is_new], position[is_new]
+    items = lists.table["items"].combine_chunks()
+    found = lists.table.select(["day", "query_norm"]).take(pa.array(rows))
+    item_norm = items.values.take(pa.array(items.offsets.to_numpy()[rows] + position))
+    return found.append_column("item_norm", item_norm).append_column("position", pa.array(position, pa.int32()))
