@@ -25,6 +25,7 @@ class Diary:
     producer_kills: int = 0
     tending_kills: int = 0
     tending_missed: int = 0
+    logs_lost: int = 0
     leader_kills: list[int] = field(default_factory=list)
     broker_outages: list[float] = field(default_factory=list)
     broker_recoveries: list[float] = field(default_factory=list)
@@ -92,14 +93,14 @@ def _kill_producer(step: Step, stand: Stand, diary: Diary) -> None:
 def _restart_broker(stand: Stand, broker: TortureBroker, diary: Diary) -> None:
     began = time.monotonic()
     lost = broker.restart(stand.rest)
-    up = time.monotonic()
-    diary.broker_outages.append(up - began)
+    diary.broker_outages.append(time.monotonic() - began)
     if lost is not None:
+        diary.logs_lost += 1
         stand.send_again(lost)
     stand.allow_more(FLOW_STAGES)
-    before = _events(stand)
-    stand.wait(lambda: _events(stand) > before, "counting after the broker's restart")
-    diary.broker_recoveries.append(time.monotonic() - up)
+    before = stand.applied_stages
+    stand.wait(lambda: stand.applied_stages > before or stand.idle, "counting after the broker's restart")
+    diary.broker_recoveries.append(time.monotonic() - began)
 
 
 def _kill_leader(step: Step, stand: Stand, broker: TortureBroker, diary: Diary) -> None:
@@ -125,7 +126,3 @@ def _rebalance(worker: Worker, stand: Stand, diary: Diary) -> None:
     stand.allow_more(FLOW_STAGES)
     stand.wait(lambda: worker.settled, f"{worker.name} counting after the rebalance")
     diary.returns.append(worker.restarts[-1].ready_s or 0.0)
-
-
-def _events(stand: Stand) -> int:
-    return sum(shard["events"] for shard in stand.shards().values())

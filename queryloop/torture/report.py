@@ -68,10 +68,13 @@ def render(result: Result) -> str:
         ("kill -9", _kills(diary)),
         ("restart to applied", _times(result.ready_s())),
         ("rebalance", f"shards with the others after {_list(diary.handovers)}; back at work after {_list(diary.returns)}"),
-        ("broker outage", f"{_list(diary.broker_outages)}; counting again {_list(diary.broker_recoveries)} later"),
+        (
+            "broker outage",
+            f"answers {_list(diary.broker_outages)} after the kill; counting {_list(diary.broker_recoveries)} after it",
+        ),
         ("ended by themselves", ", ".join(f"{one.name} ({one.code})" for one in result.surprises) or "none"),
         ("generated log", "equal" if not result.differences else f"{len(result.differences)} numbers differ"),
-        ("verify", "equal" if result.verified else "NOT EQUAL"),
+        ("verify", _verify(result)),
     ]
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {text}" for name, text in rows]
@@ -87,6 +90,12 @@ def _verdict(result: Result) -> list[str]:
     elif times:
         lines += [f"goal met: restart to applied under {GOAL_S:g} s in the median"]
     return lines + ([] if result.folder is None else [f"data folder: {result.folder}"])
+
+
+def _verify(result: Result) -> str:
+    if not result.verified:
+        return "NOT EQUAL" if not result.verify["equal"] else "not all could be compared"
+    return "equal" if result.verify["complete"] else "equal; it notices that the log was lost and sent anew"
 
 
 def _kills(diary: Diary) -> str:
