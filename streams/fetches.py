@@ -11,7 +11,6 @@ import asyncio
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Any
 
 from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
 from aiokafka.errors import CorruptRecordException
@@ -94,7 +93,7 @@ def _take_run(tp: TP, found: FetchResult) -> Run | None:
 
 def unpack_run(partition: int, fetched: PartitionRecords) -> Run:
     """Return the records of a response from its fetch offset on. Raises CorruptRecordException where a checksum is wrong."""
-    wanted, first, last = fetched.next_fetch_offset, None, None
+    wanted, first, stamped = fetched.next_fetch_offset, None, None
     records: Records = []
     while fetched._records.has_next():
         batch = fetched._records.next_batch()
@@ -103,12 +102,7 @@ def unpack_run(partition: int, fetched: PartitionRecords) -> Run:
         if first is None:  # the oldest message format does not tell it
             first = max(wanted, getattr(batch, "base_offset", wanted))
         if not batch.is_control_batch:
-            found = [record for record in batch if record.offset >= wanted]
-            records += [(record.offset, record.value) for record in found]
-            last = found[-1] if found else last
+            stamped = getattr(batch, "max_timestamp", stamped)
+            records += [(record.offset, record.value) for record in batch if record.offset >= wanted]
         fetched.next_fetch_offset = max(fetched.next_fetch_offset, batch.next_offset)
-    return Run(partition, records, wanted if first is None else first, fetched.next_fetch_offset, _timestamp(last))
-
-
-def _timestamp(record: Any) -> int | None:
-    return None if record is None else int(record.timestamp)
+    return Run(partition, records, wanted if first is None else first, fetched.next_fetch_offset, stamped)
