@@ -63,19 +63,6 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ranked[max(int(rank), 1) - 1]
 
 
-def weighted_percentile(values: Sequence[tuple[float, float]], share: float) -> float:
-    """The smallest value such that those up to it hold at least `share` of the whole weight; `values` are (value, weight)."""
-    total = sum(weight for _, weight in values)
-    if total <= 0 or not 0 < share <= 1:
-        raise ValueError(f"percentile {share} of weight {total}")
-    held = 0.0
-    for value, weight in sorted(values):
-        held += weight
-        if held >= share * total * (1 - 1e-12):
-            return value
-    return max(value for value, _ in values)
-
-
 def _number(value: float) -> str:
     """A number with three digits that matter, thousands set apart."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

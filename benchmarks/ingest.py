@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -60,9 +60,10 @@ QUICK = Sizes(150_000, 40_000, 1, 6.0, 200_000, 600_000, 600_000, 150_000, 1)
 class Run:
     """What one run has found so far."""
 
-    site: Site
     sizes: Sizes
-    corpus: Corpus
+    site: Site = field(init=False)
+    corpus: Corpus = field(init=False)
+    bytes_an_event: float = 0.0
     report: dict[str, Any] = field(default_factory=dict)
     goals: list[Goal] = field(default_factory=list)
 
@@ -70,19 +71,30 @@ class Run:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0; 1 with --check when a goal is missed, or when the benchmark cannot run."""
     options = _parse(argv)
+    run = Run(choose_sizes(options.quick, options.share, options.repeats))
     machine = use_two_cores()
     tell(machine)
+    failed = None
     try:
         with tempfile.TemporaryDirectory(prefix="queryloop-bench-", dir=options.work) as folder:
-            run = _measure(options, Path(folder))
+            _measure(run, options.only, Path(folder))
     except (PeersUnavailable, BrokerError, TopicError, ProcessError, OSError) as error:
-        print(f"benchmarks.ingest: {error}", file=sys.stderr)
-        return 1
-    report = _complete(run, machine, quick=options.quick)
+        failed = str(error)
+    report = _complete(run, machine, options, failed)
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print_report(report, run.goals)
-    return int(options.check and not all(goal.met for goal in run.goals))
+    if failed:
+        print(f"benchmarks.ingest: {failed}", file=sys.stderr)
+    return int(bool(failed) or (options.check and not all(goal.met for goal in run.goals)))
+
+
+def choose_sizes(quick: bool, share: float, repeats: int | None) -> Sizes:
+    """The sizes of a full or a quick run, every number of events times `share`."""
+    whole = QUICK if quick else Sizes()
+    names = ("throughput", "quix", "early", "endurance", "state", "state_topic")
+    scaled = replace(whole, **{name: max(1, round(getattr(whole, name) * share)) for name in names})
+    return replace(scaled, repeats=repeats) if repeats else scaled
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -93,6 +105,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="exit 1 when a goal is missed, naming it and by how much")
     parser.add_argument("--only", type=_sections, default=SECTIONS, metavar="A,B", help=f"of {', '.join(SECTIONS)}")
     parser.add_argument("--repeats", type=int, metavar="N", help="rounds of `throughput` that count (default: 5)")
+    parser.add_argument("--share", type=float, default=1.0, metavar="X", help="take X times as many events (default: 1)")
     parser.add_argument("--work", type=Path, metavar="DIR", help="where temporary data lies (default: the system's folder)")
     return parser.parse_args(argv)
 
@@ -104,23 +117,21 @@ def _sections(text: str) -> tuple[str, ...]:
     return chosen
 
 
-def _measure(options: argparse.Namespace, folder: Path) -> Run:
+def _measure(run: Run, sections: Sequence[str], folder: Path) -> None:
+    """Fill `run`, section by section: what was found before a failure is kept."""
     peer_python()
-    sizes = QUICK if options.quick else Sizes()
-    if options.repeats:
-        sizes = Sizes(**{**sizes.__dict__, "repeats": options.repeats})
-    needed = sizes.endurance if {"memory", "replay"} & set(options.only) else sizes.throughput
+    needed = run.sizes.endurance if {"memory", "replay"} & set(sections) else run.sizes.throughput
     tell(f"making {needed:,} events")
-    corpus = write_corpus(Traffic().lines(needed), PARTITIONS, folder / "corpus")
+    run.corpus = write_corpus(Traffic().lines(needed), PARTITIONS, folder / "corpus")
+    run.bytes_an_event = run.corpus.bytes_an_event
     with KafkaBroker(folder) as broker:
         assert broker.child is not None
-        run = Run(Site(broker.bootstrap, broker.child.pid, PARTITIONS, folder), sizes, corpus)
+        run.site = Site(broker.bootstrap, broker.child.pid, PARTITIONS, folder)
         for section in SECTIONS:
-            if section in options.only:
+            if section in sections:
                 RUNNERS[section](run)
-    if "replay" in options.only:
-        run.report["replay"]["log_file"] = measure_replay(folder, sizes.endurance)
-    return run
+    if "replay" in sections:
+        run.report["replay"]["log_file"] = measure_replay(folder, run.sizes.endurance)
 
 
 def _run_throughput(run: Run) -> None:
@@ -177,14 +188,16 @@ RUNNERS = {
 }
 
 
-def _complete(run: Run, machine: str, *, quick: bool) -> dict[str, Any]:
+def _complete(run: Run, machine: str, options: argparse.Namespace, failed: str | None) -> dict[str, Any]:
     head = {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine,
         "load_at_end": os.getloadavg()[0],
-        "quick": quick,
+        "quick": options.quick,
+        "share": options.share,
         "partitions": PARTITIONS,
-        "bytes_an_event": run.corpus.bytes_an_event,
+        "bytes_an_event": run.bytes_an_event,
+        "failed": failed,
     }
     return {**head, **run.report, "goals": [goal.to_dict() for goal in run.goals]}
 

@@ -26,7 +26,7 @@ def print_report(report: dict[str, Any], goals: Sequence[Goal]) -> None:
     """Print the head, a table for each section measured, and the goals."""
     console = Console(highlight=False, soft_wrap=True)
     console = console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=WIDTH)
-    kind = "QUICK run, sizes too small to be a result" if report["quick"] else "full run"
+    kind = "QUICK run, sizes too small to be a result" if report["quick"] else f"run of {report['share']:g} of the full sizes"
     console.print(f"{kind}: {report['machine']}, {report['load_at_end']:.1f} at the end; {report['measured']}")
     console.print(f"{report['partitions']} partitions, {report['bytes_an_event']:.0f} bytes an event, real Apache Kafka")
     if "throughput" in report:

@@ -1,0 +1,133 @@
+"""Benchmarks, ingest: the pure parts: ratios round by round, delays from looks at the worker, memory, extrapolation, options."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import peer_venv
+from benchmarks.endurance import extrapolate, judge_memory, report_catch_up, report_memory
+from benchmarks.ingest import QUICK, SECTIONS, Sizes, _sections, choose_sizes
+from benchmarks.ingest_tables import print_report
+from benchmarks.latency import judge_latency, visible_delays
+from benchmarks.ours import Progress, Rate, Topic
+from benchmarks.peer_venv import PeersUnavailable, peer_folder, peer_python
+from benchmarks.throughput import Contest, judge_throughput, report_throughput
+from benchmarks.usage import cpu_seconds
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def rate(per_s: float) -> Rate:
+    return Rate(events=100_000, seconds=100_000 / per_s, whole_s=9.0, worker_cpu_s=1.0, broker_cpu_s=0.1)
+
+
+def contest(lines: int, **per_s: list[float]) -> Contest:
+    return Contest(Topic("t", 100_000, lines), {name: [rate(one) for one in values] for name, values in per_s.items()})
+
+
+def test_ratios_are_taken_round_by_round_and_a_missed_one_is_named() -> None:
+    batched = contest(100, ours=[80.0, 200.0, 70.0], bare=[100.0, 400.0, 100.0], quixstreams=[10.0, 20.0, 14.0])
+    to_bare, to_quix = judge_throughput([batched])
+    assert to_bare.value == pytest.approx(0.7) and to_bare.met
+    assert to_quix.value == pytest.approx(8.0) and to_quix.met
+    missed = judge_throughput([contest(1, ours=[90.0], bare=[100.0], quixstreams=[45.0])])
+    assert [goal.met for goal in missed] == [False, False]
+    assert missed[1].verdict() == (
+        "throughput, 1 a record: ours to quixstreams (equivalent count): 2 x, goal at least 3 x: MISSED by 1 x (33%)"
+    )
+
+
+def test_the_report_prints_as_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    contests = [contest(100, ours=[80.0], bare=[100.0], quixstreams=[10.0], quixstreams_light=[20.0])]
+    head = {
+        "quick": True,
+        "share": 1.0,
+        "machine": "m",
+        "load_at_end": 1.0,
+        "measured": "now",
+        "partitions": 4,
+        "bytes_an_event": 300.0,
+    }
+    memory = report_memory([(0.0, 100, 50.0), (1.0, 200, 55.0)], 100)
+    print_report({**head, "throughput": report_throughput(contests), "memory": memory}, judge_throughput(contests))
+    text = capsys.readouterr().out
+    assert "QUICK" in text and "0.80 x" in text and "MISSED" not in text and "50 MiB" in text
+
+
+def test_an_event_is_visible_at_the_first_look_past_its_record() -> None:
+    looks = [Progress(at, 0, offsets) for at, offsets in ((10.0, {}), (10.1, {0: 1, 1: 0}), (10.3, {0: 2, 1: 5}))]
+    records = [[0, 0, 9.9, 10.0, 3], [0, 1, 10.1, 10.1, 1], [1, 4, 10.0, 10.2, 2]]
+    assert visible_delays(records, looks) == pytest.approx([0.2, 0.15, 0.1, 0.2, 0.3, 0.1])
+
+
+def test_an_event_that_never_became_visible_is_an_error() -> None:
+    with pytest.raises(ValueError, match="offset 7 of partition 0"):
+        visible_delays([[0, 7, 1.0, 1.0, 1]], [Progress(2.0, 9, {0: 7})])
+
+
+def test_latency_is_judged_by_its_p99() -> None:
+    (goal,) = judge_latency({"p99_ms": 620.0})
+    assert goal.verdict().endswith("goal at most 500 ms: MISSED by 120 ms (24%)")
+
+
+def test_memory_is_compared_between_the_early_and_the_last_events() -> None:
+    samples = [(float(n), n * 100_000, 100.0 + n) for n in range(1, 51)]
+    section = report_memory(samples, 1_000_000)
+    assert (section["early_mib"], section["late_mib"]) == (111.0, 149.0)
+    (goal,) = judge_memory(section)
+    assert goal.value == pytest.approx(100 * (149 / 111 - 1)) and not goal.met
+
+
+def test_an_extrapolation_goes_on_at_the_rate_of_the_last_fifth() -> None:
+    samples = [(0.0, 0, 1.0), (4.0, 800, 1.0), (6.0, 1000, 1.0)]  # 200 a second, then 100
+    assert extrapolate(samples, 1000) == 6.0
+    assert extrapolate(samples, 1500) == 11.0
+    assert report_catch_up(samples)["per_s"] == pytest.approx(1000 / 6)
+
+
+def test_cpu_time_is_read_past_a_command_with_brackets() -> None:
+    fields = " ".join(str(number) for number in range(4, 40))
+    assert cpu_seconds(f"42 (a (b) c) S {fields}") == pytest.approx((14 + 15) / 100)
+
+
+def test_sections_are_chosen_by_name() -> None:
+    assert _sections("memory, state") == ("memory", "state")
+    with pytest.raises(argparse.ArgumentTypeError, match=r"no section speed; sections are throughput"):
+        _sections("speed")
+    assert len(SECTIONS) == 5
+
+
+def test_sizes_are_shares_of_the_full_or_the_quick_ones() -> None:
+    assert choose_sizes(False, 1.0, None) == Sizes()
+    half = choose_sizes(False, 0.5, 2)
+    assert (half.throughput, half.state, half.repeats, half.latency_s) == (500_000, 10_000_000, 2, 30.0)
+    assert choose_sizes(True, 1.0, None) == QUICK
+
+
+def test_the_peers_environment_is_one_of_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert peer_folder(b"a") != peer_folder(b"b")
+    ready = peer_folder(peer_venv.LOCK.read_bytes())
+    ready.mkdir(parents=True)
+    (ready / "ready").touch()
+    assert peer_python() == ready / "bin" / "python"
+
+
+def test_without_a_network_it_says_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    failed = subprocess.CompletedProcess([], 2, "", "error: failed to fetch https://pypi")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(PeersUnavailable, match=r"is PyPI reachable\?\nerror: failed to fetch"):
+        peer_python()
+
+
+def test_help_shows_an_example() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.ingest", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "example: python -m benchmarks.ingest" in done.stdout
