@@ -1,8 +1,9 @@
 """Delivery of records to the broker: connect, send, send again, give up with a reason.
 
 kafka-python's producer retries by itself while it lives, but an idempotent one does not survive a broker that lost its memory,
-and none can be made while no broker answers. So records are kept here until they are acknowledged: what fails early is sent again
-by a new producer, until `timeout_s` after its first event. A record sent again may arrive twice; the agents count an event once.
+and none can be made while no broker answers. So records are kept here until they are acknowledged. When one fails, its producer
+is given up and a new one sends everything that is left, in order, so none is overtaken by a later one of its partition. A record
+sent again may arrive twice; the agents count an event once.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streams.events import printable
 from streams.records import Record
@@ -26,15 +28,30 @@ RECONNECT_S = 0.5
 BOOTSTRAP_S = 2.0
 REQUEST_S = 10.0
 SILENCE_S = 5.0
+NOBODY = -1
+"""The generation of no producer."""
+METADATA_S = 3.0
+"""Seconds between two looks at the topic: how soon a topic that was made anew is noticed."""
 
 Connect = Callable[[str, float], "KafkaProducer"]
+
+
+class Wire(NamedTuple):
+    """How records travel: their compression ("none", "gzip"), and the bytes of one Kafka batch (0: each record is one)."""
+
+    compression: str = "none"
+    batch_bytes: int = 0
+
+
+DEFAULT_WIRE = Wire()
 
 
 class Delivery:
     """Sends records to one topic. Its methods are for one thread; acknowledgements come in from kafka-python's own.
 
     `settled(record, offset, reason)` is called once for each record, with the lock held: offset is None when it failed, and then
-    reason says why. `changed` is the caller's lock, notified when there is something for `turn` to do.
+    reason says why. `changed` is the caller's lock, notified when there is something for `turn` to do. With `patient` a record
+    is not given up for its age: the caller has it on disk.
     """
 
     def __init__(
@@ -46,6 +63,9 @@ class Delivery:
         changed: threading.Condition,
         clock: Callable[[], float],
         connect: Connect | None = None,
+        *,
+        wire: Wire = DEFAULT_WIRE,
+        patient: bool = False,
     ) -> None:
         self.partitions = 0
         self._bootstrap = bootstrap
@@ -54,14 +74,15 @@ class Delivery:
         self._settled = settled
         self._changed = changed
         self._clock = clock
-        self._connect = connect or connect_producer
+        self._connect = connect or partial(connect_producer, wire=wire)
+        self._patient = patient
         self._producer: KafkaProducer | None = None
         self._generation = 0
         self._not_before = float("-inf")
-        self._again: list[Record] = []
         self._silent = False
         # Guarded by _changed. The int is the generation of the producer that last took the record.
         self._unsettled: dict[Record, int] = {}
+        self._order: list[tuple[int, int, Record]] = []
         self._troubles: deque[tuple[Record, int, Exception]] = deque()
 
     @property
@@ -69,32 +90,51 @@ class Delivery:
         """Whether a record failed since the last `turn`; read it with the lock held."""
         return bool(self._troubles)
 
+    def lowest(self) -> int | None:
+        """The lowest line number in a record without an outcome; call it with the lock held."""
+        while self._order and self._order[0][2] not in self._unsettled:
+            heappop(self._order)
+        return self._order[0][0] if self._order else None
+
     @property
-    def unsettled(self) -> frozenset[Record]:
-        """The records without an outcome; read it with the lock held."""
-        return frozenset(self._unsettled)
+    def topic_id(self) -> str | None:
+        """The id of the log that the topic's name stands for now, as the producer last heard; None when it does not know."""
+        if self._producer is None:
+            return None
+        found = self._producer._metadata.topic_id(self._topic)  # kafka-python has no public way that costs no connection
+        return str(found) if found is not None and found.int else None
 
     def turn(self) -> bool:
         """Do what is due: give up on old records, connect, send again what failed. True when records can be sent now."""
         self._sort_troubles()
-        ready = self._producer is not None or self._open()
-        if ready:
-            again, self._again = self._again, []
-            for record in again:
+        ready = self._producer is not None
+        if not ready and self._open():
+            ready = True
+            for record in self._left():
                 self.send(record)
         self._watch()
         return ready
 
+    def forget(self, begin: int = 0) -> None:
+        """Give up the producer, and drop unsettled the records from line `begin` on: the caller will send their lines again."""
+        self._drop()
+        with self._changed:
+            for record in [one for one in self._unsettled if one.first >= begin]:
+                del self._unsettled[record]
+        self._not_before = float("-inf")
+
     def send(self, record: Record) -> None:
-        """Give a record to the producer; call it only after `turn` returned True."""
+        """Give a record to the producer, or, while there is none, keep it for the next one."""
         from kafka.errors import KafkaError
 
-        generation = self._generation
+        generation = self._generation if self._producer is not None else NOBODY
         with self._changed:
+            if record not in self._unsettled:
+                heappush(self._order, (record.first, id(record), record))
             self._unsettled[record] = generation
+        if self._producer is None:
+            return
         try:
-            if self._producer is None:
-                raise ConnectionError("no producer")
             future = self._producer.send(self._topic, record.value, key=record.key, partition=record.partition)
         except (KafkaError, ValueError, OSError) as error:
             self._fail_later(record, generation, error)
@@ -128,27 +168,36 @@ class Delivery:
             self._changed.notify()
 
     def _sort_troubles(self) -> None:
-        """Part what failed into what is sent again and what is given up."""
+        """Give up what can never be taken, and the producer when anything else failed."""
         with self._changed:
             troubles, self._troubles = self._troubles, deque()
-            fresh = [(record, error) for record, sent_by, error in troubles if self._unsettled.get(record) == sent_by]
-            broken = [error for _, sent_by, error in troubles if sent_by == self._generation]
-        for record, error in fresh:
-            if is_permanent(error):
+            hopeless = [one for one in troubles if self._is_hopeless(one[2])]
+            broken = [error for _, sent_by, error in troubles if sent_by == self._generation and not self._is_hopeless(error)]
+        for record, sent_by, error in hopeless:
+            if self._unsettled.get(record) == sent_by:
                 self._fail(record, f"{type(error).__name__}: {error}")
-            else:
-                self._again.append(record)
-        if broken and self._producer is not None and not all(map(is_permanent, broken)):
+        if broken and self._producer is not None:
             self._drop()
             self._say_silent(f"{type(broken[0]).__name__}: {broken[0]}")
         self._expire()
 
+    def _is_hopeless(self, error: Exception) -> bool:
+        return is_unfit(error) if self._patient else is_permanent(error)
+
     def _expire(self) -> None:
+        if self._patient or self._producer is not None:
+            return
         late = self._clock() - self._timeout_s
-        expired = [record for record in self._again if record.since <= late]
-        self._again = [record for record in self._again if record.since > late]
-        for record in expired:
-            self._fail(record, f"not acknowledged within {self._timeout_s:g} s")
+        for record in self._left():
+            if record.since <= late:
+                self._fail(record, f"not acknowledged within {self._timeout_s:g} s")
+
+    def _left(self) -> list[Record]:
+        """The records that no living producer has, in the order of their first lines."""
+        with self._changed:
+            return sorted(
+                (one for one, sent_by in self._unsettled.items() if sent_by != self._generation), key=lambda one: one.first
+            )
 
     def _open(self) -> bool:
         from kafka.errors import KafkaError
@@ -165,16 +214,11 @@ class Delivery:
 
     def _drop(self) -> None:
         """Let the producer go; its records without an outcome come back as troubles of an old generation."""
-        from kafka.errors import KafkaError
-
         producer, self._producer = self._producer, None
         self._generation += 1
         self._not_before = self._clock() + RECONNECT_S
         if producer is not None:
-            try:
-                producer.close(timeout=0)
-            except KafkaError as error:
-                log.debug("event=producer_closed_with_records_left error=%s", printable(repr(error)))
+            abort_producer(producer)
 
     def _fail(self, record: Record, reason: str) -> None:
         reason = printable(reason)
@@ -196,7 +240,7 @@ class Delivery:
     def _watch(self) -> None:
         """Say once that the broker is silent and once that it is back, whatever kafka-python tells meanwhile."""
         with self._changed:
-            oldest = min((record.since for record in self._unsettled), default=None)
+            oldest = None if self.lowest() is None else self._order[0][2].since
         if oldest is not None and self._clock() - oldest > SILENCE_S:
             self._say_silent("no acknowledgement")
         elif oldest is None and self._producer is not None and self._silent:
@@ -211,15 +255,16 @@ class Delivery:
                 self._topic,
                 self._bootstrap,
                 printable(reason),
-                f"start the broker; events are kept for {self._timeout_s:g} s",
+                f"start the broker; events are kept {'in the outbox' if self._patient else f'for {self._timeout_s:g} s'}",
             )
 
 
-def connect_producer(bootstrap: str, timeout_s: float) -> KafkaProducer:
+def connect_producer(bootstrap: str, timeout_s: float, wire: Wire = DEFAULT_WIRE) -> KafkaProducer:
     """Return a connected producer; raise a KafkaError when no broker answers.
 
     `batch_size=0` puts each record into a Kafka batch of its own: ours are batches already, and the embedded broker's end offset
-    is right only then. gzip is for speed too: kafka-python sums its checksum in Python, 8 MB/s, over what is left after it.
+    is right only then. Idempotence (both brokers have it) makes kafka-python keep one batch of a partition in flight at a time,
+    so a retry within one producer neither repeats nor overtakes.
     """
     from kafka import KafkaProducer
 
@@ -227,8 +272,9 @@ def connect_producer(bootstrap: str, timeout_s: float) -> KafkaProducer:
         bootstrap_servers=bootstrap,
         acks="all",
         enable_idempotence=True,
-        batch_size=0,
-        compression_type="gzip",
+        batch_size=wire.batch_bytes,
+        compression_type=None if wire.compression == "none" else wire.compression,
+        metadata_max_age_ms=int(METADATA_S * 1000),
         delivery_timeout_ms=int(timeout_s * 1000),
         request_timeout_ms=int(min(REQUEST_S, timeout_s) * 1000),
         bootstrap_timeout_ms=int(BOOTSTRAP_S * 1000),
@@ -239,15 +285,29 @@ def connect_producer(bootstrap: str, timeout_s: float) -> KafkaProducer:
     )
 
 
+def abort_producer(producer: KafkaProducer) -> None:
+    """Stop a producer at once. Its own close() raises when records are left, and lets its thread go on sending them."""
+    from kafka.errors import KafkaError
+
+    try:
+        producer.close(timeout=0)
+    except KafkaError as error:
+        log.debug("event=producer_closed_with_records_left error=%s", printable(repr(error)))
+        producer._sender.force_close()
+        producer._closed = True
+
+
 def is_permanent(error: Exception) -> bool:
-    """Say whether sending the record again cannot help: its time is over, or the broker refuses it for what it is."""
+    """Say whether sending the record again soon cannot help: the broker refuses it for what it is, or refuses us."""
     from kafka import errors
 
-    return isinstance(
-        error,
-        errors.MessageSizeTooLargeError
-        | errors.RecordListTooLargeError
-        | errors.InvalidTopicError
-        | errors.AuthorizationError
-        | errors.UnsupportedVersionError,
+    return is_unfit(error) or isinstance(
+        error, errors.InvalidTopicError | errors.AuthorizationError | errors.UnsupportedVersionError
     )
+
+
+def is_unfit(error: Exception) -> bool:
+    """Say whether the broker will never take this record, whoever may have fixed it meanwhile."""
+    from kafka import errors
+
+    return isinstance(error, errors.MessageSizeTooLargeError | errors.RecordListTooLargeError | errors.InvalidRecordError)

@@ -7,9 +7,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 
 MAX_RECORD_BYTES = 900_000
 """Bytes of one record's value, so that record and overhead stay below Kafka's default limit of 1 MB."""
+
+
+class Line(NamedTuple):
+    """One event line on its way: its session, and the clock when it was emitted."""
+
+    line: bytes
+    session_id: str
+    at: float
 
 
 @lru_cache(maxsize=65_536)
@@ -22,13 +31,14 @@ def partition_of(session_id: str, partitions: int) -> int:
 
 @dataclass(slots=True, eq=False)
 class Record:
-    """Lines that travel together. `key` is the first one's session, `since` the clock when that one was emitted."""
+    """Lines that travel together. `key` is the first one's session, `since` the clock when it was emitted, `first` its number."""
 
     partition: int
     key: bytes
     since: float
     lines: list[bytes] = field(default_factory=list)
     size: int = 0
+    first: int = 0
 
     @property
     def value(self) -> bytes:
@@ -44,7 +54,7 @@ class Batcher:
         self._max_bytes = max_bytes
         self._open: dict[int, Record] = {}
 
-    def add(self, line: bytes, session_id: str, partition: int, at: float) -> Record | None:
+    def add(self, line: bytes, session_id: str, partition: int, at: float, number: int = 0) -> Record | None:
         """Put a line into its partition's record; return a record that is full now, if there is one.
 
         A line that does not fit closes the record before it; a line that fills its record closes that one. One line never does
@@ -55,7 +65,7 @@ class Batcher:
         if record is not None and record.size + len(line) + 1 > self._max_bytes:
             closed, record = record, None
         if record is None:
-            record = self._open[partition] = Record(partition, session_id.encode(), at)
+            record = self._open[partition] = Record(partition, session_id.encode(), at, first=number)
         record.lines.append(line)
         record.size += len(line) + 1
         if closed is None and len(record.lines) >= self._max_lines:
@@ -70,6 +80,10 @@ class Batcher:
     def oldest(self) -> float | None:
         """Return when the oldest open record began, None when none is open."""
         return min((record.since for record in self._open.values()), default=None)
+
+    def lowest(self) -> int | None:
+        """Return the lowest number of a line in an open record, None when none is open."""
+        return min((record.first for record in self._open.values()), default=None)
 
     def __len__(self) -> int:
         return sum(len(record.lines) for record in self._open.values())

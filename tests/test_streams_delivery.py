@@ -106,7 +106,7 @@ def test_an_acknowledged_record_is_delivered_at_its_offset() -> None:
     assert broker.delivery.partitions == 2
     broker.promises[0].succeed(7)
     assert broker.outcomes == [(b"a", 7, "")]
-    assert broker.delivery.unsettled == frozenset()
+    assert broker.delivery.lowest() is None
 
 
 def test_a_record_that_failed_early_is_sent_again_by_a_new_producer() -> None:

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -186,7 +187,8 @@ def test_a_broker_that_is_down_for_some_seconds_loses_nothing(kind: str, tmp_pat
             broker.start()
             make_topics(broker.bootstrap, topic, 2)
             assert emitter.flush(60)
-            assert emitter.counters() == Counters(emitted=1100, delivered=1100)
+            assert replace(emitter.counters(), topic_changes=0) == Counters(emitted=1100, delivered=1100)
+            assert emitter.counters().topic_changes == (0 if broker.durable else 1)
         arrived = set(ids(read(broker.bootstrap, topic)))
         assert arrived >= {f"e{number}" for number in range(0 if broker.durable else 100, 1100)}
     finally:
