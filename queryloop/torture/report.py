@@ -13,7 +13,8 @@ from queryloop.torture.stand import Surprise
 from queryloop.torture.workers import Restart
 
 GOAL_S = 2.0
-"""Seconds from a killed worker's restart to its next applied batch, in the median."""
+"""Seconds from a killed worker's restart to its next applied batch, in the median, on real Kafka. The embedded broker keeps a
+killed worker's partitions until its session is over."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Result:
         """The whole report for --json; times in seconds."""
         times = self.ready_s()
         median = percentile(times, 0.5)
+        met = None if self.asked["broker"] != "kafka" or not times else median < GOAL_S
         restart = {"measured": len(times), "median": median, "p90": percentile(times, 0.9), "max": max(times, default=0.0)}
         return {
             **self.asked,
@@ -51,7 +53,7 @@ class Result:
             "verify": self.verify,
             "seconds": round(self.seconds, 3),
             "events_per_second": round(self.asked["events"] / self.seconds),
-            "restart_to_applied_s": {**restart, "goal": GOAL_S, "met": not times or median < GOAL_S},
+            "restart_to_applied_s": {**restart, "goal": GOAL_S, "met": met},
             "done": asdict(self.diary),
             "ended_by_themselves": [asdict(one) for one in self.surprises],
             "folder": None if self.folder is None else str(self.folder),
@@ -84,11 +86,12 @@ def render(result: Result) -> str:
 def _verdict(result: Result) -> list[str]:
     lines = [f"  {line}" for line in result.differences[:20]]
     lines += ["every event is counted exactly once" if result.equal else "COUNTS ARE WRONG"]
-    times = result.ready_s()
-    if times and (median := percentile(times, 0.5)) >= GOAL_S:
-        lines += [f"goal missed: restart to applied in {GOAL_S:g} s in the median, it took {median - GOAL_S:.2f} s longer"]
-    elif times:
+    restart = result.as_dict()["restart_to_applied_s"]
+    if restart["met"]:
         lines += [f"goal met: restart to applied under {GOAL_S:g} s in the median"]
+    elif restart["met"] is False:
+        over = restart["median"] - GOAL_S
+        lines += [f"goal missed: restart to applied in {GOAL_S:g} s in the median, it took {over:.2f} s longer"]
     return lines + ([] if result.folder is None else [f"data folder: {result.folder}"])
 
 
