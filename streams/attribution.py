@@ -19,6 +19,7 @@ from streams import clicks, impressions, quarantine, windows
 from streams.clicks import Candidate, Shown
 from streams.events import Reason, Reject
 from streams.intake import Batch
+from streams.keys import KeySet
 from streams.matching import Lists, Plain, find_lists, find_plain, new_positions, no_plain
 from streams.rules import CountingRules
 
@@ -56,16 +57,17 @@ class Judgement:
     repeated: list[Candidate] = field(default_factory=list)
 
 
-def attribute(con: duckdb.DuckDBPyConnection, batch: Batch, rules: CountingRules) -> Change:
+def attribute(con: duckdb.DuckDBPyConnection, batch: Batch, rules: CountingRules, known_keys: KeySet) -> Change:
     """Count a batch's impressions and clicks, and the clicks that waited for them; refused clicks are left to `keep_refused`."""
     change, window_us = Change(), rules.attribution_window_us
     if not len(batch.impressions) and not len(batch.clicks):
         return change
-    known = impressions.find_known(con, batch.impressions)
+    known = impressions.find_known(con, batch.impressions, known_keys)
     standing, replaced = impressions.choose_earliest(batch.impressions, known)
     back = impressions.retract(con, replaced)
     waiting = _gather(con, batch, bool(replaced))
-    lists = find_lists(con, standing, batch.clicks, (click.impression_id for click in waiting))
+    lists = find_lists(con, standing, batch.clicks, (click.impression_id for click in waiting), known_keys)
+    known_keys.add(standing["impression_key"].to_numpy())
     change.days |= back.days | impressions.keep_impressions(con, standing)
     change.counted += len(standing) - len(replaced) - back.clicks
     change.duplicates += len(batch.impressions) - len(standing) + len(replaced)

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
+
+from streams.ranges import group_times
 
 CLICK = """
     ts_us BIGINT, key UBIGINT, impression_id VARCHAR, event_id VARCHAR, position BIGINT, item_norm VARCHAR,
@@ -27,9 +28,12 @@ FIND_LISTS = """
 WITH hits AS MATERIALIZED (
     SELECT w.impression_id AS wanted_id, i.impression_id, i.ts_us, i.day, i.query_norm, coalesce(i.items_norm, i.items) AS items
     FROM impressions i JOIN wanted w ON i.key = hash(w.impression_id)
+    WHERE i.ts_us BETWEEN $low AND $high
 )
 SELECT impression_id, ts_us, day, query_norm, items FROM hits WHERE impression_id = wanted_id
 """
+# Where a list may be of any time, a look at the keys alone tells its time, and then its texts are read from there alone.
+FIND_TIMES = "SELECT DISTINCT i.ts_us FROM impressions i JOIN wanted w ON i.key = hash(w.impression_id)"
 FIND_CLICKED = """
 WITH hits AS MATERIALIZED (
     SELECT w.impression_id AS wanted_id, c.impression_id, c.position
@@ -116,23 +120,35 @@ def read_orphans(con: duckdb.DuckDBPyConnection, before_us: int) -> list[Candida
     return [Candidate(*row) for row in con.execute(READ_ORPHANS, {"before": before_us}).fetchall()]
 
 
-def find_lists(con: duckdb.DuckDBPyConnection, impression_ids: pa.Array) -> pa.Table:
-    """Return impression_id, ts_us, day, query_norm, items (normalised) of the impressions on file among these."""
+def find_lists_between(con: duckdb.DuckDBPyConnection, impression_ids: pa.Array, low_us: int, high_us: int) -> pa.Table:
+    """Return impression_id, ts_us, day, query_norm, items (normalised) of these impressions shown in low_us <= ts <= high_us."""
     con.register("wanted", pa.table({"impression_id": impression_ids}))
-    found = con.sql(FIND_LISTS).to_arrow_table()
+    found = con.sql(FIND_LISTS, params={"low": low_us, "high": high_us}).to_arrow_table()
     con.unregister("wanted")
     return found
 
 
+def find_lists(con: duckdb.DuckDBPyConnection, impression_ids: pa.Array) -> list[pa.Table]:
+    """Return the same of the impressions of any time, in several tables."""
+    if not len(impression_ids):
+        return []
+    con.register("wanted", pa.table({"impression_id": impression_ids}))
+    times = con.execute(FIND_TIMES).fetchnumpy()["ts_us"]
+    con.unregister("wanted")
+    groups = [times[rows] for rows in group_times(times)]
+    return [find_lists_between(con, impression_ids, int(group.min()), int(group.max())) for group in groups]
+
+
 def find_clicked(con: duckdb.DuckDBPyConnection, lists: pa.Table, window_us: int) -> set[tuple[str, int]]:
     """Return (impression_id, position) of what was clicked before on these lists (impression_id, ts_us)."""
-    if not len(lists):
-        return set()
-    times = pc.min_max(lists["ts_us"]).as_py()
-    con.register("wanted", lists.select(["impression_id"]))
-    found = con.execute(FIND_CLICKED, {"low": times["min"], "high": times["max"] + window_us}).fetchall()
-    con.unregister("wanted")
-    return set(found)
+    found: set[tuple[str, int]] = set()
+    ts_us = lists["ts_us"].to_numpy()
+    for rows in group_times(ts_us):
+        times = ts_us[rows]
+        con.register("wanted", lists.select(["impression_id"]).take(pa.array(rows)))
+        found |= set(con.execute(FIND_CLICKED, {"low": int(times.min()), "high": int(times.max()) + window_us}).fetchall())
+        con.unregister("wanted")
+    return found
 
 
 def keep_plain(con: duckdb.DuckDBPyConnection, fitting: pa.Table, delay_us: pa.Array) -> None:

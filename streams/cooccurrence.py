@@ -13,6 +13,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from streams.ranges import group_times
 from streams.rules import WINDOW_DAYS, CountingRules
 
 TABLES = """
@@ -33,7 +34,7 @@ SELECT ts_us, day, event_id, hash(session_id), session_id, user_id, query, query
 NEIGHBOURS = """
 WITH spans AS (
     SELECT session_id, hash(session_id) AS session_key, min(ts_us) - $gap AS low, max(ts_us) + $gap AS high
-    FROM fresh_queries WHERE source = 'user' GROUP BY session_id
+    FROM fresh_queries GROUP BY session_id
 ),
 hits AS MATERIALIZED (
     SELECT s.session_id AS span_id, q.session_id, q.ts_us, q.event_id, q.query_norm, q.day
@@ -48,6 +49,16 @@ INSERT INTO cooccurrence_deltas
 SELECT day, query, next_query, sum(sign) FROM edges GROUP BY ALL HAVING sum(sign) <> 0
 RETURNING day
 """
+
+NONE = pa.schema(
+    [
+        ("session_id", pa.string()),
+        ("ts_us", pa.int64()),
+        ("event_id", pa.string()),
+        ("query_norm", pa.string()),
+        ("day", pa.date32()),
+    ]
+).empty_table()
 
 READ = """
 SELECT query, next_query, sum(count)::BIGINT AS count
@@ -67,15 +78,27 @@ def count_queries(con: duckdb.DuckDBPyConnection, queries: pa.Table, rules: Coun
     """Keep the batch's queries, append what they change in co-occurrence, and return the days that changed."""
     if not len(queries):
         return set()
-    con.register("fresh_queries", queries)
     gap = rules.session_gap_us
-    span = pc.min_max(queries["ts_us"]).as_py()
-    old = con.sql(NEIGHBOURS, params={"gap": gap, "low": span["min"] - gap, "high": span["max"] + gap}).to_arrow_table()
+    new = queries.filter(pc.equal(queries["source"], "user"))
+    old = _find_neighbours(con, new, gap)
+    con.register("fresh_queries", queries)
     con.execute(KEEP)
     con.unregister("fresh_queries")
-    new = queries.filter(pc.equal(queries["source"], "user")).select(old.column_names)
-    days = _append(con, find_edges(pa.concat_tables([old, new]), gap), find_edges(old, gap))
+    days = _append(con, find_edges(pa.concat_tables([old, new.select(old.column_names)]), gap), find_edges(old, gap))
     return days | set(queries["day"].unique().to_pylist())
+
+
+def _find_neighbours(con: duckdb.DuckDBPyConnection, new: pa.Table, gap_us: int) -> pa.Table:
+    """Return the queries on file that stand within a gap of a new one in its session."""
+    ts_us = new["ts_us"].to_numpy()
+    found = [NONE]
+    for rows in group_times(ts_us):
+        span = {"gap": gap_us, "low": int(ts_us[rows].min()) - gap_us, "high": int(ts_us[rows].max()) + gap_us}
+        con.register("fresh_queries", new.select(["session_id", "ts_us"]).take(pa.array(rows)))
+        found.append(con.sql(NEIGHBOURS, params=span).to_arrow_table())
+        con.unregister("fresh_queries")
+    old = pa.concat_tables(found)
+    return old if len(found) <= 2 else old.group_by(old.column_names).aggregate([])
 
 
 def find_edges(queries: pa.Table, gap_us: int) -> pa.Table:

@@ -14,6 +14,7 @@ import duckdb
 import pyarrow as pa
 
 from streams import quarantine, windows
+from streams.keys import KeySet
 
 TABLES = """
 CREATE TABLE impressions (
@@ -27,14 +28,14 @@ CREATE TABLE impressions (
 KNOWN = """
 WITH hits AS MATERIALIZED (
     SELECT f.impression_id AS fresh_id, i.impression_id, i.ts_us, i.event_id
-    FROM impressions i JOIN fresh_impressions f ON i.key = hash(f.impression_id)
+    FROM impressions i JOIN fresh_impressions f ON i.key = f.impression_key
 )
 SELECT DISTINCT impression_id, ts_us, event_id FROM hits WHERE impression_id = fresh_id
 """
 
 KEEP = """
 INSERT INTO impressions
-SELECT ts_us, day, hash(impression_id), impression_id, event_id, session_id, user_id, query, query_norm, task, items, items_norm,
+SELECT ts_us, day, impression_key, impression_id, event_id, session_id, user_id, query, query_norm, task, items, items_norm,
     release, predicted, logprob, decoding, extra
 FROM shown_lists
 """
@@ -56,6 +57,11 @@ REPLACED_DAYS = "SELECT DISTINCT day FROM shown_lists"
 REOPENED_COUNTED = "SELECT count(*) FROM reopened WHERE reason IS NULL"
 
 
+NONE_KNOWN = pa.table(
+    {"impression_id": pa.nulls(0, pa.string()), "ts_us": pa.nulls(0, pa.int64()), "event_id": pa.nulls(0, pa.string())}
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Retraction:
     """What replaced impressions took back: counted clicks and quarantined clicks (to be judged anew), and the days touched."""
@@ -65,9 +71,12 @@ class Retraction:
     days: set[date]
 
 
-def find_known(con: duckdb.DuckDBPyConnection, fresh: pa.Table) -> pa.Table:
+def find_known(con: duckdb.DuckDBPyConnection, fresh: pa.Table, keys: KeySet) -> pa.Table:
     """Return impression_id, ts_us, event_id of the impressions on file that share an id with new ones."""
-    con.register("fresh_impressions", fresh.select(["impression_id"]))
+    maybe = keys.contains(fresh["impression_key"].to_numpy())
+    if not maybe.any():
+        return NONE_KNOWN
+    con.register("fresh_impressions", fresh.select(["impression_id", "impression_key"]).filter(pa.array(maybe)))
     known = con.sql(KNOWN).to_arrow_table()
     con.unregister("fresh_impressions")
     return known

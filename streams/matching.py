@@ -15,8 +15,13 @@ import pyarrow.compute as pc
 
 from streams import clicks
 from streams.intake import Flags, Int64s
+from streams.keys import KeySet
+from streams.ranges import group_times
+from streams.rules import HOUR_US
 
 COLUMNS = ["impression_id", "ts_us", "day", "query_norm", "items"]
+NEAR_US = HOUR_US // 2
+"""Before a click its list is looked for first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +45,33 @@ class Plain:
     delay_us: Int64s
 
 
-def find_lists(con: duckdb.DuckDBPyConnection, standing: pa.Table, fresh: pa.Table, others: Iterable[str]) -> Lists:
+def find_lists(
+    con: duckdb.DuckDBPyConnection, standing: pa.Table, fresh: pa.Table, others: Iterable[str], known: KeySet
+) -> Lists:
     """Return the batch's standing impressions, and those on file for its other clicks and for the impression ids in `others`."""
     norms = standing["items_norm"].combine_chunks()
     items = pc.if_else(pc.is_valid(norms), norms, standing["items"].combine_chunks())
     own = standing.select(COLUMNS[:-1]).append_column("items", items)
-    wanted = pa.concat_arrays([*fresh["impression_id"].chunks, pa.array(list(others), pa.string())]).unique()
-    absent = wanted.filter(pc.invert(pc.is_in(wanted, value_set=own["impression_id"].combine_chunks())))
-    return Lists(pa.concat_tables([own, clicks.find_lists(con, absent).cast(own.schema)]), len(own))
+    ids = own["impression_id"].combine_chunks()
+    absent = fresh.select(["impression_id", "impression_key", "ts_us"])
+    absent = absent.filter(pc.invert(pc.is_in(absent["impression_id"], value_set=ids)))
+    absent = absent.filter(pa.array(known.contains(absent["impression_key"].to_numpy())))
+    found = [own, *_find_near(con, absent)]
+    have = pa.concat_tables(found)["impression_id"].combine_chunks()
+    wanted = pa.concat_arrays([*absent["impression_id"].chunks, pa.array(list(others), pa.string())]).unique()
+    found += clicks.find_lists(con, wanted.filter(pc.invert(pc.is_in(wanted, value_set=have))))
+    return Lists(pa.concat_tables([table.cast(own.schema) for table in found]), len(own))
+
+
+def _find_near(con: duckdb.DuckDBPyConnection, absent: pa.Table) -> list[pa.Table]:
+    """Return the lists of these clicks that were shown not long before them, which nearly all were."""
+    ts_us = absent["ts_us"].to_numpy()
+    groups = group_times(ts_us)[:1]
+    ids = [absent["impression_id"].take(pa.array(rows)).combine_chunks().unique() for rows in groups]
+    return [
+        clicks.find_lists_between(con, names, int(ts_us[rows].min()) - NEAR_US, int(ts_us[rows].max()))
+        for names, rows in zip(ids, groups, strict=True)
+    ]
 
 
 def find_plain(fresh: pa.Table, lists: Lists, window_us: int, last_arrival_us: int) -> Plain:

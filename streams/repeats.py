@@ -11,10 +11,13 @@ from dataclasses import dataclass, replace
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from streams import quarantine
-from streams.events import Reason, Reject
+from streams.events import MAX_TS_US, Reason, Reject
 from streams.intake import Batch, Flags, Int64s
+from streams.keys import Keys, KeySet, hash_texts
+from streams.ranges import group_times
 from streams.rules import CountingRules
 
 TABLES = """
@@ -27,31 +30,54 @@ CREATE TABLE seen (ts_us BIGINT, key UBIGINT, event_id VARCHAR);
 FIND_SEEN = """
 WITH hits AS MATERIALIZED (
     SELECT i.row, i.event_id, s.event_id AS seen_id
-    FROM seen s JOIN intake i ON s.key = hash(i.event_id) WHERE s.ts_us >= i.oldest_us
+    FROM seen s JOIN intake i ON s.key = i.key WHERE s.ts_us >= i.oldest_us AND s.ts_us BETWEEN $low AND $high
 )
 SELECT DISTINCT row FROM hits WHERE event_id = seen_id
 """
-REMEMBER = "INSERT INTO seen SELECT ts_us, hash(event_id), event_id FROM fresh"
+REMEMBER = "INSERT INTO seen SELECT ts_us, key, event_id FROM fresh"
+
+
+NEVER = (2**62, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Sifted:
-    """A batch without its repeats (`fresh`), and the repeated events: event_id, raw, seq."""
+    """A batch without its repeats (`fresh`), and the repeated events: event_id, raw, seq.
+
+    `outlived` are rejects of events in `fresh` that came when those were older than the retention.
+    """
 
     fresh: Batch
     repeats: pa.Table
     rejects_repeated: int
+    outlived: list[Reject]
 
 
-def drop_repeats(con: duckdb.DuckDBPyConnection, batch: Batch, rules: CountingRules, any_refused: bool) -> Sifted:
+def add_keys(con: duckdb.DuckDBPyConnection, batch: Batch) -> tuple[Batch, Keys]:
+    """Return the batch with the keys of its ids (`key` of event ids, `impression_key`), and the keys of its rejects' ids."""
+    tables = list(batch.tables)
+    ids = [table["event_id"] for table in tables] + [table["impression_id"] for table in tables[1:]]
+    hashed = hash_texts(con, [*ids, pa.array([reject.event_id for reject in batch.rejects], pa.string())])
+    for row, keys in enumerate(hashed[:3]):
+        tables[row] = tables[row].append_column("key", pa.array(keys))
+    for row, keys in enumerate(hashed[3:5], 1):
+        tables[row] = tables[row].append_column("impression_key", pa.array(keys))
+    return replace(batch, queries=tables[0], impressions=tables[1], clicks=tables[2]), hashed[5]
+
+
+def drop_repeats(
+    con: duckdb.DuckDBPyConnection, unkeyed: Batch, rules: CountingRules, any_refused: bool, known: KeySet
+) -> Sifted:
     """Tell the batch's new events from what this shard has taken in and from repeats inside it; remember the new ones.
 
-    `any_refused` says whether the shard has refused clicks in quarantine.
+    `any_refused` says whether the shard has refused clicks in quarantine, `known` holds the keys of what it has taken in.
     """
-    events = pa.concat_tables([table.select(["event_id", "ts_us", "seq", "arrival_us"]) for table in batch.tables])
-    known = _find_seen(con, events, batch, rules, any_refused)
-    gone, rejects_gone = known[: len(events)] | _repeated(events), known[len(events) :]
+    batch, reject_keys = add_keys(con, unkeyed)
     tables = list(batch.tables)
+    events = pa.concat_tables([table.select(["event_id", "key", "ts_us", "seq", "arrival_us"]) for table in tables])
+    occupied = _find_seen(con, events, batch, reject_keys, rules, any_refused, known)
+    gone, rejects_gone = occupied[: len(events)], occupied[len(events) :]
+    gone |= _repeated(events, gone, rules.retention_us)
     repeats = pa.table({"event_id": [], "raw": [], "seq": []})
     if gone.any():
         bounds = np.cumsum([len(table) for table in tables])[:-1]
@@ -59,12 +85,15 @@ def drop_repeats(con: duckdb.DuckDBPyConnection, batch: Batch, rules: CountingRu
         repeats = pa.concat_tables([t.select(["event_id", "raw", "seq"]).filter(pa.array(flags)) for t, flags in flagged])
         tables = [t.filter(pa.array(~flags)) for t, flags in flagged]
         events = events.filter(pa.array(~gone))
-    con.register("fresh", events.select(["event_id", "ts_us"]))
+    known.add(events["key"].to_numpy())
+    con.register("fresh", events.select(["event_id", "key", "ts_us"]))
     con.execute(REMEMBER)
     con.unregister("fresh")
-    kept = [reject for reject, is_gone in zip(batch.rejects, rejects_gone, strict=True) if not is_gone]
+    outlived = _find_outlived(events, batch, rules.retention_us) & ~rejects_gone
+    kept = [reject for reject, is_gone in zip(batch.rejects, rejects_gone | outlived, strict=True) if not is_gone]
     fresh = replace(batch, queries=tables[0], impressions=tables[1], clicks=tables[2], rejects=kept)
-    return Sifted(fresh, repeats, int(rejects_gone.sum()))
+    late = [reject for reject, is_late in zip(batch.rejects, outlived, strict=True) if is_late]
+    return Sifted(fresh, repeats, int(rejects_gone.sum()), late)
 
 
 def find_conflicts(batch: Batch, sifted: Sifted, freed: list[Reject]) -> list[int]:
@@ -91,33 +120,91 @@ def _seqs(batch: Batch) -> list[Int64s]:
     return [*(table["seq"].to_numpy() for table in batch.tables), batch.reject_seq]
 
 
-def _find_seen(con: duckdb.DuckDBPyConnection, events: pa.Table, batch: Batch, rules: CountingRules, any_refused: bool) -> Flags:
+def _find_seen(
+    con: duckdb.DuckDBPyConnection,
+    events: pa.Table,
+    batch: Batch,
+    reject_keys: Keys,
+    rules: CountingRules,
+    any_refused: bool,
+    known: KeySet,
+) -> Flags:
     """Say of the events and then the rejects whose id is occupied."""
+    keys = np.concatenate([events["key"].to_numpy(), reject_keys])
+    found = np.zeros(len(keys), np.bool_)
+    maybe = np.flatnonzero(known.contains(keys))
+    if not len(maybe):
+        return found
     ids = pa.chunked_array([*events["event_id"].chunks, pa.array([r.event_id for r in batch.rejects], pa.string())])
+    times = np.concatenate([events["ts_us"].to_numpy(), [-1 if r.ts_us is None else r.ts_us for r in batch.rejects]])
     arrival = np.concatenate([events["arrival_us"].to_numpy(), batch.reject_arrival_us])
-    table = pa.table({"row": np.arange(len(ids)), "event_id": ids, "oldest_us": arrival - rules.retention_us})
-    con.register("intake", table)
-    rows = [row for (row,) in con.execute(FIND_SEEN).fetchall()]
-    con.unregister("intake")
-    if rows and any_refused:
-        hits = table.select(["row", "event_id"]).take(pa.array(rows, pa.int64()))
-        con.register("intake", hits)
-        free = quarantine.find_free(con)
+    wanted = {
+        "row": maybe,
+        "event_id": ids.take(pa.array(maybe)),
+        "key": keys[maybe],
+        "oldest_us": arrival[maybe] - rules.retention_us,
+    }
+    hits = _look_up(con, pa.table(wanted), times[maybe])
+    if len(hits) and any_refused:
+        con.register("intake", pa.table({"event_id": ids.take(pa.array(hits))}))
+        free = pa.array(quarantine.find_free(con), pa.string())
         con.unregister("intake")
-        rows = [row for row, name in zip(rows, hits["event_id"].to_pylist(), strict=True) if name not in free]
-    found = np.zeros(len(ids), np.bool_)
-    found[rows] = True
+        hits = hits[~pc.is_in(ids.take(pa.array(hits)), value_set=free).to_numpy()]
+    found[hits] = True
     return found
 
 
-def _repeated(events: pa.Table) -> Flags:
-    """Flag the rows whose event_id stands earlier in the batch."""
-    names = events["event_id"].to_pylist()
-    repeats = np.zeros(len(names), np.bool_)
-    if len(set(names)) == len(names):
+def _look_up(con: duckdb.DuckDBPyConnection, wanted: pa.Table, ts_us: Int64s) -> Int64s:
+    """Return which rows of `wanted` (row, event_id, key, oldest_us) are in `seen`.
+
+    A repeat has its event's own time, so that is where it is looked for first; what is not there is looked for everywhere.
+    """
+    hits, rest = [], np.ones(len(wanted), np.bool_)
+    for rows in group_times(ts_us):
+        hits.append(_search(con, wanted.take(pa.array(rows)), int(ts_us[rows].min()), int(ts_us[rows].max())))
+        rest &= ~np.isin(wanted["row"].to_numpy(), hits[-1])
+    if rest.any():
+        hits.append(_search(con, wanted.filter(pa.array(rest)), 0, MAX_TS_US))
+    return np.concatenate(hits)
+
+
+def _search(con: duckdb.DuckDBPyConnection, wanted: pa.Table, low_us: int, high_us: int) -> Int64s:
+    con.register("intake", wanted)
+    rows = [row for (row,) in con.execute(FIND_SEEN, {"low": low_us, "high": high_us}).fetchall()]
+    con.unregister("intake")
+    return np.array(rows, np.int64)
+
+
+def _repeated(events: pa.Table, gone: Flags, retention_us: int) -> Flags:
+    """Flag the rows whose event_id stands earlier in the batch, within the retention; `gone` are repeats already."""
+    codes = events["event_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    repeats = np.zeros(len(codes), np.bool_)
+    order = np.argsort(events["seq"].to_numpy(), kind="stable")
+    _, first = np.unique(codes[order], return_index=True)
+    if len(first) == len(codes):
         return repeats
-    first: set[str] = set()
-    for row in np.argsort(events["seq"].to_numpy(), kind="stable").tolist():
-        repeats[row] = names[row] in first
-        first.add(names[row])
+    later = np.ones(len(codes), np.bool_)
+    later[first] = False
+    standing = order[first]
+    ts_us, oldest_us = events["ts_us"].to_numpy(), events["arrival_us"].to_numpy() - retention_us
+    for row in order[later].tolist():
+        before = standing[codes[row]]
+        repeats[row] = not gone[before] and ts_us[before] >= oldest_us[row]
+        if not gone[row] and not repeats[row]:
+            standing[codes[row]] = row
     return repeats
+
+
+def _find_outlived(events: pa.Table, batch: Batch, retention_us: int) -> Flags:
+    """Flag the rejects that came after an event of their id in the same batch, when it was older than the retention."""
+    found = np.zeros(len(batch.rejects), np.bool_)
+    if not retention_us or not len(found):
+        return found
+    ids = pa.array({reject.event_id for reject in batch.rejects}, pa.string()).drop_null()
+    same = events.filter(pc.is_in(events["event_id"], value_set=ids))
+    columns = (same[name].to_pylist() for name in ("event_id", "seq", "ts_us"))
+    standing = {event_id: (seq, ts_us) for event_id, seq, ts_us in zip(*columns, strict=True)}
+    for row, reject in enumerate(batch.rejects):
+        seq, ts_us = standing.get(reject.event_id, NEVER)
+        found[row] = seq < batch.reject_seq[row] and ts_us < batch.reject_arrival_us[row] - retention_us
+    return found

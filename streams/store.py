@@ -18,7 +18,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from streams import attribution, clicks, compaction, cooccurrence, days, impressions, intake, quarantine, repeats, windows
+from streams import attribution, clicks, compaction, cooccurrence, days, impressions, intake, keys, quarantine, repeats, windows
 from streams.columns import Columns, columns_of
 from streams.events import Decoded, Reason, Reject
 from streams.intake import Batch
@@ -117,6 +117,8 @@ class Shard:
         self._path = path
         self._rules = rules
         self._totals = _load_totals(con)
+        self._changes: Counter[date] = Counter()
+        self._known: keys.KnownKeys | None = None
         self._upkeep = Upkeep(con, path, self._transaction)
 
     @classmethod
@@ -214,11 +216,18 @@ class Shard:
         """Return the days that changed since they were exported, or never were."""
         return days.read_dirty(self._con)
 
-    def mark_exported(self, day: date) -> None:
-        """Say of a day that the lake holds it as it stands."""
+    def changes(self, day: date) -> int:
+        """Return how often a day's data changed since the shard was opened."""
+        return self._changes[day]
+
+    def mark_exported(self, day: date, changes: int | None = None) -> bool:
+        """Say of a day that the lake holds it as it stands, or as it stood at `changes`; False where it changed since then."""
+        if changes is not None and changes != self._changes[day]:
+            return False
         with self._transaction():
             days.mark_exported(self._con, day)
         self._totals = replace(self._totals, days_exported=days.read_exported(self._con))
+        return True
 
     def tend(self, budget_s: float = 0.25) -> list[Tended]:
         """Do the upkeep that is due (checkpoint, expiry, compaction) for about `budget_s` seconds; changes no count."""
@@ -249,18 +258,23 @@ class Shard:
 
     def _count(self, totals: ShardTotals, batch: Batch) -> tuple[ShardTotals, list[int]]:
         con, rules = self._con, self._rules
-        sifted = repeats.drop_repeats(con, batch, rules, any(totals.quarantined.get(r) for r in quarantine.CLICK_REASONS))
+        known = self._known = self._known or keys.load_keys(con)
+        any_refused = any(totals.quarantined.get(reason) for reason in quarantine.CLICK_REASONS)
+        sifted = repeats.drop_repeats(con, batch, rules, any_refused, known.seen)
         fresh = sifted.fresh
         rejected = quarantine.add_rejects(con, fresh.rejects, batch.latest_us)
-        change = attribution.attribute(con, fresh, rules)
+        change = attribution.attribute(con, fresh, rules, known.impressions)
         changed = change.days | cooccurrence.count_queries(con, fresh.queries, rules)
         days.soil_days(con, changed)
+        self._changes.update(changed)
         withdrawn = self._withdraw(fresh, change) if rejected or any(totals.quarantined.values()) else []
+        rejected += quarantine.add_rejects(con, sifted.outlived, batch.latest_us)
         change.quarantined.update(attribution.keep_refused(con, change, batch.latest_us))
         change.quarantined.subtract(str(reason) for _, reason in withdrawn)
         change.quarantined.update(str(reason) for _, reason in rejected)
         orphans = self._forget(batch.latest_us, change) if batch.latest_us is not None and rules.retention_us else []
-        repeated = len(sifted.repeats) + sifted.rejects_repeated + len(fresh.rejects) - len(rejected) + len(withdrawn)
+        repeated = len(sifted.repeats) + sifted.rejects_repeated + len(withdrawn)
+        repeated += len(fresh.rejects) + len(sifted.outlived) - len(rejected)
         totals = replace(
             totals,
             latest_us=batch.latest_us,
