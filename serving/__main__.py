@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from serving.metrics import ServingMetrics
     from serving.settings import ServingRoot, ServingSettings
     from serving.slot import Slot
+    from streams.emitter import Emitter
 
 # OpenMP reads these once, when torch is imported: waiting threads must not spin on a machine that also trains.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -36,6 +37,7 @@ refusal is a bare 503, without the reason and the Retry-After that the door give
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until SIGINT or SIGTERM. Exit code 0, or 2 with one line when it cannot start."""
+    from streams.emitter import OutboxError
     from streams.logs import configure_logs
     from streams.settings import SettingsError, load_settings
 
@@ -49,11 +51,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise SettingsError("kafka.bootstrap: serving needs a broker, as host:port (QUERYLOOP_KAFKA_BOOTSTRAP)")
         listener = bind(root.serving)
         require_torch(root.serving.threads)
-    except (SettingsError, OSError, ImportError) as error:
+        emitter = open_emitter(root, root.kafka.bootstrap)
+    except (SettingsError, OSError, ImportError, OutboxError) as error:
         print(f"python -m serving: {error}", file=sys.stderr)
         return BAD_START
     with listener:
-        return serve(root, root.kafka.bootstrap, listener)
+        return serve(root, emitter, listener)
+
+
+def open_emitter(root: ServingRoot, bootstrap: str) -> Emitter:
+    """The emitter of this process, with an outbox of its own unless `serving.outbox` is off. Raises OutboxError."""
+    from streams.emitter import Emitter
+
+    folder = (root.emitter.outbox_dir or root.data.dir / "outbox") / "serving" if root.serving.outbox else None
+    return Emitter(bootstrap, root.emitter.model_copy(update={"outbox_dir": folder}), topic=root.kafka.topic, limits=root.events)
 
 
 def require_torch(threads: int) -> None:
@@ -65,19 +76,18 @@ def require_torch(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def serve(root: ServingRoot, bootstrap: str, listener: socket.socket) -> int:
-    """Run the app on a bound socket until a signal comes, then deliver what is buffered."""
+def serve(root: ServingRoot, emitter: Emitter, listener: socket.socket) -> int:
+    """Run the app on a bound socket until a signal comes, then deliver what is buffered; what cannot be stays in the outbox."""
     import uvicorn
 
     from serving.app import create_app
     from serving.bundles import import_engine
     from serving.metrics import ServingMetrics
-    from streams.emitter import Emitter
 
     keep_freed_memory()
     threading.Thread(target=import_engine, name="import", daemon=True).start()
     metrics = ServingMetrics()
-    with Emitter(bootstrap, root.emitter, topic=root.kafka.topic, limits=root.events) as emitter:
+    with emitter:
         app = create_app(root, make_slot(root, metrics), emitter, metrics)
         server = uvicorn.Server(configure(app, root.serving))
         host, port = listener.getsockname()[:2]
@@ -85,7 +95,8 @@ def serve(root: ServingRoot, bootstrap: str, listener: socket.socket) -> int:
         hold_signals()
         server.run(sockets=[listener])
     counters = emitter.counters()
-    log.info("event=stopped emitted=%d delivered=%d failed=%d", counters.emitted, counters.delivered, counters.failed)
+    told = (counters.emitted, counters.delivered, counters.failed, counters.on_disk)
+    log.info("event=stopped emitted=%d delivered=%d failed=%d on_disk=%d", *told)
     return 0
 
 

@@ -125,7 +125,7 @@ class Door:
         return JSONResponse({"impression_id": impression_id, **_describe_answer(request, answer)})
 
     async def take(self, request: HttpRequest) -> Response:
-        """A batch of events: {"events": [...]}, or NDJSON."""
+        """A batch of events: {"events": [...]}, or NDJSON. 202 says that they are in the outbox and survive this process."""
         content_type = request.headers.get("content-type", "")
         try:
             lines = split_batch(await request.body(), content_type, self._root.serving.max_events)
@@ -135,9 +135,13 @@ class Door:
         self._metrics.events_accepted.add(amount=taken.accepted)
         for refusal in taken.rejected:
             self._metrics.events_rejected.add(refusal.reason)
+        stored = await asyncio.to_thread(self._sink.store, self._root.serving.deadline_s) if taken.accepted else True
         answer: dict[str, Any] = {"accepted": taken.accepted, "rejected": [asdict(refusal) for refusal in taken.rejected]}
         if taken.full:
             said = f"{taken.full}; send the batch again later, events that were taken count once"
+            return JSONResponse({"error": said, **answer}, 503, _RETRY)
+        if not stored:
+            said = "the events could not be written to disk in time; send the batch again later, they count once"
             return JSONResponse({"error": said, **answer}, 503, _RETRY)
         return JSONResponse(answer, 202)
 

@@ -18,9 +18,11 @@ _LOG_EVERY_S = 10.0
 
 
 class EventSink(Protocol):
-    """What serving needs of `streams.emitter.Emitter`: it buffers or raises, and never waits."""
+    """What serving needs of `streams.emitter.Emitter`: `emit` buffers or raises and never waits, `store` waits for the disk."""
 
     def emit(self, event: Event) -> None: ...
+
+    def store(self, timeout: float) -> bool: ...
 
     def counters(self) -> Counters: ...
 

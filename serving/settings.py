@@ -44,6 +44,10 @@ class ServingSettings(BaseModel, frozen=True, extra="forbid"):
     poll_s: float = Field(default=0.5, gt=0, description="seconds between two looks at the rollout")
     retry_s: float = Field(default=30.0, gt=0, description="seconds until a release that failed to load is tried again")
     max_body_bytes: int = Field(default=262_144, ge=1024, description="bytes of one request's body, at most")
+    outbox: bool = Field(
+        default=True,
+        description="keep events on disk until delivered: folder `serving` in emitter.outbox_dir, else in outbox in data.dir",
+    )
     max_events: int = Field(default=1000, ge=1, description="events in one POST /v1/events, at most")
 
     @field_validator("origins")

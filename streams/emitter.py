@@ -28,6 +28,10 @@ from streams.tally import Counters, Mark
 __all__ = ["Counters", "Emitter", "EmitterSettings", "OutboxError", "QueueFull", "checked_line"]
 
 
+CLOSE_S = 5.0
+"""Seconds that closing waits for a broker when what is left stays on disk anyway."""
+
+
 class QueueFull(RuntimeError):
     """As many events wait as may; slow down, or drop the event knowingly."""
 
@@ -148,6 +152,8 @@ class Emitter:
         """
         with self._changed:
             failed = self._courier.tally.failed
+        if timeout is None and self._outbox is not None:
+            timeout = CLOSE_S
         flushed = self.flush(timeout)
         with self._changed:
             self._courier.closing = True

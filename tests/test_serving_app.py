@@ -35,11 +35,15 @@ class Sink:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.full = False
+        self.stored = True
 
     def emit(self, event: Event) -> None:
         if self.full:
             raise QueueFull("no room")
         self.events.append(event)
+
+    def store(self, timeout: float) -> bool:
+        return self.stored
 
     def counters(self) -> Counters:
         return Counters(emitted=len(self.events))
@@ -294,6 +298,10 @@ def test_events_are_taken_or_refused_by_index(house: House) -> None:
         text = (await client.get("/metrics")).text
         assert "queryloop_events_accepted_total 3" in text
         assert 'queryloop_events_rejected_total{reason="malformed"} 1' in text
+        house.sink.stored = False
+        answer = await client.post("/v1/events", json={"events": [good]})
+        assert (answer.status_code, answer.json()["accepted"]) == (503, 1)
+        assert "retry-after" in answer.headers and "send the batch again" in answer.json()["error"]
         house.sink.full = True
         answer = await client.post("/v1/events", json={"events": [good]})
         assert (answer.status_code, answer.json()["accepted"]) == (503, 0)

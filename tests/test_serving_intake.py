@@ -29,6 +29,9 @@ class Sink:
             raise QueueFull("no room")
         self.lines.append(encode(event))
 
+    def store(self, timeout: float) -> bool:
+        return True
+
     def counters(self) -> Counters:
         return Counters(emitted=len(self.lines))
 

@@ -25,6 +25,7 @@ from serving.__main__ import bind, main
 from serving.settings import ServingSettings
 from streams import artifacts
 from streams.brokers import Broker
+from streams.processes import free_port
 from streams.topics import KafkaSettings, create_topics
 from tests.models import make_tiny_policy
 
@@ -162,6 +163,29 @@ def test_a_real_process_serves_swaps_and_stops(tmp_path: Path, embedded_broker: 
     assert f"event=stopped emitted={emitted} delivered={emitted} failed=0" in said
     (seen,) = [line for line in read_topic(embedded_broker.bootstrap) if line.get("impression_id") == tmp_path.name]
     assert all(seen.get(name) == answer[name] for name in ("items", "release", "logprob", "task", "decoding"))
+
+
+def test_events_that_were_answered_202_outlive_the_process_and_the_brokers_absence(
+    tmp_path: Path, embedded_broker: Broker
+) -> None:
+    create_topics(embedded_broker.bootstrap, KafkaSettings())
+    away, log = f"127.0.0.1:{free_port()}", tmp_path / "serving.log"
+    ids = [f"{tmp_path.name}-{number}" for number in range(50)]
+    with served(tmp_path, away, log) as (url, process), httpx.Client(base_url=url, timeout=40) as client:
+        for name in ids:
+            event = {"type": "query", "event_id": name, "ts": 1.7e9, "session_id": "s", "query": "shoes"}
+            assert client.post("/v1/events", json={"events": [event]}).status_code == 202
+        assert 'queryloop_emitter_events{state="on_disk"} 50' in client.get("/metrics").text
+        process.kill()
+        process.wait()
+    log.unlink()
+    with served(tmp_path, embedded_broker.bootstrap, log) as (url, process), httpx.Client(base_url=url, timeout=40) as client:
+        wait_for(lambda: 'queryloop_emitter_events{state="delivered"} 50' in client.get("/metrics").text, process)
+        assert 'queryloop_emitter_events{state="recovered"} 50' in client.get("/metrics").text
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    found = [line["event_id"] for line in read_topic(embedded_broker.bootstrap) if line["event_id"] in ids]
+    assert found == ids
 
 
 def read_topic(bootstrap: str) -> list[dict[str, Any]]:
