@@ -39,7 +39,15 @@ def print_report(report: dict[str, Any], goals: Sequence[Goal]) -> None:
 
 def _throughput(section: dict[str, Any]) -> Table:
     table = Table(title="Throughput, one process: steady rate from the first batch to the last, median (lowest-highest)")
-    for name in ("events a record", "contestant", "events/s", "ours is", "CPU us/event", "broker us/event", "whole s"):
+    for name in (
+        "events a record",
+        "contestant",
+        "events/s",
+        "ours is",
+        "CPU us/event (by thread)",
+        "broker us/event",
+        "whole s",
+    ):
         table.add_column(name, justify="left" if name == "contestant" else "right")
     for lines, contest in section.items():
         for key, account in contest.items():
@@ -49,11 +57,17 @@ def _throughput(section: dict[str, Any]) -> Table:
                 CONTESTANTS[key],
                 f"{rate['median']:,.0f} ({rate['low']:,.0f}-{rate['high']:,.0f})",
                 f"{account['ours_is']['median']:.2f} x" if key != OURS else "",
-                f"{account['cpu_us_an_event']:.1f}",
+                _cpu(account),
                 f"{account['broker_cpu_us_an_event']:.1f}",
                 f"{account['whole_s']:.1f}",
             )
     return table
+
+
+def _cpu(account: dict[str, Any]) -> str:
+    """CPU of a contestant, and what its threads have of it where they were looked at."""
+    threads = " + ".join(f"{us:.1f}" for us in account["threads_us_an_event"])
+    return f"{account['cpu_us_an_event']:.1f}" + (f" = {threads}" if threads else "")
 
 
 def _pairs(lines: Sequence[tuple[str, str]]) -> Table:

@@ -13,7 +13,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
-from benchmarks.usage import Usage, read_usage
+from benchmarks.usage import Usage, read_threads, read_usage
 from streams.processes import ProcessError, free_port
 from streams.settings import DataSettings
 from streams.topics import KafkaSettings
@@ -63,6 +63,8 @@ class Rate:
     """From the start of the process to the last event applied."""
     worker_cpu_s: float
     broker_cpu_s: float
+    threads_s: tuple[float, ...] = ()
+    """CPU seconds of the worker's threads, most first: the first one is what bounds the rate where cores are free."""
 
     @property
     def per_s(self) -> float:
@@ -131,14 +133,14 @@ def running_worker(site: Site, topic: str, data: Path | None = None) -> Iterator
 def measure_worker(site: Site, topic: Topic, data: Path | None = None, already: int = 0) -> Rate:
     """Let a worker apply a whole topic, and time it. `already` events are in the shards of `data` before."""
     with running_worker(site, topic.name, data) as worker:
-        first: tuple[Progress, Usage, Usage] | None = None
+        first: tuple[Progress, Usage, Usage, dict[int, float]] | None = None
         for seen in worker.watch():
             if first is None and seen.events > already:
-                first = seen, read_usage(worker.pid), read_usage(site.pid)
+                first = seen, read_usage(worker.pid), read_usage(site.pid), read_threads(worker.pid)
             if first is not None and seen.events >= already + topic.events:
                 break
         assert first is not None
-        began, mine, broker = first
+        began, mine, broker, threads = first
         now, now_broker = read_usage(worker.pid), read_usage(site.pid)
         if seen.events == began.events:
             raise ProcessError(f"all {topic.events} events were applied at the first look: take more of them")
@@ -148,4 +150,5 @@ def measure_worker(site: Site, topic: Topic, data: Path | None = None, already: 
             now.at_s - worker.began,
             now.cpu_s - mine.cpu_s,
             now_broker.cpu_s - broker.cpu_s,
+            tuple(sorted((cpu - threads.get(tid, 0.0) for tid, cpu in read_threads(worker.pid).items()), reverse=True)),
         )

@@ -88,5 +88,16 @@ def _account(rates: list[Rate]) -> dict[str, Any]:
         "per_s": Spread.of([rate.per_s for rate in rates]).__dict__,
         "whole_s": median(rate.whole_s for rate in rates),
         "cpu_us_an_event": median(rate.worker_cpu_s / rate.events * 1e6 for rate in rates),
+        "threads_us_an_event": [_us(median(values), rates[0]) for values in _threads(rates)],
         "broker_cpu_us_an_event": median(rate.broker_cpu_s / rate.events * 1e6 for rate in rates),
     }
+
+
+def _threads(rates: list[Rate]) -> list[tuple[float, ...]]:
+    """The CPU seconds of the busiest threads, each with its repeats; those that do next to nothing are left out."""
+    found = list(zip(*(rate.threads_s for rate in rates), strict=False))
+    return [values for values in found if _us(median(values), rates[0]) >= 0.1]
+
+
+def _us(seconds: float, rate: Rate) -> float:
+    return seconds / rate.events * 1e6

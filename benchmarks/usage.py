@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,15 @@ class Usage:
 def read_usage(pid: int) -> Usage:
     """The CPU seconds of a process and of its threads."""
     return Usage(cpu_seconds(Path(f"/proc/{pid}/stat").read_text()), time.monotonic())
+
+
+def read_threads(pid: int) -> dict[int, float]:
+    """The CPU seconds of each thread of a process, by its id."""
+    threads = {}
+    for folder in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):  # it has ended meanwhile
+            threads[int(folder.name)] = cpu_seconds((folder / "stat").read_text())
+    return threads
 
 
 def cpu_seconds(stat: str) -> float:

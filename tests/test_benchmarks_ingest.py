@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,13 +18,13 @@ from benchmarks.latency import judge_latency, visible_delays
 from benchmarks.ours import Progress, Rate, Topic
 from benchmarks.peer_venv import PeersUnavailable, peer_folder, peer_python
 from benchmarks.throughput import Contest, judge_throughput, report_throughput
-from benchmarks.usage import cpu_seconds
+from benchmarks.usage import cpu_seconds, read_threads, read_usage, resident_mib
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def rate(per_s: float) -> Rate:
-    return Rate(events=100_000, seconds=100_000 / per_s, whole_s=9.0, worker_cpu_s=1.0, broker_cpu_s=0.1)
+    return Rate(100_000, 100_000 / per_s, whole_s=9.0, worker_cpu_s=1.0, broker_cpu_s=0.1, threads_s=(0.6, 0.4, 0.001))
 
 
 def contest(lines: int, **per_s: list[float]) -> Contest:
@@ -57,6 +58,7 @@ def test_the_report_prints_as_tables(capsys: pytest.CaptureFixture[str]) -> None
     print_report({**head, "throughput": report_throughput(contests), "memory": memory}, judge_throughput(contests))
     text = capsys.readouterr().out
     assert "QUICK" in text and "0.80 x" in text and "MISSED" not in text and "50 MiB" in text
+    assert "10.0 = 6.0 + 4.0" in text
 
 
 def test_an_event_is_visible_at_the_first_look_past_its_record() -> None:
@@ -93,6 +95,13 @@ def test_an_extrapolation_goes_on_at_the_rate_of_the_last_fifth() -> None:
 def test_cpu_time_is_read_past_a_command_with_brackets() -> None:
     fields = " ".join(str(number) for number in range(4, 40))
     assert cpu_seconds(f"42 (a (b) c) S {fields}") == pytest.approx((14 + 15) / 100)
+
+
+def test_a_running_process_is_seen_with_its_threads() -> None:
+    threads = read_threads(os.getpid())
+    assert threads.keys() >= {os.getpid()}
+    assert sum(threads.values()) <= read_usage(os.getpid()).cpu_s + 0.1
+    assert resident_mib(os.getpid()) > 10
 
 
 def test_sections_are_chosen_by_name() -> None:
