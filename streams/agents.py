@@ -33,6 +33,7 @@ EXPORT_EVERY_S = 5.0
 PUBLISH_ROWS = 500
 PUBLISHED_BYTES = 300_000
 FETCH_BYTES = 4 * 1024 * 1024
+METADATA_MAX_AGE_MS = 10_000
 RUNS_WAITING = 2
 TEND_EVERY_S = 1.0
 WATCH_EVERY_S = 10.0
@@ -74,6 +75,7 @@ def faust_settings(settings: StreamsSettings, bootstrap: str) -> dict[str, Any]:
         "consumer_auto_offset_reset": "earliest",
         "consumer_group_instance_id": worker.name if worker.static else None,
         "consumer_max_fetch_size": FETCH_BYTES,
+        "consumer_metadata_max_age_ms": METADATA_MAX_AGE_MS,
         "broker_session_timeout": kafka.session_timeout_s,
         "broker_request_timeout": max(90.0, 2 * kafka.session_timeout_s),
         "broker_heartbeat_interval": 0.3,
@@ -110,7 +112,7 @@ def _watch_log(app: WorkerApp, kafka: KafkaSettings, shards: HeldShards, log_wat
     recorded: dict[TP, int] = {}
 
     async def watch() -> None:
-        if shards.totals() and not await log_watch.is_same():
+        if not await log_watch.is_same() and shards.totals():
             await app.consumer.perform_seek()
 
     async def record() -> None:

@@ -18,13 +18,14 @@ TIMEOUT_S = 10.0
 
 
 class LogWatch:
-    """Asks the broker for the topic's id."""
+    """Asks the broker for the topic's id. A lost log is logged once."""
 
     def __init__(self, bootstrap: str, kafka: KafkaSettings, shards: HeldShards) -> None:
         self._bootstrap = bootstrap
         self._kafka = kafka
         self._shards = shards
         self._missing = False
+        self._told = ""
 
     async def is_same(self) -> bool:
         """Whether the topic has the id that the shards were taken for; True too where nobody can tell, which is logged once."""
@@ -36,8 +37,14 @@ class LogWatch:
             self._missing = True
             return True
         self._missing = False
-        if found == self._shards.topic_id:
+        if self._shards.topic_id in ("", found):
             return True
+        if found != self._told:
+            self._tell(found)
+        return False
+
+    def _tell(self, found: str) -> None:
+        self._told = found
         log.error(
             "event=log_lost topic=%s topic_id=%s old_topic_id=%s action=%r",
             self._kafka.topic,
@@ -45,7 +52,6 @@ class LogWatch:
             self._shards.topic_id,
             "counting goes on from the new log's start; what producers send again is known by its ids",
         )
-        return False
 
     def _find(self) -> str:
         try:

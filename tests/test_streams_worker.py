@@ -256,6 +256,29 @@ def await_applied_anew(worker: WorkerProcess, settings: StreamsSettings, positio
     worker.child.wait_until(applied, APPLIED_S, "the new log applied")
 
 
+def test_a_log_that_is_lost_under_a_running_worker_is_noticed_and_its_successor_counted(
+    kafka_broker: Broker, unique: str, tmp_path: Path
+) -> None:
+    """Real Kafka: the embedded broker makes a deleted topic again by itself, with four partitions."""
+    from kafka import KafkaAdminClient
+
+    settings = make_settings(kafka_broker.bootstrap, unique, tmp_path, static=False)
+    create_topics(kafka_broker.bootstrap, settings.kafka)
+    positions = emit(settings, good_events(0, 100))
+    with WorkerProcess(settings, tmp_path / "worker.log") as worker:
+        await_applied(worker, settings, positions)
+        with KafkaAdminClient(bootstrap_servers=kafka_broker.bootstrap) as admin:
+            admin.delete_topics([settings.kafka.topic])
+        worker.child.wait_until(lambda: "event=topic_made_again" in (tmp_path / "worker.log").read_text(), APPLIED_S, "noticed")
+        positions = emit(settings, good_events(0, 60) + good_events(100, 5))
+        await_applied_anew(worker, settings, positions)
+        shards = list(shards_of(settings).values())
+        assert (total(shards, "counted"), total(shards, "duplicates")) == (315, 180)
+        assert (read_status(settings) or {})["new_topics"] >= 1
+        assert 'queryloop_new_topics{worker="worker-0"}' in get(settings, "/metrics")
+        worker.stop()
+
+
 @pytest.fixture
 def run_worker_process(tmp_path: Path) -> Callable[..., tuple[int | None, str]]:
     """Run `python -m streams` to its end; exit code and output."""
