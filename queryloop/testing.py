@@ -57,10 +57,13 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def queryloop_stations() -> Iterator[Stations]:
     """The brokers of this run, each started when a test first wants it, and a worker started ahead for the next test."""
-    from queryloop.trials.stations import Stations
+    from queryloop.trials.hosts import Hosts
 
-    with Stations() as stations:
-        yield stations
+    with Hosts() as hosts:
+        from queryloop.trials.stations import Stations  # slow: meanwhile the first worker's process imports too
+
+        with Stations(hosts) as stations:
+            yield stations
 
 
 @pytest.fixture

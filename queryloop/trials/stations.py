@@ -1,18 +1,16 @@
 """Stations: a worker process with topics and a data folder of its own, on a broker that the tests of a run share.
 
-A worker takes seconds to start. So while a test runs on one station, the next starts already, if another test will want it.
+A worker takes seconds to start. So while a test runs on one station, the next starts already, if another test will want it, in a
+process that has run a worker before.
 """
 
 from __future__ import annotations
 
 import gc
-import shutil
-import tempfile
 import time
 import uuid
 import warnings
-from contextlib import ExitStack
-from pathlib import Path
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,53 +19,54 @@ from pydantic import ValidationError
 with warnings.catch_warnings():
     # kafka-python reads its message schemas with a function that Python 3.11 deprecates and later versions restored.
     warnings.simplefilter("ignore", DeprecationWarning)
-    import kafka
+    import kafka  # noqa: F401
 
+from queryloop.trials.hosts import Host, Hosts
 from streams.brokers import Broker, EmbeddedBroker, ExternalBroker, KafkaBroker
 from streams.clocks import set_clock
-from streams.processes import free_port
+from streams.environ import environ_of
+from streams.processes import Child, ProcessError, free_port
 from streams.replay import NEVER_S, SESSION_S
 from streams.settings import DataSettings
 from streams.topics import create_topics
 from streams.worker import StreamsSettings
-from streams.worker_process import WorkerProcess
+from streams.worker_process import read_status
 
 PARTITIONS = 2
+START_S = 20.0
 Sections = dict[str, dict[str, Any]]
 
 
 class Station:
     """A worker on topics of its own. `settings` are all that it runs with."""
 
-    def __init__(self, settings: StreamsSettings) -> None:
+    def __init__(self, settings: StreamsSettings, host: Host) -> None:
+        assert settings.kafka.bootstrap is not None and settings.worker.clock_file is not None
         self.settings = settings
-        self.folder = settings.data.dir
-        self.clock_file = self.folder / "clock"
-        self.folder.mkdir(parents=True)
+        self.bootstrap = settings.kafka.bootstrap
+        self.clock_file = settings.worker.clock_file
+        self.host = host
+        settings.data.dir.mkdir(parents=True)
         set_clock(self.clock_file, time.time())
         create_topics(self.bootstrap, settings.kafka)
-        self.worker = WorkerProcess(settings, self.folder / "worker.log")
+        host.order(environ_of(settings, {}))
 
     @property
-    def bootstrap(self) -> str:
-        """host:port of the broker."""
-        assert self.settings.kafka.bootstrap is not None
-        return self.settings.kafka.bootstrap
+    def child(self) -> Child:
+        """The worker's process."""
+        return self.host.child
 
-    def stop(self) -> None:
-        """End the worker at once, its counts are thrown away, and remove everything of it."""
-        self.worker.child.kill()
-        shutil.rmtree(self.folder)
-        if self.settings.kafka.broker == "kafka":  # real ones outlive the run, or fill a disk
-            topics = [self.settings.kafka.topic, self.settings.kafka.quarantine_topic]
-            with kafka.KafkaAdminClient(bootstrap_servers=self.bootstrap) as admin:
-                admin.delete_topics(topics)
+    def await_answer(self) -> None:
+        """Wait until the worker's HTTP answers, or its process has ended, for at most START_S."""
+        with suppress(ProcessError):
+            self.child.wait_until(lambda: read_status(self.settings) is not None, START_S, "answering")
 
 
 class Stations:
     """The brokers of a run and the stations on them. Use it in a `with` block: leaving stops everything."""
 
-    def __init__(self) -> None:
+    def __init__(self, hosts: Hosts) -> None:
+        self._hosts = hosts
         self._stack = ExitStack()
         self._brokers: dict[str, Broker] = {}
         self._spare: dict[str, Station] = {}
@@ -76,17 +75,29 @@ class Stations:
         """Return a station that nobody has used. Raises BrokerError, SettingsError."""
         if not sections and (spare := self._spare.pop(broker, None)) is not None:
             return spare
-        return Station(self._settings(broker, sections))
+        return Station(self._settings(broker, sections), self._hosts.find())
 
     def prepare(self, broker: str) -> None:
         """Start a station for the next test, if none waits."""
         if broker not in self._spare:
-            self._spare[broker] = Station(self._settings(broker, {}))
+            self._spare[broker] = Station(self._settings(broker, {}), self._hosts.find())
+
+    def give_back(self, station: Station) -> None:
+        """End a station's worker and have it removed; its process is free for another."""
+        if (
+            station.settings.kafka.broker == "kafka"
+        ):  # topics would outlive the run: the worker must get so far that it is stopped
+            station.await_answer()
+        if read_status(station.settings) is None:
+            station.child.kill()  # a signal that comes before the worker minds it would end the process later, at any time
+            return
+        station.child.terminate()
+        self._hosts.free(station.host)
 
     def _settings(self, broker: str, sections: Sections) -> StreamsSettings:
         name = f"test-{uuid.uuid4().hex[:12]}"
         kind = "embedded" if broker == "embedded" else "kafka"
-        folder = self._folder / name
+        folder = self._hosts.folder / name
         kafka_names = {"topic": name, "quarantine_topic": f"{name}.quarantine", "group": name}
         fixed: Sections = {
             "kafka": {"bootstrap": self._start(broker).bootstrap, "broker": kind, **kafka_names},
@@ -108,18 +119,18 @@ class Stations:
         if broker == "embedded":
             return EmbeddedBroker()
         if broker == "kafka":
-            return KafkaBroker(self._folder / "broker")
+            return KafkaBroker(self._hosts.folder / "broker")
         if ":" in broker:
             return ExternalBroker(broker)
         raise ValueError(f"queryloop's broker is {broker!r}: embedded, kafka or host:port (--queryloop-broker, or the marker)")
 
     def __enter__(self) -> Self:
-        self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="queryloop-test-")))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for spare in self._spare.values():
-            self._stack.callback(spare.stop)
+            self.give_back(spare)
+        self._hosts.stop()  # while the brokers still answer
         self._stack.close()
         with warnings.catch_warnings():  # kafka-python 3.0.12 leaves sockets of refused connections to the garbage collector
             warnings.simplefilter("ignore", ResourceWarning)

@@ -87,9 +87,7 @@ class Trial:
             offsets, _ = read_progress(station.settings)
             return all(offsets.get(partition, -1) >= end for partition, end in wanted.items())
 
-        station.worker.child.wait_until(applied, timeout, f"past offsets {wanted}")
-        if self._more_to_come:
-            self._stations.prepare(self._broker)
+        station.child.wait_until(applied, timeout, f"past offsets {wanted}")
 
     def windows(self, as_of: date | str | None = None) -> list[Window]:
         """The counts over the 14 UTC days before `as_of`, by default the day after the clock's; waits for what was sent."""
@@ -115,6 +113,8 @@ class Trial:
         if self._station is None:
             self._station = self._stations.take(self._broker, self._sections)
             set_clock(self._station.clock_file, self.clock.now())
+            if self._more_to_come:
+                self._stations.prepare(self._broker)
         return self._station
 
     def _send(self, lines: Iterable[bytes]) -> int:
@@ -155,4 +155,4 @@ class Trial:
         if self._emitter is not None:
             self._emitter.close(FLUSH_S)
         if self._station is not None:
-            self._station.stop()
+            self._stations.give_back(self._station)
