@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from streams.emitter import Emitter
+    from streams.emitter import Emitter, EmitterSettings
 
-__all__ = ["Emitter"]
+__all__ = ["Emitter", "EmitterSettings"]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name at its first use, so that `import queryloop` stays cheap."""
-    if name == "Emitter":
-        from streams.emitter import Emitter
+    if name in __all__:
+        import streams.emitter
 
-        return Emitter
+        return getattr(streams.emitter, name)
     raise AttributeError(f"module 'queryloop' has no attribute {name!r}; public names: {', '.join(__all__)}")

@@ -16,6 +16,7 @@ from functools import partial
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from streams.dialling import Dialler, Link
 from streams.events import printable
 from streams.records import Record
 
@@ -80,6 +81,7 @@ class Delivery:
         self._generation = 0
         self._not_before = float("-inf")
         self._silent = False
+        self._dialler = Dialler(self._dial, abort_producer)
         # Guarded by _changed. The int is the generation of the producer that last took the record.
         self._unsettled: dict[Record, int] = {}
         self._order: list[tuple[int, int, Record]] = []
@@ -138,6 +140,9 @@ class Delivery:
             future = self._producer.send(self._topic, record.value, key=record.key, partition=record.partition)
         except (KafkaError, ValueError, OSError) as error:
             self._fail_later(record, generation, error)
+            if not self._is_hopeless(error):
+                self._say_silent(f"{type(error).__name__}: {error}")
+                self._drop()  # a producer that lost its topic takes seconds to say so, for each record anew
             return
         future.add_callback(partial(self._acknowledge, record))
         future.add_errback(partial(self._fail_later, record, generation))
@@ -145,6 +150,7 @@ class Delivery:
     def close(self, rest: Iterable[Record], reason: str) -> None:
         """Stop sending; what has no outcome yet, and `rest`, fails with `reason`."""
         self._drop()
+        self._dialler.close()
         with self._changed:
             self._unsettled.update((record, self._generation) for record in rest)
             left = list(self._unsettled)
@@ -200,17 +206,28 @@ class Delivery:
             )
 
     def _open(self) -> bool:
+        """Connect; with `patient` without waiting for it. True when there is a producer."""
         from kafka.errors import KafkaError
 
         if self._clock() < self._not_before:
             return False
         try:
-            self._producer = self._connect(self._bootstrap, self._timeout_s)
-            self.partitions = len(self._producer.partitions_for(self._topic))
+            link = self._dialler.poll() if self._patient else self._dial()
         except (KafkaError, OSError) as error:
             self._say_silent(f"{type(error).__name__}: {error}")
             self._drop()
-        return self._producer is not None
+            return False
+        if link is not None:
+            self._producer, self.partitions = link
+        return link is not None
+
+    def _dial(self) -> Link:
+        producer = self._connect(self._bootstrap, self._timeout_s)
+        try:
+            return Link(producer, len(producer.partitions_for(self._topic)))
+        except BaseException:
+            abort_producer(producer)
+            raise
 
     def _drop(self) -> None:
         """Let the producer go; its records without an outcome come back as troubles of an old generation."""

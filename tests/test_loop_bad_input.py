@@ -365,7 +365,7 @@ def door(policy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         kafka=KafkaSettings(bootstrap=f"127.0.0.1:{free_port()}"),
         emitter=EmitterSettings(max_buffered=10, delivery_timeout_s=5),
         serving=ServingSettings(
-            port=free_port(), device="cpu", max_batch=1, queue_limit=2, deadline_s=30, poll_s=0.1, retry_s=0.2
+            port=free_port(), device="cpu", max_batch=1, queue_limit=2, deadline_s=30, poll_s=0.1, retry_s=0.2, outbox=False
         ),
     )
     url = f"http://127.0.0.1:{root.serving.port}"

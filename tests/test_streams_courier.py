@@ -310,6 +310,22 @@ def test_a_full_disk_does_not_stop_delivery_and_is_said_once(
     check_all_in_order(read(bootstrap, topic), 501)
 
 
+def test_events_are_on_disk_at_once_though_nobody_answers(tmp_path: Path) -> None:
+    emitter = Emitter(f"127.0.0.1:{free_port()}", settings(tmp_path))
+    slowest, until = 0.0, time.monotonic() + 4
+    number = 0
+    while time.monotonic() < until:
+        emitter.emit(query(number))
+        number += 1
+        began = time.monotonic()
+        assert emitter.store()
+        slowest = max(slowest, time.monotonic() - began)
+        time.sleep(0.01)
+    assert slowest < 1, "connecting takes two seconds, and nobody waits for it"
+    assert emitter.counters().on_disk == number
+    emitter.close(0)
+
+
 def test_two_emitters_cannot_share_an_outbox(tmp_path: Path) -> None:
     with Emitter("127.0.0.1:1", settings(tmp_path)) as emitter:
         with pytest.raises(OutboxError, match="another process uses"):
