@@ -53,7 +53,7 @@ def _verify_lake(settings: Settings, bars: Progress) -> Verdict:
     live = {partition: live_counts(settings, partition) for partition in range(settings.kafka.partitions)}
     held = {partition: counts for partition, counts in live.items() if counts is not None}
     bar = bars.add_task("days", total=None)
-    return verify_lake(held, settings.data.dir / "lake", lambda done, total: bars.update(bar, completed=done, total=total))
+    return verify_lake(held, settings.open_lake(), lambda done, total: bars.update(bar, completed=done, total=total))
 
 
 def _verify_log(settings: Settings, path: Path | None, bars: Progress) -> Iterator[Verdict]:

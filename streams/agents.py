@@ -16,6 +16,8 @@ from aiokafka.errors import KafkaError
 from faust.exceptions import NotReady, ProducerSendError
 from faust.types import TP
 
+from streams.exporting import Exporter
+from streams.lakefiles import open_lake
 from streams.log_watch import LogWatch
 from streams.pipeline import Pipeline
 from streams.shards import HeldShards
@@ -139,6 +141,8 @@ async def record_offsets(app: WorkerApp, topic: str, shards: HeldShards, recorde
 def _tend_shards(app: WorkerApp, settings: StreamsSettings, shards: HeldShards) -> None:
     quarantine = app.topic(settings.kafka.quarantine_topic, key_serializer="raw", value_serializer="raw")
 
+    exporter = Exporter(shards, open_lake(settings.data.dir, settings.lake), settings.lake)
+
     async def release(_: Any, /, *revoked: Any, **__: Any) -> None:
         await shards.release(tp.partition for tp in revoked[0])
 
@@ -151,7 +155,7 @@ def _tend_shards(app: WorkerApp, settings: StreamsSettings, shards: HeldShards) 
         await shards.tend()
 
     async def export() -> None:
-        await shards.export_mature(settings.lake)
+        await exporter.export()
 
     app.on_partitions_revoked.connect(release, weak=False)
     app.timer(PUBLISH_EVERY_S, name="publish-quarantine")(publish)

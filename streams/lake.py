@@ -1,24 +1,39 @@
 """The lake: each mature UTC day as Parquet files in a hive-partitioned folder, for training and for whoever reads Parquet.
 
-    lake/{impressions,queries,cooccurrence}/day=YYYY-MM-DD/shard-<partition>.parquet
-
 A day is mature when its clicks have come: the shard's latest event is past the day's end by the measured click-delay p99, or by
-the floor. A later change makes the day dirty and it is written again, beside the old file and moved over it, so that a reader
-sees one or the other.
+the floor. A later change makes the day dirty and it is written again over the old file, so that a reader sees one or the other.
+Rows are read in one snapshot, beside the counting; `streams.lakefiles` brings them to their place.
 """
 
 from __future__ import annotations
 
-import os
 from datetime import date
+from functools import partial
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
-from pydantic import BaseModel, Field
 
+from streams import days as shard_days
 from streams.cooccurrence import sum_cooccurrence
+from streams.lakefiles import Lake, LakeSettings, list_files, open_lake, put_file, remove_file
 from streams.rules import DAY_US
 from streams.store import Shard
+
+__all__ = [
+    "Lake",
+    "LakeSettings",
+    "click_delay_p99_us",
+    "days",
+    "export_day",
+    "export_mature",
+    "find_mature",
+    "mature_days",
+    "open_lake",
+    "read_cooccurrence",
+    "read_impressions",
+    "read_queries",
+]
 
 IMPRESSIONS = """
 WITH labels AS (
@@ -44,18 +59,17 @@ COOCCURRENCE = """
 SELECT query, next_query, sum(count)::BIGINT AS count FROM cooccurrence_deltas WHERE day = $day
 GROUP BY ALL HAVING sum(count) <> 0 ORDER BY ALL
 """
+LATEST = "SELECT latest_us FROM state"
 DELAY_P99 = "SELECT quantile_disc(delay_us, 0.99) AS p99 FROM clicks WHERE reason IS NULL"
 
+WHO = [("session_id", pa.string()), ("user_id", pa.string()), ("query", pa.string()), ("query_norm", pa.string())]
+WHEN = [("event_id", pa.string()), ("ts_us", pa.int64())]
 SCHEMAS = {
     "impressions": pa.schema(
         [
             ("impression_id", pa.string()),
-            ("event_id", pa.string()),
-            ("ts_us", pa.int64()),
-            ("session_id", pa.string()),
-            ("user_id", pa.string()),
-            ("query", pa.string()),
-            ("query_norm", pa.string()),
+            *WHEN,
+            *WHO,
             ("task", pa.string()),
             ("items", pa.list_(pa.string())),
             ("clicked", pa.list_(pa.bool_())),
@@ -67,116 +81,106 @@ SCHEMAS = {
             ("extra", pa.string()),
         ]
     ),
-    "queries": pa.schema(
-        [
-            ("event_id", pa.string()),
-            ("ts_us", pa.int64()),
-            ("session_id", pa.string()),
-            ("user_id", pa.string()),
-            ("query", pa.string()),
-            ("query_norm", pa.string()),
-            ("source", pa.string()),
-        ]
-    ),
+    "queries": pa.schema([*WHEN, *WHO, ("source", pa.string())]),
     "cooccurrence": pa.schema([("query", pa.string()), ("next_query", pa.string()), ("count", pa.int64())]),
 }
 """Columns of the day files; `ts_us` and `click_ts_us` are microseconds since the epoch, `decoding` and `extra` JSON."""
 
 TABLES = {"impressions": IMPRESSIONS, "queries": QUERIES, "cooccurrence": COOCCURRENCE}
 EPOCH = date(1970, 1, 1)
+GROUP_ROWS = 100_000
 
 
-class LakeSettings(BaseModel, frozen=True, extra="forbid"):
-    """When a day is exported (section `lake`)."""
+def click_delay_p99_us(con: duckdb.DuckDBPyConnection) -> int:
+    """Return the 99th percentile of a shard's click delays (click after impression), microseconds; 0 without clicks."""
+    return int(con.execute(DELAY_P99).fetchall()[0][0] or 0)
 
-    maturity_floor_s: float = Field(default=3600.0, ge=0, description="seconds past a day's end before it is exported, at least")
 
+def find_mature(con: duckdb.DuckDBPyConnection, settings: LakeSettings) -> list[date]:
+    """Return a shard's days that are mature and that the lake does not hold as they are."""
+    latest_us = con.execute(LATEST).fetchall()[0][0]
+    if latest_us is None:
+        return []
 
-def click_delay_p99_us(shard: Shard) -> int:
-    """Return the 99th percentile of the shard's click delays (click after impression), microseconds; 0 without clicks."""
-    return int(shard.read(DELAY_P99)["p99"][0].as_py() or 0)
+    def past(wait_us: int) -> list[date]:
+        return [day for day in shard_days.read_dirty(con) if latest_us >= ((day - EPOCH).days + 1) * DAY_US + wait_us]
+
+    candidates = past(round(settings.maturity_floor_s * 1_000_000))
+    return [day for day in past(click_delay_p99_us(con)) if day in candidates] if candidates else []
 
 
 def mature_days(shard: Shard, settings: LakeSettings) -> list[date]:
     """Return the shard's days that are mature and that the lake does not hold as they are."""
-    latest_us = shard.totals().latest_us
-    dirty = shard.dirty_days()
-    if latest_us is None or not dirty:
-        return []
-    wait_us = max(click_delay_p99_us(shard), round(settings.maturity_floor_s * 1_000_000))
-    return [day for day in dirty if latest_us >= ((day - EPOCH).days + 1) * DAY_US + wait_us]
+    with shard.reader() as con:
+        return find_mature(con, settings)
 
 
-def export_mature(shard: Shard, partition: int, lake_dir: Path, settings: LakeSettings) -> list[date]:
+def export_mature(shard: Shard, partition: int, lake: Lake, settings: LakeSettings) -> list[date]:
     """Write the shard's mature days that are new or changed, and return them. Call it from the thread that applies."""
     exported = mature_days(shard, settings)
     for day in exported:
-        export_day(shard, partition, lake_dir, day)
+        with shard.reader() as con:
+            con.execute("BEGIN TRANSACTION READ ONLY")
+            export_day(con, lake, partition, day)
+        shard.mark_exported(day)
     return exported
 
 
-def export_day(shard: Shard, partition: int, lake_dir: Path, day: date) -> None:
-    """Write one day's three files; a crash between them leaves the day to be written again."""
-    for kind, sql in TABLES.items():
-        rows = shard.read(sql, {"day": day}).cast(SCHEMAS[kind])
-        path = lake_dir / kind / f"day={day.isoformat()}" / f"shard-{partition}.parquet"
-        if len(rows):
-            _write(path, rows)
-        else:
-            path.unlink(missing_ok=True)
-    shard.mark_exported(day)
+def export_day(con: duckdb.DuckDBPyConnection, lake: Lake, partition: int, day: date) -> dict[str, int]:
+    """Write one day's three files and return their rows; a crash between them leaves the day to be written again.
+
+    `con` must be inside a transaction, so that the three tell of one moment. Memory is bounded by DuckDB's, not by the day.
+    Raises OSError where the lake cannot be written.
+    """
+    return {kind: _export(con, lake, partition, day, kind) for kind in TABLES}
 
 
-def read_impressions(lake_dir: Path, first: date, last: date) -> pa.Table:
+def _export(con: duckdb.DuckDBPyConnection, lake: Lake, partition: int, day: date, kind: str) -> int:
+    batches = con.sql(TABLES[kind], params={"day": day}).to_arrow_reader(GROUP_ROWS)
+    first = next(batches, None)
+    if first is None or not first.num_rows:
+        remove_file(lake, kind, day, partition)
+        return 0
+    rows = [0]
+    put_file(lake, kind, day, partition, partial(_write, kind, first, batches, rows))
+    return rows[0]
+
+
+def _write(kind: str, first: pa.RecordBatch, rest: pa.RecordBatchReader, rows: list[int], path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetWriter(path, SCHEMAS[kind], compression="zstd") as writer:
+        for batch in (first, *rest):
+            writer.write_table(pa.Table.from_batches([batch]).cast(SCHEMAS[kind]))
+            rows[0] += batch.num_rows
+
+
+def read_impressions(lake: Lake, first: date, last: date) -> pa.Table:
     """Return the impressions of the days first to last, both included, by (ts_us, event_id): columns of SCHEMAS and `day`."""
-    return _read(lake_dir, "impressions", first, last).sort_by([("ts_us", "ascending"), ("event_id", "ascending")])
+    return _read(lake, "impressions", first, last).sort_by([("ts_us", "ascending"), ("event_id", "ascending")])
 
 
-def read_queries(lake_dir: Path, first: date, last: date) -> pa.Table:
+def read_queries(lake: Lake, first: date, last: date) -> pa.Table:
     """Return the queries of the days first to last, both included, by (ts_us, event_id): columns of SCHEMAS and `day`."""
-    return _read(lake_dir, "queries", first, last).sort_by([("ts_us", "ascending"), ("event_id", "ascending")])
+    return _read(lake, "queries", first, last).sort_by([("ts_us", "ascending"), ("event_id", "ascending")])
 
 
-def read_cooccurrence(lake_dir: Path, first: date, last: date) -> pa.Table:
+def read_cooccurrence(lake: Lake, first: date, last: date) -> pa.Table:
     """Return query, next_query, count summed over shards and the days first to last, both included, sorted."""
-    return sum_cooccurrence([_read(lake_dir, "cooccurrence", first, last).drop_columns(["day"])])
+    return sum_cooccurrence([_read(lake, "cooccurrence", first, last).drop_columns(["day"])])
 
 
-def days(lake_dir: Path) -> list[date]:
+def days(lake: Lake) -> list[date]:
     """Return the days of which the lake holds anything, sorted."""
-    return sorted({_day_of(path) for path in lake_dir.glob("*/day=*/shard-*.parquet")})
+    return sorted({file.day for kind in TABLES for file in list_files(lake, kind)})
 
 
-def _read(lake_dir: Path, kind: str, first: date, last: date) -> pa.Table:
+def _read(lake: Lake, kind: str, first: date, last: date) -> pa.Table:
     schema = SCHEMAS[kind].append(pa.field("day", pa.date32()))
-    files = [str(path) for path in sorted((lake_dir / kind).glob("day=*/shard-*.parquet")) if first <= _day_of(path) <= last]
+    files = [file.path for file in list_files(lake, kind) if first <= file.day <= last]
     if not files:
         return schema.empty_table()
     import pyarrow.dataset as ds  # brings pandas along: a second that only readers of the lake should pay
 
     hive = ds.partitioning(pa.schema([("day", pa.date32())]), flavor="hive")
-    return ds.dataset(files, schema=schema, format="parquet", partitioning=hive).to_table()
-
-
-def _day_of(path: Path) -> date:
-    return date.fromisoformat(path.parent.name.removeprefix("day="))
-
-
-def _write(path: Path, rows: pa.Table) -> None:
-    """Write rows beside `path`, make them durable, and move them over `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.writing")
-    import pyarrow.parquet as pq
-
-    pq.write_table(rows, beside, compression="zstd")
-    _sync(beside)
-    beside.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    return ds.dataset(files, filesystem=lake.files, schema=schema, format="parquet", partitioning=hive).to_table()

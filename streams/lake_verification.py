@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import date, timedelta
-from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 
 from streams.arrivals import fold
 from streams.counts import Counts
-from streams.lake import read_impressions, read_queries
+from streams.lake import Lake, read_impressions, read_queries
 from streams.rules import CountingRules
 from streams.verification import DIFFERENCES, READ, Verdict
 
@@ -62,7 +61,7 @@ WHERE t.count IS DISTINCT FROM l.count
 """
 
 
-def verify_lake(shards: Mapping[int, Counts], lake_dir: Path, progress: Callable[[int, int], None]) -> Verdict:
+def verify_lake(shards: Mapping[int, Counts], lake: Lake, progress: Callable[[int, int], None]) -> Verdict:
     """Compare every day that the lake holds as it stands, all shards together; `progress(days done, days)` as it goes."""
     held = {day for counts in shards.values() for day in _days(counts)}
     clean = {day for day in held if all(day in counts.exported or day not in _days(counts) for counts in shards.values())}
@@ -71,9 +70,9 @@ def verify_lake(shards: Mapping[int, Counts], lake_dir: Path, progress: Callable
         _take_live(con, shards)
         lines = 0
         for number, day in enumerate(sorted(clean), 1):
-            lines += _compare_windows(con, lake_dir, day)
+            lines += _compare_windows(con, lake, day)
             if (after := day + timedelta(days=1)) in clean or after not in held:
-                lines += _compare_pairs(con, lake_dir, day, next(iter(shards.values())).rules)
+                lines += _compare_pairs(con, lake, day, next(iter(shards.values())).rules)
             else:
                 left_out[day] = NEXT_NOT_EXPORTED
             progress(number, len(clean))
@@ -95,8 +94,8 @@ def _take_live(con: duckdb.DuckDBPyConnection, shards: Mapping[int, Counts]) -> 
         con.execute(LIVE_PAIRS)
 
 
-def _compare_windows(con: duckdb.DuckDBPyConnection, lake_dir: Path, day: date) -> int:
-    shown = read_impressions(lake_dir, day, day)
+def _compare_windows(con: duckdb.DuckDBPyConnection, lake: Lake, day: date) -> int:
+    shown = read_impressions(lake, day, day)
     items = pa.array([list(map(fold, row)) for row in shown["items"].to_pylist()], pa.list_(pa.string()))
     con.register("shown", pa.table({"query": _folded(shown["query"]), "items": items, "clicked": shown["clicked"]}))
     con.execute(WINDOWS_DIFFER, {"day": day})
@@ -104,10 +103,10 @@ def _compare_windows(con: duckdb.DuckDBPyConnection, lake_dir: Path, day: date) 
     return len(shown)
 
 
-def _compare_pairs(con: duckdb.DuckDBPyConnection, lake_dir: Path, day: date, rules: CountingRules) -> int:
+def _compare_pairs(con: duckdb.DuckDBPyConnection, lake: Lake, day: date, rules: CountingRules) -> int:
     """Compare the pairs that begin on a day; they may end on the day after."""
     reach = timedelta(microseconds=rules.session_gap_us) + timedelta(days=1)
-    asked = read_queries(lake_dir, day, day + timedelta(days=reach.days))
+    asked = read_queries(lake, day, day + timedelta(days=reach.days))
     by_user = asked.filter([source == "user" for source in asked["source"].to_pylist()])
     columns = by_user.select(["day", "ts_us", "event_id", "session_id"]).append_column("query", _folded(by_user["query"]))
     con.register("asked", columns)

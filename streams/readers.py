@@ -50,8 +50,10 @@ class ShardReader:
             self._con.execute("BEGIN TRANSACTION READ ONLY")
             try:
                 return function(self._con)
-            except duckdb.InterruptException as error:
-                raise ReaderClosed from error
+            except Exception as error:
+                if self._closed:  # interrupted, whatever DuckDB or Arrow make of that
+                    raise ReaderClosed from error
+                raise
             finally:
                 with suppress(duckdb.TransactionException):  # an error inside may have ended it
                     self._con.execute("ROLLBACK")

@@ -31,14 +31,15 @@ LOOK_ROWS = 200_000
 LOOK_SHARE = 16
 """A table's days are looked at again when it gained this many rows and this share of what it has: looking reads a column."""
 
-Kind = Literal["checkpoint", "expiry", "compaction"]
+Kind = Literal["checkpoint", "expiry", "look", "compaction"]
 
 
 @dataclass(frozen=True, slots=True)
 class Tended:
     """One slice of upkeep: how long it held the shard, and the rows that stood there before and after it.
 
-    `day` is the day that was compacted, or the last one that was forgotten. A checkpoint has no table and no rows.
+    `day` is the day that was compacted, or the last one that was forgotten. A checkpoint has no table and no rows, a look
+    (which days of a table to compact) no rows.
     """
 
     kind: Kind
@@ -157,7 +158,9 @@ class Upkeep:
         for deltas in compaction.DELTAS:
             rows = compaction.count_rows(self._con, deltas)
             if rows - self._rows.get(deltas.table, 0) >= max(LOOK_ROWS, rows // LOOK_SHARE):
-                for day, held in compaction.find_grown_days(self._con, deltas):
+                grown = compaction.find_grown_days(self._con, deltas)
+                yield Tended("look", table=deltas.table)
+                for day, held in grown:
                     yield from self._compact(deltas, day, held)
                 self._rows[deltas.table] = compaction.count_rows(self._con, deltas)
 

@@ -10,7 +10,7 @@ import duckdb
 import pytest
 
 from streams import lake
-from streams.lake import LakeSettings, export_mature, mature_days, read_cooccurrence, read_impressions, read_queries
+from streams.lake import Lake, LakeSettings, export_mature, mature_days, read_cooccurrence, read_impressions, read_queries
 from streams.store import CountingRules, Shard
 from tests.logs import DATA, NOW, click, feed, impression, query, real_log, rows
 from tests.recount import day_of, fold, recount
@@ -53,9 +53,9 @@ def test_an_exported_day_holds_its_impressions_labels_queries_and_pairs(shard: S
         MATURE,
     ]
     feed(shard, log)
-    assert export_mature(shard, 3, tmp_path / "lake", SETTINGS) == [DAY]
+    assert export_mature(shard, 3, Lake.local(tmp_path / "lake"), SETTINGS) == [DAY]
     assert (tmp_path / "lake/impressions/day=2021-03-15/shard-3.parquet").is_file()
-    first, second = read_impressions(tmp_path / "lake", DAY, DAY).to_pylist()
+    first, second = read_impressions(Lake.local(tmp_path / "lake"), DAY, DAY).to_pylist()
     assert first == {
         "impression_id": "i",
         "event_id": "e1",
@@ -76,65 +76,65 @@ def test_an_exported_day_holds_its_impressions_labels_queries_and_pairs(shard: S
         "day": DAY,
     }
     assert (second["clicked"], second["click_ts_us"], second["decoding"]) == ([False], [None], None)
-    assert read_queries(tmp_path / "lake", DAY, DAY)["query"].to_pylist() == ["First", "second"]
-    assert rows(read_cooccurrence(tmp_path / "lake", DAY, DAY)) == [("first", "second", 1)]
-    assert lake.days(tmp_path / "lake") == [DAY]
+    assert read_queries(Lake.local(tmp_path / "lake"), DAY, DAY)["query"].to_pylist() == ["First", "second"]
+    assert rows(read_cooccurrence(Lake.local(tmp_path / "lake"), DAY, DAY)) == [("first", "second", 1)]
+    assert lake.days(Lake.local(tmp_path / "lake")) == [DAY]
 
 
 def test_a_day_is_exported_once_and_again_when_it_changes(shard: Shard, tmp_path: Path) -> None:
     feed(shard, [impression("e1", NOON), MATURE])
-    assert export_mature(shard, 0, tmp_path, SETTINGS) == [DAY]
-    assert export_mature(shard, 0, tmp_path, SETTINGS) == []
+    assert export_mature(shard, 0, Lake.local(tmp_path), SETTINGS) == [DAY]
+    assert export_mature(shard, 0, Lake.local(tmp_path), SETTINGS) == []
     assert shard.totals().days_exported == [DAY]
     feed(shard, [click("e2", NOON + 1), click("e2", NOON + 1)], start=2)
-    assert export_mature(shard, 0, tmp_path, SETTINGS) == [DAY]
-    assert read_impressions(tmp_path, DAY, DAY)["clicked"].to_pylist() == [[True, False]]
+    assert export_mature(shard, 0, Lake.local(tmp_path), SETTINGS) == [DAY]
+    assert read_impressions(Lake.local(tmp_path), DAY, DAY)["clicked"].to_pylist() == [[True, False]]
 
 
 def test_a_day_that_an_earlier_impression_empties_leaves_the_lake(shard: Shard, tmp_path: Path) -> None:
     feed(shard, [impression("e2", NOON), MATURE])
-    export_mature(shard, 0, tmp_path, SETTINGS)
+    export_mature(shard, 0, Lake.local(tmp_path), SETTINGS)
     feed(shard, [impression("e1", NOON - 86_400)], start=2)
-    assert export_mature(shard, 0, tmp_path, SETTINGS) == [date(2021, 3, 14), DAY]
-    assert lake.days(tmp_path) == [date(2021, 3, 14)]
+    assert export_mature(shard, 0, Lake.local(tmp_path), SETTINGS) == [date(2021, 3, 14), DAY]
+    assert lake.days(Lake.local(tmp_path)) == [date(2021, 3, 14)]
 
 
 def test_a_crash_while_writing_leaves_the_old_day_and_writes_it_again(
     shard: Shard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     feed(shard, [impression("e1", NOON), MATURE])
-    export_mature(shard, 0, tmp_path, SETTINGS)
+    export_mature(shard, 0, Lake.local(tmp_path), SETTINGS)
     feed(shard, [click("e2", NOON + 1)], start=2)
 
-    def crash(_: object, path: Path, **__: object) -> None:
+    def crash(path: Path, *_: object, **__: object) -> None:
         path.write_bytes(b"half")
         raise OSError("power cut")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pyarrow.parquet.write_table", crash)
+        patch.setattr("pyarrow.parquet.ParquetWriter", crash)
         with pytest.raises(OSError, match="power cut"):
-            export_mature(shard, 0, tmp_path, SETTINGS)
-    assert read_impressions(tmp_path, DAY, DAY)["clicked"].to_pylist() == [[False, False]]
-    assert export_mature(shard, 0, tmp_path, SETTINGS) == [DAY]
-    assert read_impressions(tmp_path, DAY, DAY)["clicked"].to_pylist() == [[True, False]]
+            export_mature(shard, 0, Lake.local(tmp_path), SETTINGS)
+    assert read_impressions(Lake.local(tmp_path), DAY, DAY)["clicked"].to_pylist() == [[False, False]]
+    assert export_mature(shard, 0, Lake.local(tmp_path), SETTINGS) == [DAY]
+    assert read_impressions(Lake.local(tmp_path), DAY, DAY)["clicked"].to_pylist() == [[True, False]]
 
 
 def test_shards_lie_beside_each_other_and_duckdb_reads_the_folder(tmp_path: Path) -> None:
     for partition in (0, 1):
         shard = Shard.open(tmp_path / f"{partition}.duckdb", CountingRules(retention_days=0))
         feed(shard, [query(f"e{partition}", NOON, "a"), query(f"f{partition}", NOON + 1, "b"), MATURE])
-        export_mature(shard, partition, tmp_path / "lake", SETTINGS)
+        export_mature(shard, partition, Lake.local(tmp_path / "lake"), SETTINGS)
         shard.close()
-    assert rows(read_cooccurrence(tmp_path / "lake", DAY, DAY)) == [("a", "b", 2)]
+    assert rows(read_cooccurrence(Lake.local(tmp_path / "lake"), DAY, DAY)) == [("a", "b", 2)]
     sql = "SELECT day, count(*) FROM read_parquet($files, hive_partitioning = true) GROUP BY day"
     assert duckdb.execute(sql, {"files": f"{tmp_path}/lake/queries/*/*.parquet"}).fetchall() == [(DAY, 4)]
 
 
 def test_an_empty_lake_reads_as_no_rows(tmp_path: Path) -> None:
-    assert lake.days(tmp_path) == []
-    assert len(read_impressions(tmp_path, DAY, DAY)) == 0
-    assert read_impressions(tmp_path, DAY, DAY).column_names[-1] == "day"
-    assert len(read_cooccurrence(tmp_path, DAY, DAY)) == 0
+    assert lake.days(Lake.local(tmp_path)) == []
+    assert len(read_impressions(Lake.local(tmp_path), DAY, DAY)) == 0
+    assert read_impressions(Lake.local(tmp_path), DAY, DAY).column_names[-1] == "day"
+    assert len(read_cooccurrence(Lake.local(tmp_path), DAY, DAY)) == 0
 
 
 @pytest.mark.parametrize("name", ["clara2_dev.jsonl.gz", "mimics_duo_dev.jsonl.gz"])
@@ -144,12 +144,12 @@ def test_the_lake_of_a_real_log_equals_the_recount(shard: Shard, tmp_path: Path,
     log = real_log(name)
     for start in range(0, len(log), 20_000):
         feed(shard, log[start : start + 20_000], start=start)
-        export_mature(shard, 0, tmp_path, SETTINGS)
+        export_mature(shard, 0, Lake.local(tmp_path), SETTINGS)
     shard.finish(NOW * 2)
-    export_mature(shard, 0, tmp_path, SETTINGS)
+    export_mature(shard, 0, Lake.local(tmp_path), SETTINGS)
     exported = shard.totals().days_exported
     expected = recount(log)
-    table = read_impressions(tmp_path, exported[0], exported[-1])
+    table = read_impressions(Lake.local(tmp_path), exported[0], exported[-1])
     found = {row["impression_id"]: (row["query_norm"], row["items"], row["click_ts_us"]) for row in table.to_pylist()}
     assert found == {
         name: (fold(event["query"]), event["items"], [expected.clicked.get((name, k)) for k in range(len(event["items"]))])

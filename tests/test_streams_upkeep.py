@@ -103,7 +103,7 @@ def test_what_is_due_is_done_in_slices_and_then_nothing_is_due(shard: Shard, eag
     first = shard.tend(0)
     assert len(first) == 1
     rest = shard.tend(60)
-    assert {one.kind for one in first + rest} == {"checkpoint", "compaction"}
+    assert {one.kind for one in first + rest} == {"checkpoint", "look", "compaction"}
     assert shard.tend(60) == []
     assert tables(shard, DAYS[:4]) == before
     sums = "SELECT count(*) AS n, count(DISTINCT (day, query_norm, item_norm, position)) AS keys FROM window_deltas"

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.lake import SCHEMAS
+from streams.lake import SCHEMAS, Lake
 from trainers.examples import ListExamples, hold_out, make_examples, read_examples, take_part
 
 DAY_US = 86_400_000_000
@@ -52,14 +52,14 @@ def test_a_window_holds_the_days_before_as_of_in_order_of_time(tmp_path: Path) -
         write_day(
             tmp_path, date(2024, 5, day), [row(10 * day + k, (date(2024, 5, day) - EPOCH).days, ["x"], [False]) for k in (1, 0)]
         )
-    examples = read_examples(tmp_path, date(2024, 5, 4), 2, "all")
+    examples = read_examples(Lake.local(tmp_path), date(2024, 5, 4), 2, "all")
     assert examples.queries == ("Query 20", "Query 21", "Query 30", "Query 31")
     assert examples.days == tuple((date(2024, 5, day) - EPOCH).days for day in (2, 2, 3, 3))
 
 
 def test_each_shown_position_is_a_row_and_several_may_be_clicked(tmp_path: Path) -> None:
     write_day(tmp_path, date(2024, 5, 1), [row(1, 0, ["A", "b", "c"], [True, False, True]), row(2, 0, [], [])])
-    examples = read_examples(tmp_path, date(2024, 5, 2), 14, "all")
+    examples = read_examples(Lake.local(tmp_path), date(2024, 5, 2), 14, "all")
     assert (len(examples), examples.positions, examples.clicked) == (1, 3, 2)
     assert examples.lists == (("A", "b", "c"),) and examples.clicks == ((True, False, True),)
     assert list(examples.texts()) == ["Query 1", "A", "b", "c"]
@@ -86,7 +86,7 @@ def test_a_session_is_held_out_whole_and_always_the_same_ones(seed: int) -> None
 
 
 def test_an_empty_lake_gives_no_examples(tmp_path: Path) -> None:
-    assert len(read_examples(tmp_path, date(2024, 5, 4), 14, "judge")) == 0
+    assert len(read_examples(Lake.local(tmp_path), date(2024, 5, 4), 14, "judge")) == 0
     assert make_examples(SCHEMAS["impressions"].empty_table()).positions == 0
 
 

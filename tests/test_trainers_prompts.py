@@ -11,6 +11,7 @@ from lake_days import write_impressions
 from toy_policy import TASK, TASKS
 
 from serving.tasks import Task, render_prompt
+from streams.lake import Lake
 from trainers.prompts import TEST_SHARE, Asked, is_test, make_prompts, pick_test, pick_training, read_asked
 
 DAY = date(2026, 3, 1)
@@ -65,7 +66,7 @@ def test_a_prompt_is_what_serving_rendered(tmp_path) -> None:  # type: ignore[no
         def retrieve(self, query: str, n: int) -> list[str]:
             return [f"next to {query}"][:n]
 
-    asked = read_asked(tmp_path, date(2026, 3, 2), 14)
+    asked = read_asked(Lake.local(tmp_path), date(2026, 3, 2), 14)
     assert [one.query_norm for one in asked] == ["cat food", "x"]
     (prompt,) = make_prompts(asked, {"suggest": task}, Index())
     assert prompt.text == render_prompt(task, "Cat  Food", ["next to Cat  Food"], ["earlier one"], "an answer")
@@ -76,7 +77,7 @@ def test_a_prompt_is_what_serving_rendered(tmp_path) -> None:  # type: ignore[no
 def test_days_outside_the_window_are_not_read(tmp_path) -> None:  # type: ignore[no-untyped-def]
     write_impressions(tmp_path, date(2026, 2, 14), [{"query": "old"}])
     write_impressions(tmp_path, DAY, [{"query": "new"}])
-    assert [one.query for one in read_asked(tmp_path, date(2026, 3, 2), 15)] == ["new"]
+    assert [one.query for one in read_asked(Lake.local(tmp_path), date(2026, 3, 2), 15)] == ["new"]
 
 
 def test_hostile_extras_are_only_data(tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -85,4 +86,4 @@ def test_hostile_extras_are_only_data(tmp_path) -> None:  # type: ignore[no-unty
         for n, text in enumerate(["[1]", "{}", '{"context": 3}', '{"context": {"session": "x"}}', ""])
     ]
     write_impressions(tmp_path, DAY, rows)
-    assert [(one.session, one.response) for one in read_asked(tmp_path, date(2026, 3, 2), 1)] == [((), None)] * 5
+    assert [(one.session, one.response) for one in read_asked(Lake.local(tmp_path), date(2026, 3, 2), 1)] == [((), None)] * 5

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from streams import artifacts
-from streams.lake import days
+from streams.lake import Lake, days
 from trainers.examples import read_examples
 from trainers.outcomes import Outcome, Skipped
 from trainers.parallel import run_apart
@@ -23,7 +23,7 @@ Part = Literal["predictor", "judge"]
 
 def run(settings: TrainerSettings) -> Outcome:
     """Publish artifacts `predictor` and `judge`. Raises Skipped while the lake holds too little."""
-    as_of = newest_day(settings.data.dir / "lake") + timedelta(days=1)
+    as_of = newest_day(settings.open_lake()) + timedelta(days=1)
     at_once = min(2, count_cores())
     parts: tuple[Part, ...] = ("predictor", "judge")
     for part in parts:
@@ -37,17 +37,17 @@ def run(settings: TrainerSettings) -> Outcome:
     )
 
 
-def newest_day(lake_dir: Path) -> date:
+def newest_day(lake: Lake) -> date:
     """The newest mature day. Raises Skipped when there is none."""
-    found = days(lake_dir)
+    found = days(lake)
     if not found:
-        raise Skipped(f"the lake {lake_dir} has no day yet: a day comes when its clicks have")
+        raise Skipped(f"the lake {lake.url} has no day yet: a day comes when its clicks have")
     return found[-1]
 
 
 def train_part(settings: TrainerSettings, as_of: date, part: Part) -> dict[str, Any]:
     """Train one of the two, publish it, and return its metrics with the artifact's folder. Runs in a process of its own."""
-    examples = read_examples(settings.data.dir / "lake", as_of, settings.ctr.days, part)
+    examples = read_examples(settings.open_lake(), as_of, settings.ctr.days, part)
     size = settings.predictor.model_dump()
     start = _warm_start(settings.data.dir / "artifacts", part, size)
     meta: dict[str, Any] = {"as_of": str(as_of), "days": settings.ctr.days, "size": size, "start": start.name if start else None}
@@ -67,7 +67,7 @@ def _warm_start(root: Path, part: Part, size: dict[str, Any]) -> Path | None:
 
 
 def _check_enough(settings: TrainerSettings, as_of: date, part: Part) -> None:
-    examples = read_examples(settings.data.dir / "lake", as_of, settings.ctr.days, part)
+    examples = read_examples(settings.open_lake(), as_of, settings.ctr.days, part)
     clicked, unclicked = examples.clicked, examples.positions - examples.clicked
     if min(clicked, unclicked) < 2 * MIN_CLICKS:
         raise Skipped(

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from hashlib import blake2b
 from itertools import compress
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
-from streams.lake import read_impressions
+from streams.lake import Lake, read_impressions
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -59,9 +58,9 @@ class ListExamples:
         return type(self)(*(tuple(compress(column, kept)) for column in columns))  # type: ignore[arg-type]
 
 
-def read_examples(lake_dir: Path, as_of: date, days: int, part: Part) -> ListExamples:
+def read_examples(lake: Lake, as_of: date, days: int, part: Part) -> ListExamples:
     """Return the impressions with as_of - days <= day < as_of, those of `part`; impressions without items are left out."""
-    table = read_impressions(lake_dir, as_of - timedelta(days=days), as_of - timedelta(days=1))
+    table = read_impressions(lake, as_of - timedelta(days=days), as_of - timedelta(days=1))
     return take_part(make_examples(table), part)
 
 

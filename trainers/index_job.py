@@ -22,8 +22,9 @@ def run(settings: TrainerSettings) -> Outcome:
 
     Raises Skipped while no two queries followed each other."""
     root = settings.data.dir
-    newest = newest_day(root / "lake")
-    pairs = read_cooccurrence(root / "lake", newest - timedelta(days=WINDOW_DAYS - 1), newest)
+    lake = settings.open_lake()
+    newest = newest_day(lake)
+    pairs = read_cooccurrence(lake, newest - timedelta(days=WINDOW_DAYS - 1), newest)
     if not pairs.num_rows:
         raise Skipped(f"no query followed another in the {WINDOW_DAYS} days up to {newest}: there is nothing to index")
     meta: dict[str, Any] = {"as_of": str(newest + timedelta(days=1)), "days": WINDOW_DAYS}

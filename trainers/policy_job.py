@@ -156,7 +156,7 @@ def _load_engine(settings: TrainerSettings, policy: Path) -> TransformersEngine:
 
 
 def _read_asked(settings: TrainerSettings) -> list[Asked]:
-    lake = settings.data.dir / "lake"
+    lake = settings.open_lake()
     return read_asked(lake, newest_day(lake) + timedelta(days=1), settings.ctr.days)
 
 

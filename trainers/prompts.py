@@ -11,11 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any, Protocol
 
 from serving.tasks import Task, render_prompt
-from streams.lake import read_impressions
+from streams.lake import Lake, read_impressions
 from trainers.search import Prompt
 
 TEST_SHARE = 0.25
@@ -39,9 +38,9 @@ class Asked:
     response: str | None
 
 
-def read_asked(lake_dir: Path, as_of: date, days: int) -> list[Asked]:
+def read_asked(lake: Lake, as_of: date, days: int) -> list[Asked]:
     """The calls behind the impressions with as_of - days <= day < as_of, oldest first."""
-    table = read_impressions(lake_dir, as_of - timedelta(days=days), as_of - timedelta(days=1))
+    table = read_impressions(lake, as_of - timedelta(days=days), as_of - timedelta(days=1))
     return [_asked(*row) for row in zip(*(table.column(name).to_pylist() for name in COLUMNS), strict=True)]
 
 

@@ -8,6 +8,7 @@ from index.settings import IndexSettings
 from serving.predictor import PredictorSettings
 from serving.settings import ServingSettings
 from serving.tasks import DEFAULT_TASKS, Tasks
+from streams.lakefiles import Lake, LakeSettings, open_lake
 from streams.settings import DataSettings
 from trainers.aligners.dpo import DpoSettings
 from trainers.base import PolicySettings
@@ -22,6 +23,7 @@ class TrainerSettings(BaseModel, frozen=True, extra="forbid"):
     """`serving` is among them because the gate writes its lists with the decoding that serving would use."""
 
     data: DataSettings = DataSettings()
+    lake: LakeSettings = LakeSettings()
     index: IndexSettings = IndexSettings()
     serving: ServingSettings = ServingSettings()
     tasks: Tasks = Field(default_factory=lambda: dict(DEFAULT_TASKS))
@@ -33,3 +35,7 @@ class TrainerSettings(BaseModel, frozen=True, extra="forbid"):
     dpo: DpoSettings = DpoSettings()
     gate: GateSettings = GateSettings()
     timetable: TimetableSettings = TimetableSettings()
+
+    def open_lake(self) -> Lake:
+        """Return the lake that the jobs read."""
+        return open_lake(self.data.dir, self.lake)

@@ -1,0 +1,186 @@
+"""Where the lake lies and how its files come there: a folder, or a bucket of S3, behind one file system.
+
+    lake/{impressions,queries,cooccurrence}/day=YYYY-MM-DD/shard-<partition>.parquet
+
+A file is written as a whole or not at all. In a folder it is written beside its place under a name that readers of Parquet
+folders skip, made durable and moved over; in a bucket it is one upload, which is there when it is complete.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import unquote, urlsplit
+
+from pydantic import AfterValidator, BaseModel, Field
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
+CONNECT_S = 3.0
+REQUEST_S = 10.0
+
+
+def _check_url(url: str | None) -> str | None:
+    if url is None:
+        return None
+    parts = urlsplit(url)
+    if parts.query or parts.fragment or "@" in parts.netloc:
+        raise ValueError("only s3://BUCKET/PREFIX or file:///FOLDER; keys come from the AWS_* environment, never from here")
+    if parts.scheme == "file" and not parts.netloc and parts.path.strip("/"):
+        return url
+    if parts.scheme == "s3" and parts.netloc:
+        return url
+    raise ValueError("must be file:///FOLDER or s3://BUCKET/PREFIX")
+
+
+class LakeSettings(BaseModel, frozen=True, extra="forbid"):
+    """Where the lake lies, and when a day is exported (section `lake`)."""
+
+    maturity_floor_s: float = Field(default=3600.0, ge=0, description="seconds past a day's end before it is exported, at least")
+    reexport_s: float = Field(
+        default=600.0,
+        ge=0,
+        description="seconds at least between two exports of one day, which late clicks change again and again",
+    )
+    url: Annotated[str | None, AfterValidator(_check_url)] = Field(
+        default=None, description="file:///FOLDER or s3://BUCKET/PREFIX; `lake` in the data folder by default"
+    )
+    endpoint: str | None = Field(
+        default=None, description="http(s) address of an S3 server that is not Amazon's; by default $AWS_ENDPOINT_URL_S3"
+    )
+    region: str | None = Field(default=None, description="the bucket's region; by default $AWS_REGION")
+
+
+@dataclass(frozen=True)
+class Lake:
+    """A lake's place: the folder `root` of a pyarrow file system; `url` names it to people."""
+
+    files: FileSystem
+    root: str
+    url: str
+
+    @classmethod
+    def local(cls, folder: Path) -> Lake:
+        """Return the lake in a folder of this machine, which need not be there yet."""
+        from pyarrow.fs import LocalFileSystem
+
+        return cls(LocalFileSystem(), str(folder.absolute()), str(folder))
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class DayFile:
+    """One file of the lake."""
+
+    day: date
+    partition: int
+    path: str
+
+
+def open_lake(data_dir: Path, settings: LakeSettings, environ: Mapping[str, str] | None = None) -> Lake:
+    """Return the lake that the settings name. It is not looked at: a bucket that is away is noticed when it is used (OSError)."""
+    if settings.url is None:
+        return Lake.local(data_dir / "lake")
+    parts = urlsplit(settings.url)
+    if parts.scheme == "file":
+        return Lake.local(Path(unquote(parts.path)))
+    root = (parts.netloc + unquote(parts.path)).rstrip("/")
+    return Lake(_open_s3(settings, os.environ if environ is None else environ), root, settings.url)
+
+
+def list_files(lake: Lake, kind: str) -> list[DayFile]:
+    """Return the day files of a kind, sorted."""
+    from pyarrow.fs import FileSelector, FileType
+
+    selector = FileSelector(f"{lake.root}/{kind}", recursive=True, allow_not_found=True)
+    found = [_day_file(info.path) for info in lake.files.get_file_info(selector) if info.type == FileType.File]
+    return sorted(file for file in found if file is not None)
+
+
+def put_file(lake: Lake, kind: str, day: date, partition: int, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write a file and put it in its place, whole, over the one that is there. Raises OSError."""
+    path = _path(lake, kind, day, partition)
+    if _is_local(lake):
+        _put_local(Path(path), fill)
+    else:
+        _upload(lake, path, fill)
+
+
+def remove_file(lake: Lake, kind: str, day: date, partition: int) -> None:
+    """Remove a file if it is there."""
+    from pyarrow.fs import FileType
+
+    path = _path(lake, kind, day, partition)
+    if lake.files.get_file_info(path).type == FileType.File:
+        lake.files.delete_file(path)
+
+
+def _open_s3(settings: LakeSettings, environ: Mapping[str, str]) -> FileSystem:
+    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
+
+    return S3FileSystem(
+        endpoint_override=settings.endpoint or _first(environ, ENDPOINTS),
+        region=settings.region or _first(environ, REGIONS),
+        connect_timeout=CONNECT_S,
+        request_timeout=REQUEST_S,
+        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=2),
+    )
+
+
+def _first(environ: Mapping[str, str], names: tuple[str, ...]) -> str | None:
+    return next((environ[name] for name in names if environ.get(name)), None)
+
+
+def _is_local(lake: Lake) -> bool:
+    return bool(lake.files.type_name == "local")
+
+
+def _path(lake: Lake, kind: str, day: date, partition: int) -> str:
+    return f"{lake.root}/{kind}/day={day.isoformat()}/shard-{partition}.parquet"
+
+
+def _day_file(path: str) -> DayFile | None:
+    """Return what a path says; None for what is no day file (one being written, or somebody else's)."""
+    *_, folder, name = path.split("/")
+    number = name.removeprefix("shard-").removesuffix(".parquet")
+    if not folder.startswith("day=") or name != f"shard-{number}.parquet" or not number.isdecimal():
+        return None
+    return DayFile(date.fromisoformat(folder.removeprefix("day=")), int(number), path)
+
+
+def _put_local(path: Path, fill: Callable[[Path], None]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.writing")
+    fill(beside)
+    _sync(beside)
+    beside.replace(path)
+    _sync(path.parent)
+
+
+def _upload(lake: Lake, path: str, fill: Callable[[Path], None]) -> None:
+    """Write the file on this machine first, and hand it over in one call.
+
+    pyarrow closes an upload that an error interrupts, and what is closed is complete: half a file would be there.
+    """
+    import pyarrow as pa
+
+    with tempfile.TemporaryDirectory(prefix="queryloop-lake-") as folder:
+        whole = Path(folder) / "day.parquet"
+        fill(whole)
+        with pa.memory_map(str(whole)) as source, lake.files.open_output_stream(path) as target:
+            target.write(source.read_buffer())
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
