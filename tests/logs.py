@@ -110,3 +110,22 @@ def _events(draw: st.DrawFn, number: int) -> bytes:
             return line("click", event_id, ts, **session, impression_id=draw(NAMES), position=draw(st.integers(0, 3)), item=item)
         case _:
             return draw(st.sampled_from([b"{", b"\xff\xfe junk", f'{{"type":"click","event_id":"{event_id}"}}'.encode()]))
+
+
+@st.composite
+def repaired_logs(draw: st.DrawFn) -> list[bytes]:
+    """Difficult logs in which some events come in several versions under one id: without a field, at another position or time."""
+    log = draw(difficult_logs())
+    versions = []
+    for value in log:
+        event = json.loads(value) if value.startswith(b'{"type"') else {}
+        if "ts" not in event or draw(st.integers(0, 2)):
+            continue
+        match draw(st.sampled_from(["broken", "moved", "later"])):
+            case "broken":
+                versions.append(json.dumps({name: value for name, value in event.items() if name != "session_id"}).encode())
+            case "moved" if event["type"] == "click":
+                versions.append(json.dumps(event | {"position": draw(st.integers(0, 3)), "item": None}).encode())
+            case _ if event["type"] == "click":
+                versions.append(json.dumps(event | {"ts": START + draw(SECONDS)}).encode())
+    return draw(st.permutations(log + versions))
