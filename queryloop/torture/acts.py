@@ -13,8 +13,10 @@ from queryloop.torture.workers import Worker
 FLOW_STAGES = 2
 """Stages that flow before a process dies, so that it dies at work, and again when it is back, so that it has work."""
 TAKE_S = 60.0
-TENDING = "event=compaction_began"
-TENDING_S = 20.0
+BEGAN, ENDED = "event=compaction_began", "event=day_compacted"
+TENDING_STAGES = 12
+"""Stages in which a compaction must come: days are compacted when a new one begins, and a day has ten."""
+TENDING_POLL_S = 0.001
 
 
 @dataclass
@@ -38,13 +40,13 @@ def do(step: Step, stand: Stand, broker: TortureBroker, diary: Diary) -> None:
     if step.act in (Act.KILL, Act.REBALANCE):
         worker = stand.workers[step.victim]
         stand.wait(lambda: stand.settled(worker), f"{worker.name} counting again before the next {step.act}")
-    stand.allow_more(FLOW_STAGES)
+    stand.flow.allow_more(FLOW_STAGES)
     stand.rest(step.delay_s)
     match step.act:
         case Act.KILL | Act.KILL_STARTING:
             _kill(step, stand, diary)
         case Act.KILL_TENDING:
-            _kill_tending(stand.workers[step.victim], stand, diary)
+            _kill_tending(stand, diary)
         case Act.KILL_PRODUCER:
             _kill_producer(step, stand, diary)
         case Act.RESTART_BROKER:
@@ -59,7 +61,7 @@ def _kill(step: Step, stand: Stand, diary: Diary) -> None:
     worker = stand.workers[step.victim]
     worker.kill()
     worker.start("killed")
-    stand.allow_more(FLOW_STAGES)
+    stand.flow.allow_more(FLOW_STAGES)
     diary.kills += 1
     if step.act is Act.KILL_STARTING:
         stand.rest(3 * step.delay_s)
@@ -68,18 +70,30 @@ def _kill(step: Step, stand: Stand, diary: Diary) -> None:
         diary.kills += 1
 
 
-def _kill_tending(worker: Worker, stand: Stand, diary: Diary) -> None:
-    """Kill the worker in the middle of a compaction, as its log tells one; give up when none begins in time."""
-    before = worker.said().count(TENDING)
-    until = time.monotonic() + TENDING_S
-    stand.wait(lambda: worker.said().count(TENDING) > before or time.monotonic() > until, "in a compaction")
-    if worker.said().count(TENDING) == before:
-        diary.tending_missed += 1
-        return
-    worker.kill()
-    worker.start("killed in a compaction")
-    stand.allow_more(FLOW_STAGES)
-    diary.tending_kills += 1
+def _kill_tending(stand: Stand, diary: Diary) -> None:
+    """Kill the first worker that begins a compaction before it ends it, as its log tells; give up after TENDING_STAGES.
+
+    A compaction is short: one that ended before the kill does not count as killed, and another is waited for.
+    """
+    stand.flow.allow_more(TENDING_STAGES)
+    began = {worker.name: worker.said().count(BEGAN) for worker in stand.workers}
+
+    def beginner() -> Worker | None:
+        return next((one for one in stand.workers if one.said().count(BEGAN) > began[one.name]), None)
+
+    while not diary.tending_kills:
+        stand.wait(lambda: beginner() is not None or stand.flow.idle, "in a compaction", poll_s=TENDING_POLL_S)
+        worker = beginner()
+        if worker is None:
+            diary.tending_missed += 1
+            return
+        worker.kill()
+        in_time = worker.said().count(BEGAN) > worker.said().count(ENDED)
+        worker.start("killed in a compaction" if in_time else "killed")
+        began[worker.name] = 0
+        diary.tending_kills += in_time
+        diary.kills += not in_time
+    stand.flow.allow_more(FLOW_STAGES)
 
 
 def _kill_producer(step: Step, stand: Stand, diary: Diary) -> None:
@@ -96,10 +110,10 @@ def _restart_broker(stand: Stand, broker: TortureBroker, diary: Diary) -> None:
     diary.broker_outages.append(time.monotonic() - began)
     if lost is not None:
         diary.logs_lost += 1
-        stand.send_again(lost)
-    stand.allow_more(FLOW_STAGES)
-    before = stand.applied_stages
-    stand.wait(lambda: stand.applied_stages > before or stand.idle, "counting after the broker's restart")
+        stand.flow.log_lost(lost)
+    stand.flow.allow_more(FLOW_STAGES)
+    before = stand.flow.applied_stages
+    stand.wait(lambda: stand.flow.applied_stages > before or stand.flow.idle, "counting after the broker's restart")
     diary.broker_recoveries.append(time.monotonic() - began)
 
 
@@ -123,6 +137,7 @@ def _rebalance(worker: Worker, stand: Stand, diary: Diary) -> None:
     diary.handovers.append(time.monotonic() - began)
     worker.start("rebalance")
     stand.wait(lambda: bool(worker.shards), f"{worker.name} with shards again", TAKE_S)
-    stand.allow_more(FLOW_STAGES)
-    stand.wait(lambda: worker.settled, f"{worker.name} counting after the rebalance")
-    diary.returns.append(worker.restarts[-1].ready_s or 0.0)
+    stand.flow.allow_more(FLOW_STAGES)
+    stand.wait(lambda: stand.settled(worker), f"{worker.name} counting after the rebalance")
+    if (ready_s := worker.restarts[-1].ready_s) is not None:
+        diary.returns.append(ready_s)

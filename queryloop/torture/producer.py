@@ -1,7 +1,8 @@
 """One simulated product as a process: sends its part of the log with the real emitter, stage by stage as the gate opens.
 
-It tells how far it is only when the broker has acknowledged a whole stage. Killed and started again it goes on there, so the
-lines of the stage it died in may arrive twice, under the ids they were made with.
+The emitter's outbox has a stage on disk before the stage counts as emitted; it counts as sent when the broker has acknowledged
+all of it. Killed and started again the product goes on after the last emitted stage and leaves the rest to the outbox. The lines
+of the stage it died in come twice, under the ids they were made with.
 
 python -m queryloop.torture.producer --seed 1 --events 20000 --producers 2 --producer 0 --folder DIR
 """
@@ -16,6 +17,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
 from pydantic import BaseModel, Field
 
 from queryloop.torture.log import TortureLog
@@ -41,22 +43,33 @@ class ProducerSettings(BaseModel, frozen=True, extra="forbid"):
     emitter: EmitterSettings = Field(default_factory=EmitterSettings)
 
 
-def send_log(made: TortureLog, producer: int, files: StageFiles, emitter: Emitter, wait: Wait) -> int:
-    """Send the stages that are not delivered yet; return the exit code: 1 when the broker took too long, as a log line says."""
+class NotAcknowledged(RuntimeError):
+    """The disk or the broker took too long."""
+
+
+def send_log(made: TortureLog, producer: int, files: StageFiles, emitter: Emitter, wait: Wait) -> None:
+    """Send the stages that are not emitted yet, until the log ends or `wait` says so. Raises NotAcknowledged."""
     done = files.progress(producer)
-    for stage in range(done.stages, made.stages):
+    if done.stored > done.stages:
+        _acknowledge(done.stored, producer, files, emitter)
+    for stage in range(done.stored, made.stages):
         lines = made.stage_lines(producer, stage)
         while files.gate() <= stage:
             if wait(POLL_S):
-                return 0
+                return
         for line in lines:
             _emit(emitter, line.line, line.session_id)
-        if not emitter.flush(FLUSH_S):
-            log.error("event=stage_not_delivered stage=%d counters=%r", stage, emitter.counters())
-            return 1
-        positions = {**done.positions, **emitter.positions()}
-        files.report(producer, Progress(stage + 1, done.delivered + emitter.counters().delivered, positions))
-    return 0
+        if not emitter.store(FLUSH_S):
+            raise NotAcknowledged(f"stage {stage} is not in the outbox after {FLUSH_S:g} s: {emitter.counters()}")
+        files.report(producer, msgspec.structs.replace(files.progress(producer), stored=stage + 1))
+        _acknowledge(stage + 1, producer, files, emitter)
+
+
+def _acknowledge(stages: int, producer: int, files: StageFiles, emitter: Emitter) -> None:
+    if not emitter.flush(FLUSH_S):
+        raise NotAcknowledged(f"stage {stages - 1} is not acknowledged after {FLUSH_S:g} s: {emitter.counters()}")
+    positions = {**files.progress(producer).positions, **emitter.positions()}
+    files.report(producer, Progress(stages, stages, positions))
 
 
 def _emit(emitter: Emitter, line: bytes, session_id: str) -> None:
@@ -79,8 +92,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
     made = TortureLog(options.seed, options.events, options.producers)
-    with Emitter(settings.kafka.bootstrap or "", settings.emitter, topic=settings.kafka.topic) as emitter:
-        return send_log(made, options.producer, StageFiles(options.folder), emitter, stop.wait)
+    try:
+        with Emitter(settings.kafka.bootstrap or "", settings.emitter, topic=settings.kafka.topic) as emitter:
+            send_log(made, options.producer, StageFiles(options.folder), emitter, stop.wait)
+    except NotAcknowledged as error:
+        log.error("event=not_acknowledged error=%r", str(error))
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ import msgspec
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """How far a producer is: stages delivered whole, lines and bytes it emitted, the offsets after its last record."""
+    """How far a producer is: stages that are in its outbox, stages acknowledged whole, and the offsets after its last record."""
 
+    stored: int = 0
     stages: int = 0
-    delivered: int = 0
     positions: dict[int, int] = msgspec.field(default_factory=dict)
 
 

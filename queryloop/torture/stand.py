@@ -6,7 +6,6 @@ started again and noted; the report says so.
 
 from __future__ import annotations
 
-import math
 import sys
 import threading
 import time
@@ -15,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from queryloop.torture.flow import Flow
 from queryloop.torture.log import TortureLog
 from queryloop.torture.producer import ProducerSettings
-from queryloop.torture.stage_files import Progress, StageFiles
+from queryloop.torture.stage_files import StageFiles
 from queryloop.torture.workers import Worker
 from streams.environ import environ_of
 from streams.processes import Child
@@ -25,10 +25,6 @@ from streams.processes import Child
 POLL_S = 0.02
 MAX_SURPRISES = 20
 STALL_S = 120.0
-APART_STAGES = 2
-"""Stages between the producers at most, a fifth of a day: less than a click waits for its impression."""
-AHEAD_STAGES = 16
-"""Stages that the producers may be ahead of the slowest shard."""
 
 
 class TortureError(RuntimeError):
@@ -36,7 +32,7 @@ class TortureError(RuntimeError):
 
 
 class Producer:
-    """One producer's process; started again it goes on at the stage it had not finished."""
+    """One producer's process; started again it goes on after the last stage that is in its outbox."""
 
     def __init__(self, number: int, made: TortureLog, settings: ProducerSettings, files: StageFiles, log: Path) -> None:
         self.number = number
@@ -47,15 +43,12 @@ class Producer:
         self.child: Child | None = None
 
     @property
-    def progress(self) -> Progress:
-        return self.files.progress(self.number)
-
-    @property
     def done(self) -> bool:
-        return self.progress.stages == self.made.stages
+        """Whether all of its lines are acknowledged."""
+        return self.files.progress(self.number).stages == self.made.stages
 
     def start(self) -> None:
-        """Start the process, at the stage that its last report names."""
+        """Start the process."""
         made = {"seed": self.made.seed, "events": self.made.events, "producers": self.made.producers, "producer": self.number}
         options = [text for name, value in made.items() for text in (f"--{name}", str(value))]
         command = [sys.executable, "-m", "queryloop.torture.producer", *options, "--folder", str(self.files.folder)]
@@ -81,75 +74,27 @@ class Surprise:
 
 
 class Stand:
-    """The processes of one run; start the workers and producers, then call `tend` or `wait`, and `stop` at the end."""
+    """The processes of one run: `start` workers and producers, `tend` or `wait`, and `stop` at the end."""
 
-    def __init__(self, made: TortureLog, workers: list[Worker], producers: list[Producer], partitions: int) -> None:
-        self.made = made
+    def __init__(self, flow: Flow, workers: list[Worker], producers: list[Producer], partitions: int) -> None:
+        self.flow = flow
         self.workers = workers
         self.producers = producers
-        self.surprises: list[Surprise] = []
         self.partitions = partitions
-        self._limit = 0
-        self._files = producers[0].files
-        self._marks: dict[int, dict[int, int]] = {}
-        self._offsets: dict[int, tuple[str, int]] = {}
-        self._topic_id = ""
+        self.surprises: list[Surprise] = []
         self._pause = threading.Event().wait
-        self._moved: tuple[float, Any] = (time.monotonic(), None)
+        self._moved: tuple[float, object] = (0.0, None)
 
-    def start(self, topic_id: str) -> None:
-        """Start workers and producers. `topic_id` says which log counts."""
-        self._topic_id = topic_id
+    def start(self) -> None:
+        """Start workers and producers."""
         for worker in self.workers:
             worker.start("first start")
         for producer in self.producers:
             producer.start()
 
-    def send_again(self, topic_id: str) -> None:
-        """The log is lost and another stands in its place: every producer sends all that it has sent once more."""
-        for producer in self.producers:
-            producer.stop()
-        self._topic_id = topic_id
-        self._marks.clear()
-        for producer in self.producers:
-            self._files.report(producer.number, Progress())
-            producer.start()
-
-    def allow(self, share: float) -> None:
-        """Let this share of the log flow."""
-        self._limit = max(self._limit, math.ceil(share * self.made.stages))
-
-    def allow_more(self, stages: int) -> None:
-        """Let so many stages flow beyond what is sent, so that something flows while processes die and come back."""
-        self._limit = max(self._limit, self.sent_stages + stages)
-
     def settled(self, worker: Worker) -> bool:
         """Whether a worker has counted something since its start, or has its shards and nothing to count."""
-        return worker.settled or (bool(worker.shards) and self.idle)
-
-    @property
-    def idle(self) -> bool:
-        """Whether all that may flow is sent and counted."""
-        return self.applied_stages == self.sent_stages == min(self._limit, self.made.stages)
-
-    @property
-    def sent_stages(self) -> int:
-        """Stages that every producer has delivered."""
-        return min(producer.progress.stages for producer in self.producers)
-
-    @property
-    def applied_stages(self) -> int:
-        """Stages that every shard has counted."""
-        return max((stage for stage, mark in self._marks.items() if all(map(self._has_passed, mark.items()))), default=0)
-
-    @property
-    def applied_share(self) -> float:
-        """The share of the log that is counted, 0 to 1."""
-        return self.applied_stages / self.made.stages
-
-    @property
-    def all_sent(self) -> bool:
-        return all(producer.done for producer in self.producers)
+        return worker.settled or (bool(worker.shards) and self.flow.idle)
 
     def shards(self) -> dict[int, dict[str, Any]]:
         """What the workers last said of the shards that they hold."""
@@ -162,19 +107,15 @@ class Stand:
                 self._keep_worker(worker)
         for producer in self.producers:
             self._keep_producer(producer)
-        for number, shard in self.shards().items():
-            if shard["topic_id"] is not None:
-                self._offsets[number] = (shard["topic_id"], shard["next_offset"])
-        self._mark()
-        self._files.open_gate(min(self._limit, self.sent_stages + APART_STAGES, self.applied_stages + AHEAD_STAGES))
+        self.flow.look(self.shards())
 
-    def wait(self, until: Callable[[], bool], what: str, timeout_s: float | None = None) -> float:
+    def wait(self, until: Callable[[], bool], what: str, timeout_s: float | None = None, poll_s: float = POLL_S) -> float:
         """Tend until it holds; the seconds it took. Raises TortureError when nothing is counted any more or the time is over."""
         began = time.monotonic()
         self._moved = (began, None)
         while not until():
             self.tend()
-            self._pause(POLL_S)
+            self._pause(poll_s)
             self._refuse_standstill(what)
             if timeout_s is not None and time.monotonic() - began > timeout_s:
                 raise TortureError(f"not {what} after {timeout_s:g} s\n{self.tails()}")
@@ -197,11 +138,6 @@ class Stand:
         children = [one.child for one in self.workers] + [one.child for one in self.producers]
         return "\n".join(f"--- {child.log}\n{child.tail()[-1500:]}" for child in children if child is not None)
 
-    def _has_passed(self, place: tuple[int, int]) -> bool:
-        partition, offset = place
-        topic_id, next_offset = self._offsets.get(partition, ("", 0))
-        return topic_id == self._topic_id and next_offset >= offset
-
     def _keep_worker(self, worker: Worker) -> None:
         code = worker.ended()
         if code is not None:
@@ -221,17 +157,8 @@ class Stand:
         if len(self.surprises) > MAX_SURPRISES:
             raise TortureError(f"{name} ended with code {code}, and {MAX_SURPRISES} times before one did\n{self.tails()}")
 
-    def _mark(self) -> None:
-        stage = self.sent_stages
-        if stage and stage not in self._marks:
-            ends: dict[int, int] = {}
-            for producer in self.producers:
-                for number, offset in producer.progress.positions.items():
-                    ends[number] = max(ends.get(number, 0), offset)
-            self._marks[stage] = ends
-
     def _refuse_standstill(self, what: str) -> None:
-        state = (self.sent_stages, dict(self._offsets))
+        state = self.flow.state()
         if state != self._moved[1]:
             self._moved = (time.monotonic(), state)
         elif time.monotonic() - self._moved[0] > STALL_S:
