@@ -210,6 +210,7 @@ async def _metric_parts(live: LiveReads, call: Call, partitions: Partitions) -> 
             "lag": lags[number],
             "state": {**live.describe_file(number), **part["state"]},
             "delays": part["delays"],
+            "upkeep": live.shards.upkeep(number),
         }
         for number, part in found.items()
         if number in totals and number in lags

@@ -25,6 +25,11 @@ LAGS = {
     "lag_seconds": ("seconds", "Age of the last applied record while the shard is behind the log, else 0"),
     "event_time_lag_seconds": ("event_time_seconds", "Age of the latest event by its own time"),
 }
+UPKEEP = {
+    "upkeep_slices": ("slices", "Slices of upkeep since the shard was taken: checkpoints, expiry, compaction"),
+    "upkeep_seconds": ("seconds", "Seconds of upkeep since the shard was taken"),
+    "upkeep_longest_seconds": ("longest_s", "Longest slice of upkeep, for which counting waits"),
+}
 WORKER = {
     "worker_memory_bytes": ("memory_bytes", "Resident memory of the worker"),
     "new_topics": ("new_topics", "Times that a log was found lost or made anew since the worker started"),
@@ -62,6 +67,9 @@ def _shard_families(shards: Mapping[int, Mapping[str, Any]]) -> Iterator[list[st
     yield _family("shard_bytes", "gauge", "Size of a shard's database and of its write-ahead log", sizes)
     tables = [({**label, "table": name}, rows) for label, part in placed for name, rows in part["state"]["rows"].items()]
     yield _family("shard_rows", "gauge", "Rows of a shard's tables", tables)
+    for name, (key, about) in UPKEEP.items():
+        done = [({**label, "kind": kind}, one[key]) for label, part in placed for kind, one in part["upkeep"].items()]
+        yield _family(name, "gauge", about, done)
     days = [(label, part["state"]["days"]["number"]) for label, part in placed]
     yield _family("shard_days", "gauge", "Days that a shard holds", days)
 
