@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -19,7 +18,6 @@ import pyarrow as pa
 
 from streams.columns import Columns
 from streams.events import Decoded
-from streams.lake import LakeSettings, export_mature
 from streams.progress import ApplyStats, Progress
 from streams.readers import ShardReaders
 from streams.store import Applied, CountingRules, Shard, ShardTotals
@@ -44,8 +42,8 @@ def shard_path(data_dir: Path, partition: int) -> Path:
 class HeldShards:
     """Opens, applies to, reads and releases shards on one thread of its own.
 
-    `readers` reads the held shards beside that, `progress` and `stats` tell how applying goes; `places`, where given, tells other
-    workers which shards are here.
+    `readers` reads the held shards beside that, `exports` reads them for the lake, which takes longer; `progress` and `stats`
+    tell how applying goes; `places`, where given, tells other workers which shards are here.
     """
 
     def __init__(
@@ -57,6 +55,7 @@ class HeldShards:
     ) -> None:
         self.data_dir = data_dir
         self.readers = ShardReaders()
+        self.exports = ShardReaders()
         self.progress: dict[int, Progress] = {}
         self.stats = ApplyStats()
         self.new_topics = 0
@@ -101,13 +100,6 @@ class HeldShards:
         """Call `function` with a held shard on the shards' thread; None when it is not held any more."""
         return await self._call(self._with_shard, partition, function)
 
-    async def export_mature(self, settings: LakeSettings) -> None:
-        """Write the mature days of every held shard to the lake, shard by shard."""
-        for partition in self.totals():
-            export = partial(export_mature, partition=partition, lake_dir=self.data_dir / "lake", settings=settings)
-            for day in await self.call(partition, export) or []:
-                log.info("event=day_exported partition=%d day=%s", partition, day)
-
     def upkeep(self, partition: int) -> dict[str, dict[str, float]]:
         """What upkeep has done to a held shard since it was taken, by kind. Safe from any thread."""
         shard = self._shards.get(partition)
@@ -125,6 +117,7 @@ class HeldShards:
         self._thread.submit(self._release, list(self._shards)).result()
         self._thread.shutdown()
         self.readers.close()
+        self.exports.close()
 
     async def _call(self, function: Callable[..., T], *args: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
@@ -154,6 +147,7 @@ class HeldShards:
     def _hold(self, partition: int) -> Shard:
         shard = self._shards[partition] = Shard.open(shard_path(self.data_dir, partition), self._rules)
         self.readers.add(partition, shard)
+        self.exports.add(partition, shard)
         if self._places is not None:
             self._places.write(partition)
         return shard
@@ -178,6 +172,7 @@ class HeldShards:
                 if self._places is not None:
                     self._places.remove(partition)
                 self.readers.remove(partition)
+                self.exports.remove(partition)
                 self.progress.pop(partition, None)
                 shard.close()
                 log.info("event=shard_released partition=%d", partition)
