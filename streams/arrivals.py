@@ -28,7 +28,7 @@ SCHEMAS = {
     "queries": pa.schema(
         [
             ("seq", pa.int64()),
-            ("arrival_us", pa.int64()),
+            ("before_us", pa.int64()),
             ("ts_us", pa.int64()),
             ("event_id", pa.string()),
             ("session_id", pa.string()),
@@ -39,7 +39,7 @@ SCHEMAS = {
     "impressions": pa.schema(
         [
             ("seq", pa.int64()),
-            ("arrival_us", pa.int64()),
+            ("before_us", pa.int64()),
             ("ts_us", pa.int64()),
             ("event_id", pa.string()),
             ("impression_id", pa.string()),
@@ -50,7 +50,7 @@ SCHEMAS = {
     "clicks": pa.schema(
         [
             ("seq", pa.int64()),
-            ("arrival_us", pa.int64()),
+            ("before_us", pa.int64()),
             ("ts_us", pa.int64()),
             ("event_id", pa.string()),
             ("impression_id", pa.string()),
@@ -61,14 +61,14 @@ SCHEMAS = {
     "refused": pa.schema(
         [
             ("seq", pa.int64()),
-            ("arrival_us", pa.int64()),
+            ("before_us", pa.int64()),
             ("reason", pa.string()),
             ("event_id", pa.string()),
             ("known_by", pa.binary()),
         ]
     ),
 }
-"""Rows by outcome. `seq` is the line's number in the log, `arrival_us` the latest event time seen with it; texts are folded."""
+"""Rows by outcome. `seq` is the line's number in the log, `before_us` the latest event time before it; texts are folded."""
 
 TYPES = {"int64": "BIGINT", "string": "VARCHAR", "bool": "BOOLEAN", "binary": "BLOB", "list<item: string>": "VARCHAR[]"}
 TABLES = "\n".join(
@@ -119,12 +119,13 @@ class Arrivals:
         if self._is_future(found.event_id, ts_us, moment_us):
             self._refuse(found, Reason.FUTURE_EVENT)
             return
-        latest = self.latest_us = ts_us if self.latest_us is None or ts_us > self.latest_us else self.latest_us
-        if self.rules.retention_us and ts_us < latest - self.rules.retention_us:
+        before = self.latest_us or 0
+        if self.rules.retention_us and ts_us < before - self.rules.retention_us:
             self._refuse(found, Reason.TOO_OLD)
             return
+        self.latest_us = max(before, ts_us)
         seq, self.lines = self.lines, self.lines + 1
-        row: tuple[Any, ...] = (seq, latest, ts_us, found.event_id)
+        row: tuple[Any, ...] = (seq, before, ts_us, found.event_id)
         if isinstance(found, Query):
             self._rows["queries"].append((*row, found.session_id, fold(found.query), found.source == "user"))
         elif isinstance(found, Impression):

@@ -17,15 +17,15 @@ import duckdb
 
 ARRIVALS = """
 WITH came AS (
-    SELECT event_id, seq, arrival_us, 'click' AS kind, ts_us, impression_id, position, item FROM clicks
-    UNION ALL SELECT event_id, seq, arrival_us, reason, 0, '', 0, NULL FROM refused WHERE event_id IS NOT NULL
-    UNION ALL SELECT event_id, seq, arrival_us, 'taken', ts_us, '', 0, NULL FROM queries
-    UNION ALL SELECT event_id, seq, arrival_us, 'taken', ts_us, '', 0, NULL FROM impressions
+    SELECT event_id, seq, before_us, 'click' AS kind, ts_us, impression_id, position, item FROM clicks
+    UNION ALL SELECT event_id, seq, before_us, reason, 0, '', 0, NULL FROM refused WHERE event_id IS NOT NULL
+    UNION ALL SELECT event_id, seq, before_us, 'taken', ts_us, '', 0, NULL FROM queries
+    UNION ALL SELECT event_id, seq, before_us, 'taken', ts_us, '', 0, NULL FROM impressions
 )
 FROM came SEMI JOIN contested USING (event_id) ORDER BY event_id, seq
 """
 VERSIONS = """
-SELECT impression_id, seq, arrival_us, ts_us, event_id, items FROM versions
+SELECT impression_id, seq, greatest(before_us, ts_us), ts_us, event_id, items FROM versions
 WHERE impression_id IN (SELECT impression_id FROM clicks SEMI JOIN contested USING (event_id))
 ORDER BY seq
 """
@@ -54,7 +54,7 @@ class Line(NamedTuple):
 
     event_id: str
     seq: int
-    arrival_us: int
+    before_us: int
     kind: str
     ts_us: int
     impression_id: str
@@ -126,13 +126,13 @@ def _follow(lines: list[Line], versions: dict[str, list[Version]], waiting: Wait
     """Follow one id to the end of the log."""
     state = _Id()
     for line in lines:
-        now = waiting._replace(latest_us=line.arrival_us)
+        now = waiting._replace(latest_us=line.before_us)
         _stir(state, versions, now, line.seq)
-        if state.holder is not None and state.holder.ts_us >= line.arrival_us - retention_us:
+        if state.holder is not None and state.holder.ts_us >= max(line.before_us, line.ts_us) - retention_us:
             if line.kind == TAKEN:
                 told.later.append(line.seq)
-        elif line.kind == TAKEN or (line.kind == CLICK and verdict(line, versions, now, line.seq) in TAKEN_IN):
-            state.take(line)
+        elif line.kind == TAKEN or (line.kind == CLICK and verdict(line, versions, now, line.seq) in (*TAKEN_IN, ORPHAN)):
+            state.take(line)  # a click that comes too late to wait waits for a moment
         elif line.kind == CLICK:
             state.clicks.append(line)
         else:

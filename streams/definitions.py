@@ -48,15 +48,15 @@ WITH contents AS (
 ),
 bad AS (SELECT event_id FROM refused SEMI JOIN repeated USING (event_id)),
 came AS (
-    SELECT event_id, arrival_us, ts_us FROM queries UNION ALL SELECT event_id, arrival_us, ts_us FROM impressions
-    UNION ALL SELECT event_id, arrival_us, ts_us FROM clicks
-    UNION ALL SELECT event_id, arrival_us, NULL FROM refused WHERE event_id IS NOT NULL
+    SELECT event_id, before_us, ts_us FROM queries UNION ALL SELECT event_id, before_us, ts_us FROM impressions
+    UNION ALL SELECT event_id, before_us, ts_us FROM clicks
+    UNION ALL SELECT event_id, before_us, NULL FROM refused WHERE event_id IS NOT NULL
 )
 SELECT event_id FROM contents
 WHERE number > 1 OR event_id IN (SELECT event_id FROM bad) OR event_id IN (SELECT event_id FROM taken)
 UNION
 SELECT event_id FROM came SEMI JOIN repeated USING (event_id)
-GROUP BY event_id HAVING $retention > 0 AND max(arrival_us) - min(ts_us) > $retention
+GROUP BY event_id HAVING $retention > 0 AND max(greatest(before_us, coalesce(ts_us, 0))) - min(ts_us) > $retention
 """
 BEATEN = """
 CREATE TABLE beaten AS
@@ -73,13 +73,13 @@ TIMELY_BY_OTHER = """
 CREATE TABLE timely_by_other AS
 SELECT DISTINCT c.seq
 FROM clicks c JOIN (FROM versions SEMI JOIN beaten USING (seq)) v USING (impression_id)
-WHERE v.ts_us <= c.ts_us AND (v.seq < c.seq OR v.arrival_us <= c.ts_us + $patience)
+WHERE v.ts_us <= c.ts_us AND (v.seq < c.seq OR v.before_us <= c.ts_us + $patience)
 """
 JUDGED = """
 CREATE TABLE judged AS
 WITH met AS (
     SELECT c.*, s.items, c.ts_us - s.ts_us AS delay_us,
-        coalesce(s.ts_us <= c.ts_us AND (s.seq < c.seq OR s.arrival_us <= c.ts_us + $patience), false)
+        coalesce(s.ts_us <= c.ts_us AND (s.seq < c.seq OR s.before_us <= c.ts_us + $patience), false)
             OR c.seq IN (SELECT seq FROM timely_by_other) AS timely
     FROM clicks c ANTI JOIN contested USING (event_id) LEFT JOIN standing s USING (impression_id)
 )
@@ -147,7 +147,7 @@ SELECT reason, count(*) FROM (
 """
 # A refused line that repeats an earlier one has a row again where the shard has forgotten that one's row by then.
 DOUBTFUL = """
-WITH ages AS (SELECT reason, arrival_us - min(arrival_us) OVER (PARTITION BY reason, known_by) AS age_us FROM refused)
+WITH ages AS (SELECT reason, before_us - min(before_us) OVER (PARTITION BY reason, known_by) AS age_us FROM refused)
 SELECT reason, count(*) FROM ages WHERE age_us > $retention GROUP BY reason
 """
 COUNTED = """
