@@ -6,11 +6,10 @@ reading on from the stored offset counts every event once. The file's lock keeps
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,10 @@ from streams.columns import Columns, columns_of
 from streams.events import Decoded, Reason, Reject
 from streams.intake import Batch
 from streams.rules import CountingRules
+from streams.totals import LAYOUT, TABLES, Applied, ShardTotals, difference, load_totals, move, save_totals
 from streams.upkeep import Account, Tended, Upkeep
 
 __all__ = ["Applied", "CountingRules", "OffsetGap", "Shard", "ShardTotals", "StoreError"]
-
-LAYOUT = 2
-"""Number of the table layout; a file of another one is refused."""
 
 OPTIONS: dict[str, Any] = {
     "threads": 1,
@@ -38,24 +35,8 @@ OPTIONS: dict[str, Any] = {
     "autoinstall_known_extensions": False,
 }
 
-TABLES = """
-CREATE TABLE state (
-    layout INTEGER, hash_probe UBIGINT, topic_id VARCHAR, next_offset BIGINT, latest_us BIGINT,
-    events BIGINT, counted BIGINT, duplicates BIGINT, quarantined VARCHAR
-);
-INSERT INTO state SELECT $layout, hash('queryloop'), NULL, NULL, NULL, 0, 0, 0, '{}';
-"""
-"""`hash_probe` notices a DuckDB with another hash function, on which the `key` columns rest. `quarantined` is JSON by reason."""
-
 HAS_STATE = "SELECT count(*) > 0 FROM duckdb_tables() WHERE table_name = 'state'"
 CHECK = "SELECT layout, hash_probe = hash('queryloop') FROM state"
-LOAD = "SELECT topic_id, next_offset, latest_us, events, counted, duplicates, quarantined FROM state"
-# Not an UPDATE: while a reader needs what an update replaced there is no checkpoint, and this row changes with every batch.
-UNSAVE = "DELETE FROM state"
-SAVE = """
-INSERT INTO state
-SELECT $layout, hash('queryloop'), $topic_id, $next_offset, $latest_us, $events, $counted, $duplicates, $quarantined
-"""
 REHASH = (
     "UPDATE seen SET key = hash(event_id)",
     "UPDATE impressions SET key = hash(impression_id)",
@@ -83,32 +64,6 @@ class OffsetGap(StoreError):
     """Records are missing between what the shard has applied and what it is given."""
 
 
-@dataclass(frozen=True, slots=True)
-class ShardTotals:
-    """A shard's account: events = counted + duplicates + sum of quarantined + pending. `latest_us` is the latest event time."""
-
-    topic_id: str | None = None
-    next_offset: int | None = None
-    latest_us: int | None = None
-    events: int = 0
-    counted: int = 0
-    duplicates: int = 0
-    quarantined: dict[str, int] = field(default_factory=dict)
-    pending: int = 0
-    days_exported: list[date] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Applied:
-    """What one call changed in the totals; numbers are negative where an earlier impression took something back."""
-
-    events: int = 0
-    counted: int = 0
-    duplicates: int = 0
-    quarantined: dict[str, int] = field(default_factory=dict)
-    pending: int = 0
-
-
 class Shard:
     """One partition's state. Not thread-safe: one thread calls it. Make it with `Shard.open`."""
 
@@ -116,7 +71,7 @@ class Shard:
         self._con = con
         self._path = path
         self._rules = rules
-        self._totals = _load_totals(con)
+        self._totals = load_totals(con)
         self._changes: Counter[date] = Counter()
         self._known: keys.KnownKeys | None = None
         self._upkeep = Upkeep(con, path, self._transaction)
@@ -158,7 +113,7 @@ class Shard:
                 raise OffsetGap(f"shard {self._path}: next offset is {expected}, records start at {first_offset}")
             if first_offset < expected:
                 columns = intake.drop_applied(columns, expected)
-        moved = replace(self._totals, topic_id=topic_id, next_offset=next_offset)
+        moved = move(self._totals, topic_id, next_offset)
         pieces = [intake.take_in(columns, moved.latest_us, self._rules, round(now * 1_000_000))]
         while (totals := self._count_pieces(moved, pieces)) is None:
             pass
@@ -171,7 +126,7 @@ class Shard:
             self._expire_pending(attribution.NEVER_US, self._totals.latest_us, change)
             duplicates = self._totals.duplicates + change.duplicates
             totals = self._add(replace(self._totals, duplicates=duplicates), change.quarantined)
-            _save(self._con, totals)
+            save_totals(self._con, totals)
         return self._settle(totals)
 
     def windows(self, as_of: date) -> pa.Table:
@@ -250,7 +205,7 @@ class Shard:
                     totals, conflicts = self._count(totals, piece)
                     if conflicts:
                         raise _CutPiece(number, intake.split(piece, conflicts, before_us))
-                _save(self._con, totals)
+                save_totals(self._con, totals)
         except _CutPiece as cut:
             pieces[cut.number : cut.number + 1] = cut.parts
             return None
@@ -317,15 +272,7 @@ class Shard:
 
     def _settle(self, totals: ShardTotals) -> Applied:
         before, self._totals = self._totals, totals
-        quarantined = Counter(totals.quarantined)
-        quarantined.subtract(before.quarantined)
-        return Applied(
-            totals.events - before.events,
-            totals.counted - before.counted,
-            totals.duplicates - before.duplicates,
-            {reason: number for reason, number in quarantined.items() if number},
-            totals.pending - before.pending,
-        )
+        return difference(before, totals)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -347,7 +294,7 @@ def _prepare(con: duckdb.DuckDBPyConnection, path: Path, read_only: bool) -> Non
         con.execute("BEGIN")
         for owner in (repeats, impressions, clicks, windows, cooccurrence, quarantine, days, compaction):
             con.execute(owner.TABLES)
-        con.execute(TABLES.replace("$layout", str(LAYOUT)))
+        con.execute(TABLES)
         con.execute("COMMIT")
     layout, same_hash = con.execute(CHECK).fetchall()[0]
     if layout != LAYOUT:
@@ -359,26 +306,3 @@ def _prepare(con: duckdb.DuckDBPyConnection, path: Path, read_only: bool) -> Non
         for sql in REHASH:
             con.execute(sql)
         con.execute("COMMIT")
-
-
-def _load_totals(con: duckdb.DuckDBPyConnection) -> ShardTotals:
-    topic_id, next_offset, latest_us, events, counted, duplicates, quarantined = con.execute(LOAD).fetchall()[0]
-    pending, exported = clicks.pending_state(con)[0], days.read_exported(con)
-    return ShardTotals(topic_id, next_offset, latest_us, events, counted, duplicates, json.loads(quarantined), pending, exported)
-
-
-def _save(con: duckdb.DuckDBPyConnection, totals: ShardTotals) -> None:
-    con.execute(UNSAVE)
-    con.execute(
-        SAVE,
-        {
-            "layout": LAYOUT,
-            "topic_id": totals.topic_id,
-            "next_offset": totals.next_offset,
-            "latest_us": totals.latest_us,
-            "events": totals.events,
-            "counted": totals.counted,
-            "duplicates": totals.duplicates,
-            "quarantined": json.dumps(totals.quarantined),
-        },
-    )

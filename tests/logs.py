@@ -50,7 +50,9 @@ def click(event_id: str, ts: float | str, impression_id: str = "i", position: in
     return line("click", event_id, ts, **{"impression_id": impression_id, "position": position, **fields})
 
 
-def feed(shard: Shard, lines: Sequence[bytes], batch: int = 10_000, start: int = 0, now: float = NOW) -> list[Applied]:
+def feed(
+    shard: Shard, lines: Sequence[bytes], batch: int = 10_000, start: int = 0, now: float = NOW, topic_id: str = "t"
+) -> list[Applied]:
     """Apply lines, one record a line, in batches; offsets begin at `start`."""
     applied = []
     for low in range(0, len(lines), batch):
@@ -58,7 +60,7 @@ def feed(shard: Shard, lines: Sequence[bytes], batch: int = 10_000, start: int =
         applied.append(
             shard.apply(
                 decode_records(records, now=now),
-                topic_id="t",
+                topic_id=topic_id,
                 first_offset=records[0][0],
                 next_offset=records[-1][0] + 1,
                 now=now,

@@ -100,7 +100,7 @@ def test_any_prefix_crash_and_replay_gives_the_counts_of_an_undisturbed_run(log:
 def crash(shard: Shard, path: Path, log: list[bytes], first: int, end: int, chance: random.Random) -> Shard:
     """Let a batch fail at one of its steps; then go on with the same shard, or open it anew as after the end of its process."""
     step = chance.choice(
-        ["cooccurrence.count_queries", "days.soil_days", "attribution.attribute", "repeats.find_conflicts", "_save"]
+        ["cooccurrence.count_queries", "days.soil_days", "attribution.attribute", "repeats.find_conflicts", "save_totals"]
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(f"streams.store.{step}", fail)
@@ -137,7 +137,7 @@ def test_a_key_of_a_batch_that_failed_does_not_make_its_events_repeats(tmp_path:
     shard = Shard.open(tmp_path / "shard.duckdb", KEEP_ALL)
     log = [query("e1", START), impression("e2", START), click("e3", START + 1)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("streams.store._save", fail)
+        patch.setattr("streams.store.save_totals", fail)
         with pytest.raises(OSError, match="disk full"):
             feed(shard, log)
     feed(shard, log)

@@ -126,6 +126,9 @@ def test_a_new_topic_id_starts_over_and_repeats_are_known_by_their_ids(shard: Sh
     )
     assert (applied.counted, applied.duplicates) == (1, 3)
     assert shard.position() == ("other", 1)
+    assert shard.totals().earlier_events == 3
+    feed(shard, [query("newer", START)], start=1, topic_id="other")
+    assert (shard.totals().events, shard.totals().earlier_events) == (8, 3)
 
 
 def test_a_failed_batch_leaves_nothing_behind(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
