@@ -118,6 +118,8 @@ def replay_isolated(
     whatever happens. Raises ReplayError, ProcessError, LogFileError, BrokerError.
     """
     began = time.monotonic()
+    with LogFile(path, mapping):
+        pass  # a log or a mapping that cannot be used is said before anything starts
     with _terminable(), tempfile.TemporaryDirectory(prefix="queryloop-replay-") as folder:
         data_dir = Path(folder)
         with EmbeddedBroker() if broker == "embedded" else KafkaBroker(data_dir) as running:

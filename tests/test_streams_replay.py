@@ -15,10 +15,13 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 import streams.replay
 from streams.brokers import Broker
+from streams.formats.mapping import Mapping, read_mapping
 from streams.kafka_jars import missing_tool
 from streams.logfiles import LogFileError, read_log, session_of, time_of
 from streams.processes import Child
@@ -165,6 +168,82 @@ def test_the_real_logs_equal_the_recount(kind: str, tmp_path: Path, real_lines: 
     summary = replay_isolated(write_log(tmp_path / "log.jsonl.gz", lines), as_of, tmp_path / "out", kind)  # type: ignore[arg-type]
     assert_results(tmp_path / "out", expected, as_of)
     assert summary["counted"] == expected.counted
+
+
+MAPPING = """
+[time]
+column = "ts"
+[fields]
+session_id = "session_id"
+query = "query"
+[query]
+when = { column = "type", is = ["query"] }
+event_id = "event_id"
+[impression]
+when = { column = "type", is = ["impression"] }
+event_id = "event_id"
+impression_id = "impression_id"
+items = { column = "items", json = true }
+[click]
+when = { column = "type", is = ["click"] }
+event_id = "event_id"
+impression_id = "impression_id"
+position = "position"
+"""
+
+
+def write_formats(folder: Path, lines: list[bytes]) -> dict[Path, Mapping | None]:
+    """The same events in every format, each with its mapping."""
+    content = b"\n".join(lines)
+    (folder / "log.jsonl").write_bytes(content)
+    (folder / "log.jsonl.gz").write_bytes(gzip.compress(content))
+    (folder / "log.jsonl.zst").write_bytes(pa.compress(content, codec="zstd", asbytes=True))
+    events = [json.loads(line) for line in lines]
+    names = list(dict.fromkeys(name for event in events for name in event))
+    columns = {name: pa.array([event.get(name) for event in events]) for name in names}
+    parquet.write_table(pa.table(columns), folder / "log.parquet")
+    with (folder / "log.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        for event in events:
+            ts = datetime.fromtimestamp(event["ts"], UTC).isoformat()
+            writer.writerow(event | {"ts": ts} | ({"items": json.dumps(event["items"])} if "items" in event else {}))
+    (folder / "map.toml").write_text(MAPPING)
+    mapping = read_mapping(folder / "map.toml")
+    return {path: mapping if path.suffix == ".csv" else None for path in sorted(folder.glob("log.*"))}
+
+
+def read_results(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*.csv")}
+
+
+def test_the_same_events_in_any_format_give_the_same_tables(tmp_path: Path) -> None:
+    lines = make_log(5, 300)[:-2]
+    as_of = [day(START + 12 * 86_400)]
+    rules, results = CountingRules(retention_days=0), []
+    for path, mapping in write_formats(tmp_path, lines).items():
+        folder = tmp_path / f"counted-{path.name}"
+        shard = Shard.open(shard_path(folder, 0), rules)
+        feed(shard, list(read_log(path, mapping)))
+        shard.close()
+        write_results(folder, 1, rules, as_of, folder / "out", NOW)
+        results.append(read_results(folder / "out"))
+    assert len(results) == 5
+    assert len(results[0]["windows.csv"]) > 1000
+    assert all(one == results[0] for one in results)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["embedded", "kafka"])
+def test_the_same_events_in_any_format_are_replayed_to_the_same_tables(kind: str, tmp_path: Path) -> None:
+    require(kind)
+    lines = make_log(6, 2000)[:-2]
+    as_of = [day(START + number * 86_400) for number in (10, 21)]
+    for path, mapping in write_formats(tmp_path, lines).items():
+        summary = replay_isolated(path, as_of, tmp_path / path.suffix, kind, mapping=mapping)  # type: ignore[arg-type]
+        assert summary["lines"] == len(lines)
+        assert read_results(tmp_path / path.suffix) == read_results(tmp_path / ".csv"), path
+    assert len(list(tmp_path.glob(".*"))) == 5
 
 
 def test_one_day_writes_its_tables_beside_the_summary(tmp_path: Path) -> None:
