@@ -37,7 +37,7 @@ class Run:
     @property
     def size(self) -> int:
         """Bytes of all values."""
-        return sum(len(value) for _, value in self.records if value is not None)
+        return sum(map(len, filter(None, map(itemgetter(1), self.records))))
 
     def stamped(self, generation: int) -> Run:
         """The same run as fetched after the `generation`th seek."""
