@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from operator import itemgetter
 
 from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
 from aiokafka.errors import CorruptRecordException
