@@ -62,12 +62,13 @@ class Source:
         return self._text
 
     def lines(self) -> Iterator[bytes]:
-        """Yield the lines without their line breaks, blank ones left out; `line` counts all of them. Raises LogFileError."""
+        """Yield the lines without their line breaks, no blank ones; `line` counts those of whole blocks. Raises LogFileError."""
         with self.reporting():
-            for line in _split_lines(self.stream()):
-                self.line += 1
-                if stripped := line.rstrip(b"\r"):
-                    yield stripped
+            for lines in _split_blocks(self.stream()):
+                for line in lines:
+                    if stripped := line.rstrip(b"\r"):
+                        yield stripped
+                self.line += len(lines)
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
@@ -119,19 +120,20 @@ class _Arrow(io.RawIOBase):
         return int(self._stream.readinto(buffer))  # type: ignore[attr-defined]  # pyarrow has no types
 
 
-def _split_lines(stream: IO[bytes]) -> Iterator[bytes]:
-    """Yield what stands between line feeds; of a line over MAX_LINE_BYTES its beginning."""
+def _split_blocks(stream: IO[bytes]) -> Iterator[list[bytes]]:
+    """Yield what stands between line feeds, block by block; of a line over MAX_LINE_BYTES its beginning."""
     rest, cut = b"", False
     while block := stream.read(BLOCK_BYTES):
         if cut:  # the rest of a line whose beginning is kept
             _, found, block = block.partition(b"\n")
             if not found:
                 continue
-            yield rest
+            yield [rest]
             rest, cut = b"", False
-        *whole, rest = (rest + block).split(b"\n")
-        yield from whole
+        lines = (rest + block).split(b"\n")
+        rest = lines.pop()
+        yield lines
         if len(rest) > MAX_LINE_BYTES:
             rest, cut = rest[:MAX_LINE_BYTES], True
     if rest:
-        yield rest
+        yield [rest]
