@@ -19,9 +19,6 @@ TABLES = "CREATE TABLE compacted (relation VARCHAR, day DATE, rows BIGINT);"
 SLICE_ROWS = 100_000
 """Rows that one transaction replaces by their sums: 0.1 to 0.2 s on one core."""
 
-LEAST_ROWS = 100_000
-"""Rows that a day must gain before it is compacted (again), and at least as many as it was left with the last time."""
-
 SAMPLE_ROWS = 2_000
 
 
@@ -79,10 +76,13 @@ def count_rows(con: duckdb.DuckDBPyConnection, deltas: Deltas) -> int:
     return int(con.execute(f"SELECT count(*) FROM {deltas.table}").fetchall()[0][0])
 
 
-def find_grown_days(con: duckdb.DuckDBPyConnection, deltas: Deltas) -> list[tuple[date, int]]:
-    """Return the days worth compacting and their rows, the one that gained most first."""
+def find_grown_days(con: duckdb.DuckDBPyConnection, deltas: Deltas, least: int) -> list[tuple[date, int]]:
+    """Return the days worth compacting and their rows, the one that gained most first.
+
+    A day is worth it when it gained `least` rows, and as many as it was left with the last time.
+    """
     sql = GROWN.format(table=deltas.table)
-    return con.execute(sql, {"relation": deltas.table, "least": LEAST_ROWS}).fetchall()
+    return con.execute(sql, {"relation": deltas.table, "least": least}).fetchall()
 
 
 def slice_day(con: duckdb.DuckDBPyConnection, deltas: Deltas, day: date, rows: int) -> list[Slice]:

@@ -18,12 +18,14 @@ class CountingRules:
     """How one shard counts; all times in event time.
 
     `retention_days` 0 keeps everything: nothing is too old and no click stops waiting before `Shard.finish` (an isolated log).
+    No count depends on `compact_rows`, the rows that a day gains before it is compacted.
     """
 
     retention_days: int = 30
     attribution_window_us: int = 24 * HOUR_US
     session_gap_us: int = HOUR_US // 2
     future_tolerance_us: int = 24 * HOUR_US
+    compact_rows: int = 100_000
 
     @property
     def retention_us(self) -> int:

@@ -27,9 +27,10 @@ log = logging.getLogger(__name__)
 WAL_BYTES = 32 * 2**20
 """Write-ahead log at which a checkpoint is due: about 70,000 events, 0.2 s to write, 0.2 s to replay after a kill."""
 
-LOOK_ROWS = 200_000
+LOOK_DAYS = 2
 LOOK_SHARE = 16
-"""A table's days are looked at again when it gained this many rows and this share of what it has: looking reads a column."""
+"""A table's days are looked at again when it gained the rows of so many days' compaction and this share of what it has: looking
+reads a column."""
 
 Kind = Literal["checkpoint", "expiry", "look", "compaction"]
 
@@ -157,8 +158,8 @@ class Upkeep:
             yield from self._expire(days.find_cut(self._con, latest_us, rules))
         for deltas in compaction.DELTAS:
             rows = compaction.count_rows(self._con, deltas)
-            if rows - self._rows.get(deltas.table, 0) >= max(LOOK_ROWS, rows // LOOK_SHARE):
-                grown = compaction.find_grown_days(self._con, deltas)
+            if rows - self._rows.get(deltas.table, 0) >= max(LOOK_DAYS * rules.compact_rows, rows // LOOK_SHARE):
+                grown = compaction.find_grown_days(self._con, deltas, rules.compact_rows)
                 yield Tended("look", table=deltas.table)
                 for day, held in grown:
                     yield from self._compact(deltas, day, held)
@@ -175,6 +176,8 @@ class Upkeep:
         self._expired_us = cut_us
 
     def _compact(self, deltas: Deltas, day: date, held: int) -> Iterator[Tended]:
+        names = self._shard, deltas.table, day
+        log.info("event=compaction_began shard=%s table=%s day=%s rows=%d", *names, held)
         read = left = 0
         for piece in compaction.slice_day(self._con, deltas, day, held):
             with self._transaction():
@@ -182,5 +185,4 @@ class Upkeep:
                 read, left = read + before, left + after
                 compaction.remember_compacted(self._con, deltas, day, left)
             yield Tended("compaction", table=deltas.table, day=day, rows_before=before, rows_after=after)
-        names = self._shard, deltas.table, day
         log.info("event=day_compacted shard=%s table=%s day=%s rows_before=%d rows_after=%d", *names, read, left)

@@ -93,16 +93,13 @@ def test_a_large_day_is_cut_into_slices_that_hold_about_as_much_and_miss_nothing
     assert max(sizes) < 1_500
 
 
-def test_a_day_is_due_when_it_gained_as_much_as_it_was_left_with(
-    con: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(compaction, "LEAST_ROWS", 10)
+def test_a_day_is_due_when_it_gained_as_much_as_it_was_left_with(con: duckdb.DuckDBPyConnection) -> None:
     insert(con, [(DAY, "q", str(number), 0, 1, 0) for number in range(9)])
-    assert compaction.find_grown_days(con, WINDOWS) == []
+    assert compaction.find_grown_days(con, WINDOWS, 10) == []
     insert(con, [(NEXT, "q", str(number), 0, 1, 0) for number in range(30)])
     insert(con, [(DAY, "q", "more", 0, 1, 0)])
-    assert compaction.find_grown_days(con, WINDOWS) == [(NEXT, 30), (DAY, 10)]
+    assert compaction.find_grown_days(con, WINDOWS, 10) == [(NEXT, 30), (DAY, 10)]
     compaction.remember_compacted(con, WINDOWS, NEXT, 16)
-    assert compaction.find_grown_days(con, WINDOWS) == [(DAY, 10)]
+    assert compaction.find_grown_days(con, WINDOWS, 10) == [(DAY, 10)]
     insert(con, [(NEXT, "q", "x", 0, 1, 0)] * 2)
-    assert compaction.find_grown_days(con, WINDOWS) == [(NEXT, 32), (DAY, 10)]
+    assert compaction.find_grown_days(con, WINDOWS, 10) == [(NEXT, 32), (DAY, 10)]

@@ -21,8 +21,8 @@ from streams.store import CountingRules, Shard
 from tests.logs import HOUR, START, click, day, difficult_logs, feed, impression, query, rows
 
 DAY_S = 86_400
-KEEP_ALL = CountingRules(retention_days=0)
-TWO_DAYS = CountingRules(retention_days=2)
+KEEP_ALL = CountingRules(retention_days=0, compact_rows=1)
+TWO_DAYS = CountingRules(retention_days=2, compact_rows=1)
 DAYS = [day(START + number * DAY_S) for number in range(1, 40)]
 
 
@@ -41,8 +41,6 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make_eager(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(compaction, "SLICE_ROWS", 3)
-    patch.setattr(compaction, "LEAST_ROWS", 1)
-    patch.setattr(upkeep, "LOOK_ROWS", 1)
     patch.setattr(upkeep, "WAL_BYTES", 20_000)
 
 
@@ -161,7 +159,7 @@ def test_a_checkpoint_that_a_reader_holds_up_is_tried_again(shard: Shard, monkey
 
 
 def test_expiry_goes_a_table_and_a_day_at_a_time_and_keeps_what_counting_needs(tmp_path: Path) -> None:
-    shard = Shard.open(tmp_path / "shard.duckdb", TWO_DAYS)
+    shard = Shard.open(tmp_path / "shard.duckdb", replace(TWO_DAYS, compact_rows=100_000))
     log = busy_log(6, 10)
     feed(shard, log)
     export_all(shard)
