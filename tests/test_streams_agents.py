@@ -1,16 +1,22 @@
-"""Quarantine rows go to their topic at least once: they wait in the shard for as long as nothing can take them."""
+"""The agent ends with its first error; quarantine rows and group offsets go to Kafka whenever it can take them."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
 from aiokafka.errors import KafkaConnectionError
 from faust.exceptions import NotReady, ProducerSendError
+from faust.types import TP
 
+from streams import agents
 from streams.agents import publish_quarantine
+from streams.columns import Columns
+from streams.fetches import Run
+from streams.store import ShardTotals
+from streams.worker import StreamsSettings
 
 ROW = {
     "id": 7,
@@ -69,3 +75,88 @@ def test_rows_wait_while_nothing_can_take_them_and_go_out_once_something_can(err
         asyncio.run(publish_quarantine(topic, 0, shard))  # type: ignore[arg-type]
     assert shard.published == [7]
     assert len(topic.taken) == 1
+
+
+class CrashingApp:
+    """The part of a Faust app that the counting agent needs."""
+
+    def __init__(self) -> None:
+        self.crashed: list[BaseException] = []
+        self.agents: dict[str, Callable[[Any], Awaitable[None]]] = {}
+
+    def topic(self, name: str, **_: object) -> str:
+        return name
+
+    def agent(self, topic: str, name: str) -> Callable[[Callable[[Any], Awaitable[None]]], None]:
+        return lambda function: self.agents.update({name: function})
+
+    async def crash(self, error: BaseException) -> None:
+        self.crashed.append(error)
+
+
+class FailingShards:
+    """Shards on a full disk."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    async def apply(self, runs: Sequence[Run], columns: Sequence[Columns]) -> None:
+        self.asked.append(runs[0].first_offset)
+        raise OSError("disk full")
+
+
+class Stream:
+    """A Faust stream of two runs; the second comes once the first has failed."""
+
+    def __init__(self, app: CrashingApp) -> None:
+        self.app = app
+
+    async def noack(self) -> AsyncIterator[Run]:
+        yield Run(0, [(0, b"{}")], 0, 1)
+        while not self.app.crashed:
+            await asyncio.sleep(0.001)
+        yield Run(0, [(1, b"{}")], 1, 2)
+
+
+def test_an_apply_error_crashes_the_app_and_nothing_after_it_is_applied() -> None:
+    async def story() -> None:
+        app, shards = CrashingApp(), FailingShards()
+        agents._count_events(app, StreamsSettings(), shards)  # type: ignore[arg-type]
+        await asyncio.wait_for(app.agents["count"](Stream(app)), 20)
+        assert [str(error) for error in app.crashed] == ["disk full"]
+        assert shards.asked == [0]
+
+    asyncio.run(story())
+
+
+class Offsets:
+    """An app that takes offsets for the group, or fails as a broker does; shards that hold two partitions."""
+
+    def __init__(self) -> None:
+        self.told: list[dict[TP, int]] = []
+        self.error: KafkaConnectionError | None = None
+        self.next_offset = 5
+
+    async def record_offsets(self, offsets: dict[TP, int]) -> None:
+        if self.error is not None:
+            raise self.error
+        self.told.append(offsets)
+
+    def totals(self) -> dict[int, ShardTotals]:
+        return {0: ShardTotals(next_offset=self.next_offset), 1: ShardTotals()}
+
+
+def test_offsets_are_recorded_where_they_moved_and_a_failure_is_tried_again() -> None:
+    both, recorded = Offsets(), dict[TP, int]()
+
+    def record() -> None:
+        asyncio.run(agents.record_offsets(both, "events", both, recorded))  # type: ignore[arg-type]
+
+    both.error = KafkaConnectionError("gone")
+    record()
+    both.error = None
+    record()
+    record()
+    both.next_offset = 9
+    record()
+    assert both.told == [{TP("events", 0): 5}, {TP("events", 0): 9}]
