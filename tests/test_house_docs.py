@@ -9,6 +9,7 @@ import shlex
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from streams.events import Reason, Reject
 from streams.metrics import render_metrics
 from streams.settings import load_settings
 from streams.topics import KafkaSettings, create_topics, end_offsets
+from tests.lake_days import write_impressions
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -118,6 +120,8 @@ def test_a_python_example_runs(
 ) -> None:
     monkeypatch.setenv("QUERYLOOP_KAFKA_BOOTSTRAP", example_broker.bootstrap)
     monkeypatch.chdir(tmp_path)
+    if "data/lake" in block.text:
+        write_impressions(tmp_path / "data" / "lake", date(2026, 3, 1), [{"query": "owl"}])
     before = sum(end_offsets(example_broker.bootstrap, "events").values())
     exec(compile(block.text, str(block), "exec"), {"__name__": "example"})  # noqa: S102 - our own documentation
     if "Emitter(" in block.text:
