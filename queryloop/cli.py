@@ -82,7 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     first = (_add_up, _add_demo, _add_replay, _add_broker, _add_run, _add_releases)
-    for add in (*first, _add_status, _add_config, _add_reads, _add_verify, _add_torture):
+    for add in (*first, _add_status, _add_config, _add_reads, _add_verify, _add_torture, _add_quarantine):
         add(commands)
     return parser
 
@@ -184,6 +184,27 @@ def _add_torture(commands: Any) -> None:
     _add_json(parser)
 
 
+def _add_quarantine(commands: Any) -> None:
+    about = "list, show and repair the events that could not be counted"
+    example = """queryloop quarantine list --reason invalid
+         queryloop quarantine show 2:17 --raw > fix.jsonl    # edit it, then
+         queryloop quarantine replay --file fix.jsonl"""
+    parser = _add(commands, "quarantine", about, example, quarantine)
+    steps = parser.add_subparsers(title="steps", dest="step", required=True, metavar="STEP")
+    rows = steps.add_parser("list", help="how many rows by reason, and the newest of them")
+    rows.add_argument("--reason", type=_reason, help="only rows of this reason")
+    rows.add_argument("--limit", type=_whole, default=20, metavar="N", help="rows to print, at most 500 (default: 20)")
+    row = steps.add_parser("show", help="one row with its original bytes, escaped")
+    row.add_argument("id", metavar="PARTITION:ID", help="as `list` names it")
+    row.add_argument("--raw", action="store_true", help="only the original bytes, as they came")
+    again = steps.add_parser("replay", help="send rows, or fixed lines, again and say what became of each")
+    again.add_argument("ids", nargs="*", metavar="PARTITION:ID", help="rows to send again as they came")
+    again.add_argument("--reason", type=_reason, help="every row of this reason, as it came")
+    again.add_argument("--file", type=Path, metavar="FILE", help="fixed events, one a line, under their own event_id")
+    for step in (rows, row, again):
+        _add_json(step)
+
+
 def _add_config(commands: Any) -> None:
     parser = _add(commands, "config", "print the effective settings, secrets masked", "queryloop config --json", config)
     _add_json(parser)
@@ -216,6 +237,14 @@ def _day(text: str) -> date:
         return date.fromisoformat(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no day: write YYYY-MM-DD") from None
+
+
+def _reason(text: str) -> str:
+    from streams.events import Reason
+
+    if text not in list(Reason):
+        raise argparse.ArgumentTypeError(f"{text!r} is no reason: {', '.join(Reason)}")
+    return Reason(text)
 
 
 def _whole(text: str) -> int:
@@ -325,6 +354,13 @@ def torture(options: argparse.Namespace) -> int:
 
     names = Options.__dataclass_fields__
     return main(Options(**{name: getattr(options, name) for name in names}), as_json=options.json)
+
+
+def quarantine(options: argparse.Namespace) -> int:
+    """`queryloop quarantine`."""
+    from queryloop.quarantine import run as run_quarantine
+
+    return run_quarantine(options, read_settings(options))
 
 
 def config(options: argparse.Namespace) -> int:

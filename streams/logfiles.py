@@ -81,7 +81,7 @@ def session_of(line: bytes) -> str:
     """The line's session, "" where it has none: such a line is no event, and for the agents to judge."""
     try:
         return _session_decoder.decode(line).session_id
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return ""
 
 
@@ -90,7 +90,7 @@ def time_of(line: bytes) -> int | None:
     try:
         ts = _time_decoder.decode(line).ts
         return None if ts is None else to_micros(ts)
-    except (msgspec.MsgspecError, UnicodeDecodeError, TypeError, ValueError, OverflowError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError, ValueError, OverflowError):
         return None
 
 

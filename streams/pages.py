@@ -21,8 +21,10 @@ from streams.metrics import render_metrics
 from streams.peers import PeerError
 from streams.readers import ReadersBusy
 from streams.reads import TooManyRows
+from streams.repairs import RepairError, dump_rows, dump_standing, read_rows_call, read_standing_call
 
 if TYPE_CHECKING:
+    from streams.store import Shard
     from streams.transport import WorkerApp
     from streams.worker import WorkerSettings
 
@@ -46,14 +48,25 @@ def add_pages(app: WorkerApp, worker: WorkerSettings, live: LiveReads) -> None:
         return page.text(render_metrics(parts, [] if held is not None else found.missing))
 
     async def counts(page: Any, request: Any, partition: str) -> Any:
-        return await _send_counts(live, request, partition)
+        return await _send_whole(live, request, partition, dump_counts, "application/vnd.apache.arrow.stream")
+
+    async def quarantine(page: Any, request: Any, partition: str) -> Any:
+        call = read_rows_call(request.query)
+        return await _send_whole(live, request, partition, lambda shard: dump_rows(shard, call), "application/json")
+
+    async def standing(page: Any, request: Any, partition: str) -> Any:
+        call = read_standing_call(request.query)
+        return await _send_whole(live, request, partition, lambda shard: dump_standing(shard, call), "application/json")
 
     async def healthz(page: Any, request: Any) -> Any:
         return page.text("crashed" if app.crashed else "ok", status=503 if app.crashed else 200)
 
     app.page("/healthz")(healthz)
-    for path, view in (("/status", status), ("/metrics", metrics), ("/v1/shards/{partition}/counts", counts)):
+    for path, view in (("/status", status), ("/metrics", metrics)):
         app.page(path, name=path)(_guarded(worker, view))
+    for name, whole in (("counts", counts), ("quarantine", quarantine), ("standing", standing)):
+        path = f"/v1/shards/{{partition}}/{name}"
+        app.page(path, name=path)(_guarded(worker, whole))
     for read in READS:
         app.page(read.path, name=read.path)(_guarded(worker, _view_of(live, read)))
 
@@ -81,7 +94,7 @@ def _guarded(worker: WorkerSettings, view: View) -> View:
             return _json({"error": "set the header Authorization: Bearer KEY"}, 401)
         try:
             return await view(page, request, **path)
-        except (CallError, TooManyRows, PeerError) as error:
+        except (CallError, RepairError, TooManyRows, PeerError) as error:
             return _json({"error": str(error)}, 400)
         except PartitionsMissing as error:
             about = f"{error}; ask again, or with partial=true for the others"
@@ -97,18 +110,20 @@ def _json(value: Any, status: int = 200) -> web.Response:
     return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json", headers=headers)
 
 
-async def _send_counts(live: LiveReads, request: Any, partition: str) -> web.StreamResponse:
-    """Send a shard's counts (Arrow IPC); 307 to the worker that holds it where another does, 404 where none is known to."""
+async def _send_whole(
+    live: LiveReads, request: Any, partition: str, dump: Callable[[Shard], bytes], content_type: str
+) -> web.StreamResponse:
+    """Send what one shard dumps; 307 to the worker that holds it where another does, 404 where none is known to."""
     if not partition.isdecimal() or int(partition) not in live.all:
         raise CallError(f"partition: a number from 0 to {len(live.all) - 1}")
-    body = await live.shards.readers.read_whole(int(partition), dump_counts)
+    body = await live.shards.readers.read_whole(int(partition), dump)
     if body is None:
         places = live.peers.places.others([int(partition)])
-        url = next((f"{place.url}/v1/shards/{int(partition)}/counts" for place in places), None)
+        url = next((f"{place.url}{request.path_qs}" for place in places), None)
         if url is None or request.query.get("local") == "true":
             return _json({"error": f"no worker holds partition {int(partition)}"}, 404)
-        raise web.HTTPTemporaryRedirect(url + "?local=true")
-    answer = web.StreamResponse(headers={"Content-Type": "application/vnd.apache.arrow.stream"})
+        raise web.HTTPTemporaryRedirect(f"{url}{'&' if request.query_string else '?'}local=true")
+    answer = web.StreamResponse(headers={"Content-Type": content_type})
     answer.content_length = len(body)
     await answer.prepare(request)
     for start in range(0, len(body), CHUNK_BYTES):

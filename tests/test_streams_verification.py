@@ -106,7 +106,8 @@ def test_the_recount_equals_plain_python(log: list[bytes]) -> None:
     expected = recount(log)
     with duckdb.connect(":memory:") as con:
         account, windows, pairs = settle(con, log)
-    as_of, cells = TODAY + timedelta(days=14), defaultdict(lambda: [0, 0])
+    as_of = TODAY + timedelta(days=14)
+    cells: dict[tuple[Any, ...], list[int]] = defaultdict(lambda: [0, 0])
     for one, *cell, shown, clicked in windows:
         if one < as_of:
             cells[tuple(cell)] = [total + number for total, number in zip(cells[tuple(cell)], (shown, clicked), strict=True)]
