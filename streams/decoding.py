@@ -35,6 +35,7 @@ from streams.events import (
     normalise,
     to_micros,
 )
+from streams.normalising import normalise_column
 
 CHUNK_BYTES = 65_536
 """Lines that are decoded in one call; few enough that they stay in the processor's cache until they are columns."""
@@ -293,7 +294,8 @@ def _micros(ts: list[float | datetime]) -> tuple[npt.NDArray[np.int64], Flags]:
 
 def _texts(texts: list[str], limit: int) -> tuple[pa.Array, pa.Array, Flags]:
     """Return texts, their normal forms, and which may be too long or only white space."""
-    column, norms = pa.array(texts, pa.string()), pa.array(list(map(normalise, texts)), pa.string())
+    column = pa.array(texts, pa.string())
+    norms = normalise_column(column)
     lengths, left = pc.binary_length(column).to_numpy(), pc.binary_length(norms).to_numpy()
     return column, norms, (lengths > limit) | (left == 0)
 

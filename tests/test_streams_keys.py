@@ -8,7 +8,7 @@ import duckdb
 import hypothesis.strategies as st
 import numpy as np
 import pyarrow as pa
-from hypothesis import given
+from hypothesis import given, settings
 
 from streams.keys import KeySet, hash_texts, load_keys
 from streams.store import CountingRules, Shard
@@ -17,6 +17,7 @@ from tests.logs import START, click, feed, impression, query
 KEYS = st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 20) | st.just(2**64 - 1), max_size=40)
 
 
+@settings(deadline=None)
 @given(st.lists(KEYS, max_size=12), KEYS)
 def test_a_set_holds_what_was_added_and_nothing_else(added: list[list[int]], asked: list[int]) -> None:
     keys = KeySet()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hypothesis.strategies as st
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 
 from streams.ranges import group_times
 from streams.rules import DAY_US, HOUR_US
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 20 * 24).map(lambda hours: hours * HOUR_US), max_size=30))
 def test_every_time_is_in_one_group_and_the_recent_ones_are_by_themselves(times: list[int]) -> None:
     ts_us = np.array(times, np.int64)
