@@ -38,7 +38,7 @@ def print_report(report: dict[str, Any], goals: Sequence[Goal]) -> None:
 
 
 def _throughput(section: dict[str, Any]) -> Table:
-    table = Table(title="Throughput, one process: steady rate from the first batch to the last, median (lowest-highest)")
+    table = Table(title="Throughput, one process: first batch to last, median (lowest-highest); by thread: by CPU of the busiest")
     for name in (
         "events a record",
         "contestant",
@@ -57,6 +57,7 @@ def _throughput(section: dict[str, Any]) -> Table:
                 CONTESTANTS[key],
                 f"{rate['median']:,.0f} ({rate['low']:,.0f}-{rate['high']:,.0f})",
                 f"{account['ours_is']['median']:.2f} x" if key != OURS else "",
+                f"{account['ours_is_by_thread']:.2f} x" if key != OURS else "",
                 _cpu(account),
                 f"{account['broker_cpu_us_an_event']:.1f}",
                 f"{account['whole_s']:.1f}",

@@ -62,4 +62,4 @@ def _timed(site: Site, program: str, arguments: list[str]) -> Rate:
     account = run_peer(site, program, arguments)
     after = read_usage(site.pid)
     broker = after.cpu_s - before.cpu_s
-    return Rate(account["events"], account["seconds"], after.at_s - before.at_s, account["cpu_s"], broker)
+    return Rate(account["events"], account["seconds"], after.at_s - before.at_s, account["cpu_s"], broker, (account["thread_s"],))

@@ -39,7 +39,7 @@ class Costs:
         """Take them from a report of `benchmarks.ingest`; raises KeyError naming a section that was not measured."""
         ours, state = report["throughput"]["100"]["ours"], report["state"]
         return cls(
-            measured=f"{report['measured'][:10]}, {report['machine'].split(', load')[0]}",
+            measured=f"{report['measured'][:10]}, {report['machine']}",
             worker_per_s=ours["per_s"]["median"],
             state_ratio=min(1.0, state["full_to_empty"]["median"]),
             state_events_a_shard=state["state_events"] / report["partitions"],

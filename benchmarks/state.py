@@ -1,6 +1,6 @@
 """Section `state`: throughput on shards that hold 14 days of events against empty ones.
 
-The state is built as a worker builds it, by `Shard.apply` and the lake's export, only in larger batches and without Kafka:
+The state is built as a worker builds it, by `Shard.apply`, upkeep and the lake's export, in larger batches and without Kafka:
 python -m benchmarks.state --folder DATA --partition N --partitions P --events E builds one shard.
 """
 
@@ -23,7 +23,7 @@ from benchmarks.ours import Rate, Site, Topic, measure_worker
 from benchmarks.throughput import ratios
 from benchmarks.traffic import DAY_S, START, Mix, Traffic
 from benchmarks.usage import CORES
-from streams.decoder import decode_records
+from streams.decoding import decode_columns
 from streams.lake import Lake, LakeSettings, export_mature
 from streams.processes import Child, ProcessError
 from streams.shards import shard_path
@@ -43,10 +43,13 @@ def build_shard(folder: Path, partition: int, partitions: int, events: int) -> i
     traffic = Traffic(seed=100 + partition, mix=Mix(events_per_day=share / DAYS))
     shard = Shard.open(shard_path(folder, partition), CountingRules())
     for offset, batch in enumerate(_batches(traffic.lines(share))):
-        decoded = decode_records([(offset, b"\n".join(batch))])
-        shard.apply(decoded, topic_id="built", first_offset=offset, next_offset=offset + 1, now=time.time())
+        columns = decode_columns([(offset, b"\n".join(batch))])
+        shard.apply(columns, topic_id="built", first_offset=offset, next_offset=offset + 1, now=time.time())
+        shard.tend()
         if offset % EXPORT_EVERY == 0:
             export_mature(shard, partition=partition, lake=Lake.local(folder / "lake"), settings=LakeSettings())
+    while shard.tend():
+        continue
     held = shard.totals().events
     shard.close()
     return held

@@ -76,7 +76,12 @@ def report_throughput(contests: list[Contest]) -> dict[str, Any]:
     """The section as JSON: by events a record and contestant."""
     return {
         str(contest.topic.lines): {
-            name: {"ours_is": contest.ratio(name).__dict__, **_account(rates)} for name, rates in contest.rates.items()
+            name: {
+                "ours_is": contest.ratio(name).__dict__,
+                "ours_is_by_thread": busiest_us(rates) / busiest_us(contest.rates[OURS]),
+                **_account(rates),
+            }
+            for name, rates in contest.rates.items()
         }
         for contest in contests
     }
@@ -91,6 +96,11 @@ def _account(rates: list[Rate]) -> dict[str, Any]:
         "threads_us_an_event": [_us(median(values), rates[0]) for values in _threads(rates)],
         "broker_cpu_us_an_event": median(rate.broker_cpu_s / rate.events * 1e6 for rate in rates),
     }
+
+
+def busiest_us(rates: list[Rate]) -> float:
+    """CPU microseconds an event of the busiest thread, the bound of the rate where every thread has a core."""
+    return median(_us(rate.threads_s[0], rate) for rate in rates)
 
 
 def _threads(rates: list[Rate]) -> list[tuple[float, ...]]:
