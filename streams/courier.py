@@ -73,7 +73,16 @@ class Courier:
         self._shelf = Shelf(outbox, self.tally, changed, pace.max_bytes, pace.drop_oldest, drop)
         self._batcher = Batcher(pace.batch_events)
         self._delivery = Delivery(
-            bootstrap, topic, pace.timeout_s, self._settle, changed, clock, connect, wire=wire, patient=self._stored
+            bootstrap,
+            topic,
+            pace.timeout_s,
+            self._settle,
+            changed,
+            clock,
+            connect,
+            wire=wire,
+            patient=self._stored,
+            opened=self._follow_topic,
         )
         self._flushes: list[Mark] = []
         self._tended = clock()

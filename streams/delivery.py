@@ -52,7 +52,7 @@ class Delivery:
 
     `settled(record, offset, reason)` is called once for each record, with the lock held: offset is None when it failed, and then
     reason says why. `changed` is the caller's lock, notified when there is something for `turn` to do. With `patient` a record
-    is not given up for its age: the caller has it on disk.
+    is not given up for its age: the caller has it on disk. `opened` is called when there is a new producer, before it is used.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class Delivery:
         *,
         wire: Wire = DEFAULT_WIRE,
         patient: bool = False,
+        opened: Callable[[], object] = lambda: None,
     ) -> None:
         self.partitions = 0
         self._bootstrap = bootstrap
@@ -77,6 +78,7 @@ class Delivery:
         self._clock = clock
         self._connect = connect or partial(connect_producer, wire=wire)
         self._patient = patient
+        self._opened = opened
         self._producer: KafkaProducer | None = None
         self._generation = 0
         self._not_before = float("-inf")
@@ -111,8 +113,9 @@ class Delivery:
         self._sort_troubles()
         ready = self._producer is not None
         if not ready and self._open():
-            ready = True
-            for record in self._left():
+            self._opened()
+            ready = self._producer is not None
+            for record in self._left() if ready else ():
                 self.send(record)
         self._watch()
         return ready
