@@ -71,24 +71,25 @@ def queryloop(request: pytest.FixtureRequest, queryloop_stations: Stations) -> I
     """A Queryloop of this test's own: `replay`, `emit`, `windows`, `cooccurrence`, `quarantine`, `wait_applied`, `clock`."""
     from queryloop.trials.trial import Trial
 
-    broker, sections = _read_mark(request)
-    more = _has_later_test(request)
-    with Trial(queryloop_stations, broker, more_to_come=more) as trial:
+    broker, sections = _read_mark(request.node)
+    with Trial(queryloop_stations, broker, more_to_come=_has_later_test(request, broker)) as trial:
         if sections:
             trial.settings(**sections)
         yield trial
 
 
-def _read_mark(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
-    mark = request.node.get_closest_marker(FIXTURE)
+def _read_mark(item: pytest.Item) -> tuple[str, dict[str, Any]]:
+    """The broker of a test, and settings of its own by section."""
+    mark = item.get_closest_marker(FIXTURE)
     sections = {} if mark is None else dict(mark.kwargs)
     if mark is not None and mark.args:
         raise pytest.UsageError("the marker queryloop takes names only: queryloop(broker='kafka', worker={...})")
-    return sections.pop("broker", None) or request.config.getoption("--queryloop-broker"), sections
+    return sections.pop("broker", None) or item.config.getoption("--queryloop-broker"), sections
 
 
-def _has_later_test(request: pytest.FixtureRequest) -> bool:
-    """Whether another test of this run will want the fixture: only then a worker is started ahead."""
+def _has_later_test(request: pytest.FixtureRequest, broker: str) -> bool:
+    """Whether a later test of this run will want a worker like this one: only then it is started ahead."""
     items = request.session.items
     place = next((number for number, item in enumerate(items) if item is request.node), len(items))
-    return any(FIXTURE in getattr(item, "fixturenames", ()) for item in items[place + 1 :])
+    later = (item for item in items[place + 1 :] if FIXTURE in getattr(item, "fixturenames", ()))
+    return any(_read_mark(item) == (broker, {}) for item in later)

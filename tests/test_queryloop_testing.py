@@ -166,6 +166,7 @@ def test_they_pass_on_real_kafka_too(tmp_path: Path) -> None:
     assert ran.left == []
 
 
+@pytest.mark.full
 def test_another_broker_gets_topics_that_are_gone_afterwards(kafka_broker: Broker, tmp_path: Path) -> None:
     text = f"""
 import pytest
@@ -184,6 +185,7 @@ def test_it(queryloop):
         end_offsets(kafka_broker.bootstrap, (tmp_path / "topic").read_text())
 
 
+@pytest.mark.full
 def test_tests_do_not_see_each_other_also_under_xdist(tmp_path: Path) -> None:
     text = f"""
 import pytest
