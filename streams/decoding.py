@@ -132,10 +132,12 @@ class _Reading:
     def columns(self) -> Columns:
         """Return everything as columns."""
         tables, doubts = [], []
+        places = _places(self._plain)
         for make, rows, names in zip((_queries, _impressions, _clicks), self._rows, _NAMES, strict=True):
             table, doubtful = make(dict(zip(names, rows.fields, strict=True)), self._limits, horizon_us(self._limits, self._now))
             numbers = np.array(rows.lines, np.int64)
-            table = _place(table, self._plain, rows.lines)
+            where = places.take(pa.array(numbers))
+            table = pa.table([*table.columns, *where.columns], names=[*table.column_names, *where.column_names])
             if doubtful.any():
                 doubts += numbers[doubtful].tolist()
                 table = table.filter(pa.array(~doubtful))
@@ -217,11 +219,10 @@ def _decode(line: bytes) -> Any:
         return None
 
 
-def _place(table: pa.Table, plain: _Lines, numbers: list[int]) -> pa.Table:
-    """Add to a table where its events stand in the log."""
-    table = table.append_column("raw", pa.array([plain.texts[number] for number in numbers], pa.binary()))
-    table = table.append_column("log_offset", pa.array([plain.offsets[number] for number in numbers], pa.int64()))
-    return table.append_column("line", pa.array([plain.numbers[number] for number in numbers], pa.int64()))
+def _places(plain: _Lines) -> pa.Table:
+    """Return where in the log each plain line stands."""
+    columns = {"raw": pa.array(plain.texts, pa.binary()), "log_offset": pa.array(plain.offsets, pa.int64())}
+    return pa.table(columns | {"line": pa.array(plain.numbers, pa.int64())})
 
 
 def _queries(fields: dict[str, list[Any]], limits: EventSettings, horizon: float) -> tuple[pa.Table, Flags]:
@@ -238,7 +239,7 @@ def _impressions(fields: dict[str, list[Any]], limits: EventSettings, horizon: f
     items, norms, strange = _texts(list(chain.from_iterable(fields["items"])), limits.max_query_chars)
     offsets = pa.array(starts, pa.int32())
     changed = _any_of(pc.not_equal(items, norms).to_numpy(zero_copy_only=False), starts)
-    decoding = [_decoding_text(bytes(raw)) for raw in fields["decoding"]]
+    decoding = list(map(_decoding_text, map(bytes, fields["decoding"])))
     doubtful |= _any_of(strange, starts) | (sizes > limits.max_items) | np.array([text is None for text in decoding], np.bool_)
     names = ("impression_id", "session_id", "user_id", "task", "release")
     columns = shared | {name: pa.array(fields[name], pa.string()) for name in names}
