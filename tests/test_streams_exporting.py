@@ -16,13 +16,18 @@ from typing import Any
 import pytest
 
 from streams import exporting
+from streams.brokers import Broker
 from streams.decoder import decode_records
 from streams.exporting import Exporter
-from streams.lake import Lake, LakeSettings, days, read_impressions
+from streams.lake import Lake, LakeSettings, days, open_lake, read_impressions
 from streams.shards import HeldShards
 from streams.store import CountingRules, Shard
-from tests.logs import NOW, click, impression, query
+from streams.topics import create_topics
+from streams.worker_process import WorkerProcess
+from tests.lake_servers import s3_lake
+from tests.logs import NOW, START, click, impression, query
 from tests.test_streams_lake import DAY, MATURE, NOON
+from tests.test_streams_worker import APPLIED_S, emit, good_events, make_settings, shards_of
 
 SETTINGS = LakeSettings(reexport_s=0)
 BAD_CLICK = {"impression_id": "i", "position": 7}
@@ -186,3 +191,27 @@ async def test_late_clicks_do_not_export_a_day_again_and_again(tmp_path: Path, l
         clock.now += 1
         assert await exporter.export() == [(0, DAY)]
         assert clicked(lake) == [[True, False]]
+
+
+def test_a_worker_process_brings_its_days_to_a_bucket(
+    broker: Broker, unique: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with s3_lake(monkeypatch) as bucket:
+        made = make_settings(broker.bootstrap, unique, tmp_path)
+        settings = made.model_copy(update={"lake": bucket.model_copy(update={"maturity_floor_s": 0})})
+        create_topics(broker.bootstrap, settings.kafka)
+        ends = [query(f"end{number}", START + 2 * 86_400, session_id=f"s{number}") for number in range(20)]
+        emit(settings, [*good_events(0, 20), *ends])
+        with WorkerProcess(settings, tmp_path / "worker.log") as worker:
+
+            def exported() -> bool:
+                shards = shards_of(settings).values()
+                return sum(map(len, (shard["days_exported"] for shard in shards))) >= 2
+
+            worker.child.wait_until(exported, APPLIED_S, "exported")
+            worker.stop()
+        lake = open_lake(tmp_path, settings.lake)
+        first = days(lake)[0]
+        assert len(read_impressions(lake, first, first)) == 20
+        assert sum(map(sum, read_impressions(lake, first, first)["clicked"].to_pylist())) == 20
+        assert not (tmp_path / "lake").exists()
