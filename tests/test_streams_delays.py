@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import duckdb
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streams.delays import BOUNDS_S, LOWEST, READ, count_upto, describe_delays, find_quantile, sum_delays, upper_s
@@ -23,16 +23,17 @@ def con() -> Iterator[duckdb.DuckDBPyConnection]:
 
 def bucketed(con: duckdb.DuckDBPyConnection, delays: list[int]) -> list[tuple[int, int, int]]:
     con.execute("DELETE FROM clicks")
-    con.executemany("INSERT INTO clicks VALUES (?, NULL)", [[delay] for delay in delays])
-    con.execute("INSERT INTO clicks VALUES (99, 'late_click')")
+    con.execute("INSERT INTO clicks SELECT unnest($delays::BIGINT[]), NULL UNION ALL SELECT 99, 'late_click'", {"delays": delays})
     return con.execute(READ).fetchall()
 
 
+@settings(max_examples=50, deadline=None)
 @given(DELAYS, DELAYS)
 def test_buckets_of_shards_sum_to_the_buckets_of_all(con: duckdb.DuckDBPyConnection, some: list[int], more: list[int]) -> None:
     assert sum_delays([bucketed(con, some), bucketed(con, more)]) == bucketed(con, some + more)
 
 
+@settings(max_examples=50, deadline=None)
 @given(DELAYS, st.sampled_from([0.01, 0.5, 0.9, 0.99, 1.0]))
 def test_a_quantile_is_off_by_a_bucket_at_most(con: duckdb.DuckDBPyConnection, delays: list[int], share: float) -> None:
     ordered = sorted(delays)
@@ -42,6 +43,7 @@ def test_a_quantile_is_off_by_a_bucket_at_most(con: duckdb.DuckDBPyConnection, d
     assert max(exact, upper_s(LOWEST)) == pytest.approx(found, rel=0.091)
 
 
+@settings(max_examples=50, deadline=None)
 @given(DELAYS)
 def test_clicks_upto_a_bound_are_exact(con: duckdb.DuckDBPyConnection, delays: list[int]) -> None:
     told = count_upto(bucketed(con, delays))

@@ -256,6 +256,7 @@ def await_applied_anew(worker: WorkerProcess, settings: StreamsSettings, positio
     worker.child.wait_until(applied, APPLIED_S, "the new log applied")
 
 
+@pytest.mark.full
 def test_a_log_that_is_lost_under_a_running_worker_is_noticed_and_its_successor_counted(
     kafka_broker: Broker, unique: str, tmp_path: Path
 ) -> None:
