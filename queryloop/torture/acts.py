@@ -19,10 +19,22 @@ TENDING_STAGES = 12
 TENDING_POLL_S = 0.001
 
 
+@dataclass(frozen=True)
+class Done:
+    """One step as it was done: when it began, in seconds since the start, and how long it took."""
+
+    act: str
+    victim: int
+    began_s: float
+    seconds: float
+
+
 @dataclass
 class Diary:
     """What was done and how long it took, in seconds."""
 
+    began: float = field(default_factory=time.monotonic)
+    steps: list[Done] = field(default_factory=list)
     kills: int = 0
     producer_kills: int = 0
     tending_kills: int = 0
@@ -37,11 +49,17 @@ class Diary:
 
 def do(step: Step, stand: Stand, broker: TortureBroker, diary: Diary) -> None:
     """Do one step while the log flows. Raises TortureError when the stand does not take it as it must."""
+    began = time.monotonic()
     if step.act in (Act.KILL, Act.REBALANCE):
         worker = stand.workers[step.victim]
         stand.wait(lambda: stand.settled(worker), f"{worker.name} counting again before the next {step.act}")
     stand.flow.allow_more(FLOW_STAGES)
     stand.rest(step.delay_s)
+    _act(step, stand, broker, diary)
+    diary.steps.append(Done(step.act, step.victim, round(began - diary.began, 3), round(time.monotonic() - began, 3)))
+
+
+def _act(step: Step, stand: Stand, broker: TortureBroker, diary: Diary) -> None:
     match step.act:
         case Act.KILL | Act.KILL_STARTING:
             _kill(step, stand, diary)

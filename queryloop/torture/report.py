@@ -54,7 +54,7 @@ class Result:
             "seconds": round(self.seconds, 3),
             "events_per_second": round(self.asked["events"] / self.seconds),
             "restart_to_applied_s": {**restart, "goal": GOAL_S, "met": met},
-            "done": asdict(self.diary),
+            "done": {name: value for name, value in asdict(self.diary).items() if name != "began"},
             "ended_by_themselves": [asdict(one) for one in self.surprises],
             "folder": None if self.folder is None else str(self.folder),
         }

@@ -41,7 +41,7 @@ PRODUCERS = {"kafka": 2, "embedded": 1}
 """On the embedded broker one: two would send a lost log again in an order of its own, and what it counts to depends on that."""
 RETENTION_DAYS = 16
 """Less than the 20 days of a full log, so that expiry runs; more than a window's 14."""
-SESSION_S = {"kafka": 10.0, "embedded": 3.0}
+SESSION_S = {"kafka": 10.0, "embedded": 2.0}
 """Real Kafka takes a killed worker back without a rebalance, within this time; the embedded broker waits for it to be over."""
 SETTLE_S = 60.0
 
@@ -162,8 +162,10 @@ def _settle(stand: Stand, bootstrap: str, topic: str) -> None:
 def _make_stand(options: Options, made: TortureLog, folder: Path, kafka: KafkaSettings) -> Stand:
     logs = folder / "logs"
     static = options.broker == "kafka"  # the embedded broker takes 3 s longer to admit a static member
+    lines_a_day = options.events * 10 // made.stages // kafka.partitions
+    worker = WorkerSettings(static=static, retention_days=RETENTION_DAYS, compact_rows=max(1, lines_a_day // 2))
     workers = [
-        Worker(_worker_settings(f"worker-{number}", folder, kafka, static), logs / f"worker-{number}.log")
+        Worker(_worker_settings(f"worker-{number}", worker, folder, kafka), logs / f"worker-{number}.log")
         for number in range(options.workers)
     ]
     files = StageFiles(folder / "stages")
@@ -179,9 +181,9 @@ def _producer_settings(number: int, folder: Path, kafka: KafkaSettings) -> Produ
     return ProducerSettings(kafka=kafka, emitter=EmitterSettings(outbox_dir=folder / f"outbox-{number}"))
 
 
-def _worker_settings(name: str, folder: Path, kafka: KafkaSettings, static: bool) -> StreamsSettings:
-    worker = WorkerSettings(name=name, port=free_port(), retention_days=RETENTION_DAYS, static=static)
-    return StreamsSettings(data=DataSettings(dir=folder / "data"), kafka=kafka, worker=worker)
+def _worker_settings(name: str, worker: WorkerSettings, folder: Path, kafka: KafkaSettings) -> StreamsSettings:
+    own = worker.model_copy(update={"name": name, "port": free_port()})
+    return StreamsSettings(data=DataSettings(dir=folder / "data"), kafka=kafka, worker=own)
 
 
 @contextmanager
