@@ -29,6 +29,7 @@ __all__ = ["Applied", "CountingRules", "OffsetGap", "Shard", "ShardTotals", "Sto
 
 OPTIONS: dict[str, Any] = {
     "threads": 1,
+    "memory_limit": "512MB",  # a pool for each shard; by default every one may grow to 80 % of the machine
     "checkpoint_threshold": "256MB",  # upkeep checkpoints long before, between batches
     "max_vacuum_tasks": 0,  # else every fourth checkpoint merges row groups for seconds
     "autoload_known_extensions": False,
