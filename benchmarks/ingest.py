@@ -90,9 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def choose_sizes(quick: bool, share: float, repeats: int | None) -> Sizes:
-    """The sizes of a full or a quick run, every number of events times `share`."""
+    """The sizes of a full or a quick run, events times `share` but for those applied to the built state."""
     whole = QUICK if quick else Sizes()
-    names = ("throughput", "quix", "early", "endurance", "state", "state_topic")
+    names = ("throughput", "quix", "early", "endurance", "state")
     scaled = replace(whole, **{name: max(1, round(getattr(whole, name) * share)) for name in names})
     return replace(scaled, repeats=repeats) if repeats else scaled
 

@@ -115,7 +115,7 @@ def _facts(costs: Costs, assumed: Assumptions) -> list[tuple[str, str]]:
             f"{costs.wire_bytes:.0f}, {costs.shard_bytes:.0f}, {costs.lake_bytes:.0f}",
         ),
         (f"worker's memory with {costs.worker_shards} shards", f"{costs.worker_mib:,.0f} MiB"),
-        *((name.replace("_", " "), f"{value:,g}") for name, value in asdict(assumed).items()),
+        *((name.replace("_", " "), f"{value:,.12g}") for name, value in asdict(assumed).items()),
     ]
 
 
