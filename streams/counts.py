@@ -28,7 +28,7 @@ SELECT day, query, next_query, sum(count)::BIGINT AS count FROM cooccurrence_del
 """
 FUTURE = "SELECT event_id FROM quarantine WHERE reason = 'future_event'"
 DAYS = "SELECT day, dirty FROM days WHERE exported OR dirty ORDER BY day"
-ACCOUNT = "SELECT topic_id, next_offset, latest_us, events, counted, duplicates, quarantined FROM state"
+ACCOUNT = "SELECT topic_id, next_offset, latest_us, events, counted, duplicates, earlier_events, quarantined FROM state"
 PENDING = "SELECT count(*) FROM pending"
 
 KEY = b"queryloop"
@@ -45,7 +45,7 @@ class Counts:
 
     windows: day, query_norm, item_norm, position, impressions, clicks. cooccurrence: day, query, next_query, count. future:
     event_id of what was ahead of the clock when it came, which the log alone cannot tell. No row is all zero. `exported` are the
-    days of which the lake holds what is counted here.
+    days of which the lake holds what is counted here; `earlier_events` of `events` came from a log before this topic.
     """
 
     windows: pa.Table
@@ -58,6 +58,7 @@ class Counts:
     events: int = 0
     counted: int = 0
     duplicates: int = 0
+    earlier_events: int = 0
     pending: int = 0
     quarantined: dict[str, int] = field(default_factory=dict)
     exported: list[date] = field(default_factory=list)
@@ -92,7 +93,7 @@ def read_counts(dumped: bytes) -> Counts:
 
 def _account(con: duckdb.DuckDBPyConnection) -> dict[str, object]:
     row = con.execute(ACCOUNT).fetchall()[0]
-    names = ("topic_id", "next_offset", "latest_us", "events", "counted", "duplicates", "quarantined")
+    names = ("topic_id", "next_offset", "latest_us", "events", "counted", "duplicates", "earlier_events", "quarantined")
     account = dict(zip(names, row, strict=True))
     exported = [str(day) for day, dirty in con.execute(DAYS).fetchall() if not dirty]
     pending = con.execute(PENDING).fetchall()[0][0]

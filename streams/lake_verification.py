@@ -11,6 +11,7 @@ from datetime import date, timedelta
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from streams.arrivals import fold
 from streams.counts import Counts
@@ -107,12 +108,12 @@ def _compare_pairs(con: duckdb.DuckDBPyConnection, lake: Lake, day: date, rules:
     """Compare the pairs that begin on a day; they may end on the day after."""
     reach = timedelta(microseconds=rules.session_gap_us) + timedelta(days=1)
     asked = read_queries(lake, day, day + timedelta(days=reach.days))
-    by_user = asked.filter([source == "user" for source in asked["source"].to_pylist()])
+    by_user = asked.filter(pc.equal(asked["source"], "user"))
     columns = by_user.select(["day", "ts_us", "event_id", "session_id"]).append_column("query", _folded(by_user["query"]))
     con.register("asked", columns)
     con.execute(PAIRS_DIFFER, {"day": day, "gap": rules.session_gap_us})
     con.unregister("asked")
-    return sum(one == day for one in asked["day"].to_pylist())
+    return len(asked.filter(pc.equal(asked["day"], day)))
 
 
 def _folded(texts: pa.ChunkedArray) -> pa.Array:

@@ -155,7 +155,7 @@ def _compare(
     held = {day for (day,) in con.execute(LIVE_DAYS).fetchall()}
     left_out = dict(_left_out(counts, log, held | set(definitions.recounted_days(con)), held))
     days = sorted((held | set(definitions.recounted_days(con))).difference(left_out))
-    doubts = _doubts(counts, log, lines)
+    doubts = _doubts(counts)
     for day in [] if doubts else days:
         con.execute(WINDOWS_DIFFER, {"day": day})
         con.execute(PAIRS_DIFFER, {"day": day})
@@ -176,9 +176,9 @@ def _left_out(counts: Counts, log: Log, days: Iterable[date], held: set[date]) -
             yield day, UNCOVERED
 
 
-def _doubts(counts: Counts, log: Log, lines: int) -> list[str]:
-    if log.gone_us is None and counts.events > lines:
-        return [f"the shard has counted {counts.events} lines, the log holds {lines}: it was made anew, or is another log"]
+def _doubts(counts: Counts) -> list[str]:
+    if counts.earlier_events:
+        return [f"the log was made anew: {counts.earlier_events} of the shard's {counts.events} lines came from one before it"]
     return []
 
 
