@@ -140,7 +140,7 @@ def _decode_with_extra(line: bytes) -> tuple[Event, bytes]:
         raise EventError(*_fault_of(error)) from error
     except RecursionError as error:
         raise _malformed(error) from error
-    return event, _encoder.encode({name: value for name, value in fields.items() if name not in known})
+    return event, _encoder.encode({name: fields[name] for name in sorted(fields.keys() - known)})
 
 
 def _type_of(fields: Mapping[str, msgspec.Raw]) -> str:

@@ -40,7 +40,13 @@ from streams.normalising import normalise_column
 CHUNK_BYTES = 65_536
 """Lines that are decoded in one call; few enough that they stay in the processor's cache until they are columns."""
 
+COMPANIONS = ("context", "response")
+"""What comes with the impressions of our own server beside the schema's fields, in the order in which `extra` has them."""
+
 Flags = npt.NDArray[np.bool_]
+
+
+_ABSENT = msgspec.Raw(b"")
 
 
 def _bare(kind: type[Query] | type[Impression] | type[Click]) -> type[msgspec.Struct]:
@@ -51,6 +57,8 @@ def _bare(kind: type[Query] | type[Impression] | type[Click]) -> type[msgspec.St
         hint = msgspec.Raw if info.name == "decoding" else hints[info.name]
         default = msgspec.Raw(b"null") if info.name == "decoding" else info.default
         fields.append((info.name, hint) if default is msgspec.NODEFAULT else (info.name, hint, default))
+    if kind is Impression:
+        fields += [(name, msgspec.Raw, _ABSENT) for name in COMPANIONS]
     tag = kind.__struct_config__.tag
     return msgspec.defstruct(
         f"Bare{kind.__name__}", fields, tag_field="type", tag=tag, kw_only=True, gc=False, forbid_unknown_fields=True
@@ -240,7 +248,9 @@ def _impressions(fields: dict[str, list[Any]], limits: EventSettings, horizon: f
     offsets = pa.array(starts, pa.int32())
     changed = _any_of(pc.not_equal(items, norms).to_numpy(zero_copy_only=False), starts)
     decoding = list(map(_decoding_text, map(bytes, fields["decoding"])))
+    extra, undecided = _extras(fields)
     doubtful |= _any_of(strange, starts) | (sizes > limits.max_items) | np.array([text is None for text in decoding], np.bool_)
+    doubtful |= undecided
     names = ("impression_id", "session_id", "user_id", "task", "release")
     columns = shared | {name: pa.array(fields[name], pa.string()) for name in names}
     columns |= {
@@ -249,9 +259,24 @@ def _impressions(fields: dict[str, list[Any]], limits: EventSettings, horizon: f
         "predicted": pa.array(fields["predicted"], pa.list_(pa.float64())),
         "logprob": pa.array(fields["logprob"], pa.float64()),
         "decoding": pa.array([text or None for text in decoding], pa.string()),
-        "extra": pa.nulls(len(sizes), pa.string()),
+        "extra": extra,
     }
     return pa.table(columns), doubtful
+
+
+def _extras(fields: dict[str, list[Any]]) -> tuple[pa.Array, Flags]:
+    """Return the companions of impressions as JSON objects, null where there are none, and which are not UTF-8."""
+    undecided = np.zeros(len(fields["items"]), np.bool_)
+    rows = zip(*(map(bytes, fields[name]) for name in COMPANIONS), strict=True)
+    texts: list[str | None] = []
+    for row, values in enumerate(rows):
+        parts = [b'"%s":%s' % (name.encode(), value) for name, value in zip(COMPANIONS, values, strict=True) if value]
+        try:
+            texts.append((b"{" + b",".join(parts) + b"}").decode() if parts else None)
+        except UnicodeDecodeError:
+            texts.append(None)
+            undecided[row] = True
+    return pa.array(texts, pa.string()), undecided
 
 
 def _clicks(fields: dict[str, list[Any]], limits: EventSettings, horizon: float) -> tuple[pa.Table, Flags]:

@@ -110,8 +110,16 @@ def hostile_lines(draw: st.DrawFn) -> bytes:
     )
 
 
+SERVED = json.dumps({**IMPRESSION, "context": {"page": 3, "é": [1.50]}, "response": "Worn."}, ensure_ascii=False).encode()
 WHOLE = [json.dumps(event).encode() for event in (QUERY, IMPRESSION, CLICK)]
 ODD = [
+    *(
+        SERVED,
+        SERVED.replace(b'"response"', b'"other"'),
+        SERVED.replace(b'"context"', b'"zeta"'),
+        SERVED.replace(b"Worn", b"\xff"),
+    ),
+    *(json.dumps({**IMPRESSION, "response": None, "context": None}).encode(), SERVED.replace(b"{", b'{"context":1,', 1)),
     *(
         b"",
         b" ",
