@@ -40,11 +40,12 @@ def print_report(report: dict[str, Any], goals: Sequence[Goal]) -> None:
 def _throughput(section: dict[str, Any]) -> Table:
     table = Table(title="Throughput, one process: first batch to last, median (lowest-highest); by thread: by CPU of the busiest")
     for name in (
-        "events a record",
+        "a record",
         "contestant",
         "events/s",
         "ours is",
-        "CPU us/event (by thread)",
+        "by thread",
+        "CPU us/event",
         "broker us/event",
         "whole s",
     ):

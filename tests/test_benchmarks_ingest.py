@@ -58,7 +58,7 @@ def test_the_report_prints_as_tables(capsys: pytest.CaptureFixture[str]) -> None
     print_report({**head, "throughput": report_throughput(contests), "memory": memory}, judge_throughput(contests))
     text = capsys.readouterr().out
     assert "QUICK" in text and "0.80 x" in text and "MISSED" not in text and "50 MiB" in text
-    assert "10.0 = 6.0 + 4.0" in text
+    assert "10.0 = 6.0 + 4.0" in text and "by thread" in text
 
 
 def test_an_event_is_visible_at_the_first_look_past_its_record() -> None:
