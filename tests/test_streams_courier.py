@@ -14,14 +14,19 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
 from streams.brokers import Broker, EmbeddedBroker, KafkaBroker
+from streams.courier import PIECE_BYTES, PIECE_LINES, _cut
 from streams.emitter import Emitter, EmitterSettings, OutboxError, QueueFull
 from streams.events import Query
 from streams.outbox import Outbox
 from streams.processes import free_port
+from streams.records import Line
+from streams.tally import Mark
 from streams.topics import KafkaSettings, create_topics, end_offsets
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
@@ -337,3 +342,14 @@ def test_storing_without_an_outbox_has_nothing_to_wait_for() -> None:
     emitter = Emitter("127.0.0.1:1", EmitterSettings(delivery_timeout_s=0.1))
     assert emitter.store(0)
     emitter.close(0)
+
+
+@given(st.lists(st.one_of(st.integers(0, 200_000), st.none()), max_size=30), st.integers(1, 300))
+def test_what_is_taken_is_cut_into_frames_in_order_around_the_marks(sizes: list[int | None], times: int) -> None:
+    taken = [Mark() if size is None else Line(b"x" * size, "s", 0.0) for size in sizes] + [Line(b"", "s", 0.0)] * times
+    pieces = list(_cut(taken))
+    assert [one for piece in pieces for one in (piece if isinstance(piece, list) else [piece])] == taken
+    for piece in pieces:
+        if isinstance(piece, list):
+            assert 1 <= len(piece) <= PIECE_LINES
+            assert len(piece) == 1 or sum(len(one.line) for one in piece) <= PIECE_BYTES
