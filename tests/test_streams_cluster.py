@@ -11,6 +11,7 @@ from kafka import KafkaConsumer, KafkaProducer
 
 from streams.brokers import Broker, BrokerError
 from streams.cluster import KafkaCluster
+from streams.processes import STEADY_PORTS, steady_ports
 from streams.topics import KafkaSettings, create_topics, describe_partitions, end_offsets, topic_id
 
 
@@ -52,3 +53,11 @@ def test_a_killed_leader_costs_no_acknowledged_record_and_comes_back_in_sync(kaf
         assert found == [b"before", b"after"]
         children = list(cluster.children.values())
     assert all(child.returncode is not None for child in children)
+
+
+def test_a_cluster_has_ports_of_its_own_that_the_system_hands_out_to_nobody(tmp_path: Path) -> None:
+    cluster = KafkaCluster(tmp_path)
+    addresses = cluster.bootstrap.split(",")
+    assert len(set(addresses)) == 3 and cluster.alive() == []
+    ports = steady_ports(6)
+    assert len(set(ports)) == 6 and all(STEADY_PORTS[0] <= port < STEADY_PORTS[1] for port in ports)
