@@ -51,6 +51,7 @@ def _expected(error: Exception) -> Exit | None:
         "KafkaUnavailable": Exit.UNAVAILABLE,
         "BrokerError": Exit.UNAVAILABLE,
         "TopicError": Exit.UNAVAILABLE,
+        "BacklogError": Exit.UNAVAILABLE,
         "TortureError": Exit.FAILED,
         "UpError": Exit.UNAVAILABLE,
         "ProcessError": Exit.FAILED,

@@ -20,7 +20,7 @@ from queryloop.exits import CommandError, Exit
 from queryloop.status import read_running
 from queryloop.workers import live_counts
 from streams.arrivals import LogRecord
-from streams.backlog import BacklogError, open_backlog
+from streams.backlog import open_backlog
 from streams.counts import Counts
 from streams.events import printable
 from streams.lake_verification import verify_lake
@@ -84,11 +84,8 @@ def _read_topic(settings: Settings, partition: int, counts: Counts) -> Iterator[
         if backlog.end < next_offset and settings.kafka.broker != "embedded":
             yield refuse(partition, counts, f"the log ends at offset {backlog.end}, the shard has counted to {next_offset}")
             return
-        tolerance_us = counts.rules.future_tolerance_us
-        try:
-            yield Log(backlog.read(next_offset), backlog.gone_us(tolerance_us, next_offset))
-        except BacklogError as error:
-            raise CommandError(str(error), Exit.UNAVAILABLE) from error
+        gone_us = backlog.gone_us(counts.rules.future_tolerance_us, next_offset)
+        yield Log(backlog.read(next_offset), gone_us)
 
 
 @contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +13,15 @@ from typing import Any
 
 import duckdb
 import pytest
+from pydantic import SecretStr
 
 from queryloop.cli import main
 from queryloop.exits import Exit
+from streams.processes import free_port
 from streams.shards import shard_path
 from streams.topics import create_topics
 from streams.worker import StreamsSettings
-from streams.worker_process import WorkerProcess
+from streams.worker_process import WorkerProcess, read_status
 from tests.logs import START, click, day, impression, query
 from tests.test_streams_worker import await_applied, emit, make_settings
 
@@ -102,3 +106,34 @@ def test_equal_then_one_changed_row_is_named(counted: Counted, capsys: pytest.Ca
     assert row["live"]["clicks"] == row["recounted"]["clicks"] + 1
     assert counted.verify() == Exit.FAILED
     assert f"shard 1 {today} window 'red shoes 1', 'a' at 0: live" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("kafka", "said"), [("", "no broker runs here"), (f'bootstrap = "127.0.0.1:{free_port()}"', "is it running")]
+)
+def test_without_a_broker_it_says_so(tmp_path: Path, kafka: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "q.toml").write_text(f'[data]\ndir = "{tmp_path}"\n[kafka]\npartitions = 1\n{kafka}\n')
+    assert main(["--config", str(tmp_path / "q.toml"), "verify"]) == Exit.UNAVAILABLE
+    assert said in capsys.readouterr().err
+
+
+def test_a_shard_that_somebody_holds_who_does_not_answer_cannot_be_verified(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "q.toml").write_text(f'[data]\ndir = "{tmp_path}"\n[kafka]\npartitions = 1\n')
+    monkeypatch.setattr("queryloop.workers.PATIENCE_S", 0.3)
+    code = f"import duckdb; con = duckdb.connect({str(shard_path(tmp_path, 0))!r}); print('held', flush=True); input()"
+    shard_path(tmp_path, 0).parent.mkdir()
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout and holder.stdout.readline() == b"held\n"
+        assert main(["--config", str(tmp_path / "q.toml"), "verify"]) == Exit.UNAVAILABLE
+    assert "neither its worker nor its file can be read" in capsys.readouterr().err
+
+
+def test_a_worker_that_asks_for_another_key_is_not_waited_for(counted: Counted, tmp_path: Path) -> None:
+    settings = counted.settings.model_copy(
+        update={"worker": counted.settings.worker.model_copy(update={"key": SecretStr("k" * 20), "port": free_port()})}
+    )
+    with WorkerProcess(settings, tmp_path / "second.log") as worker:
+        worker.child.wait_until(lambda: len((read_status(settings) or {"shards": []})["shards"]) == 2, 60.0, "shards held")
+        assert counted.verify() == Exit.UNAVAILABLE
