@@ -177,7 +177,7 @@ class Transport(driver.Transport):
 
 
 class Tables(TableManager):
-    """Faust's table manager without the second that it waits for tables to be declared: we have none, and every start would pay."""
+    """Faust's table manager without the second that it waits for tables to be declared: we have none."""
 
     async def on_start(self) -> None:
         """Go on at once."""
