@@ -5,6 +5,7 @@ A topic's id, not its name, identifies the log: a broker that lost its disk offe
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
@@ -85,9 +86,17 @@ def _create(admin: KafkaAdminClient, bootstrap: str, kafka: KafkaSettings, timeo
             admin.create_topics({name: wanted})
         except TopicAlreadyExistsError:
             continue
-    admin.wait_for_topics(list(names), timeout_ms=int(timeout_s * 1000))
-    for topic in admin.describe_topics(list(names)):
+    for topic in _await_topics(admin, list(names), time.monotonic() + timeout_s):
         _check_partitions(topic, kafka.partitions, bootstrap)
+
+
+def _await_topics(admin: KafkaAdminClient, names: list[str], deadline: float) -> list[dict[str, Any]]:
+    """Describe topics once they have leaders. In a cluster the node asked next may not have heard of them: then ask again."""
+    while True:
+        admin.wait_for_topics(names, timeout_ms=max(0, int(1000 * (deadline - time.monotonic()))))
+        topics: list[dict[str, Any]] = admin.describe_topics(names)
+        if not any(topic["error_code"] for topic in topics):
+            return topics
 
 
 def topic_id(bootstrap: str, topic: str, timeout_s: float = TIMEOUT_S) -> str:

@@ -35,7 +35,7 @@ def test_all_equal_and_the_goal_met(result: Result) -> None:
     text = render(result)
     assert "median 1.70 s, p90 3.00 s, max 3.00 s (3 restarts)" in text, "only kills that were followed by a batch"
     assert "500 events/s" in text
-    assert "answers 9.5 s after the kill; counting 10.2 s after it" in text
+    assert "answers 9.5 s after its kill; events count 10.2 s after it" in text
     assert "every event is counted exactly once" in text
     assert "goal met" in text
     assert "data folder" not in text

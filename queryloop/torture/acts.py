@@ -12,6 +12,8 @@ from queryloop.torture.workers import Worker
 
 FLOW_STAGES = 2
 """Stages that flow before a process dies, so that it dies at work, and again when it is back, so that it has work."""
+OUTAGE_SHARE = 20
+"""What part of the log may flow, once another node leads, while a killed leader is away: it comes back to much that it missed."""
 TAKE_S = 60.0
 BEGAN, ENDED = "event=compaction_began", "event=day_compacted"
 TENDING_STAGES = 12
@@ -41,6 +43,7 @@ class Diary:
     tending_missed: int = 0
     logs_lost: int = 0
     leader_kills: list[int] = field(default_factory=list)
+    leader_outages: list[float] = field(default_factory=list)
     broker_outages: list[float] = field(default_factory=list)
     broker_recoveries: list[float] = field(default_factory=list)
     handovers: list[float] = field(default_factory=list)
@@ -137,8 +140,14 @@ def _restart_broker(stand: Stand, broker: TortureBroker, diary: Diary) -> None:
 
 def _kill_leader(step: Step, stand: Stand, broker: TortureBroker, diary: Diary) -> None:
     began = time.monotonic()
-    diary.leader_kills.append(broker.kill_leader(step.victim, stand.rest))
-    diary.broker_outages.append(time.monotonic() - began)
+    most = stand.flow.sent_stages + stand.flow.stages // OUTAGE_SHARE
+
+    def rest(seconds: float) -> None:
+        stand.flow.allow(most / stand.flow.stages)
+        stand.rest(seconds)
+
+    diary.leader_kills.append(broker.kill_leader(step.victim, rest))
+    diary.leader_outages.append(time.monotonic() - began)
 
 
 def _rebalance(worker: Worker, stand: Stand, diary: Diary) -> None:

@@ -65,15 +65,12 @@ def render(result: Result) -> str:
     diary, asked = result.diary, result.asked
     rows = [
         ("log", f"{asked['events']:,} lines, seed {asked['seed']}, {asked['producers']} producers, {asked['workers']} workers"),
-        ("broker", f"{asked['broker']}, {asked['brokers']} node{'s' if asked['brokers'] > 1 else ''}"),
+        ("on", f"{asked['broker']}, {asked['brokers']} node{'s' if asked['brokers'] > 1 else ''}"),
         ("time", f"{result.seconds:.1f} s, {asked['events'] / result.seconds:,.0f} events/s while all this happened"),
         ("kill -9", _kills(diary)),
         ("restart to applied", _times(result.ready_s())),
         ("rebalance", f"shards with the others after {_list(diary.handovers)}; back at work after {_list(diary.returns)}"),
-        (
-            "broker outage",
-            f"answers {_list(diary.broker_outages)} after the kill; counting {_list(diary.broker_recoveries)} after it",
-        ),
+        ("broker", _outages(diary)),
         ("ended by themselves", ", ".join(f"{one.name} ({one.code})" for one in result.surprises) or "none"),
         ("generated log", "equal" if not result.differences else f"{len(result.differences)} numbers differ"),
         ("verify", _verify(result)),
@@ -93,6 +90,12 @@ def _verdict(result: Result) -> list[str]:
         over = restart["median"] - GOAL_S
         lines += [f"goal missed: restart to applied in {GOAL_S:g} s in the median, it took {over:.2f} s longer"]
     return lines + ([] if result.folder is None else [f"data folder: {result.folder}"])
+
+
+def _outages(diary: Diary) -> str:
+    if diary.leader_kills:
+        return f"a killed leader is back in sync after {_list(diary.leader_outages)}"
+    return f"answers {_list(diary.broker_outages)} after its kill; events count {_list(diary.broker_recoveries)} after it"
 
 
 def _verify(result: Result) -> str:
