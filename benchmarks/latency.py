@@ -20,7 +20,7 @@ from benchmarks.throughput import BATCHED
 from benchmarks.usage import read_usage
 from streams.topics import KafkaSettings, create_topics
 
-POLL_S = 0.005
+POLL_S = 0.02
 WARM_UP_S = 4.0
 P99_GOAL_MS = 500.0
 
