@@ -36,7 +36,15 @@ RETURNING event_id, reason
 """
 TAKE_BACK = "DELETE FROM quarantine WHERE (event_id, reason) IN (SELECT event_id, reason FROM taken_back) RETURNING reason"
 WITHDRAW = "DELETE FROM quarantine WHERE event_id IN (SELECT event_id FROM taken_in) RETURNING event_id, reason"
-FREE_IDS = "SELECT DISTINCT event_id FROM quarantine SEMI JOIN intake USING (event_id) WHERE reason IN (SELECT unnest($reasons))"
+REFUSED_IDS = """
+SELECT DISTINCT event_id FROM quarantine SEMI JOIN intake USING (event_id) WHERE reason IN (SELECT unnest($reasons))
+"""
+# The same id may stand for an event more than the retention later, which counts or waits.
+HELD_IDS = """
+SELECT event_id FROM pending SEMI JOIN refused_ids USING (event_id)
+UNION
+SELECT event_id FROM clicks SEMI JOIN refused_ids USING (event_id) WHERE reason IS NULL
+"""
 
 READ = """
 SELECT id, reason, detail, event_id, ts_us, raw, log_offset, line, published FROM quarantine ORDER BY id
@@ -75,8 +83,14 @@ def withdraw(con: duckdb.DuckDBPyConnection, taken_in: pa.Array) -> list[tuple[s
 
 
 def find_free(con: duckdb.DuckDBPyConnection) -> set[str]:
-    """Return the ids in the relation `intake` (event_id) under which a click was taken in and refused later."""
-    return {event_id for (event_id,) in con.execute(FREE_IDS, {"reasons": CLICK_REASONS}).fetchall()}
+    """Return the ids in the relation `intake` (event_id) whose clicks were all refused, none of them counts or waits."""
+    refused = {event_id for (event_id,) in con.execute(REFUSED_IDS, {"reasons": CLICK_REASONS}).fetchall()}
+    if not refused:
+        return refused
+    con.register("refused_ids", pa.table({"event_id": sorted(refused)}))
+    held = {event_id for (event_id,) in con.execute(HELD_IDS).fetchall()}
+    con.unregister("refused_ids")
+    return refused - held
 
 
 def read_quarantine(con: duckdb.DuckDBPyConnection) -> pa.Table:

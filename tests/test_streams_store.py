@@ -154,6 +154,21 @@ def test_an_event_is_one_event_by_its_id_even_with_another_time(shard: Shard) ->
     assert (shard.totals().counted, shard.totals().duplicates) == (1, 1)
 
 
+def test_an_id_that_outlived_the_retention_and_came_again_is_occupied_though_its_first_version_was_refused(
+    tmp_path: Path,
+) -> None:
+    shard = Shard.open(tmp_path / "shard.duckdb", CountingRules(retention_days=3))
+    later = START + 5 * 86_400
+    try:
+        feed(shard, [click("x", START), click("x", later), query("q", later + 60), click("x", later)], batch=1)
+        assert (shard.totals().pending, shard.totals().quarantined) == (1, {"orphan_click": 1})
+        feed(shard, [impression("i", later - 1), click("x", later)], batch=1, start=4)
+        assert (shard.totals().pending, shard.totals().duplicates, shard.totals().quarantined) == (0, 3, {})
+        assert [row[-1] for row in rows(shard.windows(day(later + 86_400)))] == [1, 0]
+    finally:
+        shard.close()
+
+
 def test_events_older_than_the_retention_are_too_old_whatever_the_batching(tmp_path: Path) -> None:
     log = [
         query("e1", START),
