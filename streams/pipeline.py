@@ -1,8 +1,9 @@
 """From fetched runs to applied batches: decoding and applying side by side, in batches that grow with the lag.
 
-An apply costs tens of milliseconds whatever its size. So while the shards' thread is busy the runs that arrive are decoded on a
-thread of their own and wait; then all that wait for one partition become one batch. When it is idle a run is applied as soon as
-it is decoded. What is in hand is bounded in bytes: when there is no room, `put` waits, and with it the fetching.
+An apply costs tens of milliseconds whatever its size, and decoding a run more than a millisecond. So runs wait as they came until
+the decoder, on a thread of its own, may begin: then all that wait for one partition become one batch. It works one batch ahead of
+the shards' thread and no further, so that batches grow while both are busy; when they are idle a run goes through at once. What
+is in hand is bounded in bytes: when there is no room, `put` waits, and with it the fetching.
 """
 
 from __future__ import annotations
@@ -27,12 +28,20 @@ Fail = Callable[[BaseException], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Arrival:
-    """A run that waits, its number in the order of arrival, its bytes, and the columns that it is becoming."""
+    """A run that waits, its number in the order of arrival, and its bytes."""
 
     number: int
     run: Run
     size: int
-    columns: asyncio.Future[Columns]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Consecutive runs of one partition, decoded together."""
+
+    runs: list[Run]
+    size: int
+    columns: Columns
 
 
 class Pipeline:
@@ -48,70 +57,90 @@ class Pipeline:
         self._waiting: dict[int, deque[Arrival]] = {}
         self._arrived = 0
         self._held = 0
-        self._decoded = asyncio.Event()
+        self._came = asyncio.Event()
         self._room = asyncio.Event()
+        self._ahead = asyncio.Semaphore(1)
+        self._ready: asyncio.Queue[Batch] = asyncio.Queue()
         self._decoder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode")
-        self._task: asyncio.Task[None] | None = None
+        self._work: asyncio.Task[None] | None = None
 
     @property
     def held_bytes(self) -> int:
         """Bytes of the runs that are not applied yet."""
         return self._held
 
+    @property
+    def waiting_runs(self) -> int:
+        """Runs that nobody has begun to decode."""
+        return sum(map(len, self._waiting.values()))
+
     async def put(self, run: Run) -> None:
         """Take a run, once there is room for it. After a failure it is dropped."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._apply_all())
+        if self._work is None:
+            self._work = asyncio.create_task(self._run())
         size = run.size
-        while self._held and self._held + size > HELD_BYTES and not self._task.done():
+        while self._held and self._held + size > HELD_BYTES and not self._work.done():
             self._room.clear()
             await self._room.wait()
-        if not self._task.done():
-            self._add(run, size)
+        if not self._work.done():
+            self._held += size
+            self._arrived += 1
+            self._waiting.setdefault(run.partition, deque()).append(Arrival(self._arrived, run, size))
+            self._came.set()
 
     async def close(self) -> None:
         """Stop; what waits is dropped, and read again by whoever holds the partition next."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        if self._work is not None:
+            self._work.cancel()
+            await asyncio.gather(self._work, return_exceptions=True)
         self._decoder.shutdown(cancel_futures=True)
 
-    def _add(self, run: Run, size: int) -> None:
-        self._held += size
-        self._arrived += 1
-        columns = asyncio.get_running_loop().run_in_executor(self._decoder, decode_columns, run.records, self._limits)
-        columns.add_done_callback(lambda _: self._decoded.set())
-        self._waiting.setdefault(run.partition, deque()).append(Arrival(self._arrived, run, size, columns))
-
-    async def _apply_all(self) -> None:
+    async def _run(self) -> None:
+        decoding = asyncio.create_task(self._decode_all())
+        applying = asyncio.create_task(self._apply_all())
         try:
-            while True:
-                if batch := self._next_batch():
-                    await self._shards.apply([one.run for one in batch], [one.columns.result() for one in batch])
-                    self._held -= sum(one.size for one in batch)
-                    self._room.set()
-                else:
-                    self._decoded.clear()
-                    await self._decoded.wait()
+            await asyncio.gather(decoding, applying)
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing after it may be applied
+            applying.cancel()
             await self._fail(error)
         finally:
+            decoding.cancel()
+            applying.cancel()
             self._room.set()
 
-    def _next_batch(self) -> list[Arrival]:
-        """Take what is decoded of the partition whose first run has waited longest, up to a batch's size."""
-        heads = [waiting for waiting in self._waiting.values() if waiting and waiting[0].columns.done()]
+    async def _decode_all(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._ahead.acquire()
+            while not (arrivals := self._next_arrivals()):
+                self._came.clear()
+                await self._came.wait()
+            records = [record for one in arrivals for record in one.run.records]
+            columns = await loop.run_in_executor(self._decoder, decode_columns, records, self._limits)
+            self._ready.put_nowait(Batch([one.run for one in arrivals], sum(one.size for one in arrivals), columns))
+
+    async def _apply_all(self) -> None:
+        while True:
+            batch = await self._ready.get()
+            self._ahead.release()
+            await self._shards.apply(batch.runs, [batch.columns])
+            self._held -= batch.size
+            self._room.set()
+
+    def _next_arrivals(self) -> list[Arrival]:
+        """Take what waits of the partition whose first run has waited longest, up to a batch's size."""
+        heads = [waiting for waiting in self._waiting.values() if waiting]
         if not heads:
             return []
         waiting = min(heads, key=lambda one: one[0].number)
-        batch = [waiting.popleft()]
-        size = batch[0].size
-        while waiting and waiting[0].columns.done() and follows(batch[-1].run, waiting[0].run):
+        taken = [waiting.popleft()]
+        size = taken[0].size
+        while waiting and follows(taken[-1].run, waiting[0].run):
             size += waiting[0].size
             if size > BATCH_BYTES:
                 break
-            batch.append(waiting.popleft())
-        return batch
+            taken.append(waiting.popleft())
+        return taken
 
 
 def follows(first: Run, second: Run) -> bool:

@@ -27,6 +27,8 @@ from streams.fetches import Run, fetch_runs
 log = logging.getLogger(__name__)
 
 FETCH_MAX_WAIT_MS = 50
+FETCH_MIN_BYTES = 65_536
+"""The broker gathers as much before it answers, or until the wait is over: a run an event would cost a millisecond each."""
 
 SeekOffsets = Callable[[set[TP], int], Awaitable[Mapping[TP, int]]]
 """Of the assigned partitions and the number of the seek; the runs that follow it carry that number."""
@@ -53,6 +55,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
     def _create_worker_consumer(self, transport: driver.Transport) -> AIOKafkaConsumer:
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = FETCH_MAX_WAIT_MS
+        consumer._fetch_min_bytes = FETCH_MIN_BYTES
         return consumer
 
     async def record_offsets(self, offsets: Mapping[TP, int]) -> None:

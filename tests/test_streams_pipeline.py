@@ -74,14 +74,15 @@ def test_an_idle_pipeline_applies_a_small_run_at_once() -> None:
 def test_what_arrives_meanwhile_becomes_one_batch_of_each_partition_oldest_first() -> None:
     async def story(made: Pipeline, shards: Shards, failures: list[BaseException]) -> None:
         shards.gate.clear()
-        await made.put(run(0, 1))
-        await until(lambda: made._waiting[0].__len__() == 0)
-        for one in (run(5, 6, 1), run(1, 3), run(3, 4), run(6, 8, 1)):
+        for one in (run(0, 1), run(1, 2)):
             await made.put(one)
-        await until(lambda: all(one.columns.done() for waiting in made._waiting.values() for one in waiting))
+            await until(lambda: made.waiting_runs == 0)
+        for one in (run(5, 6, 1), run(2, 4), run(4, 5), run(6, 8, 1)):
+            await made.put(one)
+        assert made.waiting_runs == 4
         shards.gate.set()
-        await until(lambda: len(shards.applied) == 3)
-        assert shards.applied == [(0, 0, 1, 1), (1, 5, 8, 3), (0, 1, 4, 3)]
+        await until(lambda: len(shards.applied) == 4)
+        assert shards.applied == [(0, 0, 1, 1), (0, 1, 2, 1), (1, 5, 8, 3), (0, 2, 5, 3)]
 
     play(story)
 
@@ -91,7 +92,6 @@ def test_runs_that_do_not_follow_each_other_are_never_one_batch() -> None:
         shards.gate.clear()
         for one in (run(0, 1), run(1, 2), run(4, 5), run(5, 6, generation=1)):
             await made.put(one)
-        await until(lambda: all(one.columns.done() for waiting in made._waiting.values() for one in waiting))
         shards.gate.set()
         await until(lambda: made.held_bytes == 0)
         assert [(first, end) for _, first, end, _ in shards.applied][-2:] == [(4, 5), (5, 6)]
