@@ -33,14 +33,16 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def torture(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, dict[str, Any]]:
     """Run the command in this process; its exit code and its report."""
     code = main(["torture", "--json", *options])
-    return code, json.loads(capsys.readouterr().out)
+    out, error = capsys.readouterr()
+    assert out, error
+    return code, json.loads(out)
 
 
 def assert_all_counted(code: int, told: dict[str, Any], events: int, scratch: Path) -> None:
     assert code == Exit.DONE, told
     assert told["equal"] is True and told["differences"] == []
     assert told["verify"]["equal"] is True
-    assert told["verify"]["events"] == events
+    assert told["verify"]["events"] >= events, "the product that was killed may have sent some lines twice"
     assert told["ended_by_themselves"] == []
     assert told["done"]["producer_kills"] == 1
     assert told["done"]["tending_kills"] + told["done"]["tending_missed"] == 1

@@ -9,6 +9,7 @@ from typing import Protocol, Self
 
 from streams.brokers import BrokerError, EmbeddedBroker, KafkaBroker
 from streams.cluster import KafkaCluster
+from streams.processes import steady_ports
 from streams.topics import KafkaSettings, create_topics, topic_id
 
 DOWN_S = 2.0
@@ -37,7 +38,8 @@ def open_broker(kind: str, nodes: int, folder: Path, kafka: KafkaSettings) -> To
     """Return the broker that the command line asks for, not started yet."""
     if nodes > 1:
         return Cluster(KafkaCluster(folder, nodes), kafka)
-    return OneNode(KafkaBroker(folder) if kind == "kafka" else EmbeddedBroker(), kafka)
+    [port] = steady_ports(1)
+    return OneNode(KafkaBroker(folder, port) if kind == "kafka" else EmbeddedBroker(port), kafka)
 
 
 class OneNode:

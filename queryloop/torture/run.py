@@ -31,12 +31,13 @@ from queryloop.torture.stand import Producer, Stand, TortureError
 from queryloop.torture.verification import run_verify
 from queryloop.torture.workers import Worker
 from streams.emitter import EmitterSettings
-from streams.processes import free_port
+from streams.processes import steady_ports
 from streams.settings import DataSettings
 from streams.topics import KafkaSettings, end_offsets, topic_id
 from streams.worker import StreamsSettings, WorkerSettings
 
 PARTITIONS = 4
+"""At least, and two for each worker: Faust gives no worker more than its share rounded up, so of 4 a third one would get none."""
 PRODUCERS = {"kafka": 2, "embedded": 1}
 """On the embedded broker one: two would send a lost log again in an order of its own, and what it counts to depends on that."""
 RETENTION_DAYS = 16
@@ -98,7 +99,7 @@ def _remove(options: Options, folder: Path) -> None:
 
 
 def _run(options: Options, folder: Path) -> Result:
-    partitions = max(PARTITIONS, options.workers)
+    partitions = max(PARTITIONS, 2 * options.workers)
     producers = PRODUCERS[options.broker]
     made = TortureLog(options.seed, options.events, producers)
     expected = expected_account(made, partitions)
@@ -165,8 +166,8 @@ def _make_stand(options: Options, made: TortureLog, folder: Path, kafka: KafkaSe
     lines_a_day = options.events * 10 // made.stages // kafka.partitions
     worker = WorkerSettings(static=static, retention_days=RETENTION_DAYS, compact_rows=max(1, lines_a_day // 2))
     workers = [
-        Worker(_worker_settings(f"worker-{number}", worker, folder, kafka), logs / f"worker-{number}.log")
-        for number in range(options.workers)
+        Worker(_worker_settings(f"worker-{number}", port, worker, folder, kafka), logs / f"worker-{number}.log")
+        for number, port in enumerate(steady_ports(options.workers))
     ]
     files = StageFiles(folder / "stages")
     producers = [
@@ -181,8 +182,8 @@ def _producer_settings(number: int, folder: Path, kafka: KafkaSettings) -> Produ
     return ProducerSettings(kafka=kafka, emitter=EmitterSettings(outbox_dir=folder / f"outbox-{number}"))
 
 
-def _worker_settings(name: str, worker: WorkerSettings, folder: Path, kafka: KafkaSettings) -> StreamsSettings:
-    own = worker.model_copy(update={"name": name, "port": free_port()})
+def _worker_settings(name: str, port: int, worker: WorkerSettings, folder: Path, kafka: KafkaSettings) -> StreamsSettings:
+    own = worker.model_copy(update={"name": name, "port": port})
     return StreamsSettings(data=DataSettings(dir=folder / "data"), kafka=kafka, worker=own)
 
 
