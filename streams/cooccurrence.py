@@ -50,7 +50,7 @@ SELECT day, query, next_query, sum(sign) FROM edges GROUP BY ALL HAVING sum(sign
 RETURNING day
 """
 
-NEIGHBOURS = pa.schema(
+NEIGHBOUR_COLUMNS = pa.schema(
     [
         ("session_id", pa.string()),
         ("ts_us", pa.int64()),
@@ -91,7 +91,7 @@ def count_queries(con: duckdb.DuckDBPyConnection, queries: pa.Table, rules: Coun
 def _find_neighbours(con: duckdb.DuckDBPyConnection, new: pa.Table, gap_us: int) -> pa.Table:
     """Return the queries on file that stand within a gap of a new one in its session."""
     ts_us = new["ts_us"].to_numpy()
-    found = [NEIGHBOURS.empty_table()]
+    found = [NEIGHBOUR_COLUMNS.empty_table()]
     for rows in group_times(ts_us):
         span = {"gap": gap_us, "low": int(ts_us[rows].min()) - gap_us, "high": int(ts_us[rows].max()) + gap_us}
         con.register("fresh_queries", new.select(["session_id", "ts_us"]).take(pa.array(rows)))
