@@ -1,4 +1,5 @@
-"""A paced producer: events fall due at an even rate, and each tick sends what fell due, as a live product's emitter would.
+"""A paced producer: events fall due at an even rate, and each tick sends what fell due, as our emitter does with its default
+`emitter.linger_ms`.
 
 An event's stamp is the wall clock at which it fell due, not at which it was sent: a producer that is held up makes the latency
 longer, not the load smaller. Writes the account of every record, [partition, offset, first stamp, last stamp, events], to --out.
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from confluent_kafka import Message, Producer
 
-TICK_S = 0.01
+TICK_S = 0.05
 
 Account = list[list[float]]
 
@@ -38,7 +39,9 @@ class Pacer:
         while (elapsed := time.time() - start) < seconds:
             for partition in range(len(self._files)):
                 self._send_due(partition, start, elapsed)
-            self._producer.poll(TICK_S)
+            next_tick = time.monotonic() + TICK_S
+            while (left := next_tick - time.monotonic()) > 0:
+                self._producer.poll(left)  # returns with every acknowledgement
         self._producer.flush()
 
     def _send_due(self, partition: int, start: float, elapsed: float) -> None:
