@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 CORES = 2
@@ -22,16 +24,29 @@ class Usage:
 
 
 def read_usage(pid: int) -> Usage:
-    """The CPU seconds of a process and of its threads."""
-    return Usage(cpu_seconds(Path(f"/proc/{pid}/stat").read_text()), time.monotonic())
+    """The CPU seconds of a process and of those that it started, a worker's decoder for one."""
+    spent = 0.0
+    for one in family(pid):
+        with suppress(OSError):  # it has ended meanwhile
+            spent += cpu_seconds(Path(f"/proc/{one}/stat").read_text())
+    return Usage(spent, time.monotonic())
+
+
+def family(pid: int) -> list[int]:
+    """The process and those that it started."""
+    try:
+        return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+    except psutil.NoSuchProcess:
+        return [pid]
 
 
 def read_threads(pid: int) -> dict[int, float]:
-    """The CPU seconds of each thread of a process, by its id."""
+    """The CPU seconds of each thread of a process and of those that it started, by its id."""
     threads = {}
-    for folder in Path(f"/proc/{pid}/task").iterdir():
+    for one in family(pid):
         with suppress(OSError):  # it has ended meanwhile
-            threads[int(folder.name)] = cpu_seconds((folder / "stat").read_text())
+            for folder in Path(f"/proc/{one}/task").iterdir():
+                threads[int(folder.name)] = cpu_seconds((folder / "stat").read_text())
     return threads
 
 
@@ -42,8 +57,8 @@ def cpu_seconds(stat: str) -> float:
 
 
 def resident_mib(pid: int) -> float:
-    """Resident memory of a process in MiB."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE / 2**20
+    """Resident memory of a process and those that it started in MiB; what they share counts in each."""
+    return sum(int(Path(f"/proc/{one}/statm").read_text().split()[1]) for one in family(pid)) * PAGE / 2**20
 
 
 def use_two_cores() -> str:

@@ -6,31 +6,14 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
 
 from streams.logs import configure_logs
 from streams.settings import SettingsError, load_settings
+from streams.without_pandas import do_without_pandas
 from streams.worker import StreamsSettings, WorkerError, run_worker
 
 EXAMPLE = "example: QUERYLOOP_KAFKA_BOOTSTRAP=127.0.0.1:9092 python -m streams --config queryloop.toml"
-
-
-class WithoutPandas(MetaPathFinder):
-    """Makes `import pandas` fail at once.
-
-    pyarrow imports pandas, where it is installed, for the first list that becomes an array: 0.4 s or more between a worker's
-    restart and its first batch, for nothing that a worker uses.
-    """
-
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Raises ModuleNotFoundError for pandas; other modules are left to the other finders."""
-        if name == "pandas":
-            raise ModuleNotFoundError("a worker does without pandas", name=name)
-        return None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,5 +43,5 @@ def exit_now(code: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.meta_path.insert(0, WithoutPandas())
+    do_without_pandas()
     exit_now(main())

@@ -11,11 +11,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from streams.batch_decoder import BatchDecoder
 from streams.columns import Columns
-from streams.decoding import decode_columns
 from streams.events import EventSettings
 from streams.fetches import Run
 from streams.shards import HeldShards
@@ -50,9 +49,8 @@ class Pipeline:
     An error in decoding or applying is handed to `fail`, and nothing is applied after it.
     """
 
-    def __init__(self, shards: HeldShards, limits: EventSettings, fail: Fail) -> None:
+    def __init__(self, shards: HeldShards, limits: EventSettings, fail: Fail, decode_apart: bool = True) -> None:
         self._shards = shards
-        self._limits = limits
         self._fail = fail
         self._waiting: dict[int, deque[Arrival]] = {}
         self._arrived = 0
@@ -61,7 +59,7 @@ class Pipeline:
         self._room = asyncio.Event()
         self._ahead = asyncio.Semaphore(1)
         self._ready: asyncio.Queue[Batch] = asyncio.Queue()
-        self._decoder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode")
+        self._decoder = BatchDecoder(limits, decode_apart)
         self._work: asyncio.Task[None] | None = None
 
     @property
@@ -93,7 +91,7 @@ class Pipeline:
         if self._work is not None:
             self._work.cancel()
             await asyncio.gather(self._work, return_exceptions=True)
-        self._decoder.shutdown(cancel_futures=True)
+        self._decoder.close()
 
     async def _run(self) -> None:
         decoding = asyncio.create_task(self._decode_all())
@@ -109,15 +107,15 @@ class Pipeline:
             self._room.set()
 
     async def _decode_all(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await self._ahead.acquire()
             while not (arrivals := self._next_arrivals()):
                 self._came.clear()
                 await self._came.wait()
             records = [record for one in arrivals for record in one.run.records]
-            columns = await loop.run_in_executor(self._decoder, decode_columns, records, self._limits)
-            self._ready.put_nowait(Batch([one.run for one in arrivals], sum(one.size for one in arrivals), columns))
+            size = sum(one.size for one in arrivals)
+            columns = await self._decoder.decode(records, size)
+            self._ready.put_nowait(Batch([one.run for one in arrivals], size, columns))
 
     async def _apply_all(self) -> None:
         while True:

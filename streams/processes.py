@@ -74,7 +74,7 @@ def accepts(host: str, port: int) -> bool:
         return False
 
 
-def _guard() -> list[str]:
+def guard() -> list[str]:
     """What to put before a command, so that it does not outlive this process."""
     if sys.platform != "linux":
         return []
@@ -94,7 +94,7 @@ class Child:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [*_guard(), *(str(part) for part in command)],
+                [*guard(), *(str(part) for part in command)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

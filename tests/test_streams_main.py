@@ -7,8 +7,9 @@ import sys
 
 WITHOUT_PANDAS = """
 import sys
-from streams.__main__ import WithoutPandas
-sys.meta_path.insert(0, WithoutPandas())
+import streams.__main__
+from streams.without_pandas import do_without_pandas
+do_without_pandas()
 import duckdb
 import pyarrow as pa
 table = pa.table({"ts": pa.array([1, 2]), "text": pa.array(["a", None])})
