@@ -267,6 +267,8 @@ def _impressions(fields: dict[str, list[Any]], limits: EventSettings, horizon: f
 def _extras(fields: dict[str, list[Any]]) -> tuple[pa.Array, Flags]:
     """Return the companions of impressions as JSON objects, null where there are none, and which are not UTF-8."""
     undecided = np.zeros(len(fields["items"]), np.bool_)
+    if all(fields[name].count(_ABSENT) == len(undecided) for name in COMPANIONS):
+        return pa.nulls(len(undecided), pa.string()), undecided
     rows = zip(*(map(bytes, fields[name]) for name in COMPANIONS), strict=True)
     texts: list[str | None] = []
     for row, values in enumerate(rows):
