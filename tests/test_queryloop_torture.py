@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,16 @@ needs_kafka = pytest.mark.skipif(
 
 
 @pytest.fixture
-def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary folders go in this test."""
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where temporary folders go in this test; no process of it may be left, beside the brokers of other tests."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    return tmp_path
+    before = children()
+    yield tmp_path
+    assert children() <= before
+
+
+def children() -> set[int]:
+    return {child.pid for child in psutil.Process().children(recursive=True)}
 
 
 def torture(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, dict[str, Any]]:
@@ -48,7 +55,6 @@ def assert_all_counted(code: int, told: dict[str, Any], events: int, scratch: Pa
     assert told["done"]["tending_kills"] + told["done"]["tending_missed"] == 1
     assert len(told["done"]["handovers"]) == 1
     assert list(scratch.glob("queryloop-torture-*")) == [], "an equal run leaves nothing"
-    assert psutil.Process().children(recursive=True) == []
 
 
 def test_a_small_torture_on_the_embedded_broker_recovers_the_lost_log_and_counts_right(

@@ -102,7 +102,7 @@ def test_nothing_is_left_after_close() -> None:
         with decoder() as made:
             await made.decode(RECORDS, 100)
             assert children() - before
-        assert children() == before
+        assert children() <= before
 
     play(story)
 
@@ -115,6 +115,6 @@ def test_small_batches_and_who_wants_no_process_have_none(apart: bool, least: in
         before = children()
         with decoder(DEFAULT_LIMITS, apart) as made:
             assert_same(await made.decode(RECORDS, 100), decode_columns(RECORDS))
-            assert children() == before
+            assert children() <= before
 
     play(story)
