@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,14 +13,13 @@ from streams.brokers import Broker, BrokerError
 from streams.cluster import KafkaCluster
 from streams.processes import STEADY_PORTS, steady_ports
 from streams.topics import KafkaSettings, create_topics, describe_partitions, end_offsets, topic_id
+from tests.conftest import collect_sockets
 
 
 @pytest.fixture(autouse=True)
 def _collect_sockets() -> Iterator[None]:
     yield
-    with warnings.catch_warnings():  # kafka-python 3.0.12 leaves the socket of a refused connection to the garbage collector
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
+    collect_sockets()
 
 
 def wait_until(ready: Callable[[], bool], timeout_s: float = 60.0) -> None:
