@@ -6,7 +6,6 @@ QUERYLOOP_KAFKA_BOOTSTRAP adds the leg `external`, a Docker engine the leg `cont
 
 from __future__ import annotations
 
-import gc
 import os
 import shutil
 import signal
@@ -20,6 +19,7 @@ import pytest
 
 from streams.brokers import Broker, EmbeddedBroker, ExternalBroker, KafkaBroker
 from streams.kafka_jars import missing_tool
+from tests.leftovers import collect_sockets
 
 with warnings.catch_warnings():
     # kafka-python reads its message schemas with a function that Python 3.11 deprecates and later versions restored.
@@ -45,13 +45,6 @@ def docker_answers() -> bool:
 
 
 LEGS = ["embedded", "kafka", *(["external"] if EXTERNAL else []), *(["container"] if docker_answers() else [])]
-
-
-def collect_sockets() -> None:
-    """Collect garbage now. kafka-python 3.0.12 leaves the socket of a refused connection to it: no fault of a later test."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "unclosed <socket", ResourceWarning)
-        gc.collect()
 
 
 def pytest_sessionfinish() -> None:

@@ -18,7 +18,7 @@ from queryloop.cli import main
 from queryloop.exits import Exit
 from streams.kafka_jars import missing_tool
 from streams.processes import Child
-from tests.conftest import collect_sockets
+from tests.leftovers import collect_sockets
 
 needs_kafka = pytest.mark.skipif(
     bool(missing_tool()) and not os.environ.get("REQUIRE_KAFKA"), reason=f"real Kafka cannot run here: {missing_tool()}"

@@ -13,7 +13,7 @@ from streams.brokers import Broker, BrokerError
 from streams.cluster import KafkaCluster
 from streams.processes import STEADY_PORTS, steady_ports
 from streams.topics import KafkaSettings, create_topics, describe_partitions, end_offsets, topic_id
-from tests.conftest import collect_sockets
+from tests.leftovers import collect_sockets
 
 
 @pytest.fixture(autouse=True)
