@@ -20,7 +20,7 @@ SEPARATOR = " ; "
 _FIELDS = frozenset({"n", "query", "related", "session", "response"})
 _SIDE_INFORMATION = frozenset({"related", "session", "response"})
 # What users type is never a special token, whatever tokenizer a policy brings: "<...>" and "[WORD]" are broken up by a space.
-_SPECIAL_TOKEN = re.compile(r"<(?=[^<>]{1,64}>)|\[(?=/?[A-Z_]{2,32}\])")
+_SPECIAL_TOKEN = re.compile(r"<(?=[^<> ][^<>]{0,63}>)|\[(?=/?[A-Z_]{2,32}\])")
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 INSTRUCTIVE = """Instructions:
@@ -107,7 +107,8 @@ def clean_text(text: str, max_chars: int) -> str:
     takes for a special token, white space collapsed."""
     # Four times the limit before normalising: a hostile text must not cost more than what is kept of it.
     flat = " ".join(unicodedata.normalize("NFKC", text[: 4 * max_chars]).split())
-    return _SPECIAL_TOKEN.sub(lambda match: match.group() + " ", _UNSAFE.sub("", flat))[:max_chars].strip()
+    safe = " ".join(_UNSAFE.sub("", flat).split())  # what is taken out may have stood between two spaces
+    return _SPECIAL_TOKEN.sub(lambda match: match.group() + " ", safe)[:max_chars].strip()
 
 
 def render_prompt(

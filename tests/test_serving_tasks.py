@@ -6,7 +6,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, ValidationError
 
@@ -67,6 +67,8 @@ def test_hostile_text_becomes_one_harmless_line(typed: str, kept: str) -> None:
     assert clean_text(typed, 100) == kept
 
 
+@example("0 \x08 0", 4)
+@example("<0>", 4)
 @given(st.text(max_size=300), st.integers(1, 100))
 def test_clean_text_is_short_printable_and_stable(text: str, limit: int) -> None:
     clean = clean_text(text, limit)
