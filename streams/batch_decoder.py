@@ -21,14 +21,12 @@ from streams.columns import Columns
 from streams.decoder_process import Records, pack_records, read_frame, unpack_columns, write_frame
 from streams.decoding import decode_columns
 from streams.events import EventSettings
-from streams.processes import guard
+from streams.processes import KEEP_BUFFERS, guard
 
 log = logging.getLogger(__name__)
 
 APART_BYTES = 256 * 1024
 """Smaller batches are decoded here: sending them would take longer than the lock is worth."""
-KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "134217728"}
-"""glibc hands large buffers back to the system and faults them in again with every batch, if it is let."""
 
 
 class BatchDecoder:
@@ -73,7 +71,7 @@ class DecoderChild:
 
     def __init__(self, limits: EventSettings) -> None:
         command: Sequence[str] = [*guard(), sys.executable, "-m", "streams.decoder_process"]
-        environ = {**os.environ, **KEEP_MEMORY}
+        environ = {**os.environ, **KEEP_BUFFERS}
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ, start_new_session=True
         )

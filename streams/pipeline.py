@@ -121,7 +121,7 @@ class Pipeline:
         while True:
             batch = await self._ready.get()
             self._ahead.release()
-            await self._shards.apply(batch.runs, [batch.columns])
+            await self._shards.apply(batch.runs, batch.columns)
             self._held -= batch.size
             self._room.set()
 

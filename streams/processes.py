@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 
 TAIL_BYTES = 4000
+KEEP_BUFFERS = {"MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "134217728"}
+"""Environment that keeps glibc from handing big buffers back to the system and faulting them in again at every pass."""
 STEADY_PORTS = (20_000, 32_000)
 """Below the ports that Linux (32768) and other systems (49152) give to outgoing connections."""
 # Runs before the child's own program, in its process: the kernel kills the child when the thread that started it is gone

@@ -53,7 +53,6 @@ UNPUBLISHED = """
 SELECT id, reason, detail, event_id, ts_us, raw, log_offset, line FROM quarantine WHERE NOT published ORDER BY id LIMIT $limit
 """
 PUBLISH = "UPDATE quarantine SET published = true WHERE id IN (SELECT unnest($ids::BIGINT[]))"
-EXPIRE = "DELETE FROM quarantine WHERE arrived_us < $cut AND published"
 
 
 def add_rejects(
@@ -106,11 +105,6 @@ def read_unpublished(con: duckdb.DuckDBPyConnection, limit: int) -> pa.Table:
 def mark_published(con: duckdb.DuckDBPyConnection, ids: Sequence[int]) -> None:
     """Say of rows that they are in the quarantine topic."""
     con.execute(PUBLISH, {"ids": list(ids)})
-
-
-def expire_rows(con: duckdb.DuckDBPyConnection, cut_us: int) -> None:
-    """Forget published rows that arrived before `cut_us` of event time."""
-    con.execute(EXPIRE, {"cut": cut_us})
 
 
 def _digest(reject: Reject) -> bytes:

@@ -14,8 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import pyarrow as pa
-
 from streams.columns import Columns
 from streams.events import Decoded
 from streams.progress import ApplyStats, Progress
@@ -84,7 +82,7 @@ class HeldShards:
         """Close these shards, after what is in hand."""
         await self._call(self._release, sorted(partitions))
 
-    async def apply(self, runs: Sequence[Run], columns: Sequence[Columns]) -> Applied | None:
+    async def apply(self, runs: Sequence[Run], columns: Columns) -> Applied | None:
         """Count consecutive runs of one partition, decoded, as one batch.
 
         None when the partition has moved away, or was sought anew, since they were fetched: then they are read again.
@@ -177,15 +175,14 @@ class HeldShards:
                 shard.close()
                 log.info("event=shard_released partition=%d", partition)
 
-    def _apply(self, runs: Sequence[Run], columns: Sequence[Columns]) -> Applied | None:
+    def _apply(self, runs: Sequence[Run], columns: Columns) -> Applied | None:
         shard = self._shards.get(runs[0].partition)
         if shard is None or runs[0].generation != self._generation:
             return None
         began = time.perf_counter()
-        batch = join_columns(columns)
         offsets = {"first_offset": runs[0].first_offset, "next_offset": runs[-1].next_offset}
-        applied = shard.apply(batch, topic_id=self._topic_id, now=self._clock(), **offsets)
-        self._note(runs, len(batch), time.perf_counter() - began)
+        applied = shard.apply(columns, topic_id=self._topic_id, now=self._clock(), **offsets)
+        self._note(runs, len(columns), time.perf_counter() - began)
         _tend(shard)
         return applied
 
@@ -204,15 +201,3 @@ class HeldShards:
 
 def _tend(shard: Shard) -> None:
     shard.tend(TEND_S)
-
-
-def join_columns(parts: Sequence[Columns]) -> Columns:
-    """Return consecutive parts of one partition's log as one."""
-    if len(parts) == 1:
-        return parts[0]
-    return Columns(
-        pa.concat_tables([part.queries for part in parts]).combine_chunks(),
-        pa.concat_tables([part.impressions for part in parts]).combine_chunks(),
-        pa.concat_tables([part.clicks for part in parts]).combine_chunks(),
-        [reject for part in parts for reject in part.rejects],
-    )

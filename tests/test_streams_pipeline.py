@@ -24,12 +24,11 @@ class Shards:
         self.gate.set()
         self.error: Exception | None = None
 
-    async def apply(self, runs: Sequence[Run], columns: Sequence[Columns]) -> None:
+    async def apply(self, runs: Sequence[Run], columns: Columns) -> None:
         await self.gate.wait()
         if self.error is not None:
             raise self.error
-        events = sum(len(one) for one in columns)
-        self.applied.append((runs[0].partition, runs[0].first_offset, runs[-1].next_offset, events))
+        self.applied.append((runs[0].partition, runs[0].first_offset, runs[-1].next_offset, len(columns)))
 
 
 def run(first: int, last: int, partition: int = 0, generation: int = 0) -> Run:

@@ -13,18 +13,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from streams.processes import Child
+from streams.processes import KEEP_BUFFERS, Child
 from trainers.ledger import Kind, Ledger, Run, State
 
 BUSY = 4
 """Exit code of a job process that found another run of its kind under way."""
-# Idle OpenMP threads must sleep: on busy cores spinning ones made a training step eight times slower. The malloc limits
-# keep glibc from handing big buffers back and faulting them in again at every pass.
+# Idle OpenMP threads must sleep: on busy cores spinning ones made a training step eight times slower.
 ENVIRON = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "0",
-    "MALLOC_TRIM_THRESHOLD_": "268435456",
-    "MALLOC_MMAP_THRESHOLD_": "134217728",
+    **KEEP_BUFFERS,
     "PYTHONUNBUFFERED": "1",
 }
 
