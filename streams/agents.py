@@ -100,7 +100,7 @@ def _count_events(app: WorkerApp, settings: StreamsSettings, shards: HeldShards)
         await app.crash(error)
 
     async def count(runs: Any) -> None:
-        pipeline = Pipeline(shards, settings.events, fail, settings.worker.decode_apart)
+        pipeline = Pipeline(shards, settings.events, fail)
         try:
             async for run in runs.noack():
                 await pipeline.put(run)

@@ -1,9 +1,10 @@
 """From fetched runs to applied batches: decoding and applying side by side, in batches that grow with the lag.
 
-An apply costs tens of milliseconds whatever its size, and decoding a run more than a millisecond. So runs wait as they came until
-the decoder, on a thread of its own, may begin: then all that wait for one partition become one batch. It works one batch ahead of
-the shards' thread and no further, so that batches grow while both are busy; when they are idle a run goes through at once. What
-is in hand is bounded in bytes: when there is no room, `put` waits, and with it the fetching.
+An apply costs tens of milliseconds whatever its size, and decoding a few. So runs wait as they came until the decoder, on a thread
+of its own, may begin: then all that wait for one partition become one batch. It works one batch ahead of the shards' thread and no
+further, so that batches grow while both are busy; when they are idle a run goes through at once. Both threads leave the
+interpreter to others most of the time, the one in Arrow's JSON reader, the other in DuckDB. What is in hand is bounded in bytes:
+when there is no room, `put` waits, and with it the fetching.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from streams.batch_decoder import BatchDecoder
 from streams.columns import Columns
+from streams.decoding import decode_columns
 from streams.events import EventSettings
 from streams.fetches import Run
 from streams.shards import HeldShards
@@ -49,7 +51,7 @@ class Pipeline:
     An error in decoding or applying is handed to `fail`, and nothing is applied after it.
     """
 
-    def __init__(self, shards: HeldShards, limits: EventSettings, fail: Fail, decode_apart: bool = True) -> None:
+    def __init__(self, shards: HeldShards, limits: EventSettings, fail: Fail) -> None:
         self._shards = shards
         self._fail = fail
         self._waiting: dict[int, deque[Arrival]] = {}
@@ -59,7 +61,8 @@ class Pipeline:
         self._room = asyncio.Event()
         self._ahead = asyncio.Semaphore(1)
         self._ready: asyncio.Queue[Batch] = asyncio.Queue()
-        self._decoder = BatchDecoder(limits, decode_apart)
+        self._limits = limits
+        self._decoder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode")
         self._work: asyncio.Task[None] | None = None
 
     @property
@@ -91,7 +94,7 @@ class Pipeline:
         if self._work is not None:
             self._work.cancel()
             await asyncio.gather(self._work, return_exceptions=True)
-        self._decoder.close()
+        self._decoder.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self) -> None:
         decoding = asyncio.create_task(self._decode_all())
@@ -107,6 +110,7 @@ class Pipeline:
             self._room.set()
 
     async def _decode_all(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             await self._ahead.acquire()
             while not (arrivals := self._next_arrivals()):
@@ -114,7 +118,7 @@ class Pipeline:
                 await self._came.wait()
             records = [record for one in arrivals for record in one.run.records]
             size = sum(one.size for one in arrivals)
-            columns = await self._decoder.decode(records, size)
+            columns = await loop.run_in_executor(self._decoder, decode_columns, records, self._limits)
             self._ready.put_nowait(Batch([one.run for one in arrivals], size, columns))
 
     async def _apply_all(self) -> None:

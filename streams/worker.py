@@ -67,10 +67,6 @@ class WorkerSettings(BaseModel, frozen=True, extra="forbid"):
     compact_rows: int = Field(
         default=100_000, ge=1, description="rows that a day's deltas gain before they are summed again (no count depends on it)"
     )
-    decode_apart: bool = Field(
-        default=True,
-        description="decode large batches in a process beside; costs some 100 MB, saves a third of the time under load",
-    )
     clock_file: Path | None = Field(
         default=None, description="file with the time to go by instead of the system's, in seconds since the epoch: for tests"
     )

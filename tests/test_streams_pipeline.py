@@ -138,7 +138,7 @@ def test_an_error_in_decoding_is_a_failure_too(monkeypatch: pytest.MonkeyPatch) 
     def broken(*_: object) -> Columns:
         raise ValueError("cannot decode")
 
-    monkeypatch.setattr("streams.batch_decoder.decode_columns", broken)
+    monkeypatch.setattr("streams.pipeline.decode_columns", broken)
 
     async def story(made: Pipeline, shards: Shards, failures: list[BaseException]) -> None:
         await made.put(run(0, 1))

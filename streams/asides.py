@@ -1,0 +1,85 @@
+"""Fields of an impression that may hold any JSON, kept as text: how it was decoded, and what our own server sends along."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from streams.lines import Flags
+
+COMPANIONS = ("context", "response")
+"""What comes with the impressions of our own server beside the schema's fields, in the order in which `extra` has them."""
+ASIDE = ("decoding", *COMPANIONS)
+ABSENT = msgspec.Raw(b"")
+
+_Aside: Any = msgspec.defstruct("Aside", [(name, msgspec.Raw, ABSENT) for name in ASIDE], gc=False)
+_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Aside)
+_object_decoder = msgspec.json.Decoder(dict[str, Any] | None)
+_REFUSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+Texts = Mapping[str, Sequence[bytes]]
+"""The JSON of each of ASIDE, b"" where the field is absent."""
+
+
+class Asides(NamedTuple):
+    """`decoding` as it is stored and `extra` (a JSON object), null where there is none, and which rows hold something else."""
+
+    decoding: pa.Array
+    extra: pa.Array
+    doubtful: Flags
+
+    def spread(self, rows: np.ndarray[tuple[int], np.dtype[np.int64]], length: int) -> Asides:
+        """Return `length` rows, these at `rows` and nothing elsewhere."""
+        place = np.full(length, -1, np.int64)
+        place[rows] = np.arange(len(rows))
+        doubtful = np.zeros(length, np.bool_)
+        doubtful[rows] = self.doubtful
+        take = pa.array(place, mask=place < 0)
+        return Asides(self.decoding.take(take), self.extra.take(take), doubtful)
+
+
+def read_asides(lines: Sequence[bytes]) -> Texts:
+    """Return these fields of lines that are JSON objects; of one that is not they are absent."""
+    try:
+        asides = _decoder.decode_lines(b"\n".join(lines))
+    except _REFUSED:
+        asides = [_decode(line) for line in lines]
+    return {name: [bytes(getattr(aside, name)) for aside in asides] for name in ASIDE}
+
+
+def make_asides(texts: Texts) -> Asides:
+    """Return the columns of these fields."""
+    stored = {text: _decoding_text(text) for text in set(texts["decoding"])}
+    decoding = [stored[text] for text in texts["decoding"]]
+    extra = [_extra(pair) if any(pair) else None for pair in zip(*(texts[name] for name in COMPANIONS), strict=True)]
+    doubtful = np.array([text is None for text in decoding], np.bool_) | np.array([text == "" for text in extra], np.bool_)
+    return Asides(pa.array([text or None for text in decoding], pa.string()), pa.array(extra, pa.string()), doubtful)
+
+
+def _decode(line: bytes) -> Any:
+    try:
+        return _decoder.decode(line)
+    except _REFUSED:
+        return _Aside()
+
+
+def _extra(texts: Sequence[bytes]) -> str:
+    """Return the companions as a JSON object, "" where they are not UTF-8."""
+    parts = [b'"%s":%s' % (name.encode(), text) for name, text in zip(COMPANIONS, texts, strict=True) if text]
+    try:
+        return (b"{" + b",".join(parts) + b"}").decode()
+    except UnicodeDecodeError:
+        return ""
+
+
+def _decoding_text(text: bytes) -> str | None:
+    """Return an object's JSON as it is stored, "" for null or nothing, None for what is neither."""
+    try:
+        value = _object_decoder.decode(text or b"null")
+    except _REFUSED:
+        return None
+    return "" if value is None else msgspec.json.encode(value).decode()

@@ -1,0 +1,121 @@
+"""Lines read by Arrow's JSON reader: the way of nearly all events into columns, without a Python object for any of them.
+
+The reader is laxer than the schema: it takes NaN for a number and passes over fields that it was not asked for. So a line is
+believed only where every check holds, and where the fields that were read are all that it has.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import chain, pairwise
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import json
+
+from streams.asides import ASIDE, make_asides, read_asides
+from streams.events import Impression
+from streams.lines import Flags, Int64s, Spans
+from streams.wire_columns import KINDS, WIRE_TYPES, Wire, to_micros_column
+
+PIECE_BYTES = 4 * 1024 * 1024
+"""Lines that are read in one call."""
+LEAST_BYTES = 64 * 1024
+"""A piece that cannot be read is halved down to this size; the lines of one so small are given up."""
+
+_FIELDS = {kind: [name for name in kind.__struct_fields__ if name not in ASIDE] for kind in KINDS}
+_SCHEMA = pa.schema([(name, WIRE_TYPES.get(name, pa.string())) for name in ("type", *dict.fromkeys(chain(*_FIELDS.values())))])
+_PARSE = json.ParseOptions(explicit_schema=_SCHEMA, unexpected_field_behavior="ignore")
+_TAGS = pa.array([str(kind.__struct_config__.tag) for kind in KINDS])
+_COLON_APART = re.compile(rb'"[ \t\r\n]+:')
+_QUOTE, _COLON, _SPACE = b'": '
+
+
+def read_json_lines(lines: Spans) -> Iterator[Wire]:
+    """Read lines that each begin with { and end with }, with one line break between any two.
+
+    A line that is in nothing that is yielded could not be read here.
+    """
+    bounds = [0, *(np.flatnonzero(np.diff(lines.starts // PIECE_BYTES)) + 1).tolist(), len(lines)]
+    for low, high in pairwise(bounds):
+        yield from _read_halving(lines, low, high)
+
+
+def _read_halving(lines: Spans, low: int, high: int) -> Iterator[Wire]:
+    """Read the lines from `low` up to `high`, in halves where something in them cannot be read."""
+    start, end = int(lines.starts[low]), int(lines.ends[high - 1])
+    if (table := _read(lines, start, end, high - low)) is not None:
+        yield from _take_apart(table, lines, low, high)
+    elif end - start > LEAST_BYTES and high - low > 1:
+        middle = (low + high) // 2
+        yield from _read_halving(lines, low, middle)
+        yield from _read_halving(lines, middle, high)
+
+
+def _read(lines: Spans, start: int, end: int, count: int) -> pa.Table | None:
+    """Return a row a line, or None where they need a look one by one.
+
+    The reader lets two values share a line. Each line begins with { and ends with }, so none goes on in the next one, and each
+    holds one value or more; when there are as many values as lines, each holds one.
+    """
+    options = json.ReadOptions(use_threads=False, block_size=end - start + 1)
+    source = pa.BufferReader(pa.py_buffer(lines.text).slice(start, end - start))
+    try:
+        if not lines.is_ascii:
+            lines.text[start:end].decode()
+        table = json.read_json(source, read_options=options, parse_options=_PARSE)
+    except (pa.ArrowInvalid, UnicodeDecodeError):
+        return None
+    return table.combine_chunks() if len(table) == count else None
+
+
+def _take_apart(table: pa.Table, lines: Spans, low: int, high: int) -> Iterator[Wire]:
+    """Yield the events of each kind that were read of the lines from `low` up to `high`."""
+    keys, doubtful = _count_keys(lines, low, high)
+    code = pc.fill_null(pc.index_in(table["type"], value_set=_TAGS), -1).to_numpy()
+    for number, kind in enumerate(KINDS):
+        if not len(rows := np.flatnonzero(code == number)):
+            continue
+        chosen = table.select(_FIELDS[kind]).take(pa.array(rows))
+        fields = {name: chosen[name].combine_chunks() for name in _FIELDS[kind]}
+        unread = keys[rows] - 1 - len(fields) + sum(_is_null(column) for column in fields.values())
+        doubts = doubtful[rows]
+        if kind is Impression:
+            aside, strange = _read_aside(lines.take(rows[unread > 0] + low), unread)
+            fields, doubts = fields | aside, doubts | strange
+        ts_us = to_micros_column(pc.fill_null(fields["ts"], np.nan).to_numpy())
+        yield Wire(kind, fields, ts_us, rows + low, doubts | (unread != 0))
+
+
+def _is_null(column: pa.Array) -> Int64s:
+    return pc.is_null(column).to_numpy(zero_copy_only=False).astype(np.int64)  # type: ignore[no-any-return]
+
+
+def _count_keys(lines: Spans, low: int, high: int) -> tuple[Int64s, Flags]:
+    """Return how often `":` stands in each line, and which lines may have a key that is written otherwise.
+
+    A line with no more of them than fields were read of it has no other field, none twice and none that is null.
+    """
+    start = int(lines.starts[low])
+    ends = lines.ends[low:high] - start
+    data = np.frombuffer(lines.text, np.uint8, int(ends[-1]), start)
+    colons = np.flatnonzero(data == _COLON)
+    before = data[colons - 1]  # no line begins with a colon
+    keys = np.diff(np.searchsorted(colons[before == _QUOTE], ends), prepend=0)
+    apart = np.zeros(high - low, np.bool_)
+    suspects = np.unique(np.searchsorted(ends, colons[before <= _SPACE], side="right"))
+    apart[suspects] = [_COLON_APART.search(line) is not None for line in lines.take(suspects + low)]
+    return keys, apart
+
+
+def _read_aside(lines: list[bytes], unread: Int64s) -> tuple[dict[str, pa.Array], Flags]:
+    """Return the fields that are kept as text, of the impressions with something unread, and take their keys off `unread`."""
+    rows = np.flatnonzero(unread > 0)
+    texts = read_asides(lines)
+    for found in texts.values():
+        keys = {text: 1 + text.count(b'":') if text else 0 for text in set(found)}
+        unread[rows] -= np.array([keys[text] for text in found], np.int64)
+    decoding, extra, doubtful = make_asides(texts).spread(rows, len(unread))
+    return {"decoding": decoding, "extra": extra}, doubtful

@@ -1,0 +1,121 @@
+"""Lines read into bare structs: for events that are well-formed and yet nothing for Arrow's reader, such as times in RFC 3339.
+
+The structs are made from the event types, so that they accept the same; they are taken apart into columns while the processor
+still has them at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from operator import attrgetter
+from typing import Any, ClassVar, get_origin, get_type_hints
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from streams.asides import ABSENT, ASIDE, make_asides
+from streams.events import MAX_TS_US, Impression, to_micros
+from streams.lines import Int64s, Spans
+from streams.wire_columns import KINDS, WIRE_TYPES, Kind, Wire, to_micros_column
+
+CHUNK_BYTES = 65_536
+"""Lines that are decoded in one call; few enough that they stay in the processor's cache until they are columns."""
+
+_REFUSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+def _bare(kind: Kind) -> type[msgspec.Struct]:
+    """Return the event type without what is costly: no dict, unseen by the garbage collector, any JSON left as text."""
+    hints = {name: hint for name, hint in get_type_hints(kind, include_extras=True).items() if get_origin(hint) is not ClassVar}
+    fields: list[Any] = []
+    for info in msgspec.structs.fields(kind):
+        if info.name in ASIDE:
+            continue
+        hint = hints[info.name]
+        fields.append((info.name, hint) if info.default is msgspec.NODEFAULT else (info.name, hint, info.default))
+    if kind is Impression:
+        fields += [(name, msgspec.Raw, ABSENT) for name in ASIDE]
+    tag = kind.__struct_config__.tag
+    return msgspec.defstruct(
+        f"Bare{kind.__name__}", fields, tag_field="type", tag=tag, kw_only=True, gc=False, forbid_unknown_fields=True
+    )
+
+
+_BARE = tuple(map(_bare, KINDS))
+_GETTERS = tuple({name: attrgetter(name) for name in kind.__struct_fields__} for kind in _BARE)
+_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_BARE[0] | _BARE[1] | _BARE[2])
+
+
+def read_struct_lines(lines: Spans) -> Iterator[Wire]:
+    """Read lines that each begin with { and end with }; one that is in nothing that is yielded could not be read here."""
+    found: list[dict[str, list[Any]]] = [{name: [] for name in getters} for getters in _GETTERS]
+    rows: list[list[int]] = [[] for _ in KINDS]
+    first = 0
+    for chunk in _chunks(lines.take(np.arange(len(lines)))):
+        events = _decode_lines(chunk)
+        for bare, fields, getters, own in zip(_BARE, found, _GETTERS, rows, strict=True):
+            own += [row for row, event in enumerate(events, first) if type(event) is bare]
+            of_kind = [event for event in events if type(event) is bare]
+            for name, get in getters.items():
+                fields[name].extend(map(get, of_kind))
+        first += len(chunk)
+    for kind, fields, own in zip(KINDS, found, rows, strict=True):
+        if own:
+            yield _wire(kind, fields, np.array(own, np.int64))
+
+
+def _chunks(texts: list[bytes]) -> Iterator[list[bytes]]:
+    chunk: list[bytes] = []
+    size = 0
+    for text in texts:
+        chunk.append(text)
+        size += len(text)
+        if size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _decode_lines(lines: list[bytes]) -> list[Any]:
+    """Return the event of each line, None of one that is none.
+
+    `decode_lines` lets two values share a line. Each line begins with { and ends with }, so none goes on in the next one, and
+    each holds one value or more; when there are as many values as lines, each holds one.
+    """
+    try:
+        events: list[Any] = _decoder.decode_lines(b"\n".join(lines))
+    except _REFUSED:
+        events = []
+    return events if len(events) == len(lines) else list(map(_decode, lines))
+
+
+def _decode(line: bytes) -> Any:
+    try:
+        return _decoder.decode(line)
+    except _REFUSED:
+        return None
+
+
+def _wire(kind: Kind, found: dict[str, list[Any]], rows: Int64s) -> Wire:
+    doubtful = np.zeros(len(rows), np.bool_)
+    texts = {name: list(map(bytes, found.pop(name))) for name in ASIDE if name in found}
+    ts_us = _micros(found.pop("ts"))
+    fields = {name: pa.array(values, WIRE_TYPES.get(name, pa.string())) for name, values in found.items()}
+    if texts:
+        decoding, extra, doubtful = make_asides(texts)
+        fields |= {"decoding": decoding, "extra": extra}
+    return Wire(kind, fields, ts_us, rows, doubtful)
+
+
+def _micros(ts: list[float | datetime]) -> Int64s:
+    try:
+        return to_micros_column(np.array(ts, np.float64))
+    except TypeError:
+        exact = {row: to_micros(moment) for row, moment in enumerate(ts) if isinstance(moment, datetime)}
+    micros = to_micros_column(np.array([0.0 if isinstance(moment, datetime) else moment for moment in ts], np.float64))
+    for row, us in exact.items():
+        micros[row] = us if 0 <= us < MAX_TS_US else -1
+    return micros
