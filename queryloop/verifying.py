@@ -19,15 +19,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from queryloop.exits import CommandError, Exit
 from queryloop.status import read_running
 from queryloop.workers import live_counts
-from streams.arrivals import LogRecord
-from streams.backlog import open_backlog
 from streams.counts import Counts
 from streams.events import printable
-from streams.lake_verification import verify_lake
 from streams.logfiles import read_log, session_of
 from streams.records import MAX_RECORD_BYTES, partition_of
+from streams.recount.arrivals import LogRecord
+from streams.recount.backlog import open_backlog
+from streams.recount.lake_verification import verify_lake
+from streams.recount.verification import Log, Verdict, no_counts, refuse, rows, verify_shard
 from streams.topics import topic_id
-from streams.verification import Log, Verdict, no_counts, refuse, rows, verify_shard
 
 if TYPE_CHECKING:
     from queryloop.settings import Settings

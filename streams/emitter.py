@@ -1,8 +1,8 @@
 """The emitter: takes events from any thread without ever waiting for Kafka, and delivers them at least once.
 
-`emit` checks an event, puts it into a bounded queue and returns. One background thread (`streams.courier`) writes lines to the
-outbox, if there is one, batches them by partition into records (`streams.records`) and gets them to the broker
-(`streams.delivery`).
+`emit` checks an event, puts it into a bounded queue and returns. One background thread (`streams.emission.courier`) writes lines
+to the outbox, if there is one, batches them by partition into records (`streams.records`) and gets them to the broker
+(`streams.emission.delivery`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Literal, Self
 import msgspec
 from pydantic import BaseModel, Field
 
-from streams.courier import Courier, OnFailure, Pace
 from streams.decoder import parse_line
-from streams.delivery import REQUEST_S, Connect, Wire
+from streams.emission.courier import Courier, OnFailure, Pace
+from streams.emission.delivery import REQUEST_S, Connect, Wire
+from streams.emission.outbox import Outbox, OutboxError
+from streams.emission.tally import Counters, Mark
 from streams.events import DEFAULT_LIMITS, Event, EventError, EventSettings, Reason, Reject, encode, printable
-from streams.outbox import Outbox, OutboxError
 from streams.records import MAX_RECORD_BYTES, Line
-from streams.tally import Counters, Mark
 
 __all__ = ["Counters", "Emitter", "EmitterSettings", "OutboxError", "QueueFull", "checked_line"]
 

@@ -1,7 +1,7 @@
 """From fetched runs to applied batches: decoding and applying side by side, in batches that grow with the lag.
 
-An apply costs tens of milliseconds whatever its size, and decoding a few. So runs wait as they came until the decoder, on a thread
-of its own, may begin: then all that wait for one partition become one batch. It works one batch ahead of the shards' thread and no
+An apply costs milliseconds whatever its size, and so does decoding. So runs wait as they came until the decoder, on a thread of
+its own, may begin: then all that wait for one partition become one batch. It works one batch ahead of the shards' thread and no
 further, so that batches grow while both are busy; when they are idle a run goes through at once. Both threads leave the
 interpreter to others most of the time, the one in Arrow's JSON reader, the other in DuckDB. What is in hand is bounded in bytes:
 when there is no room, `put` waits, and with it the fetching.

@@ -15,14 +15,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streams import arrivals, definitions
-from streams.arrivals import Arrivals
 from streams.counts import Counts, CountsError, dump_counts, read_counts
 from streams.decoder import decode_records
 from streams.events import DEFAULT_LIMITS
+from streams.recount import arrivals, definitions
+from streams.recount.arrivals import Arrivals
+from streams.recount.verification import EXPIRED, UNCOVERED, Log, Verdict, no_counts, rows, verify_shard
 from streams.rules import CountingRules
 from streams.store import Shard
-from streams.verification import EXPIRED, UNCOVERED, Log, Verdict, no_counts, rows, verify_shard
 from tests.logs import HOUR, NOW, START, click, day, difficult_logs, feed, impression, query
 from tests.recount import recount
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from streams.arrivals import LogRecord
 from streams.events import MAX_TS_US
+from streams.recount.arrivals import LogRecord
 
 if TYPE_CHECKING:
     from aiokafka import AIOKafkaConsumer, TopicPartition

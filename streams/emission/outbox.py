@@ -16,8 +16,8 @@ from pathlib import Path
 
 import msgspec
 
+from streams.emission.segments import SUFFIX, Frame, Segment, encode_frame, load_frame, read_frames, segment_path
 from streams.records import Line
-from streams.segments import SUFFIX, Frame, Segment, encode_frame, load_frame, read_frames, segment_path
 
 log = logging.getLogger(__name__)
 

@@ -20,13 +20,13 @@ from hypothesis import given
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
 from streams.brokers import Broker, EmbeddedBroker, KafkaBroker
-from streams.courier import PIECE_BYTES, PIECE_LINES, _cut
+from streams.emission.courier import PIECE_BYTES, PIECE_LINES, _cut
+from streams.emission.outbox import Outbox
+from streams.emission.tally import Mark
 from streams.emitter import Emitter, EmitterSettings, OutboxError, QueueFull
 from streams.events import Query
-from streams.outbox import Outbox
 from streams.processes import free_port
 from streams.records import Line
-from streams.tally import Mark
 from streams.topics import KafkaSettings, create_topics, end_offsets
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
@@ -310,7 +310,7 @@ def test_a_full_disk_does_not_stop_delivery_and_is_said_once(
         emitter.emit(query(500))
         assert emitter.flush(30)
         assert emitter.counters().delivered == 501
-    said = [one.getMessage().split()[0] for one in caplog.records if one.name == "streams.shelf"]
+    said = [one.getMessage().split()[0] for one in caplog.records if one.name == "streams.emission.shelf"]
     assert said == ["event=outbox_failed", "event=outbox_back"]
     check_all_in_order(read(bootstrap, topic), 501)
 

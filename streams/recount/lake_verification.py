@@ -13,11 +13,11 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from streams.arrivals import fold
 from streams.counts import Counts
 from streams.lake import Lake, read_impressions, read_queries
+from streams.recount.arrivals import fold
+from streams.recount.verification import DIFFERENCES, READ, Verdict
 from streams.rules import CountingRules
-from streams.verification import DIFFERENCES, READ, Verdict
 
 NOT_EXPORTED = "not in the lake as it stands now"
 NEXT_NOT_EXPORTED = "co-occurrence only: the day after is not in the lake"

@@ -1,7 +1,7 @@
 """The definitions of DESIGN.md ("Meaning, exactly") as queries over a whole log at once, for a recount.
 
-They read the tables of `streams.arrivals` and share nothing with the store: what the store keeps up to date event by event is
-here a join, a minimum or a window over everything that came.
+They read the tables of `streams.recount.arrivals` and share nothing with the store: what the store keeps up to date event by
+event is here a join, a minimum or a window over everything that came.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from datetime import date
 
 import duckdb
 
-from streams import contested
+from streams.recount import contested
 from streams.rules import CountingRules
 
 FOREVER_US = 2**61
@@ -39,7 +39,7 @@ CREATE TABLE taken AS
 SELECT DISTINCT event_id
 FROM (SELECT event_id FROM queries UNION ALL SELECT event_id FROM impressions) SEMI JOIN repeated USING (event_id)
 """
-# What SQL leaves to `streams.contested`: clicks of which different lines came, and ids that came again after the retention.
+# What SQL leaves to `contested`: clicks of which different lines came, and ids that came again after the retention.
 CONTESTED = """
 CREATE TABLE contested AS
 WITH contents AS (

@@ -13,11 +13,11 @@ import hypothesis.strategies as st
 from hypothesis import example, given, settings
 from kafka.errors import KafkaError, KafkaTimeoutError
 
-from streams.courier import Courier, Pace
-from streams.delivery import DEFAULT_WIRE
-from streams.outbox import Outbox
+from streams.emission.courier import Courier, Pace
+from streams.emission.delivery import DEFAULT_WIRE
+from streams.emission.outbox import Outbox
 from streams.records import Line
-from tests.test_streams_delivery import Promise
+from tests.test_streams_emission_delivery import Promise
 
 PARTITIONS = 2
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from kafka.errors import InvalidTopicError, KafkaError, KafkaTimeoutError, MessageSizeTooLargeError, UnknownProducerIdError
 
-from streams.delivery import RECONNECT_S, Delivery, is_permanent
+from streams.emission.delivery import RECONNECT_S, Delivery, is_permanent
 from streams.records import Record
 
 TIMEOUT_S = 30.0

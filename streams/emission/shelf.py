@@ -11,9 +11,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from streams.outbox import Outbox
+from streams.emission.outbox import Outbox
+from streams.emission.tally import Tally
 from streams.records import Line
-from streams.tally import Tally
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from streams.dialling import Dialler, Link
+from streams.emission.dialling import Dialler, Link
 
 
 class Exchange:

@@ -15,10 +15,10 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from streams import arrivals, definitions
-from streams.arrivals import Arrivals, LogRecord
 from streams.counts import Counts
 from streams.events import EventSettings
+from streams.recount import arrivals, definitions
+from streams.recount.arrivals import Arrivals, LogRecord
 from streams.rules import DAY_US, WINDOW_DAYS, CountingRules
 
 OPTIONS: dict[str, Any] = {"threads": 1, "memory_limit": "1GB", "preserve_insertion_order": False}

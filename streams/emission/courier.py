@@ -1,8 +1,8 @@
 """The courier: the emitter's background thread, which takes lines from the queue and gets them to the broker.
 
-What is sent is always one run through the lines' numbers (`streams.shelf`), from wherever it has to begin: after the last
-delivered line, or, when the topic was lost, at the oldest line that the outbox keeps. So no line overtakes an earlier one of its
-partition.
+What is sent is always one run through the lines' numbers (`streams.emission.shelf`), from wherever it has to begin: after the
+last delivered line, or, when the topic was lost, at the oldest line that the outbox keeps. So no line overtakes an earlier one of
+its partition.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from streams.delivery import RECONNECT_S, Connect, Delivery, Wire
-from streams.outbox import Outbox
+from streams.emission.delivery import RECONNECT_S, Connect, Delivery, Wire
+from streams.emission.outbox import Outbox
+from streams.emission.shelf import Shelf, count_bytes
+from streams.emission.tally import Mark, Tally
 from streams.records import Batcher, Line, Record, partition_of
-from streams.shelf import Shelf, count_bytes
-from streams.tally import Mark, Tally
 
 log = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from streams.counts import dump_counts, read_counts
 from streams.lake import export_mature
-from streams.lake_verification import NEXT_NOT_EXPORTED, NOT_EXPORTED, verify_lake
 from streams.lakefiles import Lake, LakeSettings
+from streams.recount.lake_verification import NEXT_NOT_EXPORTED, NOT_EXPORTED, verify_lake
+from streams.recount.verification import Verdict
 from streams.rules import CountingRules
 from streams.store import Shard
-from streams.verification import Verdict
 from tests.logs import HOUR, START, click, day, difficult_logs, feed, impression, query
 
 DAY = 86_400

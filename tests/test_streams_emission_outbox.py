@@ -11,9 +11,9 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from streams.outbox import Outbox, OutboxError
+from streams.emission.outbox import Outbox, OutboxError
+from streams.emission.segments import HEADER, encode_frame, load_frame, read_frames
 from streams.records import Line
-from streams.segments import HEADER, encode_frame, load_frame, read_frames
 
 MAX_BYTES = 1_000_000
 

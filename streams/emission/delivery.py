@@ -16,7 +16,7 @@ from functools import partial
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from streams.dialling import Dialler, Link
+from streams.emission.dialling import Dialler, Link
 from streams.events import printable
 from streams.records import Record
 

@@ -1,0 +1,1 @@
+"""Recounting a log by other means than the store, and comparing: what `queryloop verify` stands on."""
