@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from streams.events import Click, Decoded, Event, Impression, Query, Reject, encode, normalise
+from streams.lines import Spans, join_lines
 from streams.rules import DAY_US
 
 TEXTS = pa.list_(pa.string())
@@ -23,12 +25,14 @@ TEXTS = pa.list_(pa.string())
 class Columns:
     """What a run of records held: one row an event, in any order, and what was refused.
 
-    Every table has ts_us, day, event_id and the event's place in the log: raw (its line), log_offset, line.
+    Every table has ts_us, day, event_id, row (of the event's line in `texts`) and the event's place in the log: log_offset, line.
+    Clicks have the line itself too (raw).
     """
 
     queries: pa.Table
     impressions: pa.Table
     clicks: pa.Table
+    texts: Spans
     rejects: list[Reject] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -37,12 +41,12 @@ class Columns:
 
 def columns_of(decoded: Decoded) -> Columns:
     """Return decoded events as columns."""
-    return Columns(
-        query_columns(decoded.queries),
-        impression_columns(decoded.impressions),
-        click_columns(decoded.clicks),
-        list(decoded.rejects),
-    )
+    events: list[Event] = [*decoded.queries, *decoded.impressions, *decoded.clicks]
+    tables = (query_columns(decoded.queries), impression_columns(decoded.impressions), click_columns(decoded.clicks))
+    ends = np.cumsum(list(map(len, tables)))
+    placed = [t.append_column("row", pa.array(np.arange(end - len(t), end))) for t, end in zip(tables, ends, strict=True)]
+    texts = join_lines([event.raw or encode(event) for event in events])
+    return Columns(placed[0], placed[1], placed[2], texts, list(decoded.rejects))
 
 
 def event_days(ts_us: pa.Array) -> pa.Array:
@@ -51,7 +55,7 @@ def event_days(ts_us: pa.Array) -> pa.Array:
 
 
 def query_columns(queries: Sequence[Query]) -> pa.Table:
-    """Return one row a query."""
+    """Return one row a query, without `row`, as the two below."""
     return pa.table(
         _shared(queries)
         | {
@@ -94,6 +98,7 @@ def click_columns(clicks: Sequence[Click]) -> pa.Table:
             "impression_id": pa.array([c.impression_id for c in clicks], pa.string()),
             "position": pa.array([c.position for c in clicks], pa.int64()),
             "item_norm": pa.array([None if c.item is None else normalise(c.item) for c in clicks], pa.string()),
+            "raw": pa.array([c.raw or encode(c) for c in clicks], pa.binary()),
         }
     )
 
@@ -104,7 +109,6 @@ def _shared(events: Sequence[Event]) -> dict[str, Any]:
         "ts_us": ts_us,
         "day": event_days(ts_us),
         "event_id": pa.array([e.event_id for e in events], pa.string()),
-        "raw": pa.array([e.raw or encode(e) for e in events], pa.binary()),
         "log_offset": pa.array([e.offset for e in events], pa.int64()),
         "line": pa.array([e.line for e in events], pa.int64()),
     }

@@ -6,16 +6,16 @@ what is left then, line by line through `streams.decoder`, which alone decides w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pyarrow as pa
 
 from streams.columns import Columns, columns_of
 from streams.decoder import decode_record, horizon_us, parse_line
-from streams.events import DEFAULT_LIMITS, Decoded, EventSettings
+from streams.events import DEFAULT_LIMITS, Click, Decoded, EventSettings
 from streams.json_reading import read_json_lines
-from streams.lines import Int64s, Lines, split_records
+from streams.lines import Int64s, Lines, Spans, split_records
 from streams.struct_reading import read_struct_lines
 from streams.wire_columns import KINDS, Kind, event_columns
 
@@ -33,11 +33,10 @@ def decode_columns(
             plain.append((offset, value))
     lines = split_records(plain)
     tables, left = _read_in_bulk(lines, limits, horizon_us(limits, now))
-    for line, offset, number in zip(
-        lines.spans.take(left), lines.offsets[left].tolist(), lines.numbers[left].tolist(), strict=True
-    ):
+    places = list(zip(lines.offsets[left].tolist(), lines.numbers[left].tolist(), strict=True))
+    for line, (offset, number) in zip(lines.spans.take(left), places, strict=True):
         rest.add(parse_line(line, limits, offset=offset, number=number, now=now))
-    return _together(tables, columns_of(rest))
+    return _together(tables, columns_of(rest), lines.spans, dict(zip(places, left.tolist(), strict=True)))
 
 
 def _read_in_bulk(lines: Lines, limits: EventSettings, horizon: float) -> tuple[dict[Kind, list[pa.Table]], Int64s]:
@@ -52,22 +51,25 @@ def _read_in_bulk(lines: Lines, limits: EventSettings, horizon: float) -> tuple[
             own = rows[wire.rows]
             if doubtful.any():
                 table, own = table.filter(pa.array(~doubtful)), own[~doubtful]
-            tables[wire.kind].append(_place(table, lines, own))
+            tables[wire.kind].append(_place(wire.kind, table, lines, own))
             left[own] = False
     return tables, np.flatnonzero(left)
 
 
-def _place(table: pa.Table, lines: Lines, rows: Int64s) -> pa.Table:
-    """Return the table with each event's place in the log."""
-    where = {
-        "raw": pa.array(lines.spans.take(rows), pa.binary()),
-        "log_offset": pa.array(lines.offsets[rows]),
-        "line": pa.array(lines.numbers[rows]),
-    }
+def _place(kind: Kind, table: pa.Table, lines: Lines, rows: Int64s) -> pa.Table:
+    """Return the table with each event's row and its place in the log."""
+    where = {"row": pa.array(rows), "log_offset": pa.array(lines.offsets[rows]), "line": pa.array(lines.numbers[rows])}
+    if kind is Click:
+        where["raw"] = pa.array(lines.spans.take(rows), pa.binary())
     return pa.table([*table.columns, *where.values()], names=[*table.column_names, *where])
 
 
-def _together(tables: dict[Kind, list[pa.Table]], rest: Columns) -> Columns:
-    parts = zip(tables.values(), (rest.queries, rest.impressions, rest.clicks), strict=True)
-    whole = [pa.concat_tables([*(table.select(other.column_names) for table in found), other]) for found, other in parts]
-    return Columns(whole[0], whole[1], whole[2], rest.rejects)
+def _together(tables: dict[Kind, list[pa.Table]], rest: Columns, texts: Spans, row_at: Mapping[tuple[int, int], int]) -> Columns:
+    """Return what the bulk readers read and what the line decoder did; `row_at` has the rows of its lines by their places."""
+    whole = []
+    for found, other in zip(tables.values(), (rest.queries, rest.impressions, rest.clicks), strict=True):
+        places = zip(other["log_offset"].to_pylist(), other["line"].to_pylist(), strict=True)
+        rows = pa.array([row_at[place] for place in places], pa.int64())
+        other = other.set_column(other.column_names.index("row"), "row", rows)
+        whole.append(pa.concat_tables([*(table.select(other.column_names) for table in found), other]))
+    return Columns(whole[0], whole[1], whole[2], texts, rest.rejects)

@@ -10,16 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from streams.columns import Columns
 from streams.events import Reason, Reject
+from streams.lines import Flags, Int64s, Spans
 from streams.rules import CountingRules
-
-Int64s = npt.NDArray[np.int64]
-Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +31,7 @@ class Batch:
     queries: pa.Table
     impressions: pa.Table
     clicks: pa.Table
+    texts: Spans
     rejects: list[Reject]
     reject_seq: Int64s
     reject_arrival_us: Int64s
@@ -51,7 +49,7 @@ def drop_applied(columns: Columns, next_offset: int) -> Columns:
     """Return what stands at `next_offset` or after it in the log."""
     tables = (columns.queries, columns.impressions, columns.clicks)
     kept = [table.filter(pc.greater_equal(table["log_offset"], next_offset)) for table in tables]
-    return Columns(kept[0], kept[1], kept[2], [r for r in columns.rejects if r.offset >= next_offset])
+    return Columns(kept[0], kept[1], kept[2], columns.texts, [r for r in columns.rejects if r.offset >= next_offset])
 
 
 def take_in(columns: Columns, latest_us: int | None, rules: CountingRules, now_us: int) -> Batch:
@@ -62,7 +60,7 @@ def take_in(columns: Columns, latest_us: int | None, rules: CountingRules, now_u
     early = [_numbers(table, "ts_us") > horizon for table in tables]
     if any(flags.any() for flags in early):
         detail = f"ts: more than {rules.future_tolerance_us / 1e6:.0f} s ahead of the clock"
-        tables = _refuse_where(tables, early, rejects, Reason.FUTURE_EVENT, detail)
+        tables = _refuse_where(tables, columns.texts, early, rejects, Reason.FUTURE_EVENT, detail)
     seqs, reject_seq = _log_order(tables, rejects)
     arrivals, reject_arrival, after = _arrivals(tables, seqs, reject_seq, latest_us)
     if not rules.retention_us:
@@ -74,8 +72,8 @@ def take_in(columns: Columns, latest_us: int | None, rules: CountingRules, now_u
             detail = f"ts: more than {rules.retention_days} days before the latest event seen"
             reject_seq = np.concatenate([reject_seq, *(s[flags] for s, flags in zip(seqs, old, strict=True))])
             reject_arrival = np.concatenate([reject_arrival, *(a[flags] for a, flags in zip(arrivals, old, strict=True))])
-            tables = _refuse_where(tables, old, rejects, Reason.TOO_OLD, detail)
-    return Batch(tables[0], tables[1], tables[2], rejects, reject_seq, reject_arrival, after)
+            tables = _refuse_where(tables, columns.texts, old, rejects, Reason.TOO_OLD, detail)
+    return Batch(tables[0], tables[1], tables[2], columns.texts, rejects, reject_seq, reject_arrival, after)
 
 
 def split(batch: Batch, starts: Sequence[int], latest_us: int | None) -> list[Batch]:
@@ -87,9 +85,8 @@ def split(batch: Batch, starts: Sequence[int], latest_us: int | None) -> list[Ba
         rejects = [reject for reject, is_in in zip(batch.rejects, chosen, strict=True) if is_in]
         times = [latest_us, *(pc.max(t["ts_us"]).as_py() for t in tables)]
         latest_us = max((t for t in times if t is not None), default=None)
-        pieces.append(
-            Batch(tables[0], tables[1], tables[2], rejects, batch.reject_seq[chosen], batch.reject_arrival_us[chosen], latest_us)
-        )
+        of_rejects = rejects, batch.reject_seq[chosen], batch.reject_arrival_us[chosen]
+        pieces.append(Batch(tables[0], tables[1], tables[2], batch.texts, *of_rejects, latest_us))
     return pieces
 
 
@@ -133,12 +130,13 @@ def _place(table: pa.Table, seq: Int64s, arrival: Int64s) -> pa.Table:
 
 
 def _refuse_where(
-    tables: Sequence[pa.Table], bad: Sequence[Flags], rejects: list[Reject], reason: Reason, detail: str
+    tables: Sequence[pa.Table], texts: Spans, bad: Sequence[Flags], rejects: list[Reject], reason: Reason, detail: str
 ) -> list[pa.Table]:
     """Return the tables without the rows flagged in `bad`, which join the rejects."""
     kept = []
     for table, flags in zip(tables, bad, strict=True):
-        refused = table.select(["raw", "event_id", "ts_us", "log_offset", "line"]).filter(pa.array(flags))
-        rejects += [Reject(reason, detail, *row) for row in zip(*(c.to_pylist() for c in refused.columns), strict=True)]
+        refused = table.filter(pa.array(flags))
+        known = (refused[name].to_pylist() for name in ("event_id", "ts_us", "log_offset", "line"))
+        rejects += [Reject(reason, detail, *row) for row in zip(texts.take(refused["row"].to_numpy()), *known, strict=True)]
         kept.append(table.filter(pa.array(~flags)))
     return kept

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from streams import clicks
-from streams.intake import Flags, Int64s
 from streams.keys import KeySet
+from streams.lines import Flags, Int64s
 from streams.ranges import group_times
 from streams.rules import HOUR_US
 

@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 
 from streams import quarantine
 from streams.events import MAX_TS_US, Reason, Reject
-from streams.intake import Batch, Flags, Int64s
+from streams.intake import Batch
 from streams.keys import Keys, KeySet, hash_texts
+from streams.lines import Flags, Int64s
 from streams.ranges import group_times
 from streams.rules import CountingRules
 
@@ -42,7 +43,7 @@ NEVER = (2**62, 0)
 
 @dataclass(frozen=True, slots=True)
 class Sifted:
-    """A batch without its repeats (`fresh`), and the repeated events: event_id, raw, seq.
+    """A batch without its repeats (`fresh`), and the repeated events: event_id, row, seq.
 
     `outlived` are rejects of events in `fresh` that came when those were older than the retention.
     """
@@ -78,11 +79,11 @@ def drop_repeats(
     occupied = _find_seen(con, events, batch, reject_keys, rules, any_refused, known)
     gone, rejects_gone = occupied[: len(events)], occupied[len(events) :]
     gone |= _repeated(events, gone, rules.retention_us)
-    repeats = pa.table({"event_id": [], "raw": [], "seq": []})
+    repeats = pa.table({"event_id": [], "row": [], "seq": []})
     if gone.any():
         bounds = np.cumsum([len(table) for table in tables])[:-1]
         flagged = list(zip(tables, np.split(gone, bounds), strict=True))
-        repeats = pa.concat_tables([t.select(["event_id", "raw", "seq"]).filter(pa.array(flags)) for t, flags in flagged])
+        repeats = pa.concat_tables([t.select(["event_id", "row", "seq"]).filter(pa.array(flags)) for t, flags in flagged])
         tables = [t.filter(pa.array(~flags)) for t, flags in flagged]
         events = events.filter(pa.array(~gone))
     known.add(events["key"].to_numpy())
@@ -107,10 +108,12 @@ def find_conflicts(batch: Batch, sifted: Sifted, freed: list[Reject]) -> list[in
         return []
     reasons = {reject.event_id: reject for reject in freed}
     first = min(int(seq.min()) for seq in _seqs(batch) if len(seq))
+    again = sifted.repeats.filter(pc.is_in(sifted.repeats["event_id"], value_set=pa.array(list(reasons), pa.string())))
+    texts = batch.texts.take(again["row"].to_numpy())
     found = {
         seq
-        for event_id, raw, seq in zip(*(column.to_pylist() for column in sifted.repeats.columns), strict=True)
-        if (reject := reasons.get(event_id)) and (raw != reject.raw or reject.reason is Reason.ORPHAN_CLICK)
+        for text, event_id, seq in zip(texts, again["event_id"].to_pylist(), again["seq"].to_pylist(), strict=True)
+        if text != reasons[event_id].raw or reasons[event_id].reason is Reason.ORPHAN_CLICK
     }
     found |= {int(seq) for r, seq in zip(batch.rejects, batch.reject_seq, strict=True) if r.event_id in reasons}
     return sorted(found - {first})

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import hypothesis.strategies as st
+import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
 
@@ -21,10 +22,15 @@ TIGHT = EventSettings(max_query_chars=5, max_line_bytes=300, max_items=2)
 NOW = 1_600_000_000.0
 
 
+def _with_text(table: pa.Table, columns: Columns) -> list[dict[str, Any]]:
+    texts = columns.texts.take(table["row"].to_numpy())
+    return [{**row, "row": text} for row, text in zip(table.to_pylist(), texts, strict=True)]
+
+
 def contents(columns: Columns) -> dict[str, Any]:
     tables = {"queries": columns.queries, "impressions": columns.impressions, "clicks": columns.clicks}
     found: dict[str, Any] = {
-        name: sorted(table.to_pylist(), key=lambda r: (r["log_offset"], r["line"])) for name, table in tables.items()
+        name: sorted(_with_text(table, columns), key=lambda r: (r["log_offset"], r["line"])) for name, table in tables.items()
     }
     for name, table in tables.items():
         found[f"{name} columns"] = {field.name: field.type for field in table.schema}
