@@ -39,6 +39,7 @@ REMEMBER = "INSERT INTO seen SELECT ts_us, key, event_id FROM fresh"
 
 
 NEVER = (2**62, 0)
+REPEATS = pa.schema([("event_id", pa.string()), ("row", pa.int64()), ("seq", pa.int64())])
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ def drop_repeats(
     occupied = _find_seen(con, events, batch, reject_keys, rules, any_refused, known)
     gone, rejects_gone = occupied[: len(events)], occupied[len(events) :]
     gone |= _repeated(events, gone, rules.retention_us)
-    repeats = pa.table({"event_id": [], "row": [], "seq": []})
+    repeats = REPEATS.empty_table()
     if gone.any():
         bounds = np.cumsum([len(table) for table in tables])[:-1]
         flagged = list(zip(tables, np.split(gone, bounds), strict=True))
