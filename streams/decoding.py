@@ -68,8 +68,10 @@ def _together(tables: dict[Kind, list[pa.Table]], rest: Columns, texts: Spans, r
     """Return what the bulk readers read and what the line decoder did; `row_at` has the rows of its lines by their places."""
     whole = []
     for found, other in zip(tables.values(), (rest.queries, rest.impressions, rest.clicks), strict=True):
-        places = zip(other["log_offset"].to_pylist(), other["line"].to_pylist(), strict=True)
-        rows = pa.array([row_at[place] for place in places], pa.int64())
-        other = other.set_column(other.column_names.index("row"), "row", rows)
-        whole.append(pa.concat_tables([*(table.select(other.column_names) for table in found), other]))
+        if len(other):
+            places = zip(other["log_offset"].to_pylist(), other["line"].to_pylist(), strict=True)
+            rows = pa.array([row_at[place] for place in places], pa.int64())
+            other = other.set_column(other.column_names.index("row"), "row", rows)
+        read = [table.select(other.column_names) for table in found]
+        whole.append(pa.concat_tables([*read, other]) if len(other) or not read else pa.concat_tables(read))
     return Columns(whole[0], whole[1], whole[2], texts, rest.rejects)

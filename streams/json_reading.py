@@ -18,7 +18,7 @@ from pyarrow import json
 from streams.asides import ASIDE, make_asides, read_asides
 from streams.events import Impression
 from streams.lines import Flags, Int64s, Spans
-from streams.wire_columns import KINDS, WIRE_TYPES, Wire, to_micros_column
+from streams.wire_columns import KINDS, WIRE_TYPES, Wire, fill_nulls, to_micros_column
 
 PIECE_BYTES = 4 * 1024 * 1024
 """Lines that are read in one call."""
@@ -74,23 +74,21 @@ def _read(lines: Spans, start: int, end: int, count: int) -> pa.Table | None:
 def _take_apart(table: pa.Table, lines: Spans, low: int, high: int) -> Iterator[Wire]:
     """Yield the events of each kind that were read of the lines from `low` up to `high`."""
     keys, doubtful = _count_keys(lines, low, high)
-    code = pc.fill_null(pc.index_in(table["type"], value_set=_TAGS), -1).to_numpy()
+    code = fill_nulls(pc.index_in(table["type"], value_set=_TAGS), -1).to_numpy()
     for number, kind in enumerate(KINDS):
         if not len(rows := np.flatnonzero(code == number)):
             continue
         chosen = table.select(_FIELDS[kind]).take(pa.array(rows))
         fields = {name: chosen[name].combine_chunks() for name in _FIELDS[kind]}
-        unread = keys[rows] - 1 - len(fields) + sum(_is_null(column) for column in fields.values())
+        unread = keys[rows] - 1 - len(fields)
+        for column in fields.values():
+            unread += pc.is_null(column).to_numpy(zero_copy_only=False) if column.null_count else 0
         doubts = doubtful[rows]
         if kind is Impression:
             aside, strange = _read_aside(lines.take(rows[unread > 0] + low), unread)
             fields, doubts = fields | aside, doubts | strange
-        ts_us = to_micros_column(pc.fill_null(fields["ts"], np.nan).to_numpy())
+        ts_us = to_micros_column(fill_nulls(fields["ts"], np.nan).to_numpy())
         yield Wire(kind, fields, ts_us, rows + low, doubts | (unread != 0))
-
-
-def _is_null(column: pa.Array) -> Int64s:
-    return pc.is_null(column).to_numpy(zero_copy_only=False).astype(np.int64)  # type: ignore[no-any-return]
 
 
 def _count_keys(lines: Spans, low: int, high: int) -> tuple[Int64s, Flags]:

@@ -46,6 +46,11 @@ class Wire:
     doubtful: Flags
 
 
+def fill_nulls(column: pa.Array, value: object) -> pa.Array:
+    """Return a column with `value` for null; most have none."""
+    return pc.fill_null(column, value) if column.null_count else column
+
+
 def to_micros_column(seconds: npt.NDArray[np.float64]) -> Int64s:
     """Return microseconds since the epoch, -1 for what is outside 1970 to 9999 or no number."""
     rounded = np.rint(seconds * 1_000_000)
@@ -62,7 +67,7 @@ def event_columns(wire: Wire, limits: EventSettings, horizon_us: float) -> tuple
 
 def _queries(wire: Wire, limits: EventSettings) -> tuple[dict[str, pa.Array], Flags]:
     shared, doubtful = _shared(wire, limits)
-    source = pc.fill_null(wire.fields["source"], "user")
+    source = fill_nulls(wire.fields["source"], "user")
     return shared | _chosen(wire, "session_id", "user_id") | {"source": source}, doubtful | _is_no_id(source)
 
 
@@ -83,9 +88,9 @@ def _impressions(wire: Wire, limits: EventSettings) -> tuple[dict[str, pa.Array]
 
 def _clicks(wire: Wire, limits: EventSettings) -> tuple[dict[str, pa.Array], Flags]:
     shared, doubtful = _shared(wire, limits)
-    position = pc.fill_null(wire.fields["position"], -1).to_numpy()
+    position = fill_nulls(wire.fields["position"], -1).to_numpy()
     item = wire.fields["item"]
-    sizes = pc.fill_null(pc.binary_length(item), 1).to_numpy()
+    sizes = fill_nulls(pc.binary_length(item), 1).to_numpy()
     doubtful |= (position < 0) | (position > MAX_POSITION) | (sizes < 1) | (sizes > limits.max_query_chars)
     columns = {name: shared[name] for name in ("ts_us", "day", "event_id")} | _chosen(wire, "impression_id", "position")
     return columns | {"item_norm": _norms(item)}, doubtful | _is_no_id(wire.fields["impression_id"])
@@ -95,7 +100,7 @@ def _shared(wire: Wire, limits: EventSettings) -> tuple[dict[str, pa.Array], Fla
     fields = wire.fields
     query, query_norm, strange = _texts(fields["query"], limits.max_query_chars)
     doubtful = strange | _is_no_id(fields["event_id"]) | _is_no_id(fields["session_id"])
-    doubtful |= pc.fill_null(pc.binary_length(fields["user_id"]), 0).to_numpy() > MAX_ID_CHARS
+    doubtful |= fill_nulls(pc.binary_length(fields["user_id"]), 0).to_numpy() > MAX_ID_CHARS
     ts_us = pa.array(wire.ts_us)
     columns = {"ts_us": ts_us, "day": event_days(ts_us), "event_id": fields["event_id"], "query": query, "query_norm": query_norm}
     return columns, doubtful
@@ -107,21 +112,21 @@ def _chosen(wire: Wire, *names: str) -> dict[str, pa.Array]:
 
 def _is_no_id(column: pa.Array, optional: bool = False) -> Flags:
     """Flag what is empty, or longer in bytes than an id may be in characters."""
-    sizes: Int64s = pc.fill_null(pc.binary_length(column), 1 if optional else 0).to_numpy()
+    sizes: Int64s = fill_nulls(pc.binary_length(column), 1 if optional else 0).to_numpy()
     return (sizes < 1) | (sizes > MAX_ID_CHARS)
 
 
 def _lacks_a_number(fields: Mapping[str, pa.Array]) -> Flags:
     """Flag impressions with null or NaN where a number must be."""
     predicted = fields["predicted"]
-    strange = ~np.isfinite(pc.fill_null(predicted.values, np.nan).to_numpy())
-    logprob: npt.NDArray[np.float64] = pc.fill_null(fields["logprob"], 0.0).to_numpy()
+    strange = ~np.isfinite(fill_nulls(predicted.values, np.nan).to_numpy())
+    logprob: npt.NDArray[np.float64] = fill_nulls(fields["logprob"], 0.0).to_numpy()
     return _any_of(strange, predicted.offsets.to_numpy()) | ~np.isfinite(logprob)
 
 
 def _texts(texts: pa.StringArray, limit: int) -> tuple[pa.Array, pa.Array, Flags]:
     """Return texts, their normal forms, and which may be too long or only white space; null is taken for empty."""
-    column = pc.fill_null(texts, "")
+    column = fill_nulls(texts, "")
     norms = normalise_column(column)
     lengths, left = pc.binary_length(column).to_numpy(), pc.binary_length(norms).to_numpy()
     return column, norms, (lengths > limit) | (left == 0)
