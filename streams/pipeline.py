@@ -1,16 +1,16 @@
 """From fetched runs to applied batches: decoding and applying side by side, in batches that grow with the lag.
 
 An apply costs milliseconds whatever its size, and so does decoding. So runs wait as they came until the decoder, on a thread of
-its own, may begin: then all that wait for one partition become one batch. It works one batch ahead of the shards' thread and no
-further, so that batches grow while both are busy; when they are idle a run goes through at once. Both threads leave the
-interpreter to others most of the time, the one in Arrow's JSON reader, the other in DuckDB. What is in hand is bounded in bytes:
-when there is no room, `put` waits, and with it the fetching.
+its own, may begin: then all that wait for one partition become one batch. It works one batch ahead of what the shards are busy
+with and no further, so that batches grow while both are busy; when they are idle a run goes through at once. Decoder and shards
+leave the interpreter to others most of the time, the one in Arrow's JSON reader, the others in DuckDB. What is in hand is bounded
+in bytes: when there is no room, `put` waits, and with it the fetching.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +23,8 @@ from streams.shards import HeldShards
 
 HELD_BYTES = 64 * 1024 * 1024
 BATCH_BYTES = 24 * 1024 * 1024
+APPLYING = 2
+"""Shards that apply at once."""
 
 Fail = Callable[[BaseException], Awaitable[None]]
 
@@ -59,8 +61,10 @@ class Pipeline:
         self._held = 0
         self._came = asyncio.Event()
         self._room = asyncio.Event()
-        self._ahead = asyncio.Semaphore(1)
-        self._ready: asyncio.Queue[Batch] = asyncio.Queue()
+        self._ahead = asyncio.Semaphore(APPLYING + 1)
+        self._applying = asyncio.Semaphore(APPLYING)
+        self._turns: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._in_hand: Counter[int] = Counter()
         self._limits = limits
         self._decoder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode")
         self._work: asyncio.Task[None] | None = None
@@ -97,44 +101,50 @@ class Pipeline:
         self._decoder.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self) -> None:
-        decoding = asyncio.create_task(self._decode_all())
-        applying = asyncio.create_task(self._apply_all())
         try:
-            await asyncio.gather(decoding, applying)
-        except Exception as error:  # noqa: BLE001 - whatever it is, nothing after it may be applied
-            applying.cancel()
-            await self._fail(error)
+            async with asyncio.TaskGroup() as group:
+                await self._decode_all(group)
+        except ExceptionGroup as errors:  # whatever it is, nothing after it may be applied
+            await self._fail(errors.exceptions[0])
         finally:
-            decoding.cancel()
-            applying.cancel()
             self._room.set()
 
-    async def _decode_all(self) -> None:
+    async def _decode_all(self, group: asyncio.TaskGroup) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await self._ahead.acquire()
             while not (arrivals := self._next_arrivals()):
                 self._came.clear()
                 await self._came.wait()
+            self._in_hand[arrivals[0].run.partition] += 1
             records = [record for one in arrivals for record in one.run.records]
-            size = sum(one.size for one in arrivals)
             columns = await loop.run_in_executor(self._decoder, decode_columns, records, self._limits)
-            self._ready.put_nowait(Batch([one.run for one in arrivals], size, columns))
+            group.create_task(self._apply(Batch([one.run for one in arrivals], sum(one.size for one in arrivals), columns)))
 
-    async def _apply_all(self) -> None:
-        while True:
-            batch = await self._ready.get()
-            self._ahead.release()
+    async def _apply(self, batch: Batch) -> None:
+        partition = batch.runs[0].partition
+        async with self._turns[partition], self._applying:
             await self._shards.apply(batch.runs, batch.columns)
-            self._held -= batch.size
-            self._room.set()
+        self._in_hand[partition] -= 1
+        self._held -= batch.size
+        self._ahead.release()
+        self._room.set()
+        self._came.set()
 
     def _next_arrivals(self) -> list[Arrival]:
-        """Take what waits of the partition whose first run has waited longest, up to a batch's size."""
-        heads = [waiting for waiting in self._waiting.values() if waiting]
-        if not heads:
+        """Take what waits of a partition, up to a batch's size.
+
+        Of those with the fewest batches in hand it is the one whose first run has waited longest. One batch being applied and one
+        that is ready are enough of a partition.
+        """
+        chosen = [
+            (self._in_hand[partition], waiting[0].number, partition)
+            for partition, waiting in self._waiting.items()
+            if waiting and self._in_hand[partition] < 2
+        ]
+        if not chosen:
             return []
-        waiting = min(heads, key=lambda one: one[0].number)
+        waiting = self._waiting[min(chosen)[2]]
         taken = [waiting.popleft()]
         size = taken[0].size
         while waiting and follows(taken[-1].run, waiting[0].run):

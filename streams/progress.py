@@ -53,7 +53,7 @@ class Histogram:
 
 @dataclass(slots=True)
 class ApplyStats:
-    """How many events and seconds each apply of this process took. Written on the shards' thread, read anywhere."""
+    """How many events and seconds each apply of this process took. Written by one at a time, read anywhere."""
 
     events: Histogram = field(default_factory=lambda: Histogram(EVENTS))
     seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))

@@ -1,18 +1,20 @@
 """The shards that a worker holds: one for each partition it was assigned.
 
-One thread opens, applies, reads and closes them, in the order asked. So a shard is closed after the batch in hand, its file lock
-is free when the partition moves to another worker, and the event loop stays free for HTTP while DuckDB works.
+Each has a thread of its own that opens it, applies to it, tends it and closes it, in the order asked. So a shard is closed after
+the batch in hand, its file lock is free when the partition moves to another worker, none waits for another one's upkeep, and the
+event loop stays free for HTTP while DuckDB works.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 from streams.columns import Columns
 from streams.events import Decoded
@@ -37,8 +39,15 @@ def shard_path(data_dir: Path, partition: int) -> Path:
     return data_dir / "shards" / f"events-{partition}.duckdb"
 
 
+class Log(NamedTuple):
+    """The log that the shards count: the topic's id, and how often it was sought."""
+
+    topic_id: str = ""
+    generation: int = 0
+
+
 class HeldShards:
-    """Opens, applies to, reads and releases shards on one thread of its own.
+    """Opens, applies to, tends and releases shards, each on its thread.
 
     `readers` reads the held shards beside that, `exports` reads them for the lake, which takes longer; `progress` and `stats`
     tell how applying goes; `places`, where given, tells other workers which shards are here.
@@ -60,15 +69,15 @@ class HeldShards:
         self._rules = rules
         self._clock = clock
         self._places = places
-        self._topic_id = ""
-        self._generation = 0
+        self._log = Log()
         self._shards: dict[int, Shard] = {}
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shards")
+        self._threads: dict[int, ThreadPoolExecutor] = {}
+        self._noting = threading.Lock()
 
     @property
     def topic_id(self) -> str:
         """The id of the log that the shards were last taken for, "" before that."""
-        return self._topic_id
+        return self._log.topic_id
 
     async def take(self, earliest: Mapping[int, int], topic_id: str, generation: int = 0) -> dict[int, int]:
         """Open the shards of these partitions and return the offset that each wants next.
@@ -76,18 +85,20 @@ class HeldShards:
         `earliest` gives the first offset that the log still has, for each partition; `topic_id` says which log it is now. Only
         runs of this `generation` are applied from now on. Raises StoreError when a shard's file is held by another process.
         """
-        return await self._call(self._take, earliest, topic_id, generation)
+        self._log = Log(topic_id, generation)
+        await self.release([partition for partition in self._shards if partition not in earliest])
+        return await self._each(earliest, lambda partition: self._open(partition, earliest[partition]))
 
     async def release(self, partitions: Iterable[int]) -> None:
         """Close these shards, after what is in hand."""
-        await self._call(self._release, sorted(partitions))
+        await self._each(sorted(partitions), self._release)
 
     async def apply(self, runs: Sequence[Run], columns: Columns) -> Applied | None:
         """Count consecutive runs of one partition, decoded, as one batch.
 
         None when the partition has moved away, or was sought anew, since they were fetched: then they are read again.
         """
-        return await self._call(self._apply, runs, columns)
+        return await self._call(runs[0].partition, self._apply, runs, columns)
 
     async def tend(self) -> None:
         """Give every held shard a slice of time for its upkeep, shard by shard."""
@@ -95,8 +106,8 @@ class HeldShards:
             await self.call(partition, _tend)
 
     async def call(self, partition: int, function: Callable[[Shard], T]) -> T | None:
-        """Call `function` with a held shard on the shards' thread; None when it is not held any more."""
-        return await self._call(self._with_shard, partition, function)
+        """Call `function` with a held shard on its thread; None when it is not held any more."""
+        return await self._call(partition, self._with_shard, partition, function)
 
     def upkeep(self, partition: int) -> dict[str, dict[str, float]]:
         """What upkeep has done to a held shard since it was taken, by kind. Safe from any thread."""
@@ -111,35 +122,42 @@ class HeldShards:
         return {partition: shard.totals() for partition, shard in sorted(self._shards.copy().items())}
 
     def close(self) -> None:
-        """Close every shard and end the thread."""
-        self._thread.submit(self._release, list(self._shards)).result()
-        self._thread.shutdown()
+        """Close every shard and end the threads."""
+        for partition, thread in self._threads.items():
+            thread.submit(self._release, partition).result()
+            thread.shutdown()
         self.readers.close()
         self.exports.close()
 
-    async def _call(self, function: Callable[..., T], *args: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+    async def _call(self, partition: int, function: Callable[..., T], *args: object) -> T:
+        if (thread := self._threads.get(partition)) is None:
+            thread = self._threads[partition] = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"shard-{partition}")
+        return await asyncio.get_running_loop().run_in_executor(thread, function, *args)
 
-    def _take(self, earliest: Mapping[int, int], topic_id: str, generation: int) -> dict[int, int]:
-        self._topic_id = topic_id
-        self._generation = generation
-        self._release([partition for partition in self._shards if partition not in earliest])
-        return {partition: self._open(partition, first) for partition, first in earliest.items()}
+    async def _each(self, partitions: Iterable[int], function: Callable[[int], T]) -> dict[int, T]:
+        """Call `function` for each partition on its shard's thread; after all of them, raise the first error among theirs."""
+        wanted = list(partitions)
+        done = await asyncio.gather(*(self._call(one, function, one) for one in wanted), return_exceptions=True)
+        for outcome in done:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return dict(zip(wanted, cast("list[T]", done), strict=True))
 
     def _open(self, partition: int, earliest: int) -> int:
         shard = self._shards.get(partition)
         if shard is None:
             shard = self._hold(partition)
-        position = shard.position()
+        position, topic_id = shard.position(), self._log.topic_id
         if position is None:
             offset = earliest
-        elif position[0] != self._topic_id:
-            self.new_topics += 1
-            log.warning("event=new_topic partition=%d topic_id=%s old_topic_id=%s", partition, self._topic_id, position[0])
+        elif position[0] != topic_id:
+            with self._noting:
+                self.new_topics += 1
+            log.warning("event=new_topic partition=%d topic_id=%s old_topic_id=%s", partition, topic_id, position[0])
             offset = earliest
         else:
-            offset = self._skip_expired(shard, partition, position[1], earliest)
-        log.info("event=shard_taken partition=%d offset=%d topic_id=%s", partition, offset, self._topic_id)
+            offset = self._skip_expired(shard, partition, position, earliest)
+        log.info("event=shard_taken partition=%d offset=%d topic_id=%s", partition, offset, topic_id)
         return offset
 
     def _hold(self, partition: int) -> Shard:
@@ -150,8 +168,9 @@ class HeldShards:
             self._places.write(partition)
         return shard
 
-    def _skip_expired(self, shard: Shard, partition: int, offset: int, earliest: int) -> int:
+    def _skip_expired(self, shard: Shard, partition: int, position: tuple[str, int], earliest: int) -> int:
         """Move on to what the log still has, when its retention removed records before they were counted."""
+        topic_id, offset = position
         if offset >= earliest:
             return offset
         log.error(
@@ -161,33 +180,33 @@ class HeldShards:
             earliest - 1,
             "raise log.retention.ms",
         )
-        shard.apply(Decoded(), topic_id=self._topic_id, first_offset=offset, next_offset=earliest, now=self._clock())
+        shard.apply(Decoded(), topic_id=topic_id, first_offset=offset, next_offset=earliest, now=self._clock())
         return earliest
 
-    def _release(self, partitions: Iterable[int]) -> None:
-        for partition in partitions:
-            if (shard := self._shards.pop(partition, None)) is not None:
-                if self._places is not None:
-                    self._places.remove(partition)
-                self.readers.remove(partition)
-                self.exports.remove(partition)
-                self.progress.pop(partition, None)
-                shard.close()
-                log.info("event=shard_released partition=%d", partition)
+    def _release(self, partition: int) -> None:
+        if (shard := self._shards.pop(partition, None)) is not None:
+            if self._places is not None:
+                self._places.remove(partition)
+            self.readers.remove(partition)
+            self.exports.remove(partition)
+            self.progress.pop(partition, None)
+            shard.close()
+            log.info("event=shard_released partition=%d", partition)
 
     def _apply(self, runs: Sequence[Run], columns: Columns) -> Applied | None:
-        shard = self._shards.get(runs[0].partition)
-        if shard is None or runs[0].generation != self._generation:
+        shard, of = self._shards.get(runs[0].partition), self._log
+        if shard is None or runs[0].generation != of.generation:
             return None
         began = time.perf_counter()
         offsets = {"first_offset": runs[0].first_offset, "next_offset": runs[-1].next_offset}
-        applied = shard.apply(columns, topic_id=self._topic_id, now=self._clock(), **offsets)
+        applied = shard.apply(columns, topic_id=of.topic_id, now=self._clock(), **offsets)
         self._note(runs, len(columns), time.perf_counter() - began)
         _tend(shard)
         return applied
 
     def _note(self, runs: Sequence[Run], events: int, seconds: float) -> None:
-        self.stats.add(events, seconds)
+        with self._noting:
+            self.stats.add(events, seconds)
         records = sum(len(run.records) for run in runs)
         if records:
             stamped = max(run.timestamp_ms for run in runs if run.timestamp_ms is not None)

@@ -22,10 +22,13 @@ class Shards:
         self.applied: list[tuple[int, int, int, int]] = []
         self.gate = asyncio.Event()
         self.gate.set()
+        self.busy: dict[int, asyncio.Event] = {}
         self.error: Exception | None = None
 
     async def apply(self, runs: Sequence[Run], columns: Columns) -> None:
         await self.gate.wait()
+        if (gate := self.busy.get(runs[0].partition)) is not None:
+            await gate.wait()
         if self.error is not None:
             raise self.error
         self.applied.append((runs[0].partition, runs[0].first_offset, runs[-1].next_offset, len(columns)))
@@ -145,5 +148,23 @@ def test_an_error_in_decoding_is_a_failure_too(monkeypatch: pytest.MonkeyPatch) 
         await until(lambda: bool(failures))
         assert [str(error) for error in failures] == ["cannot decode"]
         assert shards.applied == []
+
+    play(story)
+
+
+def test_a_busy_shard_does_not_hold_up_the_others() -> None:
+    async def story(made: Pipeline, shards: Shards, _: list[BaseException]) -> None:
+        shards.busy[0] = asyncio.Event()
+        await made.put(run(0, 1, partition=0))
+        for first in range(1, 6):
+            await made.put(run(first, first + 1, partition=0))
+            await made.put(run(first, first + 1, partition=1))
+        await until(lambda: sum(partition == 1 for partition, *_ in shards.applied) and shards.applied[-1][2] == 6)
+        assert {partition for partition, *_ in shards.applied} == {1}
+        shards.busy[0].set()
+        await until(lambda: made.held_bytes == 0)
+        of_zero = [(first, end) for partition, first, end, _ in shards.applied if partition == 0]
+        assert [first for first, _ in of_zero] == [0, *(end for _, end in of_zero[:-1])]
+        assert of_zero[-1][1] == 6
 
     play(story)
