@@ -11,16 +11,18 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 
-import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from streams import clicks, impressions, quarantine, windows
 from streams.clicks import Candidate, Shown
 from streams.events import Reason, Reject
+from streams.feeds import Feeds
 from streams.intake import Batch
 from streams.keys import KeySet
 from streams.matching import Lists, Plain, find_lists, find_plain, new_positions, no_plain
+from streams.recent import Recent
 from streams.rules import CountingRules
 
 NEVER_US = 2**62
@@ -34,12 +36,13 @@ Version = tuple[int, int, int]
 class Change:
     """What a batch added to the totals (negative where something was taken back), and the days whose data changed.
 
-    `taken_in` and `fitting` are ids of clicks that count or wait, so that their quarantined versions are withdrawn; `refused` the
-    clicks for quarantine, each with its delay after the impression.
+    `waiting` is the change of clicks that wait; `taken_in` and `fitting` are ids of clicks that count or wait, so that their
+    quarantined versions are withdrawn; `refused` the clicks for quarantine, each with its delay after the impression.
     """
 
     counted: int = 0
     duplicates: int = 0
+    waiting: int = 0
     quarantined: Counter[str] = field(default_factory=Counter)
     days: set[date] = field(default_factory=set)
     taken_in: set[str] = field(default_factory=set)
@@ -57,31 +60,28 @@ class Judgement:
     repeated: list[Candidate] = field(default_factory=list)
 
 
-def attribute(con: duckdb.DuckDBPyConnection, batch: Batch, rules: CountingRules, known_keys: KeySet) -> Change:
+def attribute(feeds: Feeds, batch: Batch, rules: CountingRules, known_keys: KeySet, recent: Recent) -> Change:
     """Count a batch's impressions and clicks, and the clicks that waited for them; refused clicks are left to `keep_refused`."""
     change, window_us = Change(), rules.attribution_window_us
     if not len(batch.impressions) and not len(batch.clicks):
         return change
-    known = impressions.find_known(con, batch.impressions, known_keys)
+    known = impressions.find_known(feeds, batch.impressions, known_keys)
     standing, replaced = impressions.choose_earliest(batch.impressions, known)
-    back = impressions.retract(con, replaced)
-    waiting = _gather(con, batch, bool(replaced))
-    lists = find_lists(con, standing, batch.clicks, (click.impression_id for click in waiting), known_keys)
-    known_keys.add(standing["impression_key"].to_numpy())
-    change.days |= back.days | impressions.keep_impressions(con, standing)
-    change.counted += len(standing) - len(replaced) - back.clicks
-    change.duplicates += len(batch.impressions) - len(standing) + len(replaced)
-    change.quarantined.subtract(back.quarantined)
+    _take_back(feeds, replaced, recent, change)
+    waiting = _gather(feeds, batch, bool(replaced), recent)
+    change.waiting -= sum(click.row >= 0 for click in waiting)
+    lists = find_lists(feeds, standing, batch.clicks, (click.impression_id for click in waiting), known_keys, recent)
+    _take_in(feeds, batch, standing, lists.own(), known_keys, recent, change)
     # Most clicks simply fit: whole columns tell which. The others, and what depends on the order of arrival, are judged singly.
     plain = find_plain(batch.clicks, lists, window_us, _last_arrival(batch)) if not replaced else no_plain(batch.clicks)
     candidates = waiting + clicks.read_fresh(batch.clicks.filter(pa.array(~plain.fits)))
     shown = _shown(lists.table, {click.impression_id for click in candidates})
     versions = _versions(batch.impressions, known, shown)
     judgement = judge(candidates, shown, versions, window_us)
-    change.days |= _count(con, batch.clicks, plain, lists, judgement, rules)
-    change.counted += len(judgement.counted) + int(plain.fits.sum())
-    change.fitting = batch.clicks["event_id"].filter(pa.array(plain.fits))
-    _settle(con, judgement, lists, versions, change)
+    cells = new_positions(feeds, lists, batch.clicks, plain, _cells(judgement), window_us, recent)
+    windows.count(feeds, lists.own(), cells)
+    _keep_counted(feeds, batch.clicks, plain, lists, judgement, change)
+    _settle(feeds, judgement, lists, versions, recent, change)
     return change
 
 
@@ -115,34 +115,58 @@ def find_fault(click: Candidate, shown: Shown, window_us: int) -> Reason | None:
     return None
 
 
-def keep_refused(con: duckdb.DuckDBPyConnection, change: Change, arrived_us: int | None) -> Counter[str]:
+def keep_refused(feeds: Feeds, change: Change, arrived_us: int | None) -> Counter[str]:
     """Put refused clicks in quarantine, after the withdrawals, and return the new rows by reason; others of them are repeats."""
     if not change.refused:
         return Counter()
-    added = quarantine.add_rejects(con, [reject for _, reject, _ in change.refused], arrived_us)
+    added = quarantine.add_rejects(feeds, [reject for _, reject, _ in change.refused], arrived_us)
     kept = {(row.event_id, row.reason): (click, str(row.reason), delay) for click, row, delay in reversed(change.refused)}
-    clicks.keep(con, [kept[name] for name in kept.keys() & added])
+    clicks.keep(feeds, [kept[name] for name in kept.keys() & added])
     change.duplicates += len(change.refused) - len(added)
     return Counter(str(reason) for _, reason in added)
 
 
-def find_orphans(con: duckdb.DuckDBPyConnection, before_us: int) -> list[Reject]:
+def find_orphans(feeds: Feeds, before_us: int, recent: Recent) -> list[Reject]:
     """Take the pending clicks with ts < before_us out of waiting and return them, orphans now."""
-    waiting, first_us = clicks.pending_state(con)
-    if not waiting or first_us is None or first_us >= before_us:
+    if recent.waiting_us >= before_us:
         return []
-    orphans = clicks.read_orphans(con, before_us)
-    clicks.stop_waiting(con, orphans)
+    orphans = clicks.take_orphans(feeds, before_us)
+    first_us = clicks.pending_state(feeds.con)[1]
+    recent.waiting_us = NEVER_US if first_us is None else first_us
     detail = "impression_id: no such impression in the time before the click"
     return [_refuse(click, Reason.ORPHAN_CLICK, detail) for click in orphans]
 
 
-def _gather(con: duckdb.DuckDBPyConnection, batch: Batch, reopened: bool) -> list[Candidate]:
-    """Return the clicks from before the batch that are to be judged: those waiting for its impressions, and those reopened."""
+def _take_back(feeds: Feeds, replaced: list[str], recent: Recent, change: Change) -> None:
+    """Take back the impressions that give way to earlier ones, and what they counted."""
+    if not replaced:
+        return
+    back = impressions.retract(feeds, replaced)
+    recent.forget_lists()
+    change.days |= back.days
+    change.counted -= len(replaced) + back.clicks
+    change.duplicates += len(replaced)
+    change.quarantined.subtract(back.quarantined)
+
+
+def _take_in(
+    feeds: Feeds, batch: Batch, standing: pa.Table, own: pa.Table, known_keys: KeySet, recent: Recent, change: Change
+) -> None:
+    """Keep the impressions that stand; `own` are the same as lists."""
+    known_keys.add(standing["impression_key"].to_numpy())
+    recent.follow_lists(own)
+    change.days |= impressions.keep_impressions(feeds, standing)
+    change.counted += len(standing)
+    change.duplicates += len(batch.impressions) - len(standing)
+
+
+def _gather(feeds: Feeds, batch: Batch, reopened: bool, recent: Recent) -> list[Candidate]:
+    """Return the clicks from before the batch that are to be judged: those that waited for its lists, and those reopened."""
+    awaited = recent.waiting.contains(batch.impressions["impression_key"].to_numpy())
     waiting = []
-    if len(batch.impressions) and clicks.pending_state(con)[0]:
-        waiting = clicks.read_waiting(con, batch.impressions.select(["impression_id"]))
-    return waiting + (clicks.read_reopened(con) if reopened else [])
+    if awaited.any():
+        waiting = clicks.take_waiting(feeds, batch.impressions.select(["impression_id"]).filter(pa.array(awaited)))
+    return waiting + (clicks.read_reopened(feeds) if reopened else [])
 
 
 def _last_arrival(batch: Batch) -> int:
@@ -153,9 +177,10 @@ def _shown(lists: pa.Table, wanted: set[str]) -> dict[str, Shown]:
     """Return the lists by which single clicks are judged."""
     if not wanted:
         return {}
-    numbered = lists.add_column(0, "row", pa.array(range(len(lists)), pa.int64()))
-    chosen = numbered.filter(pc.is_in(lists["impression_id"], value_set=pa.array(list(wanted), pa.string())))
-    return {row[1]: Shown(row[0], *row[2:]) for row in zip(*(column.to_pylist() for column in chosen.columns), strict=True)}
+    rows = np.flatnonzero(pc.is_in(lists["impression_id"], value_set=pa.array(list(wanted), pa.string())).to_numpy())
+    chosen = lists.select(["impression_id", "ts_us", "day", "query_norm", "items"]).take(pa.array(rows))
+    columns = (column.to_pylist() for column in chosen.columns)
+    return {name: Shown(row, *shown) for row, name, *shown in zip(rows.tolist(), *columns, strict=True)}
 
 
 def _versions(fresh: pa.Table, known: pa.Table, wanted: Collection[str]) -> dict[str, list[Version]]:
@@ -183,12 +208,17 @@ def _waited(click: Candidate, versions: Iterable[Version]) -> bool:
 
 
 def _settle(
-    con: duckdb.DuckDBPyConnection, judgement: Judgement, lists: Lists, versions: dict[str, list[Version]], change: Change
+    feeds: Feeds,
+    judgement: Judgement,
+    lists: Lists,
+    versions: dict[str, list[Version]],
+    recent: Recent,
+    change: Change,
 ) -> None:
-    """Let clicks wait or stop waiting, and note what the batch takes in and what it refuses."""
-    settled = [c for c, _ in judgement.counted] + [c for c, _, _ in judgement.refused] + judgement.repeated
-    clicks.stop_waiting(con, settled)
-    clicks.wait(con, [click for click in judgement.waiting if click.row < 0])
+    """Let clicks wait, or wait on, and note what the batch takes in and what it refuses."""
+    clicks.wait(feeds, judgement.waiting)
+    recent.wait(judgement.waiting)
+    change.waiting += len(judgement.waiting)
     change.duplicates += len(judgement.repeated)
     change.taken_in |= {click.event_id for click, _ in judgement.counted} | {click.event_id for click in judgement.waiting}
     on_file = lists.on_file() if judgement.refused else set()
@@ -198,20 +228,20 @@ def _settle(
         change.refused.append((click, _refuse(click, reason, _detail(click, shown, reason)), click.ts_us - shown.ts_us))
 
 
-def _count(
-    con: duckdb.DuckDBPyConnection, fresh: pa.Table, plain: Plain, lists: Lists, judgement: Judgement, rules: CountingRules
-) -> set[date]:
-    """Keep the clicks that count, count the positions that were not clicked before, and return the days touched."""
-    counted = judgement.counted
-    if not counted and not plain.fits.any():
-        return set()
-    others = [(shown.row, click.position) for click, shown in counted]
-    windows.add_clicked(con, new_positions(con, lists, fresh, plain, others, rules.attribution_window_us))
+def _cells(judgement: Judgement) -> list[tuple[int, int]]:
+    """Return list and position of what was judged singly and counts."""
+    return [(shown.row, click.position) for click, shown in judgement.counted]
+
+
+def _keep_counted(feeds: Feeds, fresh: pa.Table, plain: Plain, lists: Lists, judgement: Judgement, change: Change) -> None:
+    """Keep the clicks that count."""
     fits = pa.array(plain.fits)
-    clicks.keep_plain(con, fresh.filter(fits), pa.array(plain.delay_us).filter(fits))
-    clicks.keep(con, [(click, None, click.ts_us - shown.ts_us) for click, shown in counted])
-    days = lists.table["day"].take(pa.array(plain.row[plain.fits])).unique().to_pylist()
-    return {*days, *(shown.day for _, shown in counted)}
+    fitting = fresh.append_column("delay_us", pa.array(plain.delay_us)).filter(fits)
+    clicks.keep(feeds, [(click, None, click.ts_us - shown.ts_us) for click, shown in judgement.counted], fitting)
+    change.fitting = fitting["event_id"]
+    change.counted += len(judgement.counted) + len(fitting)
+    change.days.update(lists.table["day"].take(pa.array(plain.row[plain.fits])).unique().to_pylist())
+    change.days.update(shown.day for _, shown in judgement.counted)
 
 
 def _refuse(click: Candidate, reason: Reason, detail: str) -> Reject:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import date
 from typing import NamedTuple
 
 import duckdb
 import pyarrow as pa
 
+from streams.feeds import Feeds
 from streams.ranges import group_times
 
 CLICK = """
@@ -17,20 +18,22 @@ CLICK = """
 TABLES = f"CREATE TABLE clicks ({CLICK}, reason VARCHAR, delay_us BIGINT); CREATE TABLE pending ({CLICK});"
 """`key` is hash(impression_id), `reason` null where the click counts, else why not, `delay_us` its time after the impression."""
 
-READ_WAITING = """
-SELECT rowid, -1, ts_us, impression_id, event_id, position, item_norm, raw, log_offset, line
-FROM pending WHERE impression_id IN (FROM wanted) ORDER BY rowid
+TAKE_WAITING = """
+DELETE FROM pending WHERE impression_id IN (FROM wanted)
+RETURNING rowid, -1, ts_us, key, impression_id, event_id, position, item_norm, raw, log_offset, line
 """
 READ_REOPENED = """
-SELECT -1, -1, ts_us, impression_id, event_id, position, item_norm, raw, log_offset, line FROM reopened ORDER BY log_offset, line
+SELECT -1, -1, ts_us, key, impression_id, event_id, position, item_norm, raw, log_offset, line
+FROM reopened ORDER BY log_offset, line
 """
 FIND_LISTS = """
 WITH hits AS MATERIALIZED (
-    SELECT w.impression_id AS wanted_id, i.impression_id, i.ts_us, i.day, i.query_norm, coalesce(i.items_norm, i.items) AS items
+    SELECT w.impression_id AS wanted_id, i.key AS impression_key, i.impression_id, i.ts_us, i.day, i.query_norm,
+        coalesce(i.items_norm, i.items) AS items
     FROM impressions i JOIN wanted w ON i.key = hash(w.impression_id)
     WHERE i.ts_us BETWEEN $low AND $high
 )
-SELECT impression_id, ts_us, day, query_norm, items FROM hits WHERE impression_id = wanted_id
+SELECT impression_key, impression_id, ts_us, day, query_norm, items FROM hits WHERE impression_id = wanted_id
 """
 # Where a list may be of any time, a look at the keys alone tells its time, and then its texts are read from there alone.
 FIND_TIMES = "SELECT DISTINCT i.ts_us FROM impressions i JOIN wanted w ON i.key = hash(w.impression_id)"
@@ -44,25 +47,24 @@ SELECT DISTINCT impression_id, position FROM hits WHERE impression_id = wanted_i
 """
 KEEP = """
 INSERT INTO clicks
-SELECT ts_us, hash(impression_id), impression_id, event_id, position, item_norm, raw, log_offset, line, reason, delay_us
-FROM judged
+SELECT ts_us, key, impression_id, event_id, position, item_norm, raw, log_offset, line, reason, delay_us FROM judged
 """
 WAIT = """
-INSERT INTO pending SELECT ts_us, hash(impression_id), impression_id, event_id, position, item_norm, raw, log_offset, line
-FROM waiting
+INSERT INTO pending SELECT ts_us, key, impression_id, event_id, position, item_norm, raw, log_offset, line FROM waiting
 """
-STOP_WAITING = "DELETE FROM pending WHERE rowid IN (SELECT unnest($rows::BIGINT[]))"
-READ_ORPHANS = """
-SELECT rowid, -1, ts_us, impression_id, event_id, position, item_norm, raw, log_offset, line
-FROM pending WHERE ts_us < $before ORDER BY log_offset, line
+TAKE_ORPHANS = """
+DELETE FROM pending WHERE ts_us < $before
+RETURNING rowid, -1, ts_us, key, impression_id, event_id, position, item_norm, raw, log_offset, line
 """
 FORGET_REFUSED = "DELETE FROM clicks WHERE reason IS NOT NULL AND event_id IN (SELECT unnest($ids::VARCHAR[]))"
 PENDING = "SELECT count(*), min(ts_us) FROM pending"
 
-COLUMNS = ["ts_us", "impression_id", "event_id", "position", "item_norm", "raw", "log_offset", "line"]
+COLUMNS = ["ts_us", "impression_key", "impression_id", "event_id", "position", "item_norm", "raw", "log_offset", "line"]
+"""What is kept of a batch's clicks, in the order of SCHEMA."""
 SCHEMA = pa.schema(
     [
         ("ts_us", pa.int64()),
+        ("key", pa.uint64()),
         ("impression_id", pa.string()),
         ("event_id", pa.string()),
         ("position", pa.int64()),
@@ -75,11 +77,15 @@ SCHEMA = pa.schema(
 
 
 class Candidate(NamedTuple):
-    """A click to be judged. `row` is its rowid in `pending` (-1: not there), `seq` its log order in the batch (-1: before)."""
+    """A click to be judged.
+
+    `row` was its rowid in `pending` (-1: not there), `seq` its log order in the batch (-1: before), `key` that of its list.
+    """
 
     row: int
     seq: int
     ts_us: int
+    key: int
     impression_id: str
     event_id: str
     position: int
@@ -105,102 +111,82 @@ def read_fresh(fresh: pa.Table) -> list[Candidate]:
     return sorted((Candidate(-1, *row) for row in rows), key=lambda click: click.seq)
 
 
-def read_waiting(con: duckdb.DuckDBPyConnection, impression_ids: pa.Table) -> list[Candidate]:
-    """Return the clicks that wait for these impressions."""
-    return _read(con, READ_WAITING, impression_ids)
+def take_waiting(feeds: Feeds, impression_ids: pa.Table) -> list[Candidate]:
+    """Take the clicks that wait for these impressions out of waiting, and return them in the order in which they came."""
+    return sorted((Candidate(*row) for row in feeds.execute(TAKE_WAITING, wanted=impression_ids).fetchall()), key=lambda c: c.row)
 
 
-def read_reopened(con: duckdb.DuckDBPyConnection) -> list[Candidate]:
+def read_reopened(feeds: Feeds) -> list[Candidate]:
     """Return the clicks in the relation `reopened`, which `streams.impressions` took back."""
-    return [Candidate(*row) for row in con.execute(READ_REOPENED).fetchall()]
+    return [Candidate(*row) for row in feeds.execute(READ_REOPENED).fetchall()]
 
 
-def read_orphans(con: duckdb.DuckDBPyConnection, before_us: int) -> list[Candidate]:
-    """Return the clicks with ts < before_us that still wait."""
-    return [Candidate(*row) for row in con.execute(READ_ORPHANS, {"before": before_us}).fetchall()]
+def take_orphans(feeds: Feeds, before_us: int) -> list[Candidate]:
+    """Take the clicks with ts < before_us out of waiting, and return them in the order of the log."""
+    found = [Candidate(*row) for row in feeds.execute(TAKE_ORPHANS, {"before": before_us}).fetchall()]
+    return sorted(found, key=lambda click: (click.log_offset, click.line))
 
 
-def find_lists_between(con: duckdb.DuckDBPyConnection, impression_ids: pa.Array, low_us: int, high_us: int) -> pa.Table:
-    """Return impression_id, ts_us, day, query_norm, items (normalised) of these impressions shown in low_us <= ts <= high_us."""
-    con.register("wanted", pa.table({"impression_id": impression_ids}))
-    found = con.sql(FIND_LISTS, params={"low": low_us, "high": high_us}).to_arrow_table()
-    con.unregister("wanted")
-    return found
+def find_lists_between(feeds: Feeds, impression_ids: pa.Array, low_us: int, high_us: int) -> pa.Table:
+    """Return `streams.matching.COLUMNS` of these impressions shown in low_us <= ts <= high_us."""
+    wanted = pa.table({"impression_id": impression_ids})
+    return feeds.fetch_table(FIND_LISTS, {"low": low_us, "high": high_us}, wanted=wanted)
 
 
-def find_lists(con: duckdb.DuckDBPyConnection, impression_ids: pa.Array) -> list[pa.Table]:
+def find_lists(feeds: Feeds, impression_ids: pa.Array) -> list[pa.Table]:
     """Return the same of the impressions of any time, in several tables."""
     if not len(impression_ids):
         return []
-    con.register("wanted", pa.table({"impression_id": impression_ids}))
-    times = con.execute(FIND_TIMES).fetchnumpy()["ts_us"]
-    con.unregister("wanted")
+    times = feeds.execute(FIND_TIMES, wanted=pa.table({"impression_id": impression_ids})).fetchnumpy()["ts_us"]
     groups = [times[rows] for rows in group_times(times)]
-    return [find_lists_between(con, impression_ids, int(group.min()), int(group.max())) for group in groups]
+    return [find_lists_between(feeds, impression_ids, int(group.min()), int(group.max())) for group in groups]
 
 
-def find_clicked(con: duckdb.DuckDBPyConnection, lists: pa.Table, window_us: int) -> set[tuple[str, int]]:
+def find_clicked(feeds: Feeds, lists: pa.Table, window_us: int) -> set[tuple[str, int]]:
     """Return (impression_id, position) of what was clicked before on these lists (impression_id, ts_us)."""
     found: set[tuple[str, int]] = set()
     ts_us = lists["ts_us"].to_numpy()
     for rows in group_times(ts_us):
         times = ts_us[rows]
-        con.register("wanted", lists.select(["impression_id"]).take(pa.array(rows)))
-        found |= set(con.execute(FIND_CLICKED, {"low": int(times.min()), "high": int(times.max()) + window_us}).fetchall())
-        con.unregister("wanted")
+        span = {"low": int(times.min()), "high": int(times.max()) + window_us}
+        wanted = lists.select(["impression_id"]).take(pa.array(rows))
+        found |= set(feeds.execute(FIND_CLICKED, span, wanted=wanted).fetchall())
     return found
 
 
-def keep_plain(con: duckdb.DuckDBPyConnection, fitting: pa.Table, delay_us: pa.Array) -> None:
-    """Keep clicks that count, in columns, each with its delay in microseconds."""
-    if len(fitting):
-        table = fitting.select(COLUMNS).append_column("reason", pa.nulls(len(fitting), pa.string()))
-        con.register("judged", table.append_column("delay_us", delay_us))
-        con.execute(KEEP)
-        con.unregister("judged")
+def keep(feeds: Feeds, judged: Sequence[tuple[Candidate, str | None, int]], fitting: pa.Table | None = None) -> None:
+    """Keep clicks that were judged, each with its reason and its delay in microseconds.
 
-
-def keep(con: duckdb.DuckDBPyConnection, judged: Sequence[tuple[Candidate, str | None, int]]) -> None:
-    """Keep clicks that were judged, each with its reason and its delay in microseconds."""
+    `fitting` are others that count, as columns of a batch with `delay_us`.
+    """
+    tables = []
+    if fitting is not None and len(fitting):
+        table = fitting.select(COLUMNS).rename_columns(SCHEMA.names)
+        table = table.append_column("reason", pa.nulls(len(fitting), pa.string()))
+        tables.append(table.append_column("delay_us", fitting["delay_us"]))
     if judged:
         table = _columns([click for click, _, _ in judged])
         table = table.append_column("reason", pa.array([reason for _, reason, _ in judged], pa.string()))
-        con.register("judged", table.append_column("delay_us", pa.array([delay for _, _, delay in judged], pa.int64())))
-        con.execute(KEEP)
-        con.unregister("judged")
+        tables.append(table.append_column("delay_us", pa.array([delay for _, _, delay in judged], pa.int64())))
+    if tables:
+        feeds.execute(KEEP, judged=pa.concat_tables(tables))
 
 
-def wait(con: duckdb.DuckDBPyConnection, waiting: Sequence[Candidate]) -> None:
+def wait(feeds: Feeds, waiting: Sequence[Candidate]) -> None:
     """Let clicks wait for their impressions."""
     if waiting:
-        con.register("waiting", _columns(waiting))
-        con.execute(WAIT)
-        con.unregister("waiting")
+        feeds.execute(WAIT, waiting=_columns(waiting))
 
 
-def stop_waiting(con: duckdb.DuckDBPyConnection, settled: Iterable[Candidate]) -> None:
-    """Take clicks out of `pending`."""
-    rows = [click.row for click in settled if click.row >= 0]
-    if rows:
-        con.execute(STOP_WAITING, {"rows": rows})
-
-
-def forget_refused(con: duckdb.DuckDBPyConnection, event_ids: Sequence[str]) -> None:
+def forget_refused(feeds: Feeds, event_ids: Sequence[str]) -> None:
     """Forget refused versions of events of which a good version counts now."""
-    con.execute(FORGET_REFUSED, {"ids": list(event_ids)})
+    feeds.execute(FORGET_REFUSED, {"ids": list(event_ids)})
 
 
 def pending_state(con: duckdb.DuckDBPyConnection) -> tuple[int, int | None]:
     """Return how many clicks wait and the earliest one's time."""
     number, first_us = con.execute(PENDING).fetchall()[0]
     return int(number), first_us
-
-
-def _read(con: duckdb.DuckDBPyConnection, sql: str, wanted: pa.Table) -> list[Candidate]:
-    con.register("wanted", wanted)
-    found = [Candidate(*row) for row in con.execute(sql).fetchall()]
-    con.unregister("wanted")
-    return found
 
 
 def _columns(clicks: Sequence[Candidate]) -> pa.Table:

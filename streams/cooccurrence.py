@@ -10,10 +10,15 @@ from collections.abc import Iterable
 from datetime import date, timedelta
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from streams.feeds import Feeds
+from streams.keys import Keys
+from streams.lines import Int64s
 from streams.ranges import group_times
+from streams.recent import Recent, RecentRows
 from streams.rules import WINDOW_DAYS, CountingRules
 
 TABLES = """
@@ -27,14 +32,14 @@ CREATE TABLE cooccurrence_deltas (day DATE, query VARCHAR, next_query VARCHAR, c
 
 KEEP = """
 INSERT INTO queries
-SELECT ts_us, day, event_id, hash(session_id), session_id, user_id, query, query_norm, source FROM fresh_queries
+SELECT ts_us, day, event_id, session_key, session_id, user_id, query, query_norm, source FROM fresh_queries
 """
 
 # Only rows within one gap of a session's new rows can gain or lose an edge, and in that range their neighbours are complete.
 NEIGHBOURS = """
 WITH spans AS (
-    SELECT session_id, hash(session_id) AS session_key, min(ts_us) - $gap AS low, max(ts_us) + $gap AS high
-    FROM fresh_queries GROUP BY session_id
+    SELECT session_id, session_key, min(ts_us) - $gap AS low, max(ts_us) + $gap AS high
+    FROM fresh_sessions GROUP BY ALL
 ),
 hits AS MATERIALIZED (
     SELECT s.session_id AS span_id, q.session_id, q.ts_us, q.event_id, q.query_norm, q.day
@@ -44,11 +49,7 @@ hits AS MATERIALIZED (
 SELECT session_id, ts_us, event_id, query_norm, day FROM hits WHERE session_id = span_id
 """
 
-APPEND = """
-INSERT INTO cooccurrence_deltas
-SELECT day, query, next_query, sum(sign) FROM edges GROUP BY ALL HAVING sum(sign) <> 0
-RETURNING day
-"""
+APPEND = "INSERT INTO cooccurrence_deltas SELECT day, query, next_query, count FROM edges"
 
 NEIGHBOUR_COLUMNS = pa.schema(
     [
@@ -74,53 +75,100 @@ SELECT query, next_query, sum(count)::BIGINT AS count FROM parts GROUP BY ALL HA
 """
 
 
-def count_queries(con: duckdb.DuckDBPyConnection, queries: pa.Table, rules: CountingRules) -> set[date]:
+def count_queries(feeds: Feeds, queries: pa.Table, rules: CountingRules, recent: Recent) -> set[date]:
     """Keep the batch's queries, append what they change in co-occurrence, and return the days that changed."""
     if not len(queries):
         return set()
     gap = rules.session_gap_us
     new = queries.filter(pc.equal(queries["source"], "user"))
-    old = _find_neighbours(con, new, gap)
-    con.register("fresh_queries", queries)
-    con.execute(KEEP)
-    con.unregister("fresh_queries")
-    days = _append(con, find_edges(pa.concat_tables([old, new.select(old.column_names)]), gap), find_edges(old, gap))
-    return days | set(queries["day"].unique().to_pylist())
+    old = _find_neighbours(feeds, new, gap, recent.queries)
+    feeds.execute(KEEP, fresh_queries=queries)
+    recent.queries.add(new["session_key"].to_numpy(), new.select(old.column_names), pc.max(new["ts_us"]).as_py())
+    edges = find_changes(old, new.select(old.column_names), gap)
+    if len(edges):
+        feeds.execute(APPEND, edges=edges)
+    return {*edges["day"].unique().to_pylist(), *queries["day"].unique().to_pylist()}
 
 
-def _find_neighbours(con: duckdb.DuckDBPyConnection, new: pa.Table, gap_us: int) -> pa.Table:
-    """Return the queries on file that stand within a gap of a new one in its session."""
+def _find_neighbours(feeds: Feeds, new: pa.Table, gap_us: int, recent: RecentRows) -> pa.Table:
+    """Return the queries on file, or among the recent ones, that stand within a gap of a new one in its session."""
     ts_us = new["ts_us"].to_numpy()
-    found = [NEIGHBOUR_COLUMNS.empty_table()]
-    for rows in group_times(ts_us):
-        span = {"gap": gap_us, "low": int(ts_us[rows].min()) - gap_us, "high": int(ts_us[rows].max()) + gap_us}
-        con.register("fresh_queries", new.select(["session_id", "ts_us"]).take(pa.array(rows)))
-        found.append(con.sql(NEIGHBOURS, params=span).to_arrow_table())
-        con.unregister("fresh_queries")
+    sessions = new.select(["session_id", "session_key", "ts_us"])
+    late = ts_us - gap_us < recent.complete_from
+    found = [_find_recent(sessions if not late.any() else sessions.filter(pa.array(~late)), gap_us, recent)]
+    for rows in group_times(ts_us[late]):
+        chosen = np.flatnonzero(late)[rows]
+        span = {"gap": gap_us, "low": int(ts_us[chosen].min()) - gap_us, "high": int(ts_us[chosen].max()) + gap_us}
+        found.append(feeds.fetch_table(NEIGHBOURS, span, fresh_sessions=sessions.take(pa.array(chosen))))
     old = pa.concat_tables(found)
-    return old if len(found) <= 2 else old.group_by(old.column_names).aggregate([])
+    return old if len(found) == 1 else old.group_by(old.column_names).aggregate([])
 
 
-def find_edges(queries: pa.Table, gap_us: int) -> pa.Table:
-    """Return day, query, next_query of each two consecutive queries in a session, within the gap and different.
+def _find_recent(sessions: pa.Table, gap_us: int, recent: RecentRows) -> pa.Table:
+    """Return the neighbours of queries (session_id, session_key, ts_us) no older than what is in memory, which holds all."""
+    names = sessions["session_id"].combine_chunks().dictionary_encode()
+    rows, found = recent.find(_firsts(names.indices.to_numpy(), sessions["session_key"].to_numpy()))
+    if found is None:
+        return NEIGHBOUR_COLUMNS.empty_table()
+    ts_us, old_us = sessions["ts_us"].to_numpy(), found["ts_us"].to_numpy()
+    low, high = np.full(len(names.dictionary), np.iinfo(np.int64).max), np.zeros(len(names.dictionary), np.int64)
+    np.minimum.at(low, names.indices.to_numpy(), ts_us)
+    np.maximum.at(high, names.indices.to_numpy(), ts_us)
+    near = (old_us >= low[rows] - gap_us) & (old_us <= high[rows] + gap_us)
+    same = pc.equal(found["session_id"], names.dictionary.take(pa.array(rows)))
+    return found.filter(pc.and_(same, pa.array(near)))
 
-    `queries` has session_id, ts_us, event_id, query_norm and day; a session's order is (ts_us, event_id).
+
+def _firsts(codes: Int64s, keys: Keys) -> Keys:
+    """Return for each code, in order, the key of its first row."""
+    _, first = np.unique(codes, return_index=True)
+    return keys[first]
+
+
+def find_changes(old: pa.Table, new: pa.Table, gap_us: int) -> pa.Table:
+    """Return day, query, next_query, count: the edges that sessions gain and lose (count < 0) by new queries.
+
+    An edge is two consecutive queries in a session, within the gap and different. Both tables have NEIGHBOUR_COLUMNS; a session's
+    order is (ts_us, event_id). An edge of two old queries that are still consecutive does not change.
     """
-    rows = queries.sort_by([("session_id", "ascending"), ("ts_us", "ascending"), ("event_id", "ascending")])
-    first, second = rows.slice(0, max(len(rows) - 1, 0)), rows.slice(1)
-    near = pc.less_equal(pc.subtract(second["ts_us"], first["ts_us"]), gap_us)
-    same_session = pc.equal(first["session_id"], second["session_id"])
-    is_edge = pc.and_(pc.and_(near, same_session), pc.not_equal(first["query_norm"], second["query_norm"]))
-    pairs = pa.table({"day": first["day"], "query": first["query_norm"], "next_query": second["query_norm"]})
-    return pairs.filter(is_edge)
+    rows = pa.concat_tables([old, new])
+    session = rows["session_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    ts_us = rows["ts_us"].to_numpy()
+    order = _session_order(session, ts_us, rows["event_id"])
+    is_old = order < len(old)
+    places = np.flatnonzero(is_old)
+    parted = np.diff(places) > 1
+    has_new = ~(is_old[:-1] & is_old[1:])
+    first = np.concatenate([order[:-1][has_new], order[places[:-1][parted]]])
+    second = np.concatenate([order[1:][has_new], order[places[1:][parted]]])
+    count = np.ones(len(first), np.int64)
+    count[len(first) - int(parted.sum()) :] = -1
+    query = rows["query_norm"].combine_chunks().dictionary_encode().indices.to_numpy()
+    is_edge = (session[first] == session[second]) & (ts_us[second] - ts_us[first] <= gap_us) & (query[first] != query[second])
+    first, second, count = first[is_edge], second[is_edge], count[is_edge]
+    pairs = query[first].astype(np.int64) << 32 | query[second]
+    return _edges(rows, first, second, count, bool(np.isin(pairs[count < 0], pairs[count > 0]).any()))
 
 
-def _append(con: duckdb.DuckDBPyConnection, after: pa.Table, before: pa.Table) -> set[date]:
-    signs = pa.array([1] * len(after) + [-1] * len(before), pa.int64())
-    con.register("edges", pa.concat_tables([after, before]).append_column("sign", signs))
-    days = {day for (day,) in con.execute(APPEND).fetchall()}
-    con.unregister("edges")
-    return days
+def _edges(rows: pa.Table, first: Int64s, second: Int64s, count: Int64s, any_cancel: bool) -> pa.Table:
+    queries = rows["query_norm"].combine_chunks()
+    columns = {"day": rows["day"].take(pa.array(first)), "query": queries.take(pa.array(first))}
+    edges = pa.table(columns | {"next_query": queries.take(pa.array(second)), "count": count})
+    if not any_cancel:
+        return edges
+    summed = edges.group_by(["day", "query", "next_query"]).aggregate([("count", "sum")]).rename_columns(edges.column_names)
+    return summed.filter(pc.not_equal(summed["count"], 0))
+
+
+def _session_order(session: Int64s, ts_us: Int64s, event_id: pa.ChunkedArray) -> Int64s:
+    """Return the rows in the order of (session, ts_us, event_id)."""
+    order = np.lexsort((ts_us, session))
+    before, after = order[:-1], order[1:]
+    if not ((session[before] == session[after]) & (ts_us[before] == ts_us[after])).any():
+        return order
+    columns = pa.table({"session": session, "ts_us": ts_us, "event_id": event_id})
+    found: Int64s = pc.sort_indices(columns, sort_keys=[(name, "ascending") for name in columns.column_names]).to_numpy()
+    return found.astype(np.int64)
 
 
 def read_cooccurrence(con: duckdb.DuckDBPyConnection, first: date, end: date) -> pa.Table:

@@ -36,12 +36,13 @@ EXPIRE = (
 EPOCH = date(1970, 1, 1)
 
 
-def soil_days(con: duckdb.DuckDBPyConnection, days: Iterable[date]) -> None:
-    """Say of days that their counts changed."""
-    changed = sorted(set(days).difference(read_dirty(con)))
+def soil_days(con: duckdb.DuckDBPyConnection, days: Iterable[date], dirty: set[date]) -> None:
+    """Say of days that their counts changed; `dirty` are those that are known to have, and becomes all of them."""
+    changed = sorted(set(days) - dirty)
     if changed:
         con.execute(SOIL, {"days": changed})
         con.execute(ADD, {"days": changed})
+        dirty.update(changed)
 
 
 def read_dirty(con: duckdb.DuckDBPyConnection) -> list[date]:

@@ -10,10 +10,10 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import date
 
-import duckdb
 import pyarrow as pa
 
 from streams import quarantine, windows
+from streams.feeds import Feeds
 from streams.keys import KeySet
 
 TABLES = """
@@ -41,19 +41,19 @@ FROM shown_lists
 """
 
 REOPENED = "CREATE OR REPLACE TEMP TABLE reopened AS FROM clicks WHERE impression_id IN (SELECT impression_id FROM replaced_ids)"
-REPLACED = (
-    "CREATE OR REPLACE TEMP TABLE shown_lists AS FROM impressions WHERE impression_id IN (SELECT impression_id FROM replaced_ids)"
-)
+REPLACED = """
+CREATE OR REPLACE TEMP TABLE replaced_lists AS FROM impressions WHERE impression_id IN (SELECT impression_id FROM replaced_ids)
+"""
 RETRACTED_POSITIONS = """
 CREATE OR REPLACE TEMP TABLE clicked_positions AS
 SELECT DISTINCT i.day, i.query_norm, c.impression_id, c.position, coalesce(i.items_norm, i.items)[c.position + 1] AS item_norm
-FROM reopened c JOIN shown_lists i USING (impression_id)
+FROM reopened c JOIN replaced_lists i USING (impression_id)
 WHERE c.reason IS NULL
 """
 TAKEN_BACK = "CREATE OR REPLACE TEMP VIEW taken_back AS SELECT event_id, reason FROM reopened WHERE reason IS NOT NULL"
 DROP_REPLACED = "DELETE FROM impressions WHERE impression_id IN (SELECT impression_id FROM replaced_ids)"
 DROP_REOPENED = "DELETE FROM clicks WHERE impression_id IN (SELECT impression_id FROM replaced_ids)"
-REPLACED_DAYS = "SELECT DISTINCT day FROM shown_lists"
+REPLACED_DAYS = "SELECT DISTINCT day FROM replaced_lists"
 REOPENED_COUNTED = "SELECT count(*) FROM reopened WHERE reason IS NULL"
 
 
@@ -71,15 +71,13 @@ class Retraction:
     days: set[date]
 
 
-def find_known(con: duckdb.DuckDBPyConnection, fresh: pa.Table, keys: KeySet) -> pa.Table:
+def find_known(feeds: Feeds, fresh: pa.Table, keys: KeySet) -> pa.Table:
     """Return impression_id, ts_us, event_id of the impressions on file that share an id with new ones."""
     maybe = keys.contains(fresh["impression_key"].to_numpy())
     if not maybe.any():
         return NONE_KNOWN
-    con.register("fresh_impressions", fresh.select(["impression_id", "impression_key"]).filter(pa.array(maybe)))
-    known = con.sql(KNOWN).to_arrow_table()
-    con.unregister("fresh_impressions")
-    return known
+    asked = fresh.select(["impression_id", "impression_key"]).filter(pa.array(maybe))
+    return feeds.fetch_table(KNOWN, fresh_impressions=asked)
 
 
 def choose_earliest(fresh: pa.Table, known: pa.Table) -> tuple[pa.Table, list[str]]:
@@ -97,27 +95,23 @@ def choose_earliest(fresh: pa.Table, known: pa.Table) -> tuple[pa.Table, list[st
     return fresh.take(pa.array(rows, pa.int64())), replaced
 
 
-def retract(con: duckdb.DuckDBPyConnection, replaced: list[str]) -> Retraction:
+def retract(feeds: Feeds, replaced: list[str]) -> Retraction:
     """Take back the impressions of these ids and what they counted; their clicks are left in the relation `reopened`."""
     if not replaced:
         return Retraction(0, Counter(), set())
-    con.register("replaced_ids", pa.table({"impression_id": pa.array(replaced, pa.string())}))
+    feeds.feed("replaced_ids", pa.table({"impression_id": pa.array(replaced, pa.string())}))
     for sql in (REOPENED, REPLACED, RETRACTED_POSITIONS, TAKEN_BACK):
-        con.execute(sql)
-    windows.add_impressions(con, -1)
-    windows.take_back_clicks(con)
-    quarantined = quarantine.take_back(con)
-    days = {day for (day,) in con.execute(REPLACED_DAYS).fetchall()}
-    for sql in (DROP_REPLACED, DROP_REOPENED, "DROP TABLE shown_lists"):
-        con.execute(sql)
-    con.unregister("replaced_ids")
-    return Retraction(con.execute(REOPENED_COUNTED).fetchall()[0][0], quarantined, days)
+        feeds.execute(sql)
+    windows.take_back(feeds)
+    quarantined = quarantine.take_back(feeds)
+    days = {day for (day,) in feeds.execute(REPLACED_DAYS).fetchall()}
+    for sql in (DROP_REPLACED, DROP_REOPENED, "DROP TABLE replaced_lists"):
+        feeds.execute(sql)
+    return Retraction(feeds.execute(REOPENED_COUNTED).fetchall()[0][0], quarantined, days)
 
 
-def keep_impressions(con: duckdb.DuckDBPyConnection, standing: pa.Table) -> set[date]:
-    """Keep and count the impressions that stand, and return their days."""
-    con.register("shown_lists", standing)
-    con.execute(KEEP)
-    windows.add_impressions(con)
-    con.unregister("shown_lists")
+def keep_impressions(feeds: Feeds, standing: pa.Table) -> set[date]:
+    """Keep the impressions that stand, and return their days."""
+    if len(standing):
+        feeds.execute(KEEP, shown_lists=standing)
     return set(standing["day"].unique().to_pylist())

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from streams.feeds import Feeds
+
 Keys = npt.NDArray[np.uint64]
 Flags = npt.NDArray[np.bool_]
 
@@ -48,12 +50,13 @@ class KeySet:
 
     def contains(self, keys: Keys) -> Flags:
         """Say of each key whether it was added."""
-        order = np.argsort(keys)
-        wanted = keys[order]
         found = np.zeros(len(keys), np.bool_)
+        if not self._runs:
+            return found
+        order = keys.argsort()
+        wanted = keys[order]
         for run in self._runs:
-            place = np.searchsorted(run, wanted)
-            found |= run[np.minimum(place, len(run) - 1)] == wanted
+            found |= run.take(run.searchsorted(wanted), mode="clip") == wanted
         answer = np.empty_like(found)
         answer[order] = found
         return answer
@@ -77,10 +80,9 @@ def load_keys(con: duckdb.DuckDBPyConnection) -> KnownKeys:
     return known
 
 
-def hash_texts(con: duckdb.DuckDBPyConnection, columns: Sequence[pa.ChunkedArray | pa.Array]) -> list[Keys]:
+def hash_texts(feeds: Feeds, columns: Sequence[pa.ChunkedArray | pa.Array]) -> list[Keys]:
     """Return the keys of columns of texts."""
     chunks = [chunk for column in columns for chunk in (column.chunks if isinstance(column, pa.ChunkedArray) else [column])]
-    con.register("texts", pa.table({"text": pa.chunked_array(chunks, pa.string())}))
-    keys = con.sql(HASH).to_arrow_table()["key"].to_numpy()
-    con.unregister("texts")
+    texts = pa.table({"text": pa.chunked_array(chunks, pa.string())})
+    keys = np.asarray(feeds.execute(HASH, texts=texts).fetchnumpy()["key"], np.uint64)
     return np.split(keys, np.cumsum([len(column) for column in columns])[:-1])

@@ -8,28 +8,38 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from streams import clicks
+from streams.feeds import Feeds
 from streams.keys import KeySet
 from streams.lines import Flags, Int64s
 from streams.ranges import group_times
+from streams.recent import Recent
 from streams.rules import HOUR_US
 
-COLUMNS = ["impression_id", "ts_us", "day", "query_norm", "items"]
+COLUMNS = ["impression_key", "impression_id", "ts_us", "day", "query_norm", "items"]
 NEAR_US = HOUR_US // 2
 """Before a click its list is looked for first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lists:
-    """The lists by which a batch's clicks are judged (COLUMNS; items normalised): first the batch's own, `fresh` of them."""
+    """The lists by which a batch's clicks are judged (COLUMNS; items normalised): first the batch's own, `fresh` of them.
+
+    Of the first `followed` lists all positions that are clicked already, (impression_id, position), are in `clicked`.
+    """
 
     table: pa.Table
     fresh: int
+    followed: int
+    clicked: set[tuple[str, int]]
+
+    def own(self) -> pa.Table:
+        """Return the batch's own."""
+        return self.table.slice(0, self.fresh)
 
     def on_file(self) -> set[str]:
         """Return the ids of those that came before the batch."""
@@ -45,31 +55,58 @@ class Plain:
     delay_us: Int64s
 
 
-def find_lists(
-    con: duckdb.DuckDBPyConnection, standing: pa.Table, fresh: pa.Table, others: Iterable[str], known: KeySet
-) -> Lists:
+def find_lists(feeds: Feeds, standing: pa.Table, fresh: pa.Table, others: Iterable[str], known: KeySet, recent: Recent) -> Lists:
     """Return the batch's standing impressions, and those on file for its other clicks and for the impression ids in `others`."""
     norms = standing["items_norm"].combine_chunks()
-    items = pc.if_else(pc.is_valid(norms), norms, standing["items"].combine_chunks())
+    items = standing["items"].combine_chunks()
+    items = items if norms.null_count == len(norms) else pc.if_else(pc.is_valid(norms), norms, items)
     own = standing.select(COLUMNS[:-1]).append_column("items", items)
-    ids = own["impression_id"].combine_chunks()
-    absent = fresh.select(["impression_id", "impression_key", "ts_us"])
-    absent = absent.filter(pc.invert(pc.is_in(absent["impression_id"], value_set=ids)))
+    absent = _without(fresh.select(["impression_id", "impression_key", "ts_us"]), own)
     absent = absent.filter(pa.array(known.contains(absent["impression_key"].to_numpy())))
-    found = [own, *_find_near(con, absent)]
-    have = pa.concat_tables(found)["impression_id"].combine_chunks()
-    wanted = pa.concat_arrays([*absent["impression_id"].chunks, pa.array(list(others), pa.string())]).unique()
-    found += clicks.find_lists(con, wanted.filter(pc.invert(pc.is_in(wanted, value_set=have))))
-    return Lists(pa.concat_tables([table.cast(own.schema) for table in found]), len(own))
+    followed, clicked = _find_followed(recent, absent)
+    found = [own, *followed]
+    absent = _without(absent, *followed)
+    found += _find_near(feeds, absent)
+    wanted = pa.table({"impression_id": pa.concat_arrays([*absent["impression_id"].chunks, pa.array(list(others), pa.string())])})
+    if len(wanted):
+        found += clicks.find_lists(feeds, _without(wanted, *found)["impression_id"].combine_chunks().unique())
+    lists = pa.concat_tables([table.cast(own.schema) for table in found])
+    return Lists(lists, len(own), len(own) + sum(map(len, followed)), clicked)
 
 
-def _find_near(con: duckdb.DuckDBPyConnection, absent: pa.Table) -> list[pa.Table]:
+def _without(rows: pa.Table, *lists: pa.Table) -> pa.Table:
+    """Return the rows whose impression_id is in none of these tables."""
+    for table in lists:
+        if len(rows) and len(table):
+            rows = rows.filter(pc.invert(pc.is_in(rows["impression_id"], value_set=table["impression_id"].combine_chunks())))
+    return rows
+
+
+def _find_followed(recent: Recent, absent: pa.Table) -> tuple[list[pa.Table], set[tuple[str, int]]]:
+    """Return the lists of these clicks that are in memory with all that was clicked on them since, and what was."""
+    names = absent["impression_id"].combine_chunks()
+    _, first = np.unique(names.dictionary_encode().indices.to_numpy(), return_index=True)
+    keys = absent["impression_key"].to_numpy()[first]
+    rows, lists = recent.lists.find(keys)
+    if lists is None:
+        return [], set()
+    same = pc.equal(lists["impression_id"], names.take(pa.array(first[rows])))
+    lists = lists.filter(pc.and_(same, pc.greater_equal(lists["batch"], recent.clicked.complete_from)))
+    of_list, cells = recent.clicked.find(lists["impression_key"].to_numpy())
+    found = lists.select(COLUMNS)
+    if cells is None:
+        return [found], set()
+    cells = cells.filter(pc.equal(cells["impression_id"], lists["impression_id"].take(pa.array(of_list))))
+    return [found], set(zip(*(column.to_pylist() for column in cells.columns), strict=True))
+
+
+def _find_near(feeds: Feeds, absent: pa.Table) -> list[pa.Table]:
     """Return the lists of these clicks that were shown not long before them, which nearly all were."""
     ts_us = absent["ts_us"].to_numpy()
     groups = group_times(ts_us)[:1]
     ids = [absent["impression_id"].take(pa.array(rows)).combine_chunks().unique() for rows in groups]
     return [
-        clicks.find_lists_between(con, names, int(ts_us[rows].min()) - NEAR_US, int(ts_us[rows].max()))
+        clicks.find_lists_between(feeds, names, int(ts_us[rows].min()) - NEAR_US, int(ts_us[rows].max()))
         for names, rows in zip(ids, groups, strict=True)
     ]
 
@@ -99,22 +136,31 @@ def no_plain(fresh: pa.Table) -> Plain:
 
 
 def new_positions(
-    con: duckdb.DuckDBPyConnection, lists: Lists, fresh: pa.Table, plain: Plain, others: Sequence[tuple[int, int]], window_us: int
+    feeds: Feeds,
+    lists: Lists,
+    fresh: pa.Table,
+    plain: Plain,
+    others: Sequence[tuple[int, int]],
+    window_us: int,
+    recent: Recent,
 ) -> pa.Table:
     """Return day, query_norm, item_norm, position of each list and position that is clicked for the first time.
 
-    `others` are rows of `lists` and positions of clicks that were judged singly and count.
+    `others` are rows of `lists` and positions of clicks that were judged singly and count. What is returned is remembered.
     """
     rows = np.concatenate([plain.row[plain.fits], np.array([row for row, _ in others], np.int64)])
     position = np.concatenate([fresh["position"].to_numpy()[plain.fits], np.array([p for _, p in others], np.int64)])
     cells = np.unique(rows << 32 | position)
     rows, position = cells >> 32, cells & 0xFFFFFFFF
-    before = clicks.find_clicked(con, lists.table.take(pa.array(np.unique(rows[rows >= lists.fresh]))), window_us)
+    unfollowed = np.unique(rows[rows >= lists.followed])
+    before = lists.clicked | clicks.find_clicked(feeds, lists.table.take(pa.array(unfollowed)), window_us)
     if before:
         names = lists.table["impression_id"].take(pa.array(rows)).to_pylist()
         is_new = np.array([cell not in before for cell in zip(names, position.tolist(), strict=True)], np.bool_)
         rows, position = rows[is_new], position[is_new]
     items = lists.table["items"].combine_chunks()
-    found = lists.table.select(["day", "query_norm"]).take(pa.array(rows))
+    found = lists.table.select(["impression_key", "impression_id", "day", "query_norm"]).take(pa.array(rows))
     item_norm = items.values.take(pa.array(items.offsets.to_numpy()[rows] + position))
-    return found.append_column("item_norm", item_norm).append_column("position", pa.array(position, pa.int32()))
+    cells = found.append_column("item_norm", item_norm).append_column("position", pa.array(position, pa.int32()))
+    recent.clicked.add(cells["impression_key"].to_numpy(), cells.select(["impression_id", "position"]), recent.batch)
+    return cells.select(["day", "query_norm", "item_norm", "position"])

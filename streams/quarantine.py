@@ -14,6 +14,7 @@ import duckdb
 import pyarrow as pa
 
 from streams.events import Reason, Reject
+from streams.feeds import Feeds
 
 TABLES = """
 CREATE SEQUENCE quarantine_ids;
@@ -37,7 +38,7 @@ RETURNING event_id, reason
 TAKE_BACK = "DELETE FROM quarantine WHERE (event_id, reason) IN (SELECT event_id, reason FROM taken_back) RETURNING reason"
 WITHDRAW = "DELETE FROM quarantine WHERE event_id IN (SELECT event_id FROM taken_in) RETURNING event_id, reason"
 REFUSED_IDS = """
-SELECT DISTINCT event_id FROM quarantine SEMI JOIN intake USING (event_id) WHERE reason IN (SELECT unnest($reasons))
+SELECT DISTINCT event_id FROM quarantine SEMI JOIN asked USING (event_id) WHERE reason IN (SELECT unnest($reasons))
 """
 # The same id may stand for an event more than the retention later, which counts or waits.
 HELD_IDS = """
@@ -55,40 +56,34 @@ SELECT id, reason, detail, event_id, ts_us, raw, log_offset, line FROM quarantin
 PUBLISH = "UPDATE quarantine SET published = true WHERE id IN (SELECT unnest($ids::BIGINT[]))"
 
 
-def add_rejects(
-    con: duckdb.DuckDBPyConnection, rejects: Sequence[Reject], arrived_us: int | None
-) -> list[tuple[str | None, Reason]]:
+def add_rejects(feeds: Feeds, rejects: Sequence[Reject], arrived_us: int | None) -> list[tuple[str | None, Reason]]:
     """Keep what was refused and return event_id and reason of each new row; the others are repeats."""
     distinct = {_digest(r): r for r in reversed(rejects)}
     if not distinct:
         return []
-    con.register("rejects", _columns(distinct))
-    added = con.execute(ADD_REJECTS, {"arrived": arrived_us}).fetchall()
-    con.unregister("rejects")
+    added = feeds.execute(ADD_REJECTS, {"arrived": arrived_us}, rejects=_columns(distinct)).fetchall()
     return [(event_id, Reason(reason)) for event_id, reason in added]
 
 
-def take_back(con: duckdb.DuckDBPyConnection) -> Counter[str]:
+def take_back(feeds: Feeds) -> Counter[str]:
     """Remove the clicks in the relation `taken_back` (event_id, reason), to be judged anew; return their number by reason."""
-    return Counter(reason for (reason,) in con.execute(TAKE_BACK).fetchall())
+    return Counter(reason for (reason,) in feeds.execute(TAKE_BACK).fetchall())
 
 
-def withdraw(con: duckdb.DuckDBPyConnection, taken_in: pa.Array) -> list[tuple[str, Reason]]:
+def withdraw(feeds: Feeds, taken_in: pa.ChunkedArray) -> list[tuple[str, Reason]]:
     """Remove the rows of events (by id) of which a good version was taken in; return event_id and reason of each."""
-    con.register("taken_in", pa.table({"event_id": taken_in}))
-    withdrawn = con.execute(WITHDRAW).fetchall()
-    con.unregister("taken_in")
+    withdrawn = feeds.execute(WITHDRAW, taken_in=pa.table({"event_id": taken_in})).fetchall()
     return [(event_id, Reason(reason)) for event_id, reason in withdrawn]
 
 
-def find_free(con: duckdb.DuckDBPyConnection) -> set[str]:
-    """Return the ids in the relation `intake` (event_id) whose clicks were all refused, none of them counts or waits."""
-    refused = {event_id for (event_id,) in con.execute(REFUSED_IDS, {"reasons": CLICK_REASONS}).fetchall()}
+def find_free(feeds: Feeds, event_ids: pa.ChunkedArray) -> set[str]:
+    """Return those of these ids whose clicks were all refused, none of them counts or waits."""
+    asked = pa.table({"event_id": event_ids})
+    refused = {event_id for (event_id,) in feeds.execute(REFUSED_IDS, {"reasons": CLICK_REASONS}, asked=asked).fetchall()}
     if not refused:
         return refused
-    con.register("refused_ids", pa.table({"event_id": sorted(refused)}))
-    held = {event_id for (event_id,) in con.execute(HELD_IDS).fetchall()}
-    con.unregister("refused_ids")
+    ids = pa.table({"event_id": pa.array(sorted(refused), pa.string())})
+    held = {event_id for (event_id,) in feeds.execute(HELD_IDS, refused_ids=ids).fetchall()}
     return refused - held
 
 

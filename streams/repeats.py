@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from streams import quarantine
 from streams.events import MAX_TS_US, Reason, Reject
+from streams.feeds import Feeds
 from streams.intake import Batch
 from streams.keys import Keys, KeySet, hash_texts
 from streams.lines import Flags, Int64s
 from streams.ranges import group_times
+from streams.recent import Recent, RecentRows
 from streams.rules import CountingRules
 
 TABLES = """
@@ -55,29 +56,32 @@ class Sifted:
     outlived: list[Reject]
 
 
-def add_keys(con: duckdb.DuckDBPyConnection, batch: Batch) -> tuple[Batch, Keys]:
-    """Return the batch with the keys of its ids (`key` of event ids, `impression_key`), and the keys of its rejects' ids."""
+def add_keys(feeds: Feeds, batch: Batch) -> tuple[Batch, Keys]:
+    """Return the batch with the keys of its ids, and the keys of its rejects' event ids.
+
+    `key` is that of an event id; queries get `session_key`, impressions and clicks `impression_key`.
+    """
     tables = list(batch.tables)
-    ids = [table["event_id"] for table in tables] + [table["impression_id"] for table in tables[1:]]
-    hashed = hash_texts(con, [*ids, pa.array([reject.event_id for reject in batch.rejects], pa.string())])
-    for row, keys in enumerate(hashed[:3]):
-        tables[row] = tables[row].append_column("key", pa.array(keys))
-    for row, keys in enumerate(hashed[3:5], 1):
-        tables[row] = tables[row].append_column("impression_key", pa.array(keys))
-    return replace(batch, queries=tables[0], impressions=tables[1], clicks=tables[2]), hashed[5]
+    ids = [table["event_id"] for table in tables]
+    ids += [tables[0]["session_id"], tables[1]["impression_id"], tables[2]["impression_id"]]
+    hashed = hash_texts(feeds, [*ids, pa.array([reject.event_id for reject in batch.rejects], pa.string())])
+    names = ("session_key", "impression_key", "impression_key")
+    keyed = [
+        table.append_column("key", pa.array(hashed[row])).append_column(names[row], pa.array(hashed[row + 3]))
+        for row, table in enumerate(tables)
+    ]
+    return replace(batch, queries=keyed[0], impressions=keyed[1], clicks=keyed[2]), hashed[6]
 
 
-def drop_repeats(
-    con: duckdb.DuckDBPyConnection, unkeyed: Batch, rules: CountingRules, any_refused: bool, known: KeySet
-) -> Sifted:
+def drop_repeats(feeds: Feeds, unkeyed: Batch, rules: CountingRules, any_refused: bool, known: KeySet, recent: Recent) -> Sifted:
     """Tell the batch's new events from what this shard has taken in and from repeats inside it; remember the new ones.
 
     `any_refused` says whether the shard has refused clicks in quarantine, `known` holds the keys of what it has taken in.
     """
-    batch, reject_keys = add_keys(con, unkeyed)
+    batch, reject_keys = add_keys(feeds, unkeyed)
     tables = list(batch.tables)
     events = pa.concat_tables([table.select(["event_id", "key", "ts_us", "seq", "arrival_us"]) for table in tables])
-    occupied = _find_seen(con, events, batch, reject_keys, rules, any_refused, known)
+    occupied = _find_seen(feeds, events, batch, reject_keys, rules, any_refused, known, recent.events)
     gone, rejects_gone = occupied[: len(events)], occupied[len(events) :]
     gone |= _repeated(events, gone, rules.retention_us)
     repeats = REPEATS.empty_table()
@@ -87,10 +91,11 @@ def drop_repeats(
         repeats = pa.concat_tables([t.select(["event_id", "row", "seq"]).filter(pa.array(flags)) for t, flags in flagged])
         tables = [t.filter(pa.array(~flags)) for t, flags in flagged]
         events = events.filter(pa.array(~gone))
-    known.add(events["key"].to_numpy())
-    con.register("fresh", events.select(["event_id", "key", "ts_us"]))
-    con.execute(REMEMBER)
-    con.unregister("fresh")
+    keys = events["key"].to_numpy()
+    known.add(keys)
+    recent.events.add(keys, events.select(["event_id", "ts_us"]), recent.batch)
+    if len(keys):
+        feeds.execute(REMEMBER, fresh=events.select(["event_id", "key", "ts_us"]))
     outlived = _find_outlived(events, batch, rules.retention_us) & ~rejects_gone
     kept = [reject for reject, is_gone in zip(batch.rejects, rejects_gone | outlived, strict=True) if not is_gone]
     fresh = replace(batch, queries=tables[0], impressions=tables[1], clicks=tables[2], rejects=kept)
@@ -125,13 +130,14 @@ def _seqs(batch: Batch) -> list[Int64s]:
 
 
 def _find_seen(
-    con: duckdb.DuckDBPyConnection,
+    feeds: Feeds,
     events: pa.Table,
     batch: Batch,
     reject_keys: Keys,
     rules: CountingRules,
     any_refused: bool,
     known: KeySet,
+    recent: RecentRows,
 ) -> Flags:
     """Say of the events and then the rejects whose id is occupied."""
     keys = np.concatenate([events["key"].to_numpy(), reject_keys])
@@ -142,60 +148,71 @@ def _find_seen(
     ids = pa.chunked_array([*events["event_id"].chunks, pa.array([r.event_id for r in batch.rejects], pa.string())])
     times = np.concatenate([events["ts_us"].to_numpy(), [-1 if r.ts_us is None else r.ts_us for r in batch.rejects]])
     arrival = np.concatenate([events["arrival_us"].to_numpy(), batch.reject_arrival_us])
-    wanted = {
+    columns = {
         "row": maybe,
         "event_id": ids.take(pa.array(maybe)),
         "key": keys[maybe],
         "oldest_us": arrival[maybe] - rules.retention_us,
     }
-    hits = _look_up(con, pa.table(wanted), times[maybe])
+    wanted = pa.table(columns)
+    is_recent = _find_recent(wanted, recent)
+    hits = maybe[is_recent]
+    if not is_recent.all():
+        hits = np.concatenate([hits, _look_up(feeds, wanted.filter(pa.array(~is_recent)), times[maybe[~is_recent]])])
     if len(hits) and any_refused:
-        con.register("intake", pa.table({"event_id": ids.take(pa.array(hits))}))
-        free = pa.array(quarantine.find_free(con), pa.string())
-        con.unregister("intake")
+        free = pa.array(quarantine.find_free(feeds, ids.take(pa.array(hits))), pa.string())
         hits = hits[~pc.is_in(ids.take(pa.array(hits)), value_set=free).to_numpy()]
     found[hits] = True
     return found
 
 
-def _look_up(con: duckdb.DuckDBPyConnection, wanted: pa.Table, ts_us: Int64s) -> Int64s:
+def _find_recent(wanted: pa.Table, recent: RecentRows) -> Flags:
+    """Flag the rows of `wanted` that are among the events seen last."""
+    found = np.zeros(len(wanted), np.bool_)
+    rows, events = recent.find(wanted["key"].to_numpy())
+    if events is not None:
+        asked = wanted.select(["event_id", "oldest_us"]).take(pa.array(rows))
+        same = pc.and_(pc.equal(events["event_id"], asked["event_id"]), pc.greater_equal(events["ts_us"], asked["oldest_us"]))
+        found[rows[same.to_numpy()]] = True
+    return found
+
+
+def _look_up(feeds: Feeds, wanted: pa.Table, ts_us: Int64s) -> Int64s:
     """Return which rows of `wanted` (row, event_id, key, oldest_us) are in `seen`.
 
     A repeat has its event's own time, so that is where it is looked for first; what is not there is looked for everywhere.
     """
     hits, rest = [], np.ones(len(wanted), np.bool_)
     for rows in group_times(ts_us):
-        hits.append(_search(con, wanted.take(pa.array(rows)), int(ts_us[rows].min()), int(ts_us[rows].max())))
+        hits.append(_search(feeds, wanted.take(pa.array(rows)), int(ts_us[rows].min()), int(ts_us[rows].max())))
         rest &= ~np.isin(wanted["row"].to_numpy(), hits[-1])
     if rest.any():
-        hits.append(_search(con, wanted.filter(pa.array(rest)), 0, MAX_TS_US))
+        hits.append(_search(feeds, wanted.filter(pa.array(rest)), 0, MAX_TS_US))
     return np.concatenate(hits)
 
 
-def _search(con: duckdb.DuckDBPyConnection, wanted: pa.Table, low_us: int, high_us: int) -> Int64s:
-    con.register("intake", wanted)
-    rows = [row for (row,) in con.execute(FIND_SEEN, {"low": low_us, "high": high_us}).fetchall()]
-    con.unregister("intake")
-    return np.array(rows, np.int64)
+def _search(feeds: Feeds, wanted: pa.Table, low_us: int, high_us: int) -> Int64s:
+    found = feeds.execute(FIND_SEEN, {"low": low_us, "high": high_us}, intake=wanted).fetchnumpy()["row"]
+    return np.asarray(found, np.int64)
 
 
 def _repeated(events: pa.Table, gone: Flags, retention_us: int) -> Flags:
     """Flag the rows whose event_id stands earlier in the batch, within the retention; `gone` are repeats already."""
-    codes = events["event_id"].combine_chunks().dictionary_encode().indices.to_numpy()
-    repeats = np.zeros(len(codes), np.bool_)
-    order = np.argsort(events["seq"].to_numpy(), kind="stable")
-    _, first = np.unique(codes[order], return_index=True)
-    if len(first) == len(codes):
+    repeats = np.zeros(len(events), np.bool_)
+    keys = events["key"].to_numpy()
+    ordered = np.sort(keys)
+    twice = ordered[1:][ordered[1:] == ordered[:-1]]
+    if not len(twice):
         return repeats
-    later = np.ones(len(codes), np.bool_)
-    later[first] = False
-    standing = order[first]
+    rows = np.isin(keys, twice).nonzero()[0]
+    rows = rows[events["seq"].to_numpy()[rows].argsort(kind="stable")]
     ts_us, oldest_us = events["ts_us"].to_numpy(), events["arrival_us"].to_numpy() - retention_us
-    for row in order[later].tolist():
-        before = standing[codes[row]]
-        repeats[row] = not gone[before] and ts_us[before] >= oldest_us[row]
+    standing: dict[str, int] = {}
+    for row, event_id in zip(rows.tolist(), events["event_id"].take(pa.array(rows)).to_pylist(), strict=True):
+        before = standing.setdefault(event_id, row)
+        repeats[row] = before != row and not gone[before] and ts_us[before] >= oldest_us[row]
         if not gone[row] and not repeats[row]:
-            standing[codes[row]] = row
+            standing[event_id] = row
     return repeats
 
 

@@ -20,9 +20,11 @@ import pyarrow as pa
 from streams import attribution, clicks, compaction, cooccurrence, days, impressions, intake, keys, quarantine, repeats, windows
 from streams.columns import Columns, columns_of
 from streams.events import Decoded, Reason, Reject
+from streams.feeds import Feeds
 from streams.intake import Batch
+from streams.recent import Recent, load_recent
 from streams.rules import CountingRules
-from streams.totals import LAYOUT, TABLES, Applied, ShardTotals, difference, load_totals, move, save_totals
+from streams.totals import LAYOUT, TABLES, Applied, ShardTotals, add_change, difference, load_totals, move, save_totals
 from streams.upkeep import Account, Tended, Upkeep
 
 __all__ = ["Applied", "CountingRules", "OffsetGap", "Shard", "ShardTotals", "StoreError"]
@@ -75,6 +77,8 @@ class Shard:
         self._totals = load_totals(con)
         self._changes: Counter[date] = Counter()
         self._known: keys.KnownKeys | None = None
+        self._recent: Recent | None = None
+        self._feeds = Feeds(con)
         self._upkeep = Upkeep(con, path, self._transaction)
 
     @classmethod
@@ -124,10 +128,9 @@ class Shard:
         """End an isolated log: every click that still waits becomes an orphan."""
         with self._transaction():
             change = attribution.Change()
-            self._expire_pending(attribution.NEVER_US, self._totals.latest_us, change)
-            duplicates = self._totals.duplicates + change.duplicates
-            totals = self._add(replace(self._totals, duplicates=duplicates), change.quarantined)
-            save_totals(self._con, totals)
+            self._expire_pending(attribution.NEVER_US, self._totals.latest_us, change, self._remember(self._totals))
+            totals = add_change(self._totals, change)
+            save_totals(self._feeds, totals)
         return self._settle(totals)
 
     def windows(self, as_of: date) -> pa.Table:
@@ -182,12 +185,21 @@ class Shard:
             return False
         with self._transaction():
             days.mark_exported(self._con, day)
+        if self._recent:
+            self._recent.dirty.discard(day)
         self._totals = replace(self._totals, days_exported=days.read_exported(self._con))
         return True
 
     def tend(self, budget_s: float = 0.25) -> list[Tended]:
         """Do the upkeep that is due (checkpoint, expiry, compaction) for about `budget_s` seconds; changes no count."""
-        return self._upkeep.tend(self._totals.latest_us, self._rules, budget_s)
+        done: list[Tended] | None = None
+        try:
+            done = self._upkeep.tend(self._totals.latest_us, self._rules, budget_s)
+        finally:
+            if done is None or any(one.kind == "expiry" for one in done):
+                self._recent = None
+                self._totals = replace(self._totals, days_exported=days.read_exported(self._con))
+        return done
 
     def upkeep(self) -> Mapping[str, Account]:
         """Return what upkeep has done since the shard was opened, by kind. Safe from any thread."""
@@ -206,70 +218,73 @@ class Shard:
                     totals, conflicts = self._count(totals, piece)
                     if conflicts:
                         raise _CutPiece(number, intake.split(piece, conflicts, before_us))
-                save_totals(self._con, totals)
+                save_totals(self._feeds, totals)
         except _CutPiece as cut:
             pieces[cut.number : cut.number + 1] = cut.parts
             return None
         return totals
 
     def _count(self, totals: ShardTotals, batch: Batch) -> tuple[ShardTotals, list[int]]:
-        con, rules = self._con, self._rules
-        known = self._known = self._known or keys.load_keys(con)
+        """Count a batch in the open transaction; return the totals after it, and where the batch must be cut if it must."""
+        feeds, rules, recent = self._feeds, self._rules, self._remember(totals)
+        known = self._known = self._known or keys.load_keys(self._con)
         any_refused = any(totals.quarantined.get(reason) for reason in quarantine.CLICK_REASONS)
-        sifted = repeats.drop_repeats(con, batch, rules, any_refused, known.seen)
+        sifted = repeats.drop_repeats(feeds, batch, rules, any_refused, known.seen, recent)
         fresh = sifted.fresh
-        rejected = quarantine.add_rejects(con, fresh.rejects, batch.latest_us)
-        change = attribution.attribute(con, fresh, rules, known.impressions)
-        changed = change.days | cooccurrence.count_queries(con, fresh.queries, rules)
-        days.soil_days(con, changed)
-        self._changes.update(changed)
-        withdrawn = self._withdraw(fresh, change) if rejected or any(totals.quarantined.values()) else []
-        rejected += quarantine.add_rejects(con, sifted.outlived, batch.latest_us)
-        change.quarantined.update(attribution.keep_refused(con, change, batch.latest_us))
+        rejected = quarantine.add_rejects(feeds, fresh.rejects, batch.latest_us)
+        change = attribution.attribute(feeds, fresh, rules, known.impressions, recent)
+        change.days |= cooccurrence.count_queries(feeds, fresh.queries, rules, recent)
+        change.counted += len(fresh.queries)
+        self._soil(change, recent)
+        self._repair(sifted, rejected, any(totals.quarantined.values()), change)
+        change.quarantined.update(attribution.keep_refused(feeds, change, batch.latest_us))
+        orphans = self._forget(batch.latest_us, change, recent) if batch.latest_us is not None and rules.retention_us else []
+        freed = [reject for _, reject, _ in change.refused] + orphans
+        after = add_change(replace(totals, latest_us=batch.latest_us, events=totals.events + len(batch)), change)
+        return after, repeats.find_conflicts(batch, sifted, freed)
+
+    def _remember(self, totals: ShardTotals) -> Recent:
+        """Return what is kept in memory, for one more batch."""
+        recent = self._recent = self._recent or load_recent(self._con, totals.latest_us, self._rules)
+        recent.batch += 1
+        return recent
+
+    def _soil(self, change: attribution.Change, recent: Recent) -> None:
+        days.soil_days(self._con, change.days, recent.dirty)
+        self._changes.update(change.days)
+
+    def _repair(
+        self, sifted: repeats.Sifted, rejected: list[tuple[str | None, Reason]], any_quarantined: bool, change: attribution.Change
+    ) -> None:
+        """Withdraw what the batch repaired, then keep the rejects that came after an event of theirs, and note both."""
+        fresh, outlived = sifted.fresh, sifted.outlived
+        withdrawn = self._withdraw(fresh, change) if rejected or any_quarantined else []
+        rejected += quarantine.add_rejects(self._feeds, outlived, fresh.latest_us)
         change.quarantined.subtract(str(reason) for _, reason in withdrawn)
         change.quarantined.update(str(reason) for _, reason in rejected)
-        orphans = self._forget(batch.latest_us, change) if batch.latest_us is not None and rules.retention_us else []
-        repeated = len(sifted.repeats) + sifted.rejects_repeated + len(withdrawn)
-        repeated += len(fresh.rejects) + len(sifted.outlived) - len(rejected)
-        totals = replace(
-            totals,
-            latest_us=batch.latest_us,
-            events=totals.events + len(batch),
-            counted=totals.counted + change.counted + len(fresh.queries),
-            duplicates=totals.duplicates + change.duplicates + repeated,
-        )
-        freed = [reject for _, reject, _ in change.refused] + orphans
-        return self._add(totals, change.quarantined), repeats.find_conflicts(batch, sifted, freed)
+        change.duplicates += len(sifted.repeats) + sifted.rejects_repeated + len(withdrawn)
+        change.duplicates += len(fresh.rejects) + len(outlived) - len(rejected)
 
     def _withdraw(self, fresh: Batch, change: attribution.Change) -> list[tuple[str, Reason]]:
         """Withdraw what is in quarantine of the events that were taken in, and forget the refused clicks among it."""
         ids = [*fresh.queries["event_id"].chunks, *fresh.impressions["event_id"].chunks, pa.array(change.taken_in, pa.string())]
         ids += change.fitting.chunks
-        withdrawn = quarantine.withdraw(self._con, pa.chunked_array(ids, pa.string()))
+        withdrawn = quarantine.withdraw(self._feeds, pa.chunked_array(ids, pa.string()))
         if versions := [event_id for event_id, reason in withdrawn if reason in quarantine.CLICK_REASONS]:
-            clicks.forget_refused(self._con, versions)
+            clicks.forget_refused(self._feeds, versions)
         return withdrawn
 
-    def _forget(self, latest_us: int, change: attribution.Change) -> list[Reject]:
+    def _forget(self, latest_us: int, change: attribution.Change, recent: Recent) -> list[Reject]:
         """Expire waiting clicks; return the orphans."""
-        return self._expire_pending(latest_us - self._rules.attribution_window_us, latest_us, change)
+        return self._expire_pending(latest_us - self._rules.attribution_window_us, latest_us, change, recent)
 
-    def _expire_pending(self, before_us: int, latest_us: int | None, change: attribution.Change) -> list[Reject]:
-        orphans = attribution.find_orphans(self._con, before_us)
-        added = quarantine.add_rejects(self._con, orphans, latest_us)
+    def _expire_pending(self, before_us: int, latest_us: int | None, change: attribution.Change, recent: Recent) -> list[Reject]:
+        orphans = attribution.find_orphans(self._feeds, before_us, recent)
+        added = quarantine.add_rejects(self._feeds, orphans, latest_us)
         change.quarantined.update(str(reason) for _, reason in added)
         change.duplicates += len(orphans) - len(added)
+        change.waiting -= len(orphans)
         return orphans
-
-    def _add(self, totals: ShardTotals, quarantined: Counter[str]) -> ShardTotals:
-        by_reason = Counter(totals.quarantined)
-        by_reason.update(quarantined)
-        return replace(
-            totals,
-            quarantined={reason: number for reason, number in sorted(by_reason.items()) if number},
-            pending=clicks.pending_state(self._con)[0],
-            days_exported=days.read_exported(self._con),
-        )
 
     def _settle(self, totals: ShardTotals) -> Applied:
         before, self._totals = self._totals, totals
@@ -277,14 +292,18 @@ class Shard:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._con.execute("BEGIN")
+        self._feeds.execute("BEGIN")
         try:
             yield
-            self._con.execute("COMMIT")
+            self._feeds.execute("COMMIT")
         except BaseException:
+            self._recent = None
+            self._feeds.forget()
             with suppress(duckdb.TransactionException):  # a COMMIT that failed (disk full) has ended the transaction itself
                 self._con.execute("ROLLBACK")
             raise
+        finally:
+            self._feeds.drop_tables()
 
 
 def _prepare(con: duckdb.DuckDBPyConnection, path: Path, read_only: bool) -> None:

@@ -10,6 +10,8 @@ from datetime import date
 import duckdb
 
 from streams import clicks, days
+from streams.attribution import Change
+from streams.feeds import Feeds
 
 LAYOUT = 2
 """Number of the table layout; a file of another one is refused."""
@@ -70,6 +72,19 @@ def move(totals: ShardTotals, topic_id: str, next_offset: int) -> ShardTotals:
     return replace(totals, topic_id=topic_id, next_offset=next_offset, earlier_events=earlier)
 
 
+def add_change(totals: ShardTotals, change: Change) -> ShardTotals:
+    """Return the totals with what a batch added."""
+    by_reason = Counter(totals.quarantined)
+    by_reason.update(change.quarantined)
+    return replace(
+        totals,
+        counted=totals.counted + change.counted,
+        duplicates=totals.duplicates + change.duplicates,
+        quarantined={reason: number for reason, number in sorted(by_reason.items()) if number},
+        pending=totals.pending + change.waiting,
+    )
+
+
 def difference(before: ShardTotals, after: ShardTotals) -> Applied:
     """Return what changed."""
     quarantined = Counter(after.quarantined)
@@ -91,10 +106,10 @@ def load_totals(con: duckdb.DuckDBPyConnection) -> ShardTotals:
     return ShardTotals(*place, events, counted, duplicates, json.loads(quarantined), pending, exported, earlier)
 
 
-def save_totals(con: duckdb.DuckDBPyConnection, totals: ShardTotals) -> None:
+def save_totals(feeds: Feeds, totals: ShardTotals) -> None:
     """Write the totals, in the caller's transaction."""
-    con.execute(UNSAVE)
-    con.execute(
+    feeds.execute(UNSAVE)
+    feeds.execute(
         SAVE,
         {
             "layout": LAYOUT,

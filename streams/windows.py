@@ -9,8 +9,10 @@ from collections.abc import Iterable
 from datetime import date, timedelta
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 
+from streams.feeds import Feeds
 from streams.rules import WINDOW_DAYS
 
 TABLES = """
@@ -19,12 +21,14 @@ CREATE TABLE window_deltas (
 );
 """
 
-ADD_IMPRESSIONS = """
+COUNT = "INSERT INTO window_deltas SELECT day, query_norm, item_norm, position, impressions, clicks FROM cells"
+
+TAKE_BACK_IMPRESSIONS = """
 INSERT INTO window_deltas
-SELECT day, query_norm, item_norm, position, $sign * count(*), 0
+SELECT day, query_norm, item_norm, position, -count(*), 0
 FROM (
     SELECT day, query_norm, unnest(coalesce(items_norm, items)) AS item_norm, unnest(range(len(items))) AS position
-    FROM shown_lists
+    FROM replaced_lists
 )
 GROUP BY ALL
 """
@@ -35,8 +39,6 @@ SELECT day, query_norm, item_norm, position, 0, -count(*)
 FROM clicked_positions
 GROUP BY ALL
 """
-
-ADD_CLICKED = "INSERT INTO window_deltas SELECT day, query_norm, item_norm, position, 0, 1 FROM cells"
 
 READ = """
 SELECT query_norm, item_norm, position, sum(impressions)::BIGINT AS impressions, sum(clicks)::BIGINT AS clicks
@@ -97,22 +99,35 @@ ORDER BY query_norm, item_norm
 """
 
 
-def add_impressions(con: duckdb.DuckDBPyConnection, sign: int = 1) -> None:
-    """Count the lists in the relation `shown_lists` (columns of `impression_columns`); sign -1 takes them back."""
-    con.execute(ADD_IMPRESSIONS, {"sign": sign})
-
-
-def take_back_clicks(con: duckdb.DuckDBPyConnection) -> None:
-    """Uncount the rows of the relation `clicked_positions` (day, query_norm, item_norm, position)."""
-    con.execute(TAKE_BACK_CLICKS)
-
-
-def add_clicked(con: duckdb.DuckDBPyConnection, cells: pa.Table) -> None:
-    """Count newly clicked positions, one a row: day, query_norm, item_norm, position."""
+def count(feeds: Feeds, lists: pa.Table, clicked: pa.Table) -> None:
+    """Count lists (day, query_norm, items) and newly clicked positions, one a row (day, query_norm, item_norm, position)."""
+    shown = _cells(lists)
+    cells = pa.concat_tables([_numbered(shown, 1, 0), _numbered(clicked, 0, 1)])
     if len(cells):
-        con.register("cells", cells)
-        con.execute(ADD_CLICKED)
-        con.unregister("cells")
+        feeds.execute(COUNT, cells=cells)
+
+
+def take_back(feeds: Feeds) -> None:
+    """Uncount the lists in the relation `replaced_lists` and the rows of `clicked_positions`."""
+    feeds.execute(TAKE_BACK_IMPRESSIONS)
+    feeds.execute(TAKE_BACK_CLICKS)
+
+
+def _cells(lists: pa.Table) -> pa.Table:
+    """Return a row for each position of each list."""
+    items = lists["items"].combine_chunks()
+    starts = items.offsets.to_numpy()
+    lengths = np.diff(starts)
+    row = np.repeat(np.arange(len(lists)), lengths)
+    position = np.arange(len(row)) - np.repeat(starts[:-1] - starts[:1], lengths)
+    cells = lists.select(["day", "query_norm"]).take(pa.array(row)).append_column("item_norm", items.flatten())
+    return cells.append_column("position", pa.array(position, pa.int32()))
+
+
+def _numbered(cells: pa.Table, impressions: int, clicks: int) -> pa.Table:
+    for name, number in (("impressions", impressions), ("clicks", clicks)):
+        cells = cells.append_column(name, pa.array(np.full(len(cells), number)))
+    return cells
 
 
 def read_windows(con: duckdb.DuckDBPyConnection, as_of: date) -> pa.Table:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.cooccurrence import find_edges, sum_cooccurrence
+from streams.cooccurrence import find_changes, sum_cooccurrence
 from streams.store import CountingRules, Shard
 from tests.logs import START, day, feed, query, rows
 
@@ -80,14 +80,17 @@ QUERIES = st.lists(
 )
 
 
-@given(QUERIES)
-def test_edges_are_the_consecutive_pairs_of_each_session(queries: list[tuple[str, int, str, str]]) -> None:
-    expected: Counter[tuple[str, str]] = Counter()
+def pairs_of(queries: list[tuple[str, int, str, str]]) -> Counter[tuple[str, str]]:
+    found: Counter[tuple[str, str]] = Counter()
     for session in "st":
         for (_, ts, _, first), (_, next_ts, _, second) in pairwise(sorted(q for q in queries if q[0] == session)):
-            expected[first, second] += next_ts - ts <= 10 and first != second
+            found[first, second] += next_ts - ts <= 10 and first != second
+    return found
+
+
+def table_of(queries: list[tuple[str, int, str, str]]) -> pa.Table:
     columns = list(zip(*queries, strict=True)) or [()] * 4
-    table = pa.table(
+    return pa.table(
         {
             "session_id": pa.array(columns[0], pa.string()),
             "ts_us": pa.array(columns[1], pa.int64()),
@@ -96,5 +99,16 @@ def test_edges_are_the_consecutive_pairs_of_each_session(queries: list[tuple[str
             "day": pa.array([date(2021, 3, 1)] * len(queries), pa.date32()),
         }
     )
-    found = Counter((first, second) for _, first, second in rows(find_edges(table, 10)))
-    assert found == +expected
+
+
+@given(QUERIES, st.integers(0, 12))
+def test_changes_are_the_consecutive_pairs_after_new_queries_less_those_before(
+    queries: list[tuple[str, int, str, str]], number: int
+) -> None:
+    old, new = queries[:number], queries[number:]
+    expected = pairs_of(queries)
+    expected.subtract(pairs_of(old))
+    found: Counter[tuple[str, str]] = Counter()
+    for _, first, second, count in rows(find_changes(table_of(old), table_of(new), 10)):
+        found[first, second] += count
+    assert found == Counter({pair: count for pair, count in expected.items() if count})

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from hypothesis import given, settings
 
+from streams.feeds import Feeds
 from streams.keys import KeySet, hash_texts, load_keys
 from streams.store import CountingRules, Shard
 from tests.logs import START, click, feed, impression, query
@@ -44,6 +45,6 @@ def test_keys_are_the_hashes_that_the_tables_hold(tmp_path: Path) -> None:
     shard.close()
     with duckdb.connect(str(path)) as con:
         known = load_keys(con)
-        events, shown = hash_texts(con, [pa.array(["e1", "e2", "e3", "e4", "e5"]), pa.chunked_array([["i"], ["absent"]])])
+        events, shown = hash_texts(Feeds(con), [pa.array(["e1", "e2", "e3", "e4", "e5"]), pa.chunked_array([["i"], ["absent"]])])
     assert known.seen.contains(events).tolist() == [True, True, True, True, False]
     assert known.impressions.contains(shown).tolist() == [True, False]

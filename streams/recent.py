@@ -1,0 +1,169 @@
+"""Recent: what a shard took in last, kept in memory, because that is what new events mostly refer to.
+
+A click refers to a list shown a moment ago, a repeat to an event just seen, a query to the one before it in its session. What is
+found here need not be read from the file; what is not found here is looked up there, so the bounds decide speed and no count.
+It holds what the open transaction has written too: when a transaction fails it is dropped and begun anew from the file.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from streams.clicks import Candidate
+from streams.keys import Keys, KeySet
+from streams.ranges import RECENT_US
+from streams.rules import CountingRules
+
+Int64s = npt.NDArray[np.int64]
+
+EVENTS, LISTS, CLICKED, QUERIES = 65_536, 16_384, 16_384, 32_768
+"""Rows of each kind that are kept, 10 MB in all."""
+RUN_ROWS = 8_192
+"""Small batches are put together up to this size."""
+ALL = -(2**62)
+"""Before every event time."""
+
+LOAD_QUERIES = """
+SELECT session_key, session_id, ts_us, event_id, query_norm, day FROM queries
+WHERE source = 'user' AND ts_us >= $since ORDER BY ts_us DESC LIMIT $limit
+"""
+LOAD_WAITING = "SELECT key, ts_us FROM pending"
+LOAD_DIRTY = "SELECT day FROM days WHERE dirty"
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Rows in the order of `keys`: the one with keys[i] is table[rows[i]]. `last` is the highest order among them."""
+
+    keys: Keys
+    rows: Int64s
+    table: pa.Table
+    last: int
+
+
+@dataclass(slots=True)
+class RecentRows:
+    """The rows added last, found by their keys. `order` is a number that mostly grows (a time, a batch).
+
+    Every row whose order is at least `complete_from` is here, given that the caller adds every row.
+    """
+
+    limit: int
+    complete_from: int = ALL
+    _runs: deque[_Run] = field(default_factory=deque)
+
+    def add(self, keys: Keys, table: pa.Table, last: int) -> None:
+        """Add rows, whose highest order is `last`, and forget the oldest ones beyond the limit."""
+        if not len(keys):
+            return
+        self._runs.append(_make_run(keys, table, last))
+        while len(self._runs) > 1:
+            before, young = self._runs[-2], self._runs[-1]
+            if len(young.keys) < len(before.keys) or len(before.keys) + len(young.keys) > RUN_ROWS:
+                break
+            self._runs.pop()
+            self._runs[-1] = _merge(before, young)
+        while len(self._runs) > 1 and sum(len(run.keys) for run in self._runs) > self.limit:
+            self.complete_from = max(self.complete_from, self._runs.popleft().last + 1)
+
+    def find(self, keys: Keys) -> tuple[Int64s, pa.Table | None]:
+        """Return for each row found which of `keys` it has, and the rows. Equal keys do not make equal texts: compare them."""
+        order = keys.argsort()
+        wanted = keys[order]
+        places, tables = [], []
+        for run in self._runs:
+            low = run.keys.searchsorted(wanted)
+            hits = (run.keys.take(low, mode="clip") == wanted).nonzero()[0]
+            if not len(hits):
+                continue
+            low = low[hits]
+            number = run.keys.searchsorted(wanted[hits], side="right") - low
+            places.append(order[hits].repeat(number))
+            within = np.arange(len(places[-1])) - (number.cumsum() - number).repeat(number)
+            tables.append(run.table.take(pa.array(run.rows[low.repeat(number) + within])))
+        if not tables:
+            return np.zeros(0, np.int64), None
+        return np.concatenate(places), pa.concat_tables(tables)
+
+    def clear(self, complete_from: int) -> None:
+        """Forget every row; those from `complete_from` on will be added."""
+        self._runs.clear()
+        self.complete_from = complete_from
+
+
+@dataclass(slots=True)
+class Recent:
+    """What one shard keeps in memory between batches beside its keys.
+
+    `events` (event_id, ts_us) by event key, `lists` (`streams.matching.COLUMNS`) and `clicked` (impression_id, position: cells
+    that count) by impression key, both ordered by `batch`, `queries` (user queries) by session key, ordered by time. `waiting`
+    holds at least the impression keys of the clicks in `pending`, `waiting_us` is not after the earliest of them. `dirty` are the
+    days that wait for their export.
+    """
+
+    queries: RecentRows
+    waiting: KeySet
+    waiting_us: int
+    dirty: set[date]
+    batch: int = 0
+    events: RecentRows = field(default_factory=lambda: RecentRows(EVENTS))
+    lists: RecentRows = field(default_factory=lambda: RecentRows(LISTS))
+    clicked: RecentRows = field(default_factory=lambda: RecentRows(CLICKED))
+
+    def follow_lists(self, lists: pa.Table) -> None:
+        """Remember new lists; what is clicked on them from now on is remembered too."""
+        table = lists.append_column("batch", pa.array(np.full(len(lists), self.batch)))
+        self.lists.add(lists["impression_key"].to_numpy(), table, self.batch)
+
+    def wait(self, clicks: Sequence[Candidate]) -> None:
+        """Note that these clicks wait."""
+        if clicks:
+            self.waiting.add(np.array([click.key for click in clicks], np.uint64))
+            self.waiting_us = min(self.waiting_us, *(click.ts_us for click in clicks))
+
+    def forget_lists(self) -> None:
+        """Forget lists and what was clicked on them: this batch takes some of it back."""
+        self.lists.clear(self.batch)
+        self.clicked.clear(self.batch)
+
+
+def load_recent(con: duckdb.DuckDBPyConnection, latest_us: int | None, rules: CountingRules) -> Recent:
+    """Return what is to be known at once of a shard's file: clicks that wait, days to export, the last hours' queries."""
+    waiting, pending = KeySet(), con.execute(LOAD_WAITING).fetchnumpy()
+    waiting.add(np.asarray(pending["key"], np.uint64))
+    first_us = int(pending["ts_us"].min()) if len(pending["ts_us"]) else -ALL
+    dirty = {day for (day,) in con.execute(LOAD_DIRTY).fetchall()}
+    return Recent(_load_queries(con, latest_us, rules), waiting, first_us, dirty)
+
+
+def _load_queries(con: duckdb.DuckDBPyConnection, latest_us: int | None, rules: CountingRules) -> RecentRows:
+    since = ALL if latest_us is None else latest_us - RECENT_US - rules.session_gap_us
+    half = max(1, QUERIES // 2)
+    found = con.sql(LOAD_QUERIES, params={"since": since, "limit": half}).to_arrow_table()
+    if len(found) == half:
+        since = found["ts_us"][-1].as_py() + 1
+    rows = RecentRows(QUERIES, since)
+    if len(found):
+        rows.add(found["session_key"].to_numpy(), found.drop_columns(["session_key"]), found["ts_us"][0].as_py())
+    return rows
+
+
+def _make_run(keys: Keys, table: pa.Table, last: int) -> _Run:
+    rows = keys.argsort()
+    return _Run(keys[rows], rows, table.combine_chunks(), last)
+
+
+def _merge(before: _Run, young: _Run) -> _Run:
+    keys = np.concatenate([before.keys, young.keys])
+    rows = np.concatenate([before.rows, young.rows + len(before.keys)])
+    order = keys.argsort(kind="stable")
+    table = pa.concat_tables([before.table, young.table]).combine_chunks()
+    return _Run(keys[order], rows[order], table, max(before.last, young.last))

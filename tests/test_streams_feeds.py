@@ -1,0 +1,50 @@
+"""Feeds hand a statement the table that was given last under a name, also after a transaction that was undone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import duckdb
+import pyarrow as pa
+import pytest
+
+from streams.feeds import Feeds
+
+
+@pytest.fixture
+def feeds() -> Iterator[Feeds]:
+    with duckdb.connect(":memory:") as con:
+        yield Feeds(con)
+
+
+def total(feeds: Feeds, table: pa.Table) -> int:
+    return int(feeds.execute("SELECT coalesce(sum(n), 0)::BIGINT FROM given", given=table).fetchall()[0][0])
+
+
+def test_each_statement_reads_the_table_it_is_given(feeds: Feeds) -> None:
+    assert [total(feeds, pa.table({"n": numbers})) for numbers in ([1, 2], [5], [7, 8, 9])] == [3, 5, 24]
+
+
+def test_a_name_may_get_other_columns(feeds: Feeds) -> None:
+    assert total(feeds, pa.table({"n": [1]})) == 1
+    assert total(feeds, pa.table({"m": ["a", "b"], "n": pa.array([1, 2], pa.int16())})) == 3
+
+
+def test_a_table_of_several_chunks_is_read_whole(feeds: Feeds) -> None:
+    assert feeds.fetch_table("FROM given", given=pa.table({"n": pa.chunked_array([[1], [2, 3]])}))["n"].to_pylist() == [1, 2, 3]
+
+
+def test_what_is_dropped_is_empty(feeds: Feeds) -> None:
+    total(feeds, pa.table({"n": [1]}))
+    feeds.drop_tables()
+    assert feeds.execute("SELECT count(*) FROM given").fetchall() == [(0,)]
+
+
+def test_a_name_that_a_rollback_took_back_comes_again(feeds: Feeds) -> None:
+    feeds.execute("BEGIN")
+    total(feeds, pa.table({"n": [1]}))
+    feeds.execute("ROLLBACK")
+    with pytest.raises(duckdb.CatalogException):
+        total(feeds, pa.table({"n": [2]}))
+    feeds.forget()
+    assert total(feeds, pa.table({"n": [2]})) == 2
