@@ -45,6 +45,7 @@ class Sizes:
     throughput: int = 1_000_000
     quix: int = 200_000
     repeats: int = 5
+    latency: int = 4_000_000
     latency_s: float = 30.0
     early: int = 1_000_000
     endurance: int = 5_000_000
@@ -53,7 +54,9 @@ class Sizes:
     state_repeats: int = 3
 
 
-QUICK = Sizes(150_000, 40_000, 1, 6.0, 200_000, 600_000, 600_000, 150_000, 1)
+QUICK = Sizes(150_000, 40_000, 1, 600_000, 6.0, 200_000, 600_000, 600_000, 150_000, 1)
+SETTLE_S = 5.0
+"""Seconds of events that the latency section needs beside those that it measures."""
 
 
 @dataclass
@@ -92,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def choose_sizes(quick: bool, share: float, repeats: int | None) -> Sizes:
     """The sizes of a full or a quick run, events times `share` but for those applied to the built state."""
     whole = QUICK if quick else Sizes()
-    names = ("throughput", "quix", "early", "endurance", "state")
+    names = ("throughput", "quix", "latency", "early", "endurance", "state")
     scaled = replace(whole, **{name: max(1, round(getattr(whole, name) * share)) for name in names})
     return replace(scaled, repeats=repeats) if repeats else scaled
 
@@ -120,7 +123,9 @@ def _sections(text: str) -> tuple[str, ...]:
 def _measure(run: Run, sections: Sequence[str], folder: Path) -> None:
     """Fill `run`, section by section: what was found before a failure is kept."""
     peer_python()
-    needed = run.sizes.endurance if {"memory", "replay"} & set(sections) else run.sizes.throughput
+    sizes = run.sizes
+    of_section = {"latency": sizes.latency, "memory": sizes.endurance, "replay": sizes.endurance}
+    needed = max([sizes.throughput, *(of_section.get(section, 0) for section in sections)])
     tell(f"making {needed:,} events")
     run.corpus = write_corpus(Traffic().lines(needed), PARTITIONS, folder / "corpus")
     run.bytes_an_event = run.corpus.bytes_an_event
@@ -147,9 +152,10 @@ def _run_latency(run: Run) -> None:
     else:
         topic = fill_topic(run.site, run.corpus, "events-for-load", BATCHED, run.sizes.throughput)
         rate = measure_worker(run.site, topic).per_s
-    # Never more than the corpus holds.
-    seconds = min(run.sizes.latency_s, run.corpus.events * 0.95 / (rate / 2) - 5.0)
-    run.report["latency"] = measure_latency(run.site, run.corpus, rate / 2, seconds)
+    # Never more than the corpus holds; a small one is paced slower.
+    enough = run.corpus.events * 0.95
+    paced = min(rate / 2, enough / (SETTLE_S + 1.0))
+    run.report["latency"] = measure_latency(run.site, run.corpus, paced, min(run.sizes.latency_s, enough / paced - SETTLE_S))
     run.goals += judge_latency(run.report["latency"])
 
 
