@@ -58,7 +58,8 @@ def _read(lines: Spans, start: int, end: int, count: int) -> pa.Table | None:
     """Return a row a line, or None where they need a look one by one.
 
     The reader lets two values share a line. Each line begins with { and ends with }, so none goes on in the next one, and each
-    holds one value or more; when there are as many values as lines, each holds one.
+    holds one value or more; when there are as many values as lines, each holds one. Nor does it meet a null as the first value of
+    a block, at which it would crash.
     """
     options = json.ReadOptions(use_threads=False, block_size=end - start + 1)
     source = pa.BufferReader(pa.py_buffer(lines.text).slice(start, end - start))
