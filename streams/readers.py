@@ -44,7 +44,7 @@ class ShardReader:
 
     def read(self, function: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
         """Return what `function` reads from one snapshot. Raises ReaderClosed when the shard is being given up."""
-        with self._lock:
+        with self._lock, self.shard.reading():
             if self._closed:
                 raise ReaderClosed
             self._con.execute("BEGIN TRANSACTION READ ONLY")
@@ -60,7 +60,7 @@ class ShardReader:
 
     def read_whole(self, function: Callable[[Shard], T]) -> T:
         """Return what `function` reads with cursors of its own, while this reader keeps the shard open."""
-        with self._lock:
+        with self._lock, self.shard.reading():
             if self._closed:
                 raise ReaderClosed
             return function(self.shard)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -22,6 +22,7 @@ from streams.columns import Columns, columns_of
 from streams.events import Decoded, Reason, Reject
 from streams.feeds import Feeds
 from streams.intake import Batch
+from streams.pool import LIMIT, Pool
 from streams.recent import Recent, load_recent
 from streams.rules import CountingRules
 from streams.totals import LAYOUT, TABLES, Applied, ShardTotals, add_change, difference, load_totals, move, save_totals
@@ -31,12 +32,19 @@ __all__ = ["Applied", "CountingRules", "OffsetGap", "Shard", "ShardTotals", "Sto
 
 OPTIONS: dict[str, Any] = {
     "threads": 1,
-    "memory_limit": "512MB",  # a pool for each shard; by default every one may grow to 80 % of the machine
-    "checkpoint_threshold": "256MB",  # upkeep checkpoints long before, between batches
+    "memory_limit": LIMIT,
+    # A commit that brings the write-ahead log over this writes into the file instead, which saves a large batch the log. Every
+    # checkpoint rewrites the ends of the tables, so small batches share one: some 10,000 events, 15 to 25 ms.
+    "checkpoint_threshold": "4MB",
     "max_vacuum_tasks": 0,  # else every fourth checkpoint merges row groups for seconds
     "autoload_known_extensions": False,
     "autoinstall_known_extensions": False,
 }
+# FSST halves the file and doubles what a checkpoint costs. DuckDB ignores this one among the options of a connection.
+COMPRESS = "SET disabled_compression_methods = 'fsst,dict_fsst'"
+
+TRIM_EVENTS = 20_000
+"""Events after which the pool is cut back: 8 MB."""
 
 HAS_STATE = "SELECT count(*) > 0 FROM duckdb_tables() WHERE table_name = 'state'"
 CHECK = "SELECT layout, hash_probe = hash('queryloop') FROM state"
@@ -79,7 +87,9 @@ class Shard:
         self._known: keys.KnownKeys | None = None
         self._recent: Recent | None = None
         self._feeds = Feeds(con)
-        self._upkeep = Upkeep(con, path, self._transaction)
+        self._upkeep = Upkeep(con, path, self._transaction, self._sort_keys)
+        self._pool = Pool(con)
+        self._trimmed_at = 0
 
     @classmethod
     def open(cls, path: Path, rules: CountingRules, read_only: bool = False) -> Shard:
@@ -91,6 +101,7 @@ class Shard:
         except duckdb.Error as error:
             raise StoreError(f"cannot open shard {path}: {error}") from error
         try:
+            con.execute(COMPRESS)
             _prepare(con, path, read_only)
             return cls(con, path, rules)
         except BaseException:
@@ -168,8 +179,15 @@ class Shard:
         return self._rules
 
     def reader(self) -> duckdb.DuckDBPyConnection:
-        """Return a second connection to the same file, for reading from another thread; it sees whole transactions only."""
+        """Return a second connection to the same file, for reading from another thread; it sees whole transactions only.
+
+        Another thread reads within `reading`.
+        """
         return self._con.cursor()
+
+    def reading(self) -> AbstractContextManager[None]:
+        """While this is open the memory of other threads' reads is left to them."""
+        return self._pool.reading()
 
     def dirty_days(self) -> list[date]:
         """Return the days that changed since they were exported, or never were."""
@@ -191,14 +209,17 @@ class Shard:
         return True
 
     def tend(self, budget_s: float = 0.25) -> list[Tended]:
-        """Do the upkeep that is due (checkpoint, expiry, compaction) for about `budget_s` seconds; changes no count."""
+        """Do the upkeep that is due (keys, checkpoint, expiry, compaction) for about `budget_s` seconds; changes no count."""
         done: list[Tended] | None = None
         try:
-            done = self._upkeep.tend(self._totals.latest_us, self._rules, budget_s)
+            done = self._upkeep.tend(self._totals.latest_us, self._totals.events, self._rules, budget_s)
         finally:
             if done is None or any(one.kind == "expiry" for one in done):
                 self._recent = None
                 self._totals = replace(self._totals, days_exported=days.read_exported(self._con))
+        if done or self._totals.events >= self._trimmed_at + TRIM_EVENTS:
+            self._trimmed_at = self._totals.events
+            self._pool.trim()
         return done
 
     def upkeep(self) -> Mapping[str, Account]:
@@ -208,6 +229,9 @@ class Shard:
     def close(self) -> None:
         """Close the file and give up its lock."""
         self._con.close()
+
+    def _sort_keys(self) -> bool:
+        return self._known is not None and self._known.sort_piece()
 
     def _count_pieces(self, totals: ShardTotals, pieces: list[Batch]) -> ShardTotals | None:
         """Count a batch's pieces in one transaction; where one must be cut, undo everything, cut it in `pieces`, return None."""
@@ -299,7 +323,8 @@ class Shard:
         except BaseException:
             self._recent = None
             self._feeds.forget()
-            with suppress(duckdb.TransactionException):  # a COMMIT that failed (disk full) has ended the transaction itself
+            # A COMMIT that failed (disk full) has ended the transaction itself, and where it was a checkpoint's, the connection.
+            with suppress(duckdb.TransactionException, duckdb.FatalException):
                 self._con.execute("ROLLBACK")
             raise
         finally:

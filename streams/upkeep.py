@@ -1,8 +1,9 @@
 """Upkeep: what keeps a shard small and quick, done between batches in slices short enough that counting never waits a second.
 
-Three kinds: a checkpoint when the write-ahead log has grown, so that a restart has little to replay; expiry of what the retention
-no longer needs; compaction of days whose deltas have piled up. What is due is decided by event time and by what is in the file,
-never by the clock, and none of it changes a count.
+Four kinds: sorting the keys of what the file held, which the first batch does not wait for; a checkpoint where the write-ahead
+log has grown though large commits go into the file (a reader can hold that up), so that a restart has little to replay; expiry
+of what the retention no longer needs; compaction of days whose deltas have piled up. What is due is decided by event time and
+by what is in the file, never by the clock, and none of it changes a count.
 """
 
 from __future__ import annotations
@@ -25,22 +26,24 @@ from streams.rules import DAY_US, CountingRules
 log = logging.getLogger(__name__)
 
 WAL_BYTES = 32 * 2**20
-"""Write-ahead log at which a checkpoint is due: about 70,000 events, 0.2 s to write, 0.2 s to replay after a kill."""
+"""Write-ahead log at which a checkpoint is due: about 80,000 events, 0.1 s to write, 0.2 s to replay after a kill."""
 
+LOOK_EVENTS = 80_000
+"""A shard's tables are looked at after so many events."""
 LOOK_DAYS = 2
 LOOK_SHARE = 16
 """A table's days are looked at again when it gained the rows of so many days' compaction and this share of what it has: looking
 reads a column."""
 
-Kind = Literal["checkpoint", "expiry", "look", "compaction"]
+Kind = Literal["keys", "checkpoint", "expiry", "look", "compaction"]
 
 
 @dataclass(frozen=True, slots=True)
 class Tended:
     """One slice of upkeep: how long it held the shard, and the rows that stood there before and after it.
 
-    `day` is the day that was compacted, or the last one that was forgotten. A checkpoint has no table and no rows, a look
-    (which days of a table to compact) no rows.
+    `day` is the day that was compacted, or the last one that was forgotten. Keys and a checkpoint have no table and no rows, a
+    look (which days of a table to compact) no rows.
     """
 
     kind: Kind
@@ -82,30 +85,32 @@ class Upkeep:
         con: duckdb.DuckDBPyConnection,
         path: Path,
         transaction: Callable[[], AbstractContextManager[None]],
+        sort_keys: Callable[[], bool],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._con = con
         self._shard = path.stem
         self._wal = path.with_name(f"{path.name}.wal")
         self._transaction = transaction
+        self._sort_keys = sort_keys
         self._clock = clock
         self._accounts: dict[str, Account] = {}
         self._round: Iterator[Tended] | None = None
-        self._looked_day: int | None = None
+        self._looked: tuple[int, int] | None = None
         self._expired_us = 0
         self._rows: dict[str, int] = {}
 
-    def tend(self, latest_us: int | None, rules: CountingRules, budget_s: float) -> list[Tended]:
+    def tend(self, latest_us: int | None, events: int, rules: CountingRules, budget_s: float) -> list[Tended]:
         """Do what is due, slice by slice, until `budget_s` seconds are spent, one slice at least; return the slices.
 
-        `latest_us` is the shard's latest event time. A slice takes 0.1 to 0.3 s, so a call may take that much longer. To be
-        called between batches, outside a transaction.
+        `latest_us` is the shard's latest event time, `events` how many it has taken. A slice takes 0.1 to 0.3 s, so a call may
+        take that much longer. To be called between batches, outside a transaction.
         """
         done: list[Tended] = []
         began = self._clock()
         while latest_us is not None and (not done or self._clock() - began < budget_s):
             started = self._clock()
-            one = self._next(latest_us, rules)
+            one = self._next(latest_us, events, rules)
             if one is None:
                 break
             one = replace(one, seconds=self._clock() - started)
@@ -117,18 +122,21 @@ class Upkeep:
         """Return what was done since the shard was opened, by kind."""
         return self._accounts
 
-    def _next(self, latest_us: int, rules: CountingRules) -> Tended | None:
+    def _next(self, latest_us: int, events: int, rules: CountingRules) -> Tended | None:
+        if self._sort_keys():
+            return Tended("keys")
         if self._wal_bytes() >= WAL_BYTES:
             return self._checkpoint()
         if self._round is None:
-            if self._looked_day == latest_us // DAY_US:
+            place = latest_us // DAY_US, events // LOOK_EVENTS
+            if self._looked == place:
                 return None
-            self._looked_day = latest_us // DAY_US
+            self._looked = place
             self._round = self._look(latest_us, rules)
         try:
             one = next(self._round, None)
         except BaseException:
-            self._round = self._looked_day = None
+            self._round = self._looked = None
             raise
         if one is None:
             self._round = None
@@ -149,7 +157,6 @@ class Upkeep:
             log.debug("event=checkpoint_waits shard=%s wal_bytes=%d", self._shard, wal_bytes)
             return None
         log.debug("event=checkpoint shard=%s wal_bytes=%d", self._shard, wal_bytes)
-        self._looked_day = None
         return Tended("checkpoint")
 
     def _look(self, latest_us: int, rules: CountingRules) -> Iterator[Tended]:

@@ -8,8 +8,10 @@ import duckdb
 import hypothesis.strategies as st
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 
+from streams import keys
 from streams.feeds import Feeds
 from streams.keys import KeySet, hash_texts, load_keys
 from streams.store import CountingRules, Shard
@@ -19,23 +21,26 @@ KEYS = st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 20) | st.just(2**64 -
 
 
 @settings(deadline=None)
-@given(st.lists(KEYS, max_size=12), KEYS)
-def test_a_set_holds_what_was_added_and_nothing_else(added: list[list[int]], asked: list[int]) -> None:
-    keys = KeySet()
-    for some in added:
-        keys.add(np.array(some, np.uint64))
+@given(st.lists(st.tuples(KEYS, st.booleans()), max_size=12), KEYS, st.integers(0, 4))
+def test_a_set_holds_what_was_added_and_nothing_else(batches: list[tuple[list[int], bool]], asked: list[int], sorts: int) -> None:
+    held, added = KeySet(), [some for some, _ in batches]
+    for some, is_sorted in batches:
+        add = held.add if is_sorted else held.add_unsorted
+        add(np.array(some, np.uint64))
+    for _ in range(sorts):
+        held.sort_piece()
     everything = {key for some in added for key in some}
     wanted = [*asked, *everything]
-    assert keys.contains(np.array(wanted, np.uint64)).tolist() == [key in everything for key in wanted]
-    assert len(keys) == sum(map(len, added))
+    assert held.contains(np.array(wanted, np.uint64)).tolist() == [key in everything for key in wanted]
+    assert len(held) == sum(map(len, added))
 
 
 def test_runs_are_merged_so_that_there_are_few() -> None:
-    keys = KeySet()
+    held = KeySet()
     for low in range(0, 100_000, 100):
-        keys.add(np.arange(low, low + 100, dtype=np.uint64))
-    assert len(keys._runs) < 10
-    assert keys.contains(np.arange(0, 100_000, 7, dtype=np.uint64)).all()
+        held.add(np.arange(low, low + 100, dtype=np.uint64))
+    assert len(held._runs) < 10
+    assert held.contains(np.arange(0, 100_000, 7, dtype=np.uint64)).all()
 
 
 def test_keys_are_the_hashes_that_the_tables_hold(tmp_path: Path) -> None:
@@ -48,3 +53,19 @@ def test_keys_are_the_hashes_that_the_tables_hold(tmp_path: Path) -> None:
         events, shown = hash_texts(Feeds(con), [pa.array(["e1", "e2", "e3", "e4", "e5"]), pa.chunked_array([["i"], ["absent"]])])
     assert known.seen.contains(events).tolist() == [True, True, True, True, False]
     assert known.impressions.contains(shown).tolist() == [True, False]
+
+
+def test_a_file_is_read_in_pieces_and_sorted_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys, "PIECE_KEYS", 2000)
+    with duckdb.connect(str(tmp_path / "shard.duckdb")) as con:
+        con.execute("CREATE TABLE seen AS SELECT hash(i) AS key FROM range(5000) t(i)")
+        con.execute("CREATE TABLE impressions AS SELECT hash(i) AS key FROM range(10) t(i)")
+        known = load_keys(con)
+        held = con.execute("SELECT key FROM seen").fetchnumpy()["key"]
+    asked = np.append(held, np.uint64(1))
+    steps = 0
+    while known.sort_piece():
+        steps += 1
+        assert known.seen.contains(asked).tolist() == [True] * 5000 + [False]
+    assert 3 <= steps < 10
+    assert (len(known.seen), len(known.impressions)) == (5000, 10)

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streams import compaction, upkeep
+from streams import compaction, keys, upkeep
 from streams.store import CountingRules, Shard
 from tests.logs import HOUR, START, click, day, difficult_logs, feed, impression, query, rows
 
@@ -42,6 +42,8 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 def make_eager(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(compaction, "SLICE_ROWS", 3)
     patch.setattr(upkeep, "WAL_BYTES", 20_000)
+    patch.setattr(upkeep, "LOOK_EVENTS", 1)
+    patch.setattr(keys, "PIECE_KEYS", 7)
 
 
 def tables(shard: Shard, days: list[date]) -> list[object]:

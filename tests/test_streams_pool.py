@@ -1,0 +1,62 @@
+"""The pool is cut back between batches and left alone while somebody reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from streams import pool
+from streams.pool import Pool
+
+ROWS = "CREATE TABLE numbers AS SELECT i, hash(i) AS key FROM range(1_000_000) t(i)"
+READ = "SELECT sum(key) FROM numbers"
+
+
+@pytest.fixture
+def con(tmp_path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    with duckdb.connect(str(tmp_path / "file.duckdb"), config={"threads": 1}) as opened:
+        opened.execute(ROWS)
+        opened.execute("CHECKPOINT")
+        opened.execute(READ)
+        yield opened
+
+
+def held_bytes(con: duckdb.DuckDBPyConnection) -> int:
+    return int(con.execute("SELECT sum(memory_usage_bytes) FROM duckdb_memory()").fetchall()[0][0])
+
+
+def limit(con: duckdb.DuckDBPyConnection) -> str:
+    return str(con.execute("SELECT current_setting('memory_limit')").fetchall()[0][0])
+
+
+def test_what_was_written_and_read_is_let_go(con: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "KEPT", "2MiB")
+    assert held_bytes(con) > 8_000_000
+    Pool(con).trim()
+    assert held_bytes(con) <= 2 * 2**20
+    assert limit(con) == "488.2 MiB"
+    assert con.execute("SELECT count(DISTINCT i) FROM numbers").fetchall() == [(1_000_000,)]
+
+
+def test_nothing_is_cut_back_while_one_of_several_reads(con: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "KEPT", "2MiB")
+    one = Pool(con)
+    with one.reading():
+        with one.reading():
+            pass
+        one.trim()
+        assert held_bytes(con) > 8_000_000
+    one.trim()
+    assert held_bytes(con) <= 2 * 2**20
+
+
+def test_what_a_query_in_hand_pins_is_no_error(con: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "KEPT", "1KiB")
+    rows = con.cursor().execute("SELECT i FROM numbers ORDER BY key")
+    first = rows.fetchone()
+    Pool(con).trim()
+    assert limit(con) == "488.2 MiB"
+    assert first is not None and len(rows.fetchall()) == 999_999
