@@ -55,6 +55,18 @@ def test_keys_are_the_hashes_that_the_tables_hold(tmp_path: Path) -> None:
     assert known.impressions.contains(shown).tolist() == [True, False]
 
 
+def test_keys_are_found_however_far_the_filter_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys, "FILTER_WIDTH", 4)
+    held, rng = KeySet(), np.random.default_rng(0)
+    added = rng.integers(0, 2**64 - 1, 30_000, dtype=np.uint64)
+    for size, low in enumerate(range(0, 30_000, 1000)):
+        held.add(added[low : low + 1000])
+        assert held.contains(added[: low + 1000]).all(), size
+    others = np.setdiff1d(rng.integers(0, 2**64 - 1, 10_000, dtype=np.uint64), added)
+    assert not held.contains(others).any()
+    assert held._filter.may_hold(others).mean() < 0.15
+
+
 def test_a_file_is_read_in_pieces_and_sorted_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keys, "PIECE_KEYS", 2000)
     with duckdb.connect(str(tmp_path / "shard.duckdb")) as con:
