@@ -32,12 +32,21 @@ Version = tuple[int, int, int]
 """One version of an impression: ts_us, seq, arrival_us."""
 
 
+@dataclass(frozen=True, slots=True)
+class Rejudged:
+    """Event ids of clicks, of the batch and from before it, whose list gave way to an earlier one inside the batch."""
+
+    fresh: set[str] = field(default_factory=set)
+    earlier: set[str] = field(default_factory=set)
+
+
 @dataclass(slots=True)
 class Change:
     """What a batch added to the totals (negative where something was taken back), and the days whose data changed.
 
-    `waiting` is the change of clicks that wait; `taken_in` and `fitting` are ids of clicks that count or wait, so that their
-    quarantined versions are withdrawn; `refused` the clicks for quarantine, each with its delay after the impression.
+    `waiting` is the change of clicks that wait; `taken_in` (with their keys) and `fitting` (event_id, key) are ids of clicks that
+    count or wait, so that their quarantined versions are withdrawn; `refused` the clicks for quarantine, each with its delay
+    after the impression; `rejudged` those that several lists may have judged.
     """
 
     counted: int = 0
@@ -45,9 +54,10 @@ class Change:
     waiting: int = 0
     quarantined: Counter[str] = field(default_factory=Counter)
     days: set[date] = field(default_factory=set)
-    taken_in: set[str] = field(default_factory=set)
-    fitting: pa.ChunkedArray = field(default_factory=lambda: pa.chunked_array([], pa.string()))
+    taken_in: dict[str, int] = field(default_factory=dict)
+    fitting: pa.Table | None = None
     refused: list[tuple[Candidate, Reject, int]] = field(default_factory=list)
+    rejudged: Rejudged = field(default_factory=Rejudged)
 
 
 @dataclass(slots=True)
@@ -70,11 +80,12 @@ def attribute(feeds: Feeds, batch: Batch, rules: CountingRules, known_keys: KeyS
     _take_back(feeds, replaced, recent, change)
     waiting = _gather(feeds, batch, bool(replaced), recent)
     change.waiting -= sum(click.row >= 0 for click in waiting)
+    change.rejudged = _find_rejudged(batch, replaced, len(standing), waiting)
     lists = find_lists(feeds, standing, batch.clicks, (click.impression_id for click in waiting), known_keys, recent)
     _take_in(feeds, batch, standing, lists.own(), known_keys, recent, change)
     # Most clicks simply fit: whole columns tell which. The others, and what depends on the order of arrival, are judged singly.
     plain = find_plain(batch.clicks, lists, window_us, _last_arrival(batch)) if not replaced else no_plain(batch.clicks)
-    candidates = waiting + clicks.read_fresh(batch.clicks.filter(pa.array(~plain.fits)))
+    candidates = waiting + clicks.read_fresh(batch.clicks, ~plain.fits)
     shown = _shown(lists.table, {click.impression_id for click in candidates})
     versions = _versions(batch.impressions, known, shown)
     judgement = judge(candidates, shown, versions, window_us)
@@ -115,11 +126,11 @@ def find_fault(click: Candidate, shown: Shown, window_us: int) -> Reason | None:
     return None
 
 
-def keep_refused(feeds: Feeds, change: Change, arrived_us: int | None) -> Counter[str]:
+def keep_refused(feeds: Feeds, change: Change, arrived_us: int | None, quarantined: KeySet) -> Counter[str]:
     """Put refused clicks in quarantine, after the withdrawals, and return the new rows by reason; others of them are repeats."""
     if not change.refused:
         return Counter()
-    added = quarantine.add_rejects(feeds, [reject for _, reject, _ in change.refused], arrived_us)
+    added = quarantine.add_rejects(feeds, [reject for _, reject, _ in change.refused], arrived_us, quarantined)
     kept = {(row.event_id, row.reason): (click, str(row.reason), delay) for click, row, delay in reversed(change.refused)}
     clicks.keep(feeds, [kept[name] for name in kept.keys() & added])
     change.duplicates += len(change.refused) - len(added)
@@ -167,6 +178,17 @@ def _gather(feeds: Feeds, batch: Batch, reopened: bool, recent: Recent) -> list[
     if awaited.any():
         waiting = clicks.take_waiting(feeds, batch.impressions.select(["impression_id"]).filter(pa.array(awaited)))
     return waiting + (clicks.read_reopened(feeds) if reopened else [])
+
+
+def _find_rejudged(batch: Batch, replaced: list[str], standing: int, waiting: list[Candidate]) -> Rejudged:
+    """Return the clicks on lists of which the batch has several versions, or an earlier one than the file."""
+    if not replaced and standing == len(batch.impressions):
+        return Rejudged()
+    versions = Counter(batch.impressions["impression_id"].to_pylist())
+    changed = {*replaced, *(name for name, number in versions.items() if number > 1)}
+    on_changed = pc.is_in(batch.clicks["impression_id"], value_set=pa.array(list(changed), pa.string()))
+    fresh = batch.clicks["event_id"].filter(on_changed).to_pylist()
+    return Rejudged(set(fresh), {click.event_id for click in waiting if click.impression_id in changed})
 
 
 def _last_arrival(batch: Batch) -> int:
@@ -220,11 +242,11 @@ def _settle(
     recent.wait(judgement.waiting)
     change.waiting += len(judgement.waiting)
     change.duplicates += len(judgement.repeated)
-    change.taken_in |= {click.event_id for click, _ in judgement.counted} | {click.event_id for click in judgement.waiting}
+    change.taken_in |= {click.event_id: click.event_key for click in [*(c for c, _ in judgement.counted), *judgement.waiting]}
     on_file = lists.on_file() if judgement.refused else set()
     for click, shown, reason in judgement.refused:
         if click.seq >= 0 and click.impression_id not in on_file and _waited(click, versions.get(click.impression_id, ())):
-            change.taken_in.add(click.event_id)
+            change.taken_in[click.event_id] = click.event_key
         change.refused.append((click, _refuse(click, reason, _detail(click, shown, reason)), click.ts_us - shown.ts_us))
 
 
@@ -236,9 +258,9 @@ def _cells(judgement: Judgement) -> list[tuple[int, int]]:
 def _keep_counted(feeds: Feeds, fresh: pa.Table, plain: Plain, lists: Lists, judgement: Judgement, change: Change) -> None:
     """Keep the clicks that count."""
     fits = pa.array(plain.fits)
-    fitting = fresh.append_column("delay_us", pa.array(plain.delay_us)).filter(fits)
+    fitting = fresh.select(["key", *clicks.COLUMNS]).append_column("delay_us", pa.array(plain.delay_us)).filter(fits)
     clicks.keep(feeds, [(click, None, click.ts_us - shown.ts_us) for click, shown in judgement.counted], fitting)
-    change.fitting = fitting["event_id"]
+    change.fitting = fitting.select(["event_id", "key"])
     change.counted += len(judgement.counted) + len(fitting)
     change.days.update(lists.table["day"].take(pa.array(plain.row[plain.fits])).unique().to_pylist())
     change.days.update(shown.day for _, shown in judgement.counted)

@@ -10,6 +10,7 @@ import duckdb
 import pyarrow as pa
 
 from streams.feeds import Feeds
+from streams.lines import Flags
 from streams.ranges import group_times
 
 CLICK = """
@@ -20,10 +21,10 @@ TABLES = f"CREATE TABLE clicks ({CLICK}, reason VARCHAR, delay_us BIGINT); CREAT
 
 TAKE_WAITING = """
 DELETE FROM pending WHERE impression_id IN (FROM wanted)
-RETURNING rowid, -1, ts_us, key, impression_id, event_id, position, item_norm, raw, log_offset, line
+RETURNING rowid, -1, hash(event_id), ts_us, key, impression_id, event_id, position, item_norm, raw, log_offset, line
 """
 READ_REOPENED = """
-SELECT -1, -1, ts_us, key, impression_id, event_id, position, item_norm, raw, log_offset, line
+SELECT -1, -1, hash(event_id), ts_us, key, impression_id, event_id, position, item_norm, raw, log_offset, line
 FROM reopened ORDER BY log_offset, line
 """
 FIND_LISTS = """
@@ -54,7 +55,7 @@ INSERT INTO pending SELECT ts_us, key, impression_id, event_id, position, item_n
 """
 TAKE_ORPHANS = """
 DELETE FROM pending WHERE ts_us < $before
-RETURNING rowid, -1, ts_us, key, impression_id, event_id, position, item_norm, raw, log_offset, line
+RETURNING rowid, -1, hash(event_id), ts_us, key, impression_id, event_id, position, item_norm, raw, log_offset, line
 """
 FORGET_REFUSED = "DELETE FROM clicks WHERE reason IS NOT NULL AND event_id IN (SELECT unnest($ids::VARCHAR[]))"
 PENDING = "SELECT count(*), min(ts_us) FROM pending"
@@ -84,6 +85,7 @@ class Candidate(NamedTuple):
 
     row: int
     seq: int
+    event_key: int
     ts_us: int
     key: int
     impression_id: str
@@ -105,9 +107,12 @@ class Shown(NamedTuple):
     items: Sequence[str]
 
 
-def read_fresh(fresh: pa.Table) -> list[Candidate]:
-    """Return a batch's clicks in log order."""
-    rows = zip(*(fresh[name].to_pylist() for name in ("seq", *COLUMNS)), strict=True)
+def read_fresh(fresh: pa.Table, chosen: Flags) -> list[Candidate]:
+    """Return some of a batch's clicks in log order."""
+    if not chosen.any():
+        return []
+    columns = fresh.select(["seq", "key", *COLUMNS]).filter(pa.array(chosen)).columns
+    rows = zip(*(column.to_pylist() for column in columns), strict=True)
     return sorted((Candidate(-1, *row) for row in rows), key=lambda click: click.seq)
 
 
@@ -190,5 +195,5 @@ def pending_state(con: duckdb.DuckDBPyConnection) -> tuple[int, int | None]:
 
 
 def _columns(clicks: Sequence[Candidate]) -> pa.Table:
-    columns = list(zip(*(click[2:] for click in clicks), strict=True))
+    columns = list(zip(*(click[3:] for click in clicks), strict=True))
     return pa.table([pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)

@@ -80,7 +80,7 @@ def count_queries(feeds: Feeds, queries: pa.Table, rules: CountingRules, recent:
     if not len(queries):
         return set()
     gap = rules.session_gap_us
-    new = queries.filter(pc.equal(queries["source"], "user"))
+    new = queries.select(["session_key", *NEIGHBOUR_COLUMNS.names]).filter(pc.equal(queries["source"], "user"))
     old = _find_neighbours(feeds, new, gap, recent.queries)
     feeds.execute(KEEP, fresh_queries=queries)
     recent.queries.add(new["session_key"].to_numpy(), new.select(old.column_names), pc.max(new["ts_us"]).as_py())
@@ -147,17 +147,21 @@ def find_changes(old: pa.Table, new: pa.Table, gap_us: int) -> pa.Table:
     is_edge = (session[first] == session[second]) & (ts_us[second] - ts_us[first] <= gap_us) & (query[first] != query[second])
     first, second, count = first[is_edge], second[is_edge], count[is_edge]
     pairs = query[first].astype(np.int64) << 32 | query[second]
-    return _edges(rows, first, second, count, bool(np.isin(pairs[count < 0], pairs[count > 0]).any()))
-
-
-def _edges(rows: pa.Table, first: Int64s, second: Int64s, count: Int64s, any_cancel: bool) -> pa.Table:
+    if np.isin(pairs[count < 0], pairs[count > 0]).any():
+        chosen, count = _net(pairs, rows["day"].cast(pa.int32()).to_numpy()[first], count)
+        first, second = first[chosen], second[chosen]
     queries = rows["query_norm"].combine_chunks()
     columns = {"day": rows["day"].take(pa.array(first)), "query": queries.take(pa.array(first))}
-    edges = pa.table(columns | {"next_query": queries.take(pa.array(second)), "count": count})
-    if not any_cancel:
-        return edges
-    summed = edges.group_by(["day", "query", "next_query"]).aggregate([("count", "sum")]).rename_columns(edges.column_names)
-    return summed.filter(pc.not_equal(summed["count"], 0))
+    return pa.table(columns | {"next_query": queries.take(pa.array(second)), "count": count})
+
+
+def _net(pairs: Int64s, day: Int64s, count: Int64s) -> tuple[Int64s, Int64s]:
+    """Return one row of each pair and day whose counts do not cancel out, and their sums."""
+    _, pair = np.unique(pairs, return_inverse=True)
+    _, first, same = np.unique(pair << 32 | day, return_index=True, return_inverse=True)
+    sums = np.zeros(len(first), np.int64)
+    np.add.at(sums, same, count)
+    return first[sums != 0], sums[sums != 0]
 
 
 def _session_order(session: Int64s, ts_us: Int64s, event_id: pa.ChunkedArray) -> Int64s:

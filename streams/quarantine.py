@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from hashlib import blake2b
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 
 from streams.events import Reason, Reject
 from streams.feeds import Feeds
+from streams.keys import KeySet
 
 TABLES = """
 CREATE SEQUENCE quarantine_ids;
@@ -33,7 +35,7 @@ INSERT INTO quarantine (reason, detail, event_id, ts_us, raw, log_offset, line, 
 SELECT reason, detail, event_id, ts_us, raw, log_offset, line, $arrived, digest
 FROM rejects WHERE digest NOT IN (SELECT digest FROM quarantine)
 ORDER BY log_offset, line
-RETURNING event_id, reason
+RETURNING event_id, reason, hash(event_id)
 """
 TAKE_BACK = "DELETE FROM quarantine WHERE (event_id, reason) IN (SELECT event_id, reason FROM taken_back) RETURNING reason"
 WITHDRAW = "DELETE FROM quarantine WHERE event_id IN (SELECT event_id FROM taken_in) RETURNING event_id, reason"
@@ -56,13 +58,19 @@ SELECT id, reason, detail, event_id, ts_us, raw, log_offset, line FROM quarantin
 PUBLISH = "UPDATE quarantine SET published = true WHERE id IN (SELECT unnest($ids::BIGINT[]))"
 
 
-def add_rejects(feeds: Feeds, rejects: Sequence[Reject], arrived_us: int | None) -> list[tuple[str | None, Reason]]:
-    """Keep what was refused and return event_id and reason of each new row; the others are repeats."""
+def add_rejects(
+    feeds: Feeds, rejects: Sequence[Reject], arrived_us: int | None, known: KeySet
+) -> list[tuple[str | None, Reason]]:
+    """Keep what was refused and return event_id and reason of each new row; the others are repeats.
+
+    `known` holds the keys of the event ids in quarantine.
+    """
     distinct = {_digest(r): r for r in reversed(rejects)}
     if not distinct:
         return []
     added = feeds.execute(ADD_REJECTS, {"arrived": arrived_us}, rejects=_columns(distinct)).fetchall()
-    return [(event_id, Reason(reason)) for event_id, reason in added]
+    known.add(np.array([key for _, _, key in added], np.uint64))
+    return [(event_id, Reason(reason)) for event_id, reason, _ in added]
 
 
 def take_back(feeds: Feeds) -> Counter[str]:

@@ -6,6 +6,7 @@ its id, so that a repaired version is judged like a new event.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from streams import quarantine
+from streams.attribution import Rejudged
 from streams.events import MAX_TS_US, Reason, Reject
 from streams.feeds import Feeds
 from streams.intake import Batch
@@ -73,15 +75,15 @@ def add_keys(feeds: Feeds, batch: Batch) -> tuple[Batch, Keys]:
     return replace(batch, queries=keyed[0], impressions=keyed[1], clicks=keyed[2]), hashed[6]
 
 
-def drop_repeats(feeds: Feeds, unkeyed: Batch, rules: CountingRules, any_refused: bool, known: KeySet, recent: Recent) -> Sifted:
+def drop_repeats(feeds: Feeds, unkeyed: Batch, rules: CountingRules, known: KeySet, recent: Recent) -> Sifted:
     """Tell the batch's new events from what this shard has taken in and from repeats inside it; remember the new ones.
 
-    `any_refused` says whether the shard has refused clicks in quarantine, `known` holds the keys of what it has taken in.
+    `known` holds the keys of what it has taken in.
     """
     batch, reject_keys = add_keys(feeds, unkeyed)
     tables = list(batch.tables)
     events = pa.concat_tables([table.select(["event_id", "key", "ts_us", "seq", "arrival_us"]) for table in tables])
-    occupied = _find_seen(feeds, events, batch, reject_keys, rules, any_refused, known, recent.events)
+    occupied = _find_seen(feeds, events, batch, reject_keys, rules, known, recent)
     gone, rejects_gone = occupied[: len(events)], occupied[len(events) :]
     gone |= _repeated(events, gone, rules.retention_us)
     repeats = REPEATS.empty_table()
@@ -103,26 +105,49 @@ def drop_repeats(feeds: Feeds, unkeyed: Batch, rules: CountingRules, any_refused
     return Sifted(fresh, repeats, int(rejects_gone.sum()), late)
 
 
-def find_conflicts(batch: Batch, sifted: Sifted, freed: list[Reject]) -> list[int]:
-    """Return where (seq) a batch must be cut, because an event came again whose id was freed inside the batch.
+def find_conflicts(batch: Batch, sifted: Sifted, freed: list[Reject], rejudged: Rejudged) -> list[int]:
+    """Return where (seq) a batch must be cut, because an event came again whose id was freed or taken inside the batch.
 
     `freed` are the clicks that the batch sent to quarantine. Such a repeat is a repeat or not depending on whether it came before
-    the refusal, which a batch as a whole does not tell; at the beginning of a batch it is clear. The same bytes again are refused
-    again for the same reason, except an orphan.
+    the refusal, which a batch as a whole does not tell; at the beginning of a batch it is clear. So is that of a click whose list
+    gave way to another one in the batch: one list may have refused it, and the next one not.
     """
-    if not freed or not (len(sifted.repeats) or batch.rejects):
+    found = _find_freed(batch, sifted, freed) | _find_rejudged(sifted, rejudged)
+    if not found:
         return []
+    seqs = [seq for seq in _seqs(batch) if len(seq)]
+    first, last = min(int(seq.min()) for seq in seqs), max(int(seq.max()) for seq in seqs)
+    return sorted(seq for seq in found if first < seq <= last)
+
+
+def _find_freed(batch: Batch, sifted: Sifted, freed: list[Reject]) -> set[int]:
+    """Return where ids come again that the batch freed; the same bytes are refused again in the same way, except an orphan."""
+    if not freed or not (len(sifted.repeats) or batch.rejects):
+        return set()
     reasons = {reject.event_id: reject for reject in freed}
-    first = min(int(seq.min()) for seq in _seqs(batch) if len(seq))
-    again = sifted.repeats.filter(pc.is_in(sifted.repeats["event_id"], value_set=pa.array(list(reasons), pa.string())))
+    again = _with_ids(sifted.repeats, reasons)
     texts = batch.texts.take(again["row"].to_numpy())
     found = {
         seq
         for text, event_id, seq in zip(texts, again["event_id"].to_pylist(), again["seq"].to_pylist(), strict=True)
         if text != reasons[event_id].raw or reasons[event_id].reason is Reason.ORPHAN_CLICK
     }
-    found |= {int(seq) for r, seq in zip(batch.rejects, batch.reject_seq, strict=True) if r.event_id in reasons}
-    return sorted(found - {first})
+    return found | {int(seq) for r, seq in zip(batch.rejects, batch.reject_seq, strict=True) if r.event_id in reasons}
+
+
+def _find_rejudged(sifted: Sifted, rejudged: Rejudged) -> set[int]:
+    """Return the places of events, and those after them, that have the id of another click that was judged by several lists."""
+    found = []
+    if rejudged.earlier:
+        found += [_with_ids(table.select(["event_id", "seq"]), rejudged.earlier) for table in sifted.fresh.tables]
+    if rejudged.earlier or rejudged.fresh:
+        found.append(_with_ids(sifted.repeats, rejudged.earlier | rejudged.fresh))
+    places = [seq for table in found for seq in table["seq"].to_pylist()]
+    return {*places, *(seq + 1 for seq in places)}
+
+
+def _with_ids(events: pa.Table, ids: Iterable[str | None]) -> pa.Table:
+    return events.filter(pc.is_in(events["event_id"], value_set=pa.array(list(ids), pa.string())))
 
 
 def _seqs(batch: Batch) -> list[Int64s]:
@@ -135,9 +160,8 @@ def _find_seen(
     batch: Batch,
     reject_keys: Keys,
     rules: CountingRules,
-    any_refused: bool,
     known: KeySet,
-    recent: RecentRows,
+    recent: Recent,
 ) -> Flags:
     """Say of the events and then the rejects whose id is occupied."""
     keys = np.concatenate([events["key"].to_numpy(), reject_keys])
@@ -155,12 +179,13 @@ def _find_seen(
         "oldest_us": arrival[maybe] - rules.retention_us,
     }
     wanted = pa.table(columns)
-    is_recent = _find_recent(wanted, recent)
+    is_recent = _find_recent(wanted, recent.events)
     hits = maybe[is_recent]
     if not is_recent.all():
         hits = np.concatenate([hits, _look_up(feeds, wanted.filter(pa.array(~is_recent)), times[maybe[~is_recent]])])
-    if len(hits) and any_refused:
-        free = pa.array(quarantine.find_free(feeds, ids.take(pa.array(hits))), pa.string())
+    refused = hits[recent.quarantined.contains(keys[hits])]
+    if len(refused):
+        free = pa.array(quarantine.find_free(feeds, ids.take(pa.array(refused))), pa.string())
         hits = hits[~pc.is_in(ids.take(pa.array(hits)), value_set=free).to_numpy()]
     found[hits] = True
     return found
@@ -200,19 +225,20 @@ def _repeated(events: pa.Table, gone: Flags, retention_us: int) -> Flags:
     """Flag the rows whose event_id stands earlier in the batch, within the retention; `gone` are repeats already."""
     repeats = np.zeros(len(events), np.bool_)
     keys = events["key"].to_numpy()
-    ordered = np.sort(keys)
-    twice = ordered[1:][ordered[1:] == ordered[:-1]]
-    if not len(twice):
+    order = keys.argsort()
+    again = (keys[order[1:]] == keys[order[:-1]]).nonzero()[0]
+    if not len(again):
         return repeats
-    rows = np.isin(keys, twice).nonzero()[0]
+    rows = np.unique(np.concatenate([order[again], order[again + 1]]))
     rows = rows[events["seq"].to_numpy()[rows].argsort(kind="stable")]
-    ts_us, oldest_us = events["ts_us"].to_numpy(), events["arrival_us"].to_numpy() - retention_us
-    standing: dict[str, int] = {}
-    for row, event_id in zip(rows.tolist(), events["event_id"].take(pa.array(rows)).to_pylist(), strict=True):
-        before = standing.setdefault(event_id, row)
-        repeats[row] = before != row and not gone[before] and ts_us[before] >= oldest_us[row]
-        if not gone[row] and not repeats[row]:
-            standing[event_id] = row
+    ts_us, oldest_us = events["ts_us"].to_numpy()[rows], events["arrival_us"].to_numpy()[rows] - retention_us
+    columns = (rows, events["event_id"].take(pa.array(rows)).to_numpy(), ts_us, oldest_us, gone[rows])
+    standing: dict[str, tuple[int, bool]] = {}
+    for row, event_id, at_us, since_us, is_gone in zip(*(column.tolist() for column in columns), strict=True):
+        before = standing.get(event_id)
+        repeats[row] = is_repeat = before is not None and not before[1] and before[0] >= since_us
+        if before is None or not (is_gone or is_repeat):
+            standing[event_id] = at_us, is_gone
     return repeats
 
 

@@ -252,20 +252,19 @@ class Shard:
         """Count a batch in the open transaction; return the totals after it, and where the batch must be cut if it must."""
         feeds, rules, recent = self._feeds, self._rules, self._remember(totals)
         known = self._known = self._known or keys.load_keys(self._con)
-        any_refused = any(totals.quarantined.get(reason) for reason in quarantine.CLICK_REASONS)
-        sifted = repeats.drop_repeats(feeds, batch, rules, any_refused, known.seen, recent)
+        sifted = repeats.drop_repeats(feeds, batch, rules, known.seen, recent)
         fresh = sifted.fresh
-        rejected = quarantine.add_rejects(feeds, fresh.rejects, batch.latest_us)
+        rejected = quarantine.add_rejects(feeds, fresh.rejects, batch.latest_us, recent.quarantined)
         change = attribution.attribute(feeds, fresh, rules, known.impressions, recent)
         change.days |= cooccurrence.count_queries(feeds, fresh.queries, rules, recent)
         change.counted += len(fresh.queries)
         self._soil(change, recent)
-        self._repair(sifted, rejected, any(totals.quarantined.values()), change)
-        change.quarantined.update(attribution.keep_refused(feeds, change, batch.latest_us))
+        self._repair(sifted, rejected, change, recent)
+        change.quarantined.update(attribution.keep_refused(feeds, change, batch.latest_us, recent.quarantined))
         orphans = self._forget(batch.latest_us, change, recent) if batch.latest_us is not None and rules.retention_us else []
         freed = [reject for _, reject, _ in change.refused] + orphans
         after = add_change(replace(totals, latest_us=batch.latest_us, events=totals.events + len(batch)), change)
-        return after, repeats.find_conflicts(batch, sifted, freed)
+        return after, repeats.find_conflicts(batch, sifted, freed, change.rejudged)
 
     def _remember(self, totals: ShardTotals) -> Recent:
         """Return what is kept in memory, for one more batch."""
@@ -278,22 +277,29 @@ class Shard:
         self._changes.update(change.days)
 
     def _repair(
-        self, sifted: repeats.Sifted, rejected: list[tuple[str | None, Reason]], any_quarantined: bool, change: attribution.Change
+        self,
+        sifted: repeats.Sifted,
+        rejected: list[tuple[str | None, Reason]],
+        change: attribution.Change,
+        recent: Recent,
     ) -> None:
         """Withdraw what the batch repaired, then keep the rejects that came after an event of theirs, and note both."""
         fresh, outlived = sifted.fresh, sifted.outlived
-        withdrawn = self._withdraw(fresh, change) if rejected or any_quarantined else []
-        rejected += quarantine.add_rejects(self._feeds, outlived, fresh.latest_us)
+        withdrawn = self._withdraw(fresh, change, recent)
+        rejected += quarantine.add_rejects(self._feeds, outlived, fresh.latest_us, recent.quarantined)
         change.quarantined.subtract(str(reason) for _, reason in withdrawn)
         change.quarantined.update(str(reason) for _, reason in rejected)
         change.duplicates += len(sifted.repeats) + sifted.rejects_repeated + len(withdrawn)
         change.duplicates += len(fresh.rejects) + len(outlived) - len(rejected)
 
-    def _withdraw(self, fresh: Batch, change: attribution.Change) -> list[tuple[str, Reason]]:
+    def _withdraw(self, fresh: Batch, change: attribution.Change, recent: Recent) -> list[tuple[str, Reason]]:
         """Withdraw what is in quarantine of the events that were taken in, and forget the refused clicks among it."""
-        ids = [*fresh.queries["event_id"].chunks, *fresh.impressions["event_id"].chunks, pa.array(change.taken_in, pa.string())]
-        ids += change.fitting.chunks
-        withdrawn = quarantine.withdraw(self._feeds, pa.chunked_array(ids, pa.string()))
+        ids, event_keys = list(change.taken_in), list(change.taken_in.values())
+        judged = pa.table({"event_id": pa.array(ids, pa.string()), "key": pa.array(event_keys, pa.uint64())})
+        tables = [fresh.queries, fresh.impressions, judged, *([change.fitting] if change.fitting else [])]
+        taken_in = pa.concat_tables([table.select(["event_id", "key"]) for table in tables])
+        maybe = recent.quarantined.contains(taken_in["key"].to_numpy())
+        withdrawn = quarantine.withdraw(self._feeds, taken_in["event_id"].filter(pa.array(maybe))) if maybe.any() else []
         if versions := [event_id for event_id, reason in withdrawn if reason in quarantine.CLICK_REASONS]:
             clicks.forget_refused(self._feeds, versions)
         return withdrawn
@@ -304,7 +310,7 @@ class Shard:
 
     def _expire_pending(self, before_us: int, latest_us: int | None, change: attribution.Change, recent: Recent) -> list[Reject]:
         orphans = attribution.find_orphans(self._feeds, before_us, recent)
-        added = quarantine.add_rejects(self._feeds, orphans, latest_us)
+        added = quarantine.add_rejects(self._feeds, orphans, latest_us, recent.quarantined)
         change.quarantined.update(str(reason) for _, reason in added)
         change.duplicates += len(orphans) - len(added)
         change.waiting -= len(orphans)

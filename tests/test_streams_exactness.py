@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -127,6 +128,36 @@ def test_repairs_count_over_many_logs(log: list[bytes], seed: int, batch: int) -
 @given(log=repaired_logs(), seed=st.integers(0, 2**32))
 def test_crashes_change_nothing_over_many_logs(log: list[bytes], seed: int) -> None:
     check_crashes(log, seed)
+
+
+WIDE = ["a", "b", "c", "d"]
+REFUSED = [impression("i1", START + 1), click("c", START + 2, position=3)]
+EARLIER_LIST = impression("i2", START, items=WIDE)
+BROKEN = b'{"type": "click", "event_id": "c"}'
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        [impression("i1", START + 1), click("c", START + 360_000), click("c", START), impression("i2", START)],
+        [*REFUSED, click("c", START + 3), EARLIER_LIST],
+        [*REFUSED, EARLIER_LIST, click("c", START + 3)],
+        [*REFUSED, query("c", START + 3), EARLIER_LIST],
+        [*REFUSED, EARLIER_LIST, query("c", START + 3)],
+        [*REFUSED, BROKEN, EARLIER_LIST],
+        [*REFUSED, EARLIER_LIST, BROKEN],
+    ],
+)
+@pytest.mark.parametrize("ends", [(4,), (1, 4), (2, 4), (3, 4), (1, 2, 4), (1, 3, 4), (2, 3, 4), (1, 2, 3, 4)])
+def test_a_click_that_one_list_refused_and_an_earlier_one_takes_counts_by_what_came_first(
+    log: list[bytes], ends: tuple[int, ...]
+) -> None:
+    with new_shard() as (_, shard):
+        for first, end in pairwise((0, *ends)):
+            apply(shard, log, first, end, columns=True)
+        shard.finish(NOW)
+        assert counts_of(shard) == expected_counts(recount_arrivals(log), len(log))
+        shard.close()
 
 
 def test_without_the_cut_at_a_freed_id_a_repaired_click_is_lost() -> None:
