@@ -42,18 +42,24 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     return _replay(settings, options)
 
 
-def fetch_rows(settings: Settings, partition: int, call: RowsCall) -> dict[str, Any]:
-    """Return a shard's rows as `streams.repairs.dump_rows` tells them, each named in `row`; none where there is no shard."""
+def fetch_rows(settings: Settings, partition: int, call: RowsCall) -> dict[str, Any] | None:
+    """Return a shard's rows as `streams.repairs.dump_rows` tells them, each named in `row`; None where there is no shard."""
     parameters = {name: value for name, value in call.model_dump(mode="json").items() if value is not None}
     path = f"/v1/shards/{partition}/quarantine?{urlencode(parameters)}"
     answer = ask_shard(settings, partition, path, partial(dump_rows, call=call))
-    found: dict[str, Any] = {"counts": {}, "rows": []} if answer is None else json.loads(answer)
+    if answer is None:
+        return None
+    found: dict[str, Any] = json.loads(answer)
     return found | {"rows": [{"row": f"{partition}:{row['id']}", **row} for row in found["rows"]]}
 
 
 def _list(settings: Settings, reason: Reason | None, limit: int, *, as_json: bool) -> int:
     call = RowsCall(reason=reason, limit=max(min(limit, 500), 1))
-    parts = [fetch_rows(settings, partition, call) for partition in range(settings.kafka.partitions)]
+    told = [fetch_rows(settings, partition, call) for partition in range(settings.kafka.partitions)]
+    parts = [part for part in told if part is not None]
+    if not parts:
+        where = settings.data.dir / "shards"
+        raise CommandError(f"there are no shards in {where}: start `queryloop up`, or set data.dir", Exit.UNAVAILABLE)
     counts = sum((Counter(part["counts"]) for part in parts), Counter())
     rows = sorted((row for part in parts for row in part["rows"]), key=lambda row: -(row["ts_us"] or 0))[:limit]
     if as_json:
@@ -97,17 +103,22 @@ def find_row(settings: Settings, name: str) -> Row:
     partition, _, number = name.partition(":")
     if not (partition.isdecimal() and number.isdecimal() and int(partition) < settings.kafka.partitions):
         raise CommandError(f"{name!r} names no row: write PARTITION:ID, as `queryloop quarantine list` does", Exit.USAGE)
-    rows: list[Row] = fetch_rows(settings, int(partition), RowsCall(id=int(number), limit=1))["rows"]
+    rows = _shard_rows(settings, int(partition), RowsCall(id=int(number), limit=1))
     if not rows:
         raise CommandError(f"there is no row {name}: it expired, or the event was repaired", Exit.FAILED)
     return rows[0]
+
+
+def _shard_rows(settings: Settings, partition: int, call: RowsCall) -> list[Row]:
+    found = fetch_rows(settings, partition, call)
+    return [] if found is None else found["rows"]
 
 
 def _rows_of(settings: Settings, reason: Reason) -> Iterator[Row]:
     """Yield every row of a reason, whole, page by page."""
     for partition in range(settings.kafka.partitions):
         after = -1
-        while rows := fetch_rows(settings, partition, RowsCall(reason=reason, limit=PAGE, after=after, whole=True))["rows"]:
+        while rows := _shard_rows(settings, partition, RowsCall(reason=reason, limit=PAGE, after=after, whole=True)):
             yield from rows
             after = rows[-1]["id"]
 

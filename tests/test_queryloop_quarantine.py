@@ -146,3 +146,16 @@ def test_what_to_replay_must_be_said_once(tmp_path: Path, capsys: pytest.Capture
     for arguments in ([], ["0:1", "--reason", "invalid"], ["--reason", "invalid", "--file", "x"]):
         assert main(["--config", str(tmp_path / "q.toml"), "quarantine", "replay", *arguments]) == Exit.USAGE
     assert "say what to send" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", [[], ["--json"]])
+def test_a_folder_without_shards_is_not_an_empty_quarantine(
+    tmp_path: Path, how: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "q.toml").write_text(f'[data]\ndir = "{tmp_path}"\n')
+    command = ["--config", str(tmp_path / "q.toml"), "quarantine", "list", *how]
+    assert main(command) == Exit.UNAVAILABLE
+    assert f"there are no shards in {tmp_path / 'shards'}" in capfd.readouterr().err
+    Shard.open(shard_path(tmp_path, 0), CountingRules()).close()
+    assert main(command) == Exit.DONE
+    assert not capfd.readouterr().err
