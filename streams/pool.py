@@ -15,7 +15,7 @@ import duckdb
 
 LIMIT = "512MB"
 """What a shard's queries may use at once; by default every shard may grow to 80 % of the machine."""
-KEPT = "64MB"
+KEPT = "32MB"
 """What is kept between batches: the ends of the tables, which every checkpoint writes to, and the last hours."""
 
 

@@ -12,11 +12,12 @@ from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import duckdb
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streams import compaction, keys, upkeep
+from streams import compaction, keys, store, upkeep
 from streams.store import CountingRules, Shard
 from tests.logs import HOUR, START, click, day, difficult_logs, feed, impression, query, rows
 
@@ -143,6 +144,27 @@ def test_the_write_ahead_log_stays_small_and_a_checkpoint_waits_for_nobody(
     assert reader.execute("SELECT count(*) FROM impressions").fetchall() == seen
     reader.execute("COMMIT")
     reader.close()
+
+
+def test_a_large_commit_goes_into_the_file_and_a_small_one_into_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(store.OPTIONS, "checkpoint_threshold", "200KB")
+    path, log = tmp_path / "large.duckdb", busy_log(1, 500)
+    shard = Shard.open(path, KEEP_ALL)
+    feed(shard, log[:40])
+    assert path.with_name("large.duckdb.wal").stat().st_size > 10_000
+    feed(shard, log[40:], start=40)
+    assert not path.with_name("large.duckdb.wal").exists() or path.with_name("large.duckdb.wal").stat().st_size == 0
+    methods = shard.read("SELECT DISTINCT compression FROM pragma_storage_info('seen')")["compression"].to_pylist()
+    assert "Uncompressed" in methods and not any("FSST" in method for method in methods)
+    shard.close()
+    assert shard_rows(path) == (2000, 500)
+
+
+def shard_rows(path: Path) -> tuple[int, ...]:
+    """Events and lists that a shard's file holds."""
+    with duckdb.connect(str(path), read_only=True) as con:
+        tables = ("seen", "impressions")
+        return tuple(con.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0] for table in tables)
 
 
 def test_a_checkpoint_that_a_reader_holds_up_is_tried_again(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
