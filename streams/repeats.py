@@ -224,22 +224,37 @@ def _search(feeds: Feeds, wanted: pa.Table, low_us: int, high_us: int) -> Int64s
 def _repeated(events: pa.Table, gone: Flags, retention_us: int) -> Flags:
     """Flag the rows whose event_id stands earlier in the batch, within the retention; `gone` are repeats already."""
     repeats = np.zeros(len(events), np.bool_)
-    keys = events["key"].to_numpy()
-    order = keys.argsort()
-    again = (keys[order[1:]] == keys[order[:-1]]).nonzero()[0]
-    if not len(again):
+    rows = _find_shared(events)
+    if not len(rows):
         return repeats
-    rows = np.unique(np.concatenate([order[again], order[again + 1]]))
-    rows = rows[events["seq"].to_numpy()[rows].argsort(kind="stable")]
+    keys, ids = events["key"].to_numpy()[rows], events["event_id"].take(pa.array(rows)).combine_chunks()
     ts_us, oldest_us = events["ts_us"].to_numpy()[rows], events["arrival_us"].to_numpy()[rows] - retention_us
-    columns = (rows, events["event_id"].take(pa.array(rows)).to_numpy(), ts_us, oldest_us, gone[rows])
+    later = (keys[1:] == keys[:-1]).nonzero()[0] + 1
+    begins = np.ones(len(rows), np.bool_)
+    begins[later] = False
+    first = np.maximum.accumulate(np.where(begins, np.arange(len(rows)), 0))[later]
+    same = pc.equal(ids.take(pa.array(first)), ids.take(pa.array(later))).to_numpy(zero_copy_only=False)
+    # Nearly always the first one stands, and all that share its key are its repeats.
+    if (gone[rows[later]] | (same & ~gone[rows[first]] & (ts_us[first] >= oldest_us[later]))).all():
+        repeats[rows[later]] = True
+        return repeats
     standing: dict[str, tuple[int, bool]] = {}
+    columns = (rows, ids.to_numpy(zero_copy_only=False), ts_us, oldest_us, gone[rows])
     for row, event_id, at_us, since_us, is_gone in zip(*(column.tolist() for column in columns), strict=True):
         before = standing.get(event_id)
         repeats[row] = is_repeat = before is not None and not before[1] and before[0] >= since_us
         if before is None or not (is_gone or is_repeat):
             standing[event_id] = at_us, is_gone
     return repeats
+
+
+def _find_shared(events: pa.Table) -> Int64s:
+    """Return the rows whose key is another row's too, by key and then in the order of the log."""
+    keys = events["key"].to_numpy()
+    order = keys.argsort()
+    again = (keys[order[1:]] == keys[order[:-1]]).nonzero()[0]
+    rows: Int64s = np.unique(np.concatenate([order[again], order[again + 1]]))
+    return rows[np.lexsort((events["seq"].to_numpy()[rows], keys[rows]))]
 
 
 def _find_outlived(events: pa.Table, batch: Batch, retention_us: int) -> Flags:
