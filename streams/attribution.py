@@ -34,7 +34,10 @@ Version = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Rejudged:
-    """Event ids of clicks, of the batch and from before it, whose list gave way to an earlier one inside the batch."""
+    """Event ids of clicks whose list gave way to an earlier one inside the batch.
+
+    `fresh` are those of the batch, `earlier` those of which a version came before it.
+    """
 
     fresh: set[str] = field(default_factory=set)
     earlier: set[str] = field(default_factory=set)
@@ -80,7 +83,7 @@ def attribute(feeds: Feeds, batch: Batch, rules: CountingRules, known_keys: KeyS
     _take_back(feeds, replaced, recent, change)
     waiting = _gather(feeds, batch, bool(replaced), recent)
     change.waiting -= sum(click.row >= 0 for click in waiting)
-    change.rejudged = _find_rejudged(batch, replaced, len(standing), waiting)
+    change.rejudged = _find_rejudged(batch, replaced, len(standing), waiting, recent.quarantined)
     lists = find_lists(feeds, standing, batch.clicks, (click.impression_id for click in waiting), known_keys, recent)
     _take_in(feeds, batch, standing, lists.own(), known_keys, recent, change)
     # Most clicks simply fit: whole columns tell which. The others, and what depends on the order of arrival, are judged singly.
@@ -180,15 +183,17 @@ def _gather(feeds: Feeds, batch: Batch, reopened: bool, recent: Recent) -> list[
     return waiting + (clicks.read_reopened(feeds) if reopened else [])
 
 
-def _find_rejudged(batch: Batch, replaced: list[str], standing: int, waiting: list[Candidate]) -> Rejudged:
+def _find_rejudged(batch: Batch, replaced: list[str], standing: int, waiting: list[Candidate], quarantined: KeySet) -> Rejudged:
     """Return the clicks on lists of which the batch has several versions, or an earlier one than the file."""
     if not replaced and standing == len(batch.impressions):
         return Rejudged()
     versions = Counter(batch.impressions["impression_id"].to_pylist())
     changed = {*replaced, *(name for name, number in versions.items() if number > 1)}
     on_changed = pc.is_in(batch.clicks["impression_id"], value_set=pa.array(list(changed), pa.string()))
-    fresh = batch.clicks["event_id"].filter(on_changed).to_pylist()
-    return Rejudged(set(fresh), {click.event_id for click in waiting if click.impression_id in changed})
+    fresh = batch.clicks.select(["event_id", "key"]).filter(on_changed)
+    refused = fresh["event_id"].filter(pa.array(quarantined.contains(fresh["key"].to_numpy()))).to_pylist()
+    earlier = {click.event_id for click in waiting if click.impression_id in changed}
+    return Rejudged(set(fresh["event_id"].to_pylist()), earlier | set(refused))
 
 
 def _last_arrival(batch: Batch) -> int:

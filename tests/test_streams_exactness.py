@@ -146,6 +146,14 @@ BROKEN = b'{"type": "click", "event_id": "c"}'
         [*REFUSED, EARLIER_LIST, query("c", START + 3)],
         [*REFUSED, BROKEN, EARLIER_LIST],
         [*REFUSED, EARLIER_LIST, BROKEN],
+        [*REFUSED, click("c", START + 3, position=2), EARLIER_LIST],
+        [
+            impression("j", START, "j"),
+            click("c", START, "j", position=3),
+            REFUSED[0],
+            click("c", START + 3, position=2),
+            EARLIER_LIST,
+        ],
     ],
 )
 @pytest.mark.parametrize("ends", [(4,), (1, 4), (2, 4), (3, 4), (1, 2, 4), (1, 3, 4), (2, 3, 4), (1, 2, 3, 4)])
@@ -153,7 +161,7 @@ def test_a_click_that_one_list_refused_and_an_earlier_one_takes_counts_by_what_c
     log: list[bytes], ends: tuple[int, ...]
 ) -> None:
     with new_shard() as (_, shard):
-        for first, end in pairwise((0, *ends)):
+        for first, end in pairwise((0, *ends[:-1], len(log))):
             apply(shard, log, first, end, columns=True)
         shard.finish(NOW)
         assert counts_of(shard) == expected_counts(recount_arrivals(log), len(log))
