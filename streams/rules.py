@@ -25,7 +25,7 @@ class CountingRules:
     attribution_window_us: int = 24 * HOUR_US
     session_gap_us: int = HOUR_US // 2
     future_tolerance_us: int = 24 * HOUR_US
-    compact_rows: int = 100_000
+    compact_rows: int = 400_000
 
     @property
     def retention_us(self) -> int:

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-TEND_S = 0.25
+TEND_S = 0.1
 """Seconds of upkeep between two batches."""
 
 

@@ -65,7 +65,7 @@ class WorkerSettings(BaseModel, frozen=True, extra="forbid"):
     attribution_window_s: float = Field(default=86_400.0, gt=0, description="seconds that a click may follow its impression by")
     session_gap_s: float = Field(default=1_800.0, gt=0, description="seconds between two queries of one session, at most")
     compact_rows: int = Field(
-        default=100_000, ge=1, description="rows that a day's deltas gain before they are summed again (no count depends on it)"
+        default=400_000, ge=1, description="rows that a day's deltas gain before they are summed again (no count depends on it)"
     )
     clock_file: Path | None = Field(
         default=None, description="file with the time to go by instead of the system's, in seconds since the epoch: for tests"
