@@ -152,7 +152,8 @@ def _tend_shards(app: WorkerApp, settings: StreamsSettings, shards: HeldShards) 
                 await publish_quarantine(quarantine, partition, shards)
 
     async def tend() -> None:
-        await shards.tend()
+        for partition in shards.totals():
+            await shards.tend(partition)
 
     async def export() -> None:
         await exporter.export()

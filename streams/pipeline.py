@@ -1,10 +1,10 @@
 """From fetched runs to applied batches: decoding and applying side by side, in batches that grow with the lag.
 
 An apply costs milliseconds whatever its size, and so does decoding. So runs wait as they came until the decoder, on a thread of
-its own, may begin: then all that wait for one partition become one batch. It works one batch ahead of what the shards are busy
-with and no further, so that batches grow while both are busy; when they are idle a run goes through at once. Decoder and shards
-leave the interpreter to others most of the time, the one in Arrow's JSON reader, the others in DuckDB. What is in hand is bounded
-in bytes: when there is no room, `put` waits, and with it the fetching.
+its own, may begin: then all that wait for one partition become one batch. Two batches are in hand at most, decoded or applied, so
+that batches grow while both are busy; when nothing is in hand a run goes through at once. Decoder and shards leave the
+interpreter to others most of the time, the one in Arrow's JSON reader, the others in DuckDB. What is held is bounded in bytes:
+when there is no room, `put` waits, and with it the fetching.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from streams.shards import HeldShards
 
 HELD_BYTES = 64 * 1024 * 1024
 BATCH_BYTES = 24 * 1024 * 1024
-APPLYING = 2
-"""Shards that apply at once."""
+IN_HAND = 2
+"""Batches being decoded or applied. With a third, each is made earlier than it can be applied, and so smaller and later."""
 
 Fail = Callable[[BaseException], Awaitable[None]]
 
@@ -61,8 +61,7 @@ class Pipeline:
         self._held = 0
         self._came = asyncio.Event()
         self._room = asyncio.Event()
-        self._ahead = asyncio.Semaphore(APPLYING + 1)
-        self._applying = asyncio.Semaphore(APPLYING)
+        self._hands = asyncio.Semaphore(IN_HAND)
         self._turns: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._in_hand: Counter[int] = Counter()
         self._limits = limits
@@ -112,7 +111,7 @@ class Pipeline:
     async def _decode_all(self, group: asyncio.TaskGroup) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await self._ahead.acquire()
+            await self._hands.acquire()
             while not (arrivals := self._next_arrivals()):
                 self._came.clear()
                 await self._came.wait()
@@ -123,12 +122,13 @@ class Pipeline:
 
     async def _apply(self, batch: Batch) -> None:
         partition = batch.runs[0].partition
-        async with self._turns[partition], self._applying:
+        async with self._turns[partition]:
             await self._shards.apply(batch.runs, batch.columns)
+            self._held -= batch.size
+            self._room.set()
+            self._hands.release()
+            await self._shards.tend(partition)  # the others' batches go on meanwhile
         self._in_hand[partition] -= 1
-        self._held -= batch.size
-        self._ahead.release()
-        self._room.set()
         self._came.set()
 
     def _next_arrivals(self) -> list[Arrival]:

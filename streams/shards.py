@@ -100,10 +100,9 @@ class HeldShards:
         """
         return await self._call(runs[0].partition, self._apply, runs, columns)
 
-    async def tend(self) -> None:
-        """Give every held shard a slice of time for its upkeep, shard by shard."""
-        for partition in self.totals():
-            await self.call(partition, _tend)
+    async def tend(self, partition: int) -> None:
+        """Give a shard a slice of time for its upkeep."""
+        await self.call(partition, _tend)
 
     async def call(self, partition: int, function: Callable[[Shard], T]) -> T | None:
         """Call `function` with a held shard on its thread; None when it is not held any more."""
@@ -201,7 +200,6 @@ class HeldShards:
         offsets = {"first_offset": runs[0].first_offset, "next_offset": runs[-1].next_offset}
         applied = shard.apply(columns, topic_id=of.topic_id, now=self._clock(), **offsets)
         self._note(runs, len(columns), time.perf_counter() - began)
-        _tend(shard)
         return applied
 
     def _note(self, runs: Sequence[Run], events: int, seconds: float) -> None:
