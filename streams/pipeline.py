@@ -124,10 +124,10 @@ class Pipeline:
         partition = batch.runs[0].partition
         async with self._turns[partition]:
             await self._shards.apply(batch.runs, batch.columns)
-            self._held -= batch.size
-            self._room.set()
-            self._hands.release()
-            await self._shards.tend(partition)  # the others' batches go on meanwhile
+            await self._shards.tend(partition)
+        self._held -= batch.size
+        self._room.set()
+        self._hands.release()
         self._in_hand[partition] -= 1
         self._came.set()
 
