@@ -1,0 +1,101 @@
+"""Held shards: each on its thread, taken and given up as a whole, and nothing applied that was fetched for another log."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from streams.decoding import decode_columns
+from streams.fetches import Run
+from streams.shards import HeldShards, shard_path
+from streams.store import CountingRules, Shard, StoreError
+from tests.logs import START, query
+
+RULES = CountingRules(retention_days=0)
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[HeldShards]:
+    shards = HeldShards(tmp_path, RULES, clock=lambda: START)
+    yield shards
+    shards.close()
+
+
+def play(story: Callable[[], Awaitable[None]]) -> None:
+    async def begin() -> None:
+        await asyncio.wait_for(story(), 30)
+
+    asyncio.run(begin())
+
+
+def run(partition: int, first: int, last: int, generation: int = 1) -> Run:
+    records: list[tuple[int, bytes | None]] = [(at, query(f"e{at}", START + at)) for at in range(first, last)]
+    return Run(partition, records, first, last, 1000, generation)
+
+
+async def apply(shards: HeldShards, one: Run) -> int | None:
+    applied = await shards.apply([one], decode_columns(one.records))
+    return None if applied is None else applied.events
+
+
+def test_a_shard_goes_on_where_it_was_left(held: HeldShards, tmp_path: Path) -> None:
+    async def story() -> None:
+        assert await held.take({0: 0, 1: 4}, "log", 1) == {0: 0, 1: 4}
+        assert await apply(held, run(0, 0, 3)) == 3
+        await held.release([0])
+        assert sorted(held.totals()) == [1]
+        assert await held.take({0: 0, 1: 4}, "log", 2) == {0: 3, 1: 4}
+
+    play(story)
+
+
+def test_a_shard_that_works_does_not_hold_up_another(held: HeldShards) -> None:
+    async def story() -> None:
+        await held.take({0: 0, 1: 0}, "log", 1)
+        gate = threading.Event()
+        busy = asyncio.ensure_future(held.call(0, lambda _: gate.wait(20)))
+        assert await apply(held, run(1, 0, 2)) == 2
+        assert not busy.done()
+        gate.set()
+        assert await busy
+
+    play(story)
+
+
+def test_a_run_of_an_earlier_seek_or_of_a_shard_that_left_is_not_applied(held: HeldShards) -> None:
+    async def story() -> None:
+        await held.take({0: 0}, "log", 2)
+        assert await apply(held, run(0, 0, 2, generation=1)) is None
+        assert await apply(held, run(5, 0, 2, generation=2)) is None
+        assert held.totals()[0].events == 0
+
+    play(story)
+
+
+def test_a_shard_that_another_process_would_hold_fails_the_taking_and_the_others_are_held(
+    held: HeldShards, tmp_path: Path
+) -> None:
+    path = shard_path(tmp_path, 1)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"no shard")
+
+    async def story() -> None:
+        with pytest.raises(StoreError, match="events-1"):
+            await held.take({0: 0, 1: 0, 2: 0}, "log", 1)
+        assert sorted(held.totals()) == [0, 2]
+
+    play(story)
+
+
+def test_taking_another_set_gives_up_the_rest(held: HeldShards, tmp_path: Path) -> None:
+    async def story() -> None:
+        await held.take({0: 0, 1: 0}, "log", 1)
+        await held.take({1: 0}, "log", 2)
+        Shard.open(shard_path(tmp_path, 0), RULES).close()
+        assert sorted(held.totals()) == [1]
+
+    play(story)
