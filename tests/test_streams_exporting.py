@@ -112,16 +112,25 @@ async def test_a_mature_day_is_exported_once_and_again_when_a_repair_changes_it(
         assert clicked(lake) == [[False, True]]
 
 
-@in_a_loop
-async def test_counting_goes_on_while_a_file_is_written_and_what_it_changes_is_exported_again(
-    tmp_path: Path, lake: Lake, gate: tuple[threading.Event, threading.Event]
-) -> None:
-    begun, go = gate
+@asynccontextmanager
+async def held_while_a_file_is_written(
+    tmp_path: Path, lake: Lake, begun: threading.Event
+) -> AsyncIterator[tuple[HeldShards, Exporter, asyncio.Task[list[tuple[int, date]]]]]:
+    """A shard with one impression on a mature day, and the export of that day, which has begun to write its file."""
     async with held(tmp_path) as shards:
         exporter = Exporter(shards, lake, SETTINGS)
         await count(shards, impression("e1", NOON), MATURE)
         export = asyncio.create_task(exporter.export())
         assert await asyncio.to_thread(begun.wait, 30)
+        yield shards, exporter, export
+
+
+@in_a_loop
+async def test_counting_goes_on_while_a_file_is_written_and_what_it_changes_is_exported_again(
+    tmp_path: Path, lake: Lake, gate: tuple[threading.Event, threading.Event]
+) -> None:
+    begun, go = gate
+    async with held_while_a_file_is_written(tmp_path, lake, begun) as (shards, exporter, export):
         await count(shards, click("e2", NOON + 1))  # would wait for ever if the export held the shards' thread
         assert shards.totals()[0].counted == 3
         go.set()
@@ -138,11 +147,7 @@ async def test_a_shard_is_given_up_after_the_file_in_hand_and_not_marked_when_it
     tmp_path: Path, lake: Lake, gate: tuple[threading.Event, threading.Event]
 ) -> None:
     begun, go = gate
-    async with held(tmp_path) as shards:
-        exporter = Exporter(shards, lake, SETTINGS)
-        await count(shards, impression("e1", NOON), MATURE)
-        export = asyncio.create_task(exporter.export())
-        assert await asyncio.to_thread(begun.wait, 30)
+    async with held_while_a_file_is_written(tmp_path, lake, begun) as (shards, exporter, export):
         release = asyncio.create_task(shards.release([0]))
         await asyncio.sleep(0)
         assert not release.done()
