@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from streams.lines import Flags
+from streams.lines import Flags, Int64s
 
 COMPANIONS = ("context", "response")
 """What comes with the impressions of our own server beside the schema's fields, in the order in which `extra` has them."""
@@ -19,7 +19,8 @@ ABSENT = msgspec.Raw(b"")
 _Aside: Any = msgspec.defstruct("Aside", [(name, msgspec.Raw, ABSENT) for name in ASIDE], gc=False)
 _decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Aside)
 _object_decoder = msgspec.json.Decoder(dict[str, Any] | None)
-_REFUSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+REFUSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for text that it refuses."""
 
 Texts = Mapping[str, Sequence[bytes]]
 """The JSON of each of ASIDE, b"" where the field is absent."""
@@ -32,7 +33,7 @@ class Asides(NamedTuple):
     extra: pa.Array
     doubtful: Flags
 
-    def spread(self, rows: np.ndarray[tuple[int], np.dtype[np.int64]], length: int) -> Asides:
+    def spread(self, rows: Int64s, length: int) -> Asides:
         """Return `length` rows, these at `rows` and nothing elsewhere."""
         place = np.full(length, -1, np.int64)
         place[rows] = np.arange(len(rows))
@@ -46,7 +47,7 @@ def read_asides(lines: Sequence[bytes]) -> Texts:
     """Return these fields of lines that are JSON objects; of one that is not they are absent."""
     try:
         asides = _decoder.decode_lines(b"\n".join(lines))
-    except _REFUSED:
+    except REFUSED:
         asides = [_decode(line) for line in lines]
     return {name: [bytes(getattr(aside, name)) for aside in asides] for name in ASIDE}
 
@@ -63,7 +64,7 @@ def make_asides(texts: Texts) -> Asides:
 def _decode(line: bytes) -> Any:
     try:
         return _decoder.decode(line)
-    except _REFUSED:
+    except REFUSED:
         return _Aside()
 
 
@@ -80,6 +81,6 @@ def _decoding_text(text: bytes) -> str | None:
     """Return an object's JSON as it is stored, "" for null or nothing, None for what is neither."""
     try:
         value = _object_decoder.decode(text or b"null")
-    except _REFUSED:
+    except REFUSED:
         return None
     return "" if value is None else msgspec.json.encode(value).decode()

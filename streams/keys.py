@@ -18,9 +18,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from streams.feeds import Feeds
+from streams.lines import Flags, Int64s
 
 Keys = npt.NDArray[np.uint64]
-Flags = npt.NDArray[np.bool_]
 
 HASH = "SELECT hash(text) AS key FROM texts"
 LOAD = {name: f"SELECT key FROM {name}" for name in ("seen", "impressions")}
@@ -67,7 +67,7 @@ class _Filter:
         is_set: Flags = (self._bytes[places] & bits) != 0
         return is_set
 
-    def _find(self, keys: Keys) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+    def _find(self, keys: Keys) -> tuple[Int64s, npt.NDArray[np.uint8]]:
         tops = keys >> np.uint64(64 - self._width)
         return (tops >> np.uint64(3)).view(np.int64), np.uint8(1) << (tops & np.uint64(7)).astype(np.uint8)
 

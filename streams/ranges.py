@@ -7,11 +7,9 @@ would make that range days long, so late ones are looked up by themselves.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from streams.lines import Int64s
 from streams.rules import DAY_US, HOUR_US
-
-Int64s = npt.NDArray[np.int64]
 
 RECENT_US = 2 * HOUR_US
 MOST_GROUPS = 4

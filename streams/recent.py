@@ -14,15 +14,13 @@ from datetime import date
 
 import duckdb
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from streams.clicks import Candidate
 from streams.keys import Keys, KeySet
+from streams.lines import Int64s
 from streams.ranges import RECENT_US
 from streams.rules import CountingRules
-
-Int64s = npt.NDArray[np.int64]
 
 EVENTS, LISTS, CLICKED, QUERIES = 65_536, 16_384, 16_384, 32_768
 """Rows of each kind that are kept, 10 MB in all."""

@@ -41,7 +41,7 @@ OPTIONS: dict[str, Any] = {
     "autoinstall_known_extensions": False,
 }
 # FSST halves the file and doubles what a checkpoint costs. DuckDB ignores this one among the options of a connection.
-COMPRESS = "SET disabled_compression_methods = 'fsst,dict_fsst'"
+WITHOUT_FSST = "SET disabled_compression_methods = 'fsst,dict_fsst'"
 
 TRIM_EVENTS = 20_000
 """Events after which the pool is cut back: 8 MB."""
@@ -101,7 +101,7 @@ class Shard:
         except duckdb.Error as error:
             raise StoreError(f"cannot open shard {path}: {error}") from error
         try:
-            con.execute(COMPRESS)
+            con.execute(WITHOUT_FSST)
             _prepare(con, path, read_only)
             return cls(con, path, rules)
         except BaseException:

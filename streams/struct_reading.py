@@ -15,15 +15,13 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from streams.asides import ABSENT, ASIDE, make_asides
+from streams.asides import ABSENT, ASIDE, REFUSED, make_asides
 from streams.events import MAX_TS_US, Impression, to_micros
 from streams.lines import Int64s, Spans
 from streams.wire_columns import KINDS, WIRE_TYPES, Kind, Wire, to_micros_column
 
 CHUNK_BYTES = 65_536
 """Lines that are decoded in one call; few enough that they stay in the processor's cache until they are columns."""
-
-_REFUSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def _bare(kind: Kind) -> type[msgspec.Struct]:
@@ -87,7 +85,7 @@ def _decode_lines(lines: list[bytes]) -> list[Any]:
     """
     try:
         events: list[Any] = _decoder.decode_lines(b"\n".join(lines))
-    except _REFUSED:
+    except REFUSED:
         events = []
     return events if len(events) == len(lines) else list(map(_decode, lines))
 
@@ -95,7 +93,7 @@ def _decode_lines(lines: list[bytes]) -> list[Any]:
 def _decode(line: bytes) -> Any:
     try:
         return _decoder.decode(line)
-    except _REFUSED:
+    except REFUSED:
         return None
 
 

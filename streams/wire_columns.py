@@ -35,7 +35,7 @@ MAX_POSITION = 2**31 - 1
 class Wire:
     """Events of one kind as they came.
 
-    `fields` has an array for each wire field but ts, and `extra` of impressions; `ts_us` is -1 for a time outside 1970 to 9999.
+    `fields` has an array for each wire field, and `extra` of impressions; `ts_us` is -1 for a time outside 1970 to 9999.
     `rows` says which of the lines each one is. Of a row in `doubtful` nothing is certain, and any value may be null.
     """
 

@@ -126,10 +126,10 @@ def prepare_topics(settings: StreamsSettings, bootstrap: str) -> None:
 
 
 def tune_interpreter() -> None:
-    """Make the interpreter suit a process whose threads decode and count millions of objects.
+    """Make the interpreter suit a process whose threads decode and count beside each other.
 
     A thread that comes back from DuckDB gets the interpreter's lock after half a millisecond instead of five. The garbage
-    collector leaves what was imported alone, and looks at decoded objects, which die young, far less often.
+    collector leaves what was imported alone, and comes by the clock (`streams.agents`) rather than by the number of objects.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     gc.freeze()
