@@ -9,15 +9,18 @@ import sys
 from pathlib import Path
 
 from streams.logs import configure_logs
-from streams.settings import SettingsError, load_settings
 from streams.without_pandas import do_without_pandas
-from streams.worker import StreamsSettings, WorkerError, run_worker
+from streams.zen4 import sort_without_avx512
 
 EXAMPLE = "example: QUERYLOOP_KAFKA_BOOTSTRAP=127.0.0.1:9092 python -m streams --config queryloop.toml"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Read the settings and run the worker until it is told to stop."""
+    # Not before the lines at the end: this imports numpy.
+    from streams.settings import SettingsError, load_settings
+    from streams.worker import StreamsSettings, WorkerError, run_worker
+
     parser = argparse.ArgumentParser(prog="python -m streams", description=__doc__, epilog=EXAMPLE)
     parser.add_argument("--config", type=Path, help="settings file (default: $QUERYLOOP_CONFIG or ./queryloop.toml)")
     parser.add_argument("--verbose", action="store_true", help="log at debug level")
@@ -44,4 +47,5 @@ def exit_now(code: int) -> None:
 
 if __name__ == "__main__":
     do_without_pandas()
+    sort_without_avx512()
     exit_now(main())
