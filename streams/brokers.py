@@ -188,8 +188,9 @@ def answers(bootstrap: str, timeout_s: float = 2.0) -> bool:
 
 def node_numbers(bootstrap: str, timeout_s: float = 2.0) -> frozenset[int]:
     """The nodes that the broker there counts as alive; none when it does not answer within about `timeout_s`."""
-    from kafka import KafkaAdminClient
     from kafka.errors import KafkaError
+
+    from streams.kafka_clients import KafkaAdminClient
 
     limits = {"request_timeout_ms": int(timeout_s * 1000), "bootstrap_timeout_ms": int(timeout_s * 1000)}
     try:

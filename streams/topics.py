@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, Field, model_validator
 
 if TYPE_CHECKING:
-    from kafka import KafkaAdminClient
+    from streams.kafka_clients import KafkaAdminClient
 
 NAME = r"^[a-zA-Z0-9._-]{1,249}$"
 TIMEOUT_S = 30.0
@@ -133,8 +133,9 @@ def _ask(bootstrap: str, timeout_s: float, question: Callable[[KafkaAdminClient]
     kafka-python sends a request to any node that it has heard of, a dead one too. That node it then avoids for a while, so asking
     again soon reaches a live one.
     """
-    from kafka import KafkaAdminClient
     from kafka.errors import KafkaConnectionError, KafkaError
+
+    from streams.kafka_clients import KafkaAdminClient
 
     limit = int(timeout_s * 1000)
     try:

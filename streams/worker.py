@@ -198,9 +198,10 @@ async def _stop(app: WorkerApp, shards: HeldShards) -> None:
 
 def leave_group(bootstrap: str, settings: StreamsSettings) -> None:
     """Give the partitions back now: a static member that only disconnects keeps them until the session times out."""
-    from kafka import KafkaAdminClient
     from kafka.admin import MemberToRemove
     from kafka.errors import KafkaError
+
+    from streams.kafka_clients import KafkaAdminClient
 
     if not settings.worker.static:
         return

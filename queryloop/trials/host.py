@@ -53,8 +53,9 @@ def _remove(settings: StreamsSettings) -> None:
     shutil.rmtree(settings.data.dir)
     if settings.kafka.broker == "embedded" or settings.kafka.bootstrap is None:
         return
-    from kafka import KafkaAdminClient
     from kafka.errors import KafkaError
+
+    from streams.kafka_clients import KafkaAdminClient
 
     topics = [settings.kafka.topic, settings.kafka.quarantine_topic]
     try:

@@ -21,7 +21,7 @@ from streams.events import printable
 from streams.records import Record
 
 if TYPE_CHECKING:
-    from kafka import KafkaProducer
+    from streams.kafka_clients import KafkaProducer
 
 log = logging.getLogger(__name__)
 
@@ -286,7 +286,7 @@ def connect_producer(bootstrap: str, timeout_s: float, wire: Wire = DEFAULT_WIRE
     is right only then. Idempotence (both brokers have it) makes kafka-python keep one batch of a partition in flight at a time,
     so a retry within one producer neither repeats nor overtakes.
     """
-    from kafka import KafkaProducer
+    from streams.kafka_clients import KafkaProducer
 
     return KafkaProducer(
         bootstrap_servers=bootstrap,

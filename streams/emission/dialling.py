@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from kafka import KafkaProducer
+    from streams.kafka_clients import KafkaProducer
 
 
 class Link(NamedTuple):
