@@ -19,12 +19,12 @@ import pytest
 
 from streams.brokers import Broker, EmbeddedBroker, ExternalBroker, KafkaBroker
 from streams.kafka_jars import missing_tool
-from tests.leftovers import collect_sockets
 
 with warnings.catch_warnings():
     # kafka-python reads its message schemas with a function that Python 3.11 deprecates and later versions restored.
     warnings.simplefilter("ignore", DeprecationWarning)
-    import kafka  # noqa: F401
+    # With our mends, so that no client of a test leaves a socket to a later one.
+    import streams.kafka_clients  # noqa: F401
 
 # The legs use the variable themselves; to the code under test it must not look like a setting of the person who runs the tests.
 EXTERNAL = os.environ.pop("QUERYLOOP_KAFKA_BOOTSTRAP", "")
@@ -45,11 +45,6 @@ def docker_answers() -> bool:
 
 
 LEGS = ["embedded", "kafka", *(["external"] if EXTERNAL else []), *(["container"] if docker_answers() else [])]
-
-
-def pytest_sessionfinish() -> None:
-    """Leave nothing to the collector that pytest would hold against the run as a whole."""
-    collect_sockets()
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import re
 import shlex
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
@@ -108,13 +106,9 @@ def example_broker() -> Iterator[Broker]:
     with EmbeddedBroker() as broker:
         create_topics(broker.bootstrap, KafkaSettings())
         yield broker
-    with warnings.catch_warnings():  # kafka-python 3.0.12 leaves the socket of a refused connection to the garbage collector
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 @blocks("python")
-@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 def test_a_python_example_runs(
     block: Block, example_broker: Broker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

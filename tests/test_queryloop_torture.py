@@ -18,7 +18,6 @@ from queryloop.cli import main
 from queryloop.exits import Exit
 from streams.kafka_jars import missing_tool
 from streams.processes import Child
-from tests.leftovers import collect_sockets
 
 needs_kafka = pytest.mark.skipif(
     bool(missing_tool()) and not os.environ.get("REQUIRE_KAFKA"), reason=f"real Kafka cannot run here: {missing_tool()}"
@@ -31,7 +30,6 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     before = children()
     yield tmp_path
-    collect_sockets()
     assert children() <= before
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,13 +13,6 @@ from streams.brokers import Broker, BrokerError
 from streams.cluster import KafkaCluster
 from streams.processes import STEADY_PORTS, steady_ports
 from streams.topics import KafkaSettings, create_topics, describe_partitions, end_offsets, topic_id
-from tests.leftovers import collect_sockets
-
-
-@pytest.fixture(autouse=True)
-def _collect_sockets() -> Iterator[None]:
-    yield
-    collect_sockets()
 
 
 def wait_until(ready: Callable[[], bool], timeout_s: float = 60.0) -> None:
@@ -30,7 +23,6 @@ def wait_until(ready: Callable[[], bool], timeout_s: float = 60.0) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 def test_a_killed_leader_costs_no_acknowledged_record_and_comes_back_in_sync(kafka_broker: Broker, tmp_path: Path) -> None:
     with KafkaCluster(tmp_path) as cluster:
         assert cluster.alive() == [1, 2, 3]

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import errno
-import gc
 import json
 import logging
 import subprocess
 import sys
 import time
-import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -29,8 +27,6 @@ from streams.processes import free_port
 from streams.records import Line
 from streams.topics import KafkaSettings, create_topics, end_offsets
 
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-
 EMIT_FOR_EVER = """
 import sys
 from pathlib import Path
@@ -46,14 +42,6 @@ while True:
     assert emitter.store()
     print(number, flush=True)
 """
-
-
-@pytest.fixture(autouse=True)
-def _collect_sockets() -> Iterator[None]:
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 def query(number: int) -> Query:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import threading
 import time
-import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,17 +20,6 @@ from streams.events import Click, EventError, EventSettings, Impression, Query, 
 from streams.processes import free_port
 from streams.records import partition_of
 from streams.topics import KafkaSettings, create_topics, end_offsets
-
-# kafka-python 3.0.12 leaves the socket of a refused connection to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-
-
-@pytest.fixture(autouse=True)
-def _collect_sockets() -> Iterator[None]:
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 def query(number: int, session: str = "s", text: str = "q") -> Query:

@@ -32,7 +32,6 @@ from streams.shards import shard_path
 from streams.store import Shard
 from streams.topics import KafkaSettings, end_offsets
 from streams.worker import StreamsSettings
-from tests.leftovers import may_leave_sockets
 from tests.logs import NOW, START, click, day, feed, impression, query
 from tests.recount import Recount, recount
 
@@ -234,7 +233,6 @@ def test_the_same_events_in_any_format_give_the_same_tables(tmp_path: Path) -> N
     assert all(one == results[0] for one in results)
 
 
-@may_leave_sockets
 @pytest.mark.full
 @pytest.mark.parametrize("kind", ["embedded", "kafka"])
 def test_the_same_events_in_any_format_are_replayed_to_the_same_tables(kind: str, tmp_path: Path) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import uuid
-import warnings
-from collections.abc import Iterator
 
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer
@@ -15,17 +12,6 @@ from pydantic import ValidationError
 from streams.brokers import Broker
 from streams.processes import free_port
 from streams.topics import KafkaSettings, TopicError, create_topics, describe_partitions, end_offsets, topic_id
-
-# kafka-python 3.0.12 leaves the socket of a refused connection to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-
-
-@pytest.fixture(autouse=True)
-def _collect_sockets() -> Iterator[None]:
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 def settings(name: str, partitions: int = 3) -> KafkaSettings:

@@ -6,7 +6,6 @@ process that has run a worker before.
 
 from __future__ import annotations
 
-import gc
 import time
 import uuid
 import warnings
@@ -19,7 +18,7 @@ from pydantic import ValidationError
 with warnings.catch_warnings():
     # kafka-python reads its message schemas with a function that Python 3.11 deprecates and later versions restored.
     warnings.simplefilter("ignore", DeprecationWarning)
-    import kafka  # noqa: F401
+    import streams.kafka_clients  # noqa: F401
 
 from queryloop.trials.hosts import Host, Hosts
 from streams.brokers import Broker, EmbeddedBroker, ExternalBroker, KafkaBroker
@@ -132,9 +131,6 @@ class Stations:
             self.give_back(spare)
         self._hosts.stop()  # while the brokers still answer
         self._stack.close()
-        with warnings.catch_warnings():  # kafka-python 3.0.12 leaves sockets of refused connections to the garbage collector
-            warnings.simplefilter("ignore", ResourceWarning)
-            gc.collect()
 
 
 def make_settings(data: DataSettings, *layers: Sections) -> StreamsSettings:
