@@ -44,21 +44,30 @@ class Asides(NamedTuple):
 
 
 def read_asides(lines: Sequence[bytes]) -> Texts:
-    """Return these fields of lines that are JSON objects; of one that is not they are absent."""
+    """Return these fields of lines that are JSON objects; of one that is not they are absent.
+
+    So is a field that none of the lines has by its plain name, without escapes: its key then counts as one that nobody read.
+    """
+    text = b"\n".join(lines)
     try:
-        asides = _decoder.decode_lines(b"\n".join(lines))
+        asides = _decoder.decode_lines(text)
     except REFUSED:
         asides = [_decode(line) for line in lines]
-    return {name: [bytes(getattr(aside, name)) for aside in asides] for name in ASIDE}
+    absent = [b""] * len(lines)
+    is_there = {name: b'"%s"' % name.encode() in text for name in ASIDE}
+    return {name: [bytes(getattr(aside, name)) for aside in asides] if is_there[name] else absent for name in ASIDE}
 
 
 def make_asides(texts: Texts) -> Asides:
     """Return the columns of these fields."""
     stored = {text: _decoding_text(text) for text in set(texts["decoding"])}
     decoding = [stored[text] for text in texts["decoding"]]
-    extra = [_extra(pair) if any(pair) else None for pair in zip(*(texts[name] for name in COMPANIONS), strict=True)]
-    doubtful = np.array([text is None for text in decoding], np.bool_) | np.array([text == "" for text in extra], np.bool_)
-    return Asides(pa.array([text or None for text in decoding], pa.string()), pa.array(extra, pa.string()), doubtful)
+    doubtful = np.array([text is None for text in decoding], np.bool_)
+    extra = pa.nulls(len(decoding), pa.string())
+    if any(any(texts[name]) for name in COMPANIONS):
+        made = [_extra(pair) if any(pair) else None for pair in zip(*(texts[name] for name in COMPANIONS), strict=True)]
+        extra, doubtful = pa.array(made, pa.string()), doubtful | np.array([text == "" for text in made], np.bool_)
+    return Asides(pa.array([text or None for text in decoding], pa.string()), extra, doubtful)
 
 
 def _decode(line: bytes) -> Any:

@@ -113,7 +113,7 @@ def _read_aside(lines: list[bytes], unread: Int64s) -> tuple[dict[str, pa.Array]
     """Return the fields that are kept as text, of the impressions with something unread, and take their keys off `unread`."""
     rows = np.flatnonzero(unread > 0)
     texts = read_asides(lines)
-    for found in texts.values():
+    for found in filter(any, texts.values()):
         keys = {text: 1 + text.count(b'":') if text else 0 for text in set(found)}
         unread[rows] -= np.array([keys[text] for text in found], np.int64)
     decoding, extra, doubtful = make_asides(texts).spread(rows, len(unread))

@@ -124,7 +124,6 @@ class Pipeline:
         partition = batch.runs[0].partition
         async with self._turns[partition]:
             await self._shards.apply(batch.runs, batch.columns)
-            await self._shards.tend(partition)
         self._held -= batch.size
         self._room.set()
         self._hands.release()

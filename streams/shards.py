@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 from streams.columns import Columns
 from streams.events import Decoded
+from streams.pace import Pace
 from streams.progress import ApplyStats, Progress
 from streams.readers import ShardReaders
 from streams.store import Applied, CountingRules, Shard, ShardTotals
@@ -30,8 +31,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-TEND_S = 0.1
-"""Seconds of upkeep between two batches."""
+TEND_S = 0.02
+"""Seconds of upkeep between two batches, or one slice."""
 
 
 def shard_path(data_dir: Path, partition: int) -> Path:
@@ -73,6 +74,7 @@ class HeldShards:
         self._shards: dict[int, Shard] = {}
         self._threads: dict[int, ThreadPoolExecutor] = {}
         self._noting = threading.Lock()
+        self._pace = Pace()
 
     @property
     def topic_id(self) -> str:
@@ -94,15 +96,15 @@ class HeldShards:
         await self._each(sorted(partitions), self._release)
 
     async def apply(self, runs: Sequence[Run], columns: Columns) -> Applied | None:
-        """Count consecutive runs of one partition, decoded, as one batch.
+        """Count consecutive runs of one partition, decoded, as one batch, and give the shard some time for its upkeep.
 
         None when the partition has moved away, or was sought anew, since they were fetched: then they are read again.
         """
         return await self._call(runs[0].partition, self._apply, runs, columns)
 
     async def tend(self, partition: int) -> None:
-        """Give a shard a slice of time for its upkeep."""
-        await self.call(partition, _tend)
+        """Give a shard time for its upkeep that no batch gives it; what can wait is done at the worker's pace."""
+        await self.call(partition, self._tend)
 
     async def call(self, partition: int, function: Callable[[Shard], T]) -> T | None:
         """Call `function` with a held shard on its thread; None when it is not held any more."""
@@ -200,6 +202,7 @@ class HeldShards:
         offsets = {"first_offset": runs[0].first_offset, "next_offset": runs[-1].next_offset}
         applied = shard.apply(columns, topic_id=of.topic_id, now=self._clock(), **offsets)
         self._note(runs, len(columns), time.perf_counter() - began)
+        self._tend(shard)
         return applied
 
     def _note(self, runs: Sequence[Run], events: int, seconds: float) -> None:
@@ -215,6 +218,6 @@ class HeldShards:
         shard = self._shards.get(partition)
         return None if shard is None else function(shard)
 
-
-def _tend(shard: Shard) -> None:
-    shard.tend(TEND_S)
+    def _tend(self, shard: Shard) -> None:
+        with self._pace.turn() as is_free:
+            shard.tend(TEND_S, urgent_only=not is_free)

@@ -208,11 +208,14 @@ class Shard:
         self._totals = replace(self._totals, days_exported=days.read_exported(self._con))
         return True
 
-    def tend(self, budget_s: float = 0.25) -> list[Tended]:
-        """Do the upkeep that is due (keys, checkpoint, expiry, compaction) for about `budget_s` seconds; changes no count."""
+    def tend(self, budget_s: float = 0.25, urgent_only: bool = False) -> list[Tended]:
+        """Do the upkeep that is due (keys and checkpoint, which are urgent, expiry, compaction) for about `budget_s` seconds.
+
+        It changes no count.
+        """
         done: list[Tended] | None = None
         try:
-            done = self._upkeep.tend(self._totals.latest_us, self._totals.events, self._rules, budget_s)
+            done = self._upkeep.tend(self._totals.latest_us, self._totals.events, self._rules, budget_s, urgent_only)
         finally:
             if done is None or any(one.kind == "expiry" for one in done):
                 self._recent = None

@@ -100,17 +100,20 @@ class Upkeep:
         self._expired_us = 0
         self._rows: dict[str, int] = {}
 
-    def tend(self, latest_us: int | None, events: int, rules: CountingRules, budget_s: float) -> list[Tended]:
+    def tend(
+        self, latest_us: int | None, events: int, rules: CountingRules, budget_s: float, urgent_only: bool = False
+    ) -> list[Tended]:
         """Do what is due, slice by slice, until `budget_s` seconds are spent, one slice at least; return the slices.
 
-        `latest_us` is the shard's latest event time, `events` how many it has taken. A slice takes 0.1 to 0.3 s, so a call may
-        take that much longer. To be called between batches, outside a transaction.
+        `latest_us` is the shard's latest event time, `events` how many it has taken. A slice takes up to 0.2 s, so a call may
+        take that much longer. Urgent is what makes counting slower while it is left: keys and the checkpoint. To be called
+        between batches, outside a transaction.
         """
         done: list[Tended] = []
         began = self._clock()
         while latest_us is not None and (not done or self._clock() - began < budget_s):
             started = self._clock()
-            one = self._next(latest_us, events, rules)
+            one = self._next(latest_us, events, rules, urgent_only)
             if one is None:
                 break
             one = replace(one, seconds=self._clock() - started)
@@ -122,11 +125,13 @@ class Upkeep:
         """Return what was done since the shard was opened, by kind."""
         return self._accounts
 
-    def _next(self, latest_us: int, events: int, rules: CountingRules) -> Tended | None:
+    def _next(self, latest_us: int, events: int, rules: CountingRules, urgent_only: bool) -> Tended | None:
         if self._sort_keys():
             return Tended("keys")
         if self._wal_bytes() >= WAL_BYTES:
             return self._checkpoint()
+        if urgent_only:
+            return None
         if self._round is None:
             place = latest_us // DAY_US, events // LOOK_EVENTS
             if self._looked == place:

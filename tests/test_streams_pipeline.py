@@ -33,9 +33,6 @@ class Shards:
             raise self.error
         self.applied.append((runs[0].partition, runs[0].first_offset, runs[-1].next_offset, len(columns)))
 
-    async def tend(self, partition: int) -> None:
-        assert partition in {applied[0] for applied in self.applied}
-
 
 def run(first: int, last: int, partition: int = 0, generation: int = 0) -> Run:
     records: list[tuple[int, bytes | None]] = [(offset, query(f"e{offset}", START + offset)) for offset in range(first, last)]

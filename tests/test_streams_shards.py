@@ -99,3 +99,27 @@ def test_taking_another_set_gives_up_the_rest(held: HeldShards, tmp_path: Path) 
         assert sorted(held.totals()) == [1]
 
     play(story)
+
+
+def test_while_one_shard_does_what_can_wait_another_does_not(held: HeldShards, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    began, done = threading.Event(), threading.Event()
+
+    def tend(shard: Shard, budget_s: float, urgent_only: bool) -> None:
+        asked.append(urgent_only)
+        if not urgent_only:
+            began.set()
+            assert done.wait(20)
+
+    async def story() -> None:
+        await held.take({0: 0, 1: 0}, "log", 1)
+        monkeypatch.setattr(Shard, "tend", tend)
+        busy = asyncio.ensure_future(held.tend(0))
+        assert await asyncio.to_thread(began.wait, 20)
+        await held.tend(1)
+        assert await apply(held, run(1, 0, 1)) == 1
+        done.set()
+        await busy
+        assert asked == [False, True, True]
+
+    play(story)

@@ -116,6 +116,13 @@ def test_what_is_due_is_done_in_slices_and_then_nothing_is_due(shard: Shard, eag
     assert 0 < account.longest_s <= account.seconds
 
 
+def test_what_can_wait_is_left_for_another_time(shard: Shard, eager: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    feed(shard, busy_log(3, 20), 16)
+    shard.tend(60, urgent_only=True)
+    assert shard.tend(60, urgent_only=True) == []
+    assert "compaction" in {one.kind for one in shard.tend(60)}
+
+
 def test_a_day_is_not_compacted_again_for_a_little_more_nor_after_a_restart(tmp_path: Path, eager: None) -> None:
     shard = Shard.open(tmp_path / "shard.duckdb", KEEP_ALL)
     feed(shard, busy_log(1, 40))
