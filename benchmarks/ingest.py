@@ -1,6 +1,6 @@
 """`python -m benchmarks.ingest`: how fast one worker counts, against a bound and a peer on the same real Apache Kafka.
 
-Sections: throughput, latency, memory, state, replay. A whole run takes some 25 minutes and 15 GB of disk; --quick takes two or
+Sections: throughput, latency, memory, state, replay. A whole run takes some 20 minutes and 17 GB of disk; --quick takes two or
 three minutes and says that it is quick.
 """
 
@@ -50,7 +50,7 @@ class Sizes:
     early: int = 1_000_000
     endurance: int = 5_000_000
     state: int = 20_000_000
-    state_topic: int = 600_000
+    state_topic: int = 2_400_000
     state_repeats: int = 3
 
 
