@@ -104,7 +104,7 @@ def _count_events(app: WorkerApp, settings: StreamsSettings, shards: HeldShards)
         await app.crash(error)
 
     async def count(runs: Any) -> None:
-        pipeline = Pipeline(shards, settings.events, fail)
+        pipeline = Pipeline(shards, settings.events, fail, settings.worker.linger_ms / 1000)
         try:
             async for run in runs.noack():
                 await pipeline.put(run)

@@ -42,14 +42,14 @@ def run(first: int, last: int, partition: int = 0, generation: int = 0) -> Run:
 Story = Callable[[Pipeline, Shards, list[BaseException]], Awaitable[None]]
 
 
-def play(story: Story) -> None:
+def play(story: Story, linger_s: float = 0.0) -> None:
     async def begin() -> None:
         shards, failures = Shards(), list[BaseException]()
 
         async def fail(error: BaseException) -> None:
             failures.append(error)
 
-        made = Pipeline(shards, DEFAULT_LIMITS, fail)  # type: ignore[arg-type]
+        made = Pipeline(shards, DEFAULT_LIMITS, fail, linger_s)  # type: ignore[arg-type]
         try:
             await asyncio.wait_for(story(made, shards, failures), 20)
         finally:
@@ -87,6 +87,34 @@ def test_what_arrives_meanwhile_becomes_one_batch_of_each_partition_oldest_first
         assert shards.applied == [(0, 0, 1, 1), (0, 1, 2, 1), (1, 5, 8, 3), (0, 2, 5, 3)]
 
     play(story)
+
+
+def test_after_a_batch_the_next_one_lingers_until_enough_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "FULL_BYTES", 3 * run(0, 1).size)
+
+    async def story(made: Pipeline, shards: Shards, failures: list[BaseException]) -> None:
+        for one in (run(0, 1), run(0, 1, partition=1)):
+            await made.put(one)
+        await until(lambda: len(shards.applied) == 2)
+        for one in (run(1, 2), run(1, 2, partition=1), run(2, 3)):
+            await made.put(one)
+        await asyncio.sleep(0.02)
+        assert len(shards.applied) == 2
+        await made.put(run(3, 4))
+        await until(lambda: len(shards.applied) == 3)
+        assert shards.applied[2] == (0, 1, 4, 3)
+
+    play(story, linger_s=3600.0)
+
+
+def test_what_lingers_is_applied_in_the_end() -> None:
+    async def story(made: Pipeline, shards: Shards, failures: list[BaseException]) -> None:
+        for first in range(3):
+            await made.put(run(first, first + 1))
+            await until(lambda: made.held_bytes == 0)
+        assert [applied[1] for applied in shards.applied] == [0, 1, 2]
+
+    play(story, linger_s=0.05)
 
 
 def test_runs_that_do_not_follow_each_other_are_never_one_batch() -> None:
