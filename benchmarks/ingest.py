@@ -28,7 +28,7 @@ from benchmarks.peer_runs import fill_topic
 from benchmarks.peer_venv import PeersUnavailable, peer_python
 from benchmarks.state import build_state, judge_state, later_traffic, measure_state, report_state
 from benchmarks.throughput import BATCHED, SINGLE, judge_throughput, measure_throughput, report_throughput
-from benchmarks.traffic import Traffic
+from benchmarks.traffic import Mix, Traffic
 from benchmarks.usage import use_two_cores
 from streams.brokers import BrokerError, KafkaBroker
 from streams.processes import ProcessError
@@ -55,6 +55,8 @@ class Sizes:
 
 
 QUICK = Sizes(150_000, 40_000, 1, 600_000, 6.0, 200_000, 600_000, 600_000, 150_000, 1)
+LIVE = Mix(events_per_day=50_000_000.0)
+"""Of a live topic at half load no day ends within a minute; in the other corpora one does every 20 s, and is exported."""
 SETTLE_S = 5.0
 """Seconds of events that the latency section needs beside those that it measures."""
 
@@ -124,7 +126,7 @@ def _measure(run: Run, sections: Sequence[str], folder: Path) -> None:
     """Fill `run`, section by section: what was found before a failure is kept."""
     peer_python()
     sizes = run.sizes
-    of_section = {"latency": sizes.latency, "memory": sizes.endurance, "replay": sizes.endurance}
+    of_section = {"memory": sizes.endurance, "replay": sizes.endurance}
     needed = max([sizes.throughput, *(of_section.get(section, 0) for section in sections)])
     tell(f"making {needed:,} events")
     run.corpus = write_corpus(Traffic().lines(needed), PARTITIONS, folder / "corpus")
@@ -152,10 +154,12 @@ def _run_latency(run: Run) -> None:
     else:
         topic = fill_topic(run.site, run.corpus, "events-for-load", BATCHED, run.sizes.throughput)
         rate = measure_worker(run.site, topic).per_s
+    tell(f"making {run.sizes.latency:,} events of a live topic")
+    live = write_corpus(Traffic(mix=LIVE).lines(run.sizes.latency), PARTITIONS, run.site.folder / "live")
     # Never more than the corpus holds; a small one is paced slower.
-    enough = run.corpus.events * 0.95
+    enough = live.events * 0.95
     paced = min(rate / 2, enough / (SETTLE_S + 1.0))
-    run.report["latency"] = measure_latency(run.site, run.corpus, paced, min(run.sizes.latency_s, enough / paced - SETTLE_S))
+    run.report["latency"] = measure_latency(run.site, live, paced, min(run.sizes.latency_s, enough / paced - SETTLE_S))
     run.goals += judge_latency(run.report["latency"])
 
 

@@ -7,6 +7,8 @@ file lock is free only when its cursor is closed too: a release interrupts the r
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -77,12 +79,15 @@ class ShardReader:
 
 
 class ShardReaders:
-    """The readers of all held shards. `add` and `remove` are called where shards are opened and closed."""
+    """The readers of all held shards. `add` and `remove` are called where shards are opened and closed.
 
-    def __init__(self) -> None:
+    With `nice` their threads give way to the others, on Linux: the higher, the more.
+    """
+
+    def __init__(self, nice: int = 0) -> None:
         self._readers: dict[int, ShardReader] = {}
         self._waiting = 0
-        self._threads = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="reads")
+        self._threads = ThreadPoolExecutor(THREADS, "reads", initializer=_give_way, initargs=(nice,))
 
     def add(self, partition: int, shard: Shard) -> None:
         """Open a reader beside a shard that was taken."""
@@ -118,3 +123,10 @@ class ShardReaders:
             return None
         finally:
             self._waiting -= 1
+
+
+def _give_way(nice: int) -> None:
+    """Lower the priority of the calling thread; elsewhere than on Linux it would be that of the whole process."""
+    if nice and sys.platform == "linux":
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + nice)

@@ -33,6 +33,8 @@ T = TypeVar("T")
 
 TEND_S = 0.02
 """Seconds of upkeep between two batches, or one slice."""
+EXPORT_NICE = 10
+"""A day's export takes seconds of CPU for each million events: of what counting leaves."""
 
 
 def shard_path(data_dir: Path, partition: int) -> Path:
@@ -63,7 +65,7 @@ class HeldShards:
     ) -> None:
         self.data_dir = data_dir
         self.readers = ShardReaders()
-        self.exports = ShardReaders()
+        self.exports = ShardReaders(nice=EXPORT_NICE)
         self.progress: dict[int, Progress] = {}
         self.stats = ApplyStats()
         self.new_topics = 0

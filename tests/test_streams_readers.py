@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,5 +95,23 @@ def test_only_held_shards_answer_and_too_many_reads_are_refused(shard: Shard, mo
         held.remove(3)
         assert await held.read({3}, count) == {}
         held.close()
+
+    asyncio.run(story())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no priority of its own")
+def test_the_threads_of_a_nice_reader_give_way_and_no_others_do(shard: Shard) -> None:
+    def priority(_: object = None) -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    async def story() -> None:
+        own = priority()
+        for nice in (0, 3):
+            held = ShardReaders(nice=nice)
+            held.add(0, shard)
+            assert await held.read({0}, priority) == {0: own + nice}
+            assert priority() == own
+            held.remove(0)
+            held.close()
 
     asyncio.run(story())
