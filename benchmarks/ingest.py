@@ -21,7 +21,7 @@ from benchmarks.corpus import Corpus, write_corpus
 from benchmarks.endurance import judge_memory, measure_replay, report_catch_up, report_memory, sample_worker
 from benchmarks.goals import Goal
 from benchmarks.ingest_tables import print_report
-from benchmarks.latency import judge_latency, measure_latency
+from benchmarks.latency import WARM_UP_S, judge_latency, measure_latency
 from benchmarks.narration import tell
 from benchmarks.ours import Site, measure_worker
 from benchmarks.peer_runs import fill_topic
@@ -45,7 +45,7 @@ class Sizes:
     throughput: int = 1_000_000
     quix: int = 200_000
     repeats: int = 5
-    latency: int = 4_000_000
+    latency: int = 4_800_000
     latency_s: float = 30.0
     early: int = 1_000_000
     endurance: int = 5_000_000
@@ -57,7 +57,7 @@ class Sizes:
 QUICK = Sizes(150_000, 40_000, 1, 600_000, 6.0, 200_000, 600_000, 600_000, 150_000, 1)
 LIVE = Mix(events_per_day=50_000_000.0)
 """Of a live topic at half load no day ends within a minute; in the other corpora one does every 20 s, and is exported."""
-SETTLE_S = 5.0
+SETTLE_S = WARM_UP_S + 1.0
 """Seconds of events that the latency section needs beside those that it measures."""
 
 

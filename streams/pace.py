@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
 
-REST = 4.0
-"""Upkeep rests so many times as long as it took: it gets a fifth of one core, and a batch meets a slice in few of its turns."""
+REST = 9.0
+"""Upkeep rests so many times as long as it took: it gets a tenth of one core, and few batches meet a slice."""
 
 
 class Pace:

@@ -22,9 +22,9 @@ from streams.lines import Int64s
 from streams.ranges import RECENT_US
 from streams.rules import CountingRules
 
-EVENTS, LISTS, CLICKED, QUERIES = 65_536, 16_384, 16_384, 32_768
-"""Rows of each kind that are kept, 10 MB in all."""
-RUN_ROWS = 8_192
+EVENTS, LISTS, CLICKED, QUERIES = 65_536, 65_536, 32_768, 131_072
+"""Rows of each kind that are kept, 30 MB in all: half an hour's queries where a shard gets 150 events a second of event time."""
+RUN_ROWS = 16_384
 """Small batches are put together up to this size."""
 ALL = -(2**62)
 """Before every event time."""
