@@ -35,7 +35,7 @@ PUBLISH_EVERY_S = 1.0
 EXPORT_EVERY_S = 5.0
 PUBLISH_ROWS = 500
 PUBLISHED_BYTES = 300_000
-COLLECT_EVERY_S = 2.0
+COLLECT_EVERY_S = 1.0
 """What is alive then is some 25,000 objects, and takes milliseconds."""
 FETCH_BYTES = 4 * 1024 * 1024
 METADATA_MAX_AGE_MS = 10_000
