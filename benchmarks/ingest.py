@@ -54,7 +54,7 @@ class Sizes:
     state_repeats: int = 3
 
 
-QUICK = Sizes(150_000, 40_000, 1, 600_000, 6.0, 200_000, 600_000, 600_000, 150_000, 1)
+QUICK = Sizes(150_000, 40_000, 1, 1_600_000, 6.0, 200_000, 600_000, 600_000, 150_000, 1)
 LIVE = Mix(events_per_day=50_000_000.0)
 """Of a live topic at half load no day ends within a minute; in the other corpora one does every 20 s, and is exported."""
 SETTLE_S = WARM_UP_S + 1.0

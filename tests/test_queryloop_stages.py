@@ -7,16 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from queryloop.stages import Stages
-
-
-class Clock:
-    """Time that the test sets."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.clocks import Clock
 
 
 @pytest.fixture

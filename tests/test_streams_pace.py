@@ -5,16 +5,7 @@ from __future__ import annotations
 import pytest
 
 from streams.pace import REST, Pace
-
-
-class Clock:
-    """A clock that the test moves."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.clocks import Clock
 
 
 @pytest.fixture
