@@ -2,6 +2,7 @@
 
 A batch runs some fifteen statements over tables that differ from batch to batch. Registering a table with DuckDB and taking it
 away again costs as much as a small statement, so each name is registered once, as a source that answers with its latest table.
+For the same reason what is asked again and again is planned once.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+
+
+PLANNED = (duckdb.StatementType.SELECT, duckdb.StatementType.INSERT, duckdb.StatementType.DELETE)
 
 
 @dataclass(slots=True)
@@ -30,16 +34,18 @@ class Feeds:
 
     con: duckdb.DuckDBPyConnection
     _feeds: dict[str, _Feed] = field(default_factory=dict)
-    _parsed: dict[str, duckdb.Statement] = field(default_factory=dict)
+    _registered: set[str] = field(default_factory=set)
+    _statements: dict[str, duckdb.Statement] = field(default_factory=dict)
 
     def execute(self, sql: str, params: dict[str, Any] | None = None, **tables: pa.Table) -> duckdb.DuckDBPyConnection:
-        """Run a constant statement, which is parsed once, over these tables by these names."""
+        """Run a constant statement over these tables by these names. It is parsed once, and planned once if it has no `params`.
+
+        Where its catalog has changed DuckDB plans it anew by itself.
+        """
         for name, table in tables.items():
             self.feed(name, table)
-        statement = self._parsed.get(sql)
-        if statement is None:
-            (statement,) = self.con.extract_statements(sql)
-            self._parsed[sql] = statement
+        if (statement := self._statements.get(sql)) is None:
+            statement = self._statements[sql] = self._prepare(sql, params is not None)
         return self.con.execute(statement, params)
 
     def fetch_table(self, sql: str, params: dict[str, Any] | None = None, **tables: pa.Table) -> pa.Table:
@@ -50,11 +56,13 @@ class Feeds:
 
     def feed(self, name: str, table: pa.Table) -> None:
         """Let statements read this table by this name until the name is fed again."""
-        feed = self._feeds.get(name)
-        if feed is None or feed.table.schema != table.schema:
-            feed = self._feeds[name] = _Feed(table, table.schema.empty_table())
-            self.con.register(name, feed)
+        feed = self._feeds.setdefault(name, _Feed(table, table.slice(0, 0)))
         feed.table = table
+        if name not in self._registered or feed.empty.schema != table.schema:
+            feed.empty = table.schema.empty_table()
+            self.con.register(name, feed)
+            self._registered.add(name)
+            self._statements.clear()  # a plan would go on to read the columns of before
 
     def drop_tables(self) -> None:
         """Let go of the tables; the names stay."""
@@ -63,4 +71,13 @@ class Feeds:
 
     def forget(self) -> None:
         """Let go of the names too: a transaction that is undone takes back those that were registered in it."""
-        self._feeds.clear()
+        self._registered.clear()
+
+    def _prepare(self, sql: str, has_params: bool) -> duckdb.Statement:
+        (statement,) = self.con.extract_statements(sql)
+        if has_params or statement.type not in PLANNED:
+            return statement
+        name = f"planned_{len(self._statements)}"
+        self.con.execute(f"PREPARE {name} AS {sql}")
+        (run,) = self.con.extract_statements(f"EXECUTE {name}")
+        return run

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 
 import duckdb
+import pyarrow as pa
 
 from streams import clicks, days
 from streams.attribution import Change
@@ -30,9 +31,11 @@ LOAD = "SELECT topic_id, next_offset, latest_us, events, counted, duplicates, qu
 UNSAVE = "DELETE FROM state"
 SAVE = """
 INSERT INTO state
-SELECT $layout, hash('queryloop'), $topic_id, $next_offset, $latest_us, $events, $counted, $duplicates, $quarantined,
-    $earlier_events
+SELECT layout, hash('queryloop'), topic_id, next_offset, latest_us, events, counted, duplicates, quarantined, earlier_events
+FROM totals
 """
+_NUMBERS = ("layout", "next_offset", "latest_us", "events", "counted", "duplicates", "earlier_events")
+ROW = pa.schema([("topic_id", pa.string()), ("quarantined", pa.string()), *((name, pa.int64()) for name in _NUMBERS)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +111,16 @@ def load_totals(con: duckdb.DuckDBPyConnection) -> ShardTotals:
 
 def save_totals(feeds: Feeds, totals: ShardTotals) -> None:
     """Write the totals, in the caller's transaction."""
+    row = {
+        "layout": LAYOUT,
+        "topic_id": totals.topic_id,
+        "next_offset": totals.next_offset,
+        "latest_us": totals.latest_us,
+        "events": totals.events,
+        "counted": totals.counted,
+        "duplicates": totals.duplicates,
+        "quarantined": json.dumps(totals.quarantined),
+        "earlier_events": totals.earlier_events,
+    }
     feeds.execute(UNSAVE)
-    feeds.execute(
-        SAVE,
-        {
-            "layout": LAYOUT,
-            "topic_id": totals.topic_id,
-            "next_offset": totals.next_offset,
-            "latest_us": totals.latest_us,
-            "events": totals.events,
-            "counted": totals.counted,
-            "duplicates": totals.duplicates,
-            "quarantined": json.dumps(totals.quarantined),
-            "earlier_events": totals.earlier_events,
-        },
-    )
+    feeds.execute(SAVE, totals=pa.Table.from_pylist([row], ROW))

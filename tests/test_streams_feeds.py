@@ -45,6 +45,25 @@ def test_a_name_that_a_rollback_took_back_comes_again(feeds: Feeds) -> None:
     total(feeds, pa.table({"n": [1]}))
     feeds.execute("ROLLBACK")
     with pytest.raises(duckdb.CatalogException):
-        total(feeds, pa.table({"n": [2]}))
+        feeds.fetch_table("FROM given", given=pa.table({"n": [2]}))
     feeds.forget()
-    assert total(feeds, pa.table({"n": [2]})) == 2
+    assert feeds.fetch_table("FROM given", given=pa.table({"n": [2]}))["n"].to_pylist() == [2]
+    assert total(feeds, pa.table({"n": [3]})) == 3
+
+
+def test_a_statement_that_was_planned_reads_what_another_one_made_anew(feeds: Feeds) -> None:
+    for numbers in ([1], [2, 3]):
+        feeds.execute("CREATE OR REPLACE TEMP TABLE kept AS FROM given", given=pa.table({"n": numbers}))
+        feeds.execute("INSERT INTO kept FROM given")
+        assert feeds.execute("SELECT n FROM kept ORDER BY n").fetchall() == sorted([(n,) for n in numbers] * 2)
+
+
+def test_a_statement_that_was_planned_outlives_a_failed_transaction_and_other_columns(feeds: Feeds) -> None:
+    feeds.execute("CREATE TABLE kept (n BIGINT)")
+    for kind in (pa.int64(), pa.int32(), pa.int64()):
+        feeds.execute("BEGIN")
+        feeds.execute("INSERT INTO kept SELECT n FROM given", given=pa.table({"n": pa.array([1], kind)}))
+        feeds.execute("ROLLBACK")
+        feeds.forget()
+        feeds.execute("INSERT INTO kept SELECT n FROM given", given=pa.table({"n": pa.array([2, 3], kind)}))
+    assert feeds.execute("SELECT sum(n)::BIGINT, count(*) FROM kept").fetchall() == [(15, 6)]
