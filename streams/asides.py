@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import msgspec
@@ -35,6 +36,8 @@ class Asides(NamedTuple):
 
     def spread(self, rows: Int64s, length: int) -> Asides:
         """Return `length` rows, these at `rows` and nothing elsewhere."""
+        if len(rows) == length:
+            return self
         place = np.full(length, -1, np.int64)
         place[rows] = np.arange(len(rows))
         doubtful = np.zeros(length, np.bool_)
@@ -53,9 +56,9 @@ def read_asides(lines: Sequence[bytes]) -> Texts:
         asides = _decoder.decode_lines(text)
     except REFUSED:
         asides = [_decode(line) for line in lines]
-    absent = [b""] * len(lines)
-    is_there = {name: b'"%s"' % name.encode() in text for name in ASIDE}
-    return {name: [bytes(getattr(aside, name)) for aside in asides] if is_there[name] else absent for name in ASIDE}
+    found = {name: list(map(attrgetter(name), asides)) for name in ASIDE}
+    is_there = {name: raws.count(ABSENT) < len(raws) and b'"%s"' % name.encode() in text for name, raws in found.items()}
+    return {name: list(map(bytes, raws)) if is_there[name] else [b""] * len(lines) for name, raws in found.items()}
 
 
 def make_asides(texts: Texts) -> Asides:

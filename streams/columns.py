@@ -12,21 +12,46 @@ from typing import Any
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from streams.events import Click, Decoded, Event, Impression, Query, Reject, encode, normalise
-from streams.lines import Spans, join_lines
+from streams.lines import Int64s, Spans, join_lines
 from streams.rules import DAY_US
 
 TEXTS = pa.list_(pa.string())
+
+
+def _schema(**own: pa.DataType) -> pa.Schema:
+    shared = {"ts_us": pa.int64(), "day": pa.date32(), "event_id": pa.string()}
+    place = {"log_offset": pa.int64(), "line": pa.int64(), "row": pa.int64()}
+    return pa.schema(shared | own | place)
+
+
+QUERIES = _schema(session_id=pa.string(), user_id=pa.string(), query=pa.string(), query_norm=pa.string(), source=pa.string())
+IMPRESSIONS = _schema(
+    impression_id=pa.string(),
+    session_id=pa.string(),
+    user_id=pa.string(),
+    query=pa.string(),
+    query_norm=pa.string(),
+    task=pa.string(),
+    items=TEXTS,
+    items_norm=TEXTS,
+    release=pa.string(),
+    predicted=pa.list_(pa.float64()),
+    logprob=pa.float64(),
+    decoding=pa.string(),
+    extra=pa.string(),
+)
+"""`items_norm` is null where normalising changes no item."""
+CLICKS = _schema(impression_id=pa.string(), position=pa.int64(), item_norm=pa.string(), raw=pa.binary())
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
     """What a run of records held: one row an event, in any order, and what was refused.
 
-    Every table has ts_us, day, event_id, row (of the event's line in `texts`) and the event's place in the log: log_offset, line.
-    Clicks have the line itself too (raw).
+    The tables have the schemas QUERIES, IMPRESSIONS and CLICKS. `log_offset` and `line` are an event's place in the log, `row` is
+    that of its line in `texts`. Clicks have the line itself too (`raw`).
     """
 
     queries: pa.Table
@@ -42,75 +67,65 @@ class Columns:
 def columns_of(decoded: Decoded) -> Columns:
     """Return decoded events as columns."""
     events: list[Event] = [*decoded.queries, *decoded.impressions, *decoded.clicks]
-    tables = (query_columns(decoded.queries), impression_columns(decoded.impressions), click_columns(decoded.clicks))
-    ends = np.cumsum(list(map(len, tables)))
-    placed = [t.append_column("row", pa.array(np.arange(end - len(t), end))) for t, end in zip(tables, ends, strict=True)]
+    found = (_queries(decoded.queries), _impressions(decoded.impressions), _clicks(decoded.clicks))
+    tables, first = [], 0
+    for columns, schema in zip(found, (QUERIES, IMPRESSIONS, CLICKS), strict=True):
+        rows = range(first, first + len(columns["event_id"]))
+        tables.append(pa.table(columns | {"row": rows}, schema=schema))
+        first = rows.stop
     texts = join_lines([event.raw or encode(event) for event in events])
-    return Columns(placed[0], placed[1], placed[2], texts, list(decoded.rejects))
+    return Columns(tables[0], tables[1], tables[2], texts, list(decoded.rejects))
 
 
-def event_days(ts_us: pa.Array) -> pa.Array:
+def event_days(ts_us: Int64s) -> pa.Array:
     """Return the UTC days (date32) of event times in microseconds since the epoch."""
-    return pc.divide(ts_us, DAY_US).cast(pa.int32()).view(pa.date32())
+    return pa.array((ts_us // DAY_US).astype(np.int32)).view(pa.date32())
 
 
-def query_columns(queries: Sequence[Query]) -> pa.Table:
-    """Return one row a query, without `row`, as the two below."""
-    return pa.table(
-        _shared(queries)
-        | {
-            "session_id": pa.array([q.session_id for q in queries], pa.string()),
-            "user_id": pa.array([q.user_id for q in queries], pa.string()),
-            "query": pa.array([q.query for q in queries], pa.string()),
-            "query_norm": pa.array([normalise(q.query) for q in queries], pa.string()),
-            "source": pa.array([q.source for q in queries], pa.string()),
-        }
-    )
+def _queries(queries: Sequence[Query]) -> dict[str, Any]:
+    return _shared(queries) | {
+        "session_id": [q.session_id for q in queries],
+        "user_id": [q.user_id for q in queries],
+        "query": [q.query for q in queries],
+        "query_norm": [normalise(q.query) for q in queries],
+        "source": [q.source for q in queries],
+    }
 
 
-def impression_columns(impressions: Sequence[Impression]) -> pa.Table:
-    """Return one row an impression; `items_norm` is null where normalising changes no item."""
-    return pa.table(
-        _shared(impressions)
-        | {
-            "impression_id": pa.array([i.impression_id for i in impressions], pa.string()),
-            "session_id": pa.array([i.session_id for i in impressions], pa.string()),
-            "user_id": pa.array([i.user_id for i in impressions], pa.string()),
-            "query": pa.array([i.query for i in impressions], pa.string()),
-            "query_norm": pa.array([normalise(i.query) for i in impressions], pa.string()),
-            "task": pa.array([i.task for i in impressions], pa.string()),
-            "items": pa.array([i.items for i in impressions], TEXTS),
-            "items_norm": pa.array([_changed(i.items) for i in impressions], TEXTS),
-            "release": pa.array([i.release for i in impressions], pa.string()),
-            "predicted": pa.array([i.predicted for i in impressions], pa.list_(pa.float64())),
-            "logprob": pa.array([i.logprob for i in impressions], pa.float64()),
-            "decoding": pa.array([_json(i.decoding) for i in impressions], pa.string()),
-            "extra": pa.array([i.extra.decode() or None for i in impressions], pa.string()),
-        }
-    )
+def _impressions(impressions: Sequence[Impression]) -> dict[str, Any]:
+    return _shared(impressions) | {
+        "impression_id": [i.impression_id for i in impressions],
+        "session_id": [i.session_id for i in impressions],
+        "user_id": [i.user_id for i in impressions],
+        "query": [i.query for i in impressions],
+        "query_norm": [normalise(i.query) for i in impressions],
+        "task": [i.task for i in impressions],
+        "items": [i.items for i in impressions],
+        "items_norm": [_changed(i.items) for i in impressions],
+        "release": [i.release for i in impressions],
+        "predicted": [i.predicted for i in impressions],
+        "logprob": [i.logprob for i in impressions],
+        "decoding": [_json(i.decoding) for i in impressions],
+        "extra": [i.extra.decode() or None for i in impressions],
+    }
 
 
-def click_columns(clicks: Sequence[Click]) -> pa.Table:
-    """Return one row a click."""
-    return pa.table(
-        _shared(clicks)
-        | {
-            "impression_id": pa.array([c.impression_id for c in clicks], pa.string()),
-            "position": pa.array([c.position for c in clicks], pa.int64()),
-            "item_norm": pa.array([None if c.item is None else normalise(c.item) for c in clicks], pa.string()),
-            "raw": pa.array([c.raw or encode(c) for c in clicks], pa.binary()),
-        }
-    )
+def _clicks(clicks: Sequence[Click]) -> dict[str, Any]:
+    return _shared(clicks) | {
+        "impression_id": [c.impression_id for c in clicks],
+        "position": [c.position for c in clicks],
+        "item_norm": [None if c.item is None else normalise(c.item) for c in clicks],
+        "raw": [c.raw or encode(c) for c in clicks],
+    }
 
 
 def _shared(events: Sequence[Event]) -> dict[str, Any]:
-    ts_us = pa.array([e.ts_us for e in events], pa.int64())
     return {
-        "ts_us": ts_us,
-        "day": event_days(ts_us),
-        "event_id": pa.array([e.event_id for e in events], pa.string()),
-        "log_offset": pa.array([e.offset for e in events], pa.int64()),
-        "line": pa.array([e.line for e in events], pa.int64()),
+        "ts_us": [e.ts_us for e in events],
+        "day": event_days(np.array([e.ts_us for e in events], np.int64)),
+        "event_id": [e.event_id for e in events],
+        "log_offset": [e.offset for e in events],
+        "line": [e.line for e in events],
     }
 
 

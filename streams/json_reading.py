@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from itertools import chain, pairwise
+from operator import attrgetter
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ from pyarrow import json
 from streams.asides import ASIDE, make_asides, read_asides
 from streams.events import Impression
 from streams.lines import Flags, Int64s, Spans
+from streams.normalising import normalise_column
 from streams.wire_columns import KINDS, WIRE_TYPES, Wire, fill_nulls, to_micros_column
 
 PIECE_BYTES = 4 * 1024 * 1024
@@ -46,15 +48,15 @@ def read_json_lines(lines: Spans) -> Iterator[Wire]:
 def _read_halving(lines: Spans, low: int, high: int) -> Iterator[Wire]:
     """Read the lines from `low` up to `high`, in halves where something in them cannot be read."""
     start, end = int(lines.starts[low]), int(lines.ends[high - 1])
-    if (table := _read(lines, start, end, high - low)) is not None:
-        yield from _take_apart(table, lines, low, high)
+    if (found := _read(lines, start, end, high - low)) is not None:
+        yield from _take_apart(found, lines, low, high)
     elif end - start > LEAST_BYTES and high - low > 1:
         middle = (low + high) // 2
         yield from _read_halving(lines, low, middle)
         yield from _read_halving(lines, middle, high)
 
 
-def _read(lines: Spans, start: int, end: int, count: int) -> pa.Table | None:
+def _read(lines: Spans, start: int, end: int, count: int) -> pa.RecordBatch | None:
     """Return a row a line, or None where they need a look one by one.
 
     The reader lets two values share a line. Each line begins with { and ends with }, so none goes on in the next one, and each
@@ -69,21 +71,22 @@ def _read(lines: Spans, start: int, end: int, count: int) -> pa.Table | None:
         table = json.read_json(source, read_options=options, parse_options=_PARSE)
     except (pa.ArrowInvalid, UnicodeDecodeError):
         return None
-    return table.combine_chunks() if len(table) == count else None
+    return table.combine_chunks().to_batches()[0] if len(table) == count else None
 
 
-def _take_apart(table: pa.Table, lines: Spans, low: int, high: int) -> Iterator[Wire]:
+def _take_apart(found: pa.RecordBatch, lines: Spans, low: int, high: int) -> Iterator[Wire]:
     """Yield the events of each kind that were read of the lines from `low` up to `high`."""
     keys, doubtful = _count_keys(lines, low, high)
-    code = fill_nulls(pc.index_in(table["type"], value_set=_TAGS), -1).to_numpy()
+    code = fill_nulls(pc.index_in(found["type"], value_set=_TAGS), -1).to_numpy()
+    found = found.append_column("query_norm", normalise_column(fill_nulls(found["query"], "")))
     for number, kind in enumerate(KINDS):
         if not len(rows := np.flatnonzero(code == number)):
             continue
-        chosen = table.select(_FIELDS[kind]).take(pa.array(rows))
-        fields = {name: chosen[name].combine_chunks() for name in _FIELDS[kind]}
-        unread = keys[rows] - 1 - len(fields)
-        for column in fields.values():
-            unread += pc.is_null(column).to_numpy(zero_copy_only=False) if column.null_count else 0
+        chosen = found.select([*_FIELDS[kind], "query_norm"]).take(pa.array(rows))
+        fields = dict(zip(chosen.schema.names, chosen.columns, strict=True))
+        unread = keys[rows] - 1 - len(_FIELDS[kind])
+        for column in filter(attrgetter("null_count"), chosen.columns):
+            unread += column.is_null().to_numpy(zero_copy_only=False)
         doubts = doubtful[rows]
         if kind is Impression:
             aside, strange = _read_aside(lines.take(rows[unread > 0] + low), unread)

@@ -80,7 +80,8 @@ def split_records(records: Sequence[tuple[int, bytes]]) -> Lines:
     braced = np.ones(len(spans), np.bool_)
     if len(spans) == len(records):
         return Lines(spans, offsets, np.zeros(len(spans), np.int64), braced)
-    sizes = np.array([value.count(b"\n") + 1 for _, value in records], np.int64)
+    ends = np.cumsum([len(value) + 1 for _, value in records]) - 1
+    sizes = np.diff(np.searchsorted(breaks, ends) + 1, prepend=0)
     numbers = np.arange(len(spans)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     return Lines(spans, np.repeat(offsets, sizes), numbers, braced)
 

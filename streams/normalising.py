@@ -10,35 +10,35 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from streams.events import normalise
+from streams.lines import Flags
 
-SPACE = 32
+SPACE, LAST_ASCII = 32, 127
 
 
 def normalise_column(texts: pa.StringArray) -> pa.StringArray:
     """Return the normal form of each text; none may be null."""
     lowered = pc.ascii_lower(texts)
-    rows = find_special(texts)
-    if not len(rows):
+    special = find_special(texts)
+    if not special.any():
         return lowered
-    norms = pa.array([normalise(text) for text in texts.take(pa.array(rows)).to_pylist()], pa.string())
-    special = np.zeros(len(texts), np.bool_)
-    special[rows] = True
+    norms = pa.array([normalise(text) for text in texts.filter(pa.array(special)).to_pylist()], pa.string())
     return pc.replace_with_mask(lowered, pa.array(special), norms)
 
 
-def find_special(texts: pa.StringArray) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Return the rows, ascending, of texts that are not plain, and perhaps some that are."""
+def find_special(texts: pa.StringArray) -> Flags:
+    """Flag the texts that are not plain, and perhaps some that are."""
     buffers = texts.buffers()
     starts = np.frombuffer(buffers[1], np.int32)[texts.offset : texts.offset + len(texts) + 1]
     if not len(texts) or starts[-1] == starts[0]:
-        return np.arange(len(texts))
+        return np.ones(len(texts), np.bool_)
     text = np.frombuffer(buffers[2], np.uint8)[starts[0] : starts[-1]]
     bounds = starts - starts[0]
-    odd = (text < SPACE) | (text > 127)
+    odd = (text < SPACE) | (text > LAST_ASCII)
     space = text == SPACE
     odd[1:] |= space[1:] & space[:-1]
-    rows = np.searchsorted(bounds, np.flatnonzero(odd), side="right") - 1
     empty = bounds[1:] == bounds[:-1]
     first = space[np.minimum(bounds[:-1], len(text) - 1)]
     last = space[np.maximum(bounds[1:] - 1, 0)]
-    return np.union1d(rows, np.flatnonzero(empty | first | last))
+    special: Flags = empty | first | last
+    special[np.searchsorted(bounds, odd.nonzero()[0], side="right") - 1] = True
+    return special

@@ -18,6 +18,7 @@ import pyarrow as pa
 from streams.asides import ABSENT, ASIDE, REFUSED, make_asides
 from streams.events import MAX_TS_US, Impression, to_micros
 from streams.lines import Int64s, Spans
+from streams.normalising import normalise_column
 from streams.wire_columns import KINDS, WIRE_TYPES, Kind, Wire, to_micros_column
 
 CHUNK_BYTES = 65_536
@@ -102,6 +103,7 @@ def _wire(kind: Kind, found: dict[str, list[Any]], rows: Int64s) -> Wire:
     texts = {name: list(map(bytes, found.pop(name))) for name in ASIDE if name in found}
     ts_us = _micros(found.pop("ts"))
     fields = {name: pa.array(values, WIRE_TYPES.get(name, pa.string())) for name, values in found.items()}
+    fields["query_norm"] = normalise_column(fields["query"])
     if texts:
         decoding, extra, doubtful = make_asides(texts)
         fields |= {"decoding": decoding, "extra": extra}

@@ -13,13 +13,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from streams.columns import event_days
+from streams.columns import CLICKS, IMPRESSIONS, QUERIES, event_days
 from streams.events import MAX_ID_CHARS, MAX_TS_US, Click, EventSettings, Impression, Query, normalise
 from streams.lines import Flags, Int64s
 from streams.normalising import normalise_column
 
 Kind = type[Query] | type[Impression] | type[Click]
 KINDS: tuple[Kind, ...] = (Query, Impression, Click)
+SCHEMAS = {Query: QUERIES, Impression: IMPRESSIONS, Click: CLICKS}
 WIRE_TYPES = {
     "ts": pa.float64(),
     "items": pa.list_(pa.string()),
@@ -31,16 +32,20 @@ WIRE_TYPES = {
 MAX_POSITION = 2**31 - 1
 
 
+Fields = Mapping[str, pa.Array]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Wire:
     """Events of one kind as they came.
 
-    `fields` has an array for each wire field, and `extra` of impressions; `ts_us` is -1 for a time outside 1970 to 9999.
-    `rows` says which of the lines each one is. Of a row in `doubtful` nothing is certain, and any value may be null.
+    `fields` has an array for each wire field, `query_norm` (of null that of ""), and `extra` of impressions; `ts_us` is -1 for a
+    time outside 1970 to 9999. `rows` says which of the lines each one is. Of a row in `doubtful` nothing is certain, and any
+    value may be null.
     """
 
     kind: Kind
-    fields: Mapping[str, pa.Array]
+    fields: Fields
     ts_us: Int64s
     rows: Int64s
     doubtful: Flags
@@ -58,56 +63,48 @@ def to_micros_column(seconds: npt.NDArray[np.float64]) -> Int64s:
     return np.where(inside, rounded, -1).astype(np.int64)
 
 
-def event_columns(wire: Wire, limits: EventSettings, horizon_us: float) -> tuple[pa.Table, Flags]:
-    """Return events as in `streams.columns`, without their places in the log, and which of the rows are doubtful."""
+def event_columns(wire: Wire, place: Fields, limits: EventSettings, horizon_us: float) -> tuple[pa.Table, Flags]:
+    """Return events as in `streams.columns`, and which of the rows are doubtful; `place` says where they are in the log."""
     make = {Query: _queries, Impression: _impressions, Click: _clicks}[wire.kind]
-    columns, doubtful = make(wire, limits)
-    return pa.table(columns), doubtful | wire.doubtful | (wire.ts_us < 0) | (wire.ts_us > horizon_us)
+    made, doubtful = make(wire.fields, limits)
+    columns = {**wire.fields, **made, **place, "ts_us": pa.array(wire.ts_us), "day": event_days(wire.ts_us)}
+    schema = SCHEMAS[wire.kind]
+    table = pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
+    doubtful |= wire.doubtful | (wire.ts_us < 0) | (wire.ts_us > horizon_us)
+    return table, doubtful | _has_strange_shared(wire.fields, limits)
 
 
-def _queries(wire: Wire, limits: EventSettings) -> tuple[dict[str, pa.Array], Flags]:
-    shared, doubtful = _shared(wire, limits)
-    source = fill_nulls(wire.fields["source"], "user")
-    return shared | _chosen(wire, "session_id", "user_id") | {"source": source}, doubtful | _is_no_id(source)
+def _queries(fields: Fields, limits: EventSettings) -> tuple[Fields, Flags]:
+    source = fill_nulls(fields["source"], "user")
+    return {"source": source}, _is_no_id(source)
 
 
-def _impressions(wire: Wire, limits: EventSettings) -> tuple[dict[str, pa.Array], Flags]:
-    shared, doubtful = _shared(wire, limits)
-    items = wire.fields["items"]
+def _impressions(fields: Fields, limits: EventSettings) -> tuple[Fields, Flags]:
+    items = fields["items"]
     starts = items.offsets.to_numpy()
-    texts, norms, strange = _texts(items.values, limits.max_query_chars)
+    texts = fill_nulls(items.values, "")
+    norms = normalise_column(texts)
     changed = _any_of(pc.not_equal(texts, norms).to_numpy(zero_copy_only=False), starts)
     sizes = np.diff(starts)
-    doubtful |= _any_of(strange, starts) | (sizes < 1) | (sizes > limits.max_items) | _lacks_a_number(wire.fields)
-    doubtful |= _is_no_id(wire.fields["impression_id"])
-    doubtful |= _is_no_id(wire.fields["task"], optional=True) | _is_no_id(wire.fields["release"], optional=True)
-    kept = _chosen(wire, "impression_id", "session_id", "user_id", "task", "items")
-    kept["items_norm"] = pa.ListArray.from_arrays(items.offsets, norms, mask=pa.array(~changed))
-    return shared | kept | _chosen(wire, "release", "predicted", "logprob", "decoding", "extra"), doubtful
+    doubtful = _any_of(_is_strange(texts, norms, limits), starts) | (sizes < 1) | (sizes > limits.max_items)
+    doubtful |= _lacks_a_number(fields) | _is_no_id(fields["impression_id"])
+    doubtful |= _is_no_id(fields["task"], optional=True) | _is_no_id(fields["release"], optional=True)
+    return {"items_norm": pa.ListArray.from_arrays(items.offsets, norms, mask=pa.array(~changed))}, doubtful
 
 
-def _clicks(wire: Wire, limits: EventSettings) -> tuple[dict[str, pa.Array], Flags]:
-    shared, doubtful = _shared(wire, limits)
-    position = fill_nulls(wire.fields["position"], -1).to_numpy()
-    item = wire.fields["item"]
-    sizes = fill_nulls(pc.binary_length(item), 1).to_numpy()
-    doubtful |= (position < 0) | (position > MAX_POSITION) | (sizes < 1) | (sizes > limits.max_query_chars)
-    columns = {name: shared[name] for name in ("ts_us", "day", "event_id")} | _chosen(wire, "impression_id", "position")
-    return columns | {"item_norm": _norms(item)}, doubtful | _is_no_id(wire.fields["impression_id"])
+def _clicks(fields: Fields, limits: EventSettings) -> tuple[Fields, Flags]:
+    position = fill_nulls(fields["position"], -1).to_numpy()
+    sizes = fill_nulls(pc.binary_length(fields["item"]), 1).to_numpy()
+    doubtful = (position < 0) | (position > MAX_POSITION) | (sizes < 1) | (sizes > limits.max_query_chars)
+    return {"item_norm": _norms(fields["item"])}, doubtful | _is_no_id(fields["impression_id"])
 
 
-def _shared(wire: Wire, limits: EventSettings) -> tuple[dict[str, pa.Array], Flags]:
-    fields = wire.fields
-    query, query_norm, strange = _texts(fields["query"], limits.max_query_chars)
-    doubtful = strange | _is_no_id(fields["event_id"]) | _is_no_id(fields["session_id"])
-    doubtful |= fill_nulls(pc.binary_length(fields["user_id"]), 0).to_numpy() > MAX_ID_CHARS
-    ts_us = pa.array(wire.ts_us)
-    columns = {"ts_us": ts_us, "day": event_days(ts_us), "event_id": fields["event_id"], "query": query, "query_norm": query_norm}
-    return columns, doubtful
-
-
-def _chosen(wire: Wire, *names: str) -> dict[str, pa.Array]:
-    return {name: wire.fields[name] for name in names}
+def _has_strange_shared(fields: Fields, limits: EventSettings) -> Flags:
+    """Flag events with a strange value in a field that all kinds have."""
+    strange = _is_strange(fields["query"], fields["query_norm"], limits)
+    strange |= _is_no_id(fields["event_id"]) | _is_no_id(fields["session_id"])
+    strange |= fill_nulls(pc.binary_length(fields["user_id"]), 0).to_numpy() > MAX_ID_CHARS
+    return strange
 
 
 def _is_no_id(column: pa.Array, optional: bool = False) -> Flags:
@@ -116,7 +113,7 @@ def _is_no_id(column: pa.Array, optional: bool = False) -> Flags:
     return (sizes < 1) | (sizes > MAX_ID_CHARS)
 
 
-def _lacks_a_number(fields: Mapping[str, pa.Array]) -> Flags:
+def _lacks_a_number(fields: Fields) -> Flags:
     """Flag impressions with null or NaN where a number must be."""
     predicted = fields["predicted"]
     strange = ~np.isfinite(fill_nulls(predicted.values, np.nan).to_numpy())
@@ -124,12 +121,10 @@ def _lacks_a_number(fields: Mapping[str, pa.Array]) -> Flags:
     return _any_of(strange, predicted.offsets.to_numpy()) | ~np.isfinite(logprob)
 
 
-def _texts(texts: pa.StringArray, limit: int) -> tuple[pa.Array, pa.Array, Flags]:
-    """Return texts, their normal forms, and which may be too long or only white space; null is taken for empty."""
-    column = fill_nulls(texts, "")
-    norms = normalise_column(column)
-    lengths, left = pc.binary_length(column).to_numpy(), pc.binary_length(norms).to_numpy()
-    return column, norms, (lengths > limit) | (left == 0)
+def _is_strange(texts: pa.StringArray, norms: pa.StringArray, limits: EventSettings) -> Flags:
+    """Flag texts that may be too long or only white space."""
+    lengths, left = fill_nulls(pc.binary_length(texts), 0).to_numpy(), pc.binary_length(norms).to_numpy()
+    return (lengths > limits.max_query_chars) | (left == 0)  # type: ignore[no-any-return]
 
 
 def _norms(texts: pa.StringArray) -> pa.Array:
