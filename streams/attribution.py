@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from streams import clicks, impressions, quarantine, windows
+from streams import clicks, folds, impressions, quarantine, windows
 from streams.clicks import Candidate, Shown
 from streams.events import Reason, Reject
 from streams.feeds import Feeds
@@ -93,7 +93,7 @@ def attribute(feeds: Feeds, batch: Batch, rules: CountingRules, known_keys: KeyS
     versions = _versions(batch.impressions, known, shown)
     judgement = judge(candidates, shown, versions, window_us)
     cells = new_positions(feeds, lists, batch.clicks, plain, _cells(judgement), window_us, recent)
-    windows.count(feeds, lists.own(), cells)
+    windows.count(feeds, folds.find_folded(lists.own(), recent.folds), cells)
     _keep_counted(feeds, batch.clicks, plain, lists, judgement, change)
     _settle(feeds, judgement, lists, versions, recent, change)
     return change
@@ -169,7 +169,9 @@ def _take_in(
     """Keep the impressions that stand; `own` are the same as lists."""
     known_keys.add(standing["impression_key"].to_numpy())
     recent.follow_lists(own)
-    change.days |= impressions.keep_impressions(feeds, standing)
+    days = impressions.keep_impressions(feeds, standing)
+    folds.open_days(feeds.con, days, recent.folds)
+    change.days |= days
     change.counted += len(standing)
     change.duplicates += len(batch.impressions) - len(standing)
 

@@ -1,8 +1,9 @@
-"""Compaction: a UTC day's deltas become their sums, a slice of the keys at a time.
+"""Compaction: what a UTC day counts becomes one row a key, a slice of the keys at a time.
 
 Counting appends deltas and every read sums them. Compacted, a day has one row a key, in the keys' order, so that reads of one
 query skip what cannot hold it. A slice is one transaction, and a sum is as good a delta as what it replaces: a reader, or a crash
-between two slices, never sees another count.
+between two slices, never sees another count. Only days that are over are compacted: what a day still gains would have to be
+summed again and again. With the windows' deltas go the lists that have stood without any until then (`streams.folds`).
 """
 
 from __future__ import annotations
@@ -13,12 +14,19 @@ from datetime import date
 
 import duckdb
 
+from streams import folds
+from streams.days import to_day
+from streams.rules import HOUR_US
+
 TABLES = "CREATE TABLE compacted (relation VARCHAR, day DATE, rows BIGINT);"
 """How many rows a day had after it was compacted last."""
 
+OVER_US = HOUR_US
+"""A day is over so long after its end, in event time: most of what comes late is there."""
+
 SLICE_ROWS = 50_000
 """Rows that one transaction replaces by their sums, 0.05 s on a free core, of which half is reading the day."""
-MOST_SLICES = 32
+MOST_SLICES = 64
 """Of one day: since each slice reads the day, more would take longer than they are shorter."""
 
 SAMPLE_ROWS = 2_000
@@ -26,17 +34,23 @@ SAMPLE_ROWS = 2_000
 
 @dataclass(frozen=True, slots=True)
 class Deltas:
-    """A table of deltas by `day`: its key columns, the first of which cuts a day into slices, and the columns that are summed."""
+    """A table of deltas by `day`: its key columns, the first of which cuts a day into slices, and the columns that are summed.
+
+    `cells` is the relation whose sums they are, `lists` what stands in it beside the deltas, as lists of rows.
+    """
 
     table: str
+    cells: str
+    lists: str | None
     keys: tuple[str, ...]
     counts: tuple[str, ...]
 
 
-DELTAS = (
-    Deltas("window_deltas", ("query_norm", "item_norm", "position"), ("impressions", "clicks")),
-    Deltas("cooccurrence_deltas", ("query", "next_query"), ("count",)),
+WINDOWS = Deltas(
+    "window_deltas", "window_cells", "standing_lists", ("query_norm", "item_norm", "position"), ("impressions", "clicks")
 )
+PAIRS = Deltas("cooccurrence_deltas", "cooccurrence_deltas", None, ("query", "next_query"), ("count",))
+DELTAS = (WINDOWS, PAIRS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,29 +62,35 @@ class Slice:
     high: str | None
 
 
-GROWN = """
-WITH held AS (SELECT day, count(*) AS rows FROM {table} GROUP BY day)
-SELECT h.day, h.rows
+STANDING = "UNION ALL SELECT day, len(items) FROM {lists} WHERE day < $over"
+HELD = "SELECT day, sum(rows) AS rows FROM (SELECT day, 1 AS rows FROM {table} WHERE day < $over {standing}) GROUP BY day"
+GROWN = f"""
+WITH held AS ({HELD})
+SELECT h.day, h.rows::BIGINT
 FROM held h LEFT JOIN compacted c ON c.relation = $relation AND c.day = h.day
 WHERE h.rows - coalesce(c.rows, 0) >= greatest($least, coalesce(c.rows, 0))
 ORDER BY h.rows - coalesce(c.rows, 0) DESC, h.day
 """
+SAMPLED = "SELECT {first} FROM {source} WHERE day = $day"
 SAMPLE = """
-SELECT {first} FROM (
-    SELECT {first} FROM (SELECT {first} FROM {table} WHERE day = $day) USING SAMPLE reservoir({rows} ROWS) REPEATABLE (1)
-)
-ORDER BY {first}
+SELECT {first} FROM (SELECT {first} FROM ({sampled}) USING SAMPLE reservoir({rows} ROWS) REPEATABLE (1)) ORDER BY {first}
 """
 WHERE = "day = $day AND ($low IS NULL OR {first} >= $low) AND ($high IS NULL OR {first} < $high)"
 SUM = """
 CREATE OR REPLACE TEMP TABLE compacted_slice AS
-SELECT day, {keys}, {sums} FROM {table} WHERE {where}
-GROUP BY ALL HAVING {any_count} ORDER BY {keys}
+SELECT day, {keys}, {sums}, count(*) AS held FROM {cells} WHERE {where}
+GROUP BY day, {keys} ORDER BY {keys}
 """
 DROP = "DELETE FROM {table} WHERE {where}"
-KEEP = "INSERT INTO {table} FROM compacted_slice"
+KEEP = "INSERT INTO {table} SELECT * EXCLUDE (held) FROM compacted_slice WHERE {any_count}"
+HELD_BEFORE = "SELECT coalesce(sum(held), 0)::BIGINT FROM compacted_slice"
 FORGET = "DELETE FROM compacted WHERE relation = $relation AND day = $day"
 REMEMBER = "INSERT INTO compacted VALUES ($relation, $day, $rows)"
+
+
+def find_over(latest_us: int) -> date:
+    """Return the first day that is not over at this event time."""
+    return to_day(latest_us - OVER_US)
 
 
 def count_rows(con: duckdb.DuckDBPyConnection, deltas: Deltas) -> int:
@@ -78,13 +98,19 @@ def count_rows(con: duckdb.DuckDBPyConnection, deltas: Deltas) -> int:
     return int(con.execute(f"SELECT count(*) FROM {deltas.table}").fetchall()[0][0])
 
 
-def find_grown_days(con: duckdb.DuckDBPyConnection, deltas: Deltas, least: int) -> list[tuple[date, int]]:
-    """Return the days worth compacting and their rows, the one that gained most first.
+def find_grown_days(con: duckdb.DuckDBPyConnection, deltas: Deltas, least: int, over: date) -> list[tuple[date, int]]:
+    """Return the days before `over` that are worth compacting and their rows, the one that gained most first.
 
     A day is worth it when it gained `least` rows, and as many as it was left with the last time.
     """
-    sql = GROWN.format(table=deltas.table)
-    return con.execute(sql, {"relation": deltas.table, "least": least}).fetchall()
+    standing = STANDING.format(lists=deltas.lists) if deltas.lists else ""
+    params = {"relation": deltas.table, "least": least, "over": over}
+    return con.execute(GROWN.format(table=deltas.table, standing=standing), params).fetchall()
+
+
+def count_day(con: duckdb.DuckDBPyConnection, deltas: Deltas, day: date) -> int:
+    """Return how many rows a day's slices will replace."""
+    return int(con.execute(f"SELECT count(*) FROM {deltas.cells} WHERE day = $day", {"day": day}).fetchall()[0][0])
 
 
 def slice_day(con: duckdb.DuckDBPyConnection, deltas: Deltas, day: date, rows: int) -> list[Slice]:
@@ -92,7 +118,9 @@ def slice_day(con: duckdb.DuckDBPyConnection, deltas: Deltas, day: date, rows: i
     pieces = min(-(-rows // SLICE_ROWS), MOST_SLICES)
     bounds: list[str] = []
     if pieces > 1:
-        sql = SAMPLE.format(table=deltas.table, first=deltas.keys[0], rows=SAMPLE_ROWS)
+        first, sources = deltas.keys[0], filter(None, (deltas.table, deltas.lists))
+        sampled = " UNION ALL ".join(SAMPLED.format(first=first, source=source) for source in sources)
+        sql = SAMPLE.format(first=first, sampled=sampled, rows=SAMPLE_ROWS)
         sample = [key for (key,) in con.execute(sql, {"day": day}).fetchall()]
         bounds = sorted({sample[len(sample) * piece // pieces] for piece in range(1, pieces)})
     return [Slice(day, low, high) for low, high in zip([None, *bounds], [*bounds, None], strict=True)]
@@ -101,14 +129,18 @@ def slice_day(con: duckdb.DuckDBPyConnection, deltas: Deltas, day: date, rows: i
 def compact_slice(con: duckdb.DuckDBPyConnection, deltas: Deltas, piece: Slice) -> tuple[int, int]:
     """Replace a slice's rows by their sums, without those that are zero; return its rows before and after.
 
-    To be called inside a transaction.
+    A day's slices are to be compacted in their order, each inside a transaction.
     """
     params = {"day": piece.day, "low": piece.low, "high": piece.high}
     where = WHERE.format(first=deltas.keys[0])
-    con.execute(SUM.format(table=deltas.table, where=where, **_columns(deltas)), params)
-    before = con.execute(DROP.format(table=deltas.table, where=where), params).fetchall()[0][0]
-    after = con.execute(KEEP.format(table=deltas.table)).fetchall()[0][0]
+    con.execute(SUM.format(cells=deltas.cells, where=where, keys=_list(deltas.keys), sums=_sums(deltas)), params)
+    before = int(con.execute(HELD_BEFORE).fetchall()[0][0])
+    con.execute(DROP.format(table=deltas.table, where=where), params)
+    any_count = " OR ".join(f"{name} <> 0" for name in deltas.counts)
+    after = int(con.execute(KEEP.format(table=deltas.table, any_count=any_count)).fetchall()[0][0])
     con.execute("DROP TABLE compacted_slice")
+    if deltas.lists:
+        folds.move_fold(con, piece.day, piece.high)
     return before, after
 
 
@@ -118,12 +150,8 @@ def remember_compacted(con: duckdb.DuckDBPyConnection, deltas: Deltas, day: date
     con.execute(REMEMBER, {"relation": deltas.table, "day": day, "rows": rows})
 
 
-def _columns(deltas: Deltas) -> dict[str, str]:
-    return {
-        "keys": _list(deltas.keys),
-        "sums": _list([f"sum({name})::BIGINT AS {name}" for name in deltas.counts]),
-        "any_count": " OR ".join(f"sum({name}) <> 0" for name in deltas.counts),
-    }
+def _sums(deltas: Deltas) -> str:
+    return _list([f"sum({name})::BIGINT AS {name}" for name in deltas.counts])
 
 
 def _list(parts: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from streams.store import Shard
 
 WINDOWS = """
 SELECT day, query_norm, item_norm, position, sum(impressions)::BIGINT AS impressions, sum(clicks)::BIGINT AS clicks
-FROM window_deltas
+FROM window_cells
 GROUP BY ALL
 HAVING sum(impressions) <> 0 OR sum(clicks) <> 0
 """

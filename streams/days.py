@@ -22,7 +22,7 @@ EXPORTED = "SELECT day FROM days WHERE exported ORDER BY day"
 MARK_EXPORTED = "UPDATE days SET exported = true, dirty = false WHERE day = $day"
 
 EVENTS = ("seen", "queries", "impressions", "clicks")
-COUNTS = ("window_deltas", "cooccurrence_deltas", "compacted", "days")
+COUNTS = ("window_deltas", "cooccurrence_deltas", "compacted", "folds", "days")
 HELD = (
     {table: f"SELECT DISTINCT ts_us // {DAY_US} FROM {table} WHERE ts_us < $cut" for table in EVENTS}
     | {"quarantine": f"SELECT DISTINCT arrived_us // {DAY_US} FROM quarantine WHERE arrived_us < $cut AND published"}
@@ -64,7 +64,17 @@ def find_cut(con: duckdb.DuckDBPyConnection, latest_us: int, rules: CountingRule
     """Return the event time (microseconds) before which no accepted event can still need the state, at a day's start."""
     cut = (latest_us - rules.retention_us - rules.reach_us) // DAY_US * DAY_US
     waiting = read_dirty(con)
-    return min(cut, (waiting[0] - EPOCH).days * DAY_US) if waiting else cut
+    return min(cut, to_us(waiting[0])) if waiting else cut
+
+
+def to_us(day: date) -> int:
+    """Return a day's start, microseconds since the epoch."""
+    return (day - EPOCH).days * DAY_US
+
+
+def to_day(ts_us: int) -> date:
+    """Return the day of an event time."""
+    return EPOCH + timedelta(days=ts_us // DAY_US)
 
 
 def find_expired(con: duckdb.DuckDBPyConnection, cut_us: int) -> list[tuple[str, date]]:
@@ -72,7 +82,7 @@ def find_expired(con: duckdb.DuckDBPyConnection, cut_us: int) -> list[tuple[str,
 
     `cut_us` is a day's start, as `find_cut` gives it. Quarantine rows go by when they came; those not yet published stay.
     """
-    cut_day = EPOCH + timedelta(days=cut_us // DAY_US - WINDOW_DAYS)
+    cut_day = to_day(cut_us) - timedelta(days=WINDOW_DAYS)
     found = []
     for table, sql in HELD.items():
         numbers = con.execute(sql, {"cut": cut_day if table in COUNTS else cut_us}).fetchall()
@@ -83,5 +93,5 @@ def find_expired(con: duckdb.DuckDBPyConnection, cut_us: int) -> list[tuple[str,
 def expire(con: duckdb.DuckDBPyConnection, table: str, day: date) -> int:
     """Forget what a table holds up to the end of a day, and return how many rows that were."""
     end = day + timedelta(days=1)
-    cut = end if table in COUNTS else (end - EPOCH).days * DAY_US
+    cut = end if table in COUNTS else to_us(end)
     return int(con.execute(EXPIRE[table], {"cut": cut}).fetchall()[0][0])

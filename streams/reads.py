@@ -18,7 +18,12 @@ MAX_CELLS = 100_000
 
 CELLS = """
 SELECT query_norm, item_norm, position, sum(impressions)::BIGINT, sum(clicks)::BIGINT
-FROM window_deltas
+FROM (
+    SELECT day, query_norm, item_norm, position, impressions, clicks FROM window_deltas
+    UNION ALL
+    SELECT day, query_norm, unnest(items), unnest(range(len(items)))::INTEGER, 1, 0
+    FROM standing_lists WHERE $item::VARCHAR IS NULL OR list_contains(items, $item)
+)
 WHERE day >= $first AND day < $as_of
     AND ($query::VARCHAR IS NULL OR query_norm = $query) AND ($item::VARCHAR IS NULL OR item_norm = $item)
 GROUP BY ALL
@@ -26,15 +31,22 @@ HAVING sum(impressions) <> 0
 LIMIT $limit
 """
 POSITIONS = """
+WITH lengths AS (
+    SELECT len(items) AS length, count(*) AS lists FROM standing_lists WHERE day >= $first AND day < $as_of GROUP BY length
+)
 SELECT position, sum(impressions)::BIGINT, sum(clicks)::BIGINT
-FROM window_deltas WHERE day >= $first AND day < $as_of
+FROM (
+    SELECT position, impressions, clicks FROM window_deltas WHERE day >= $first AND day < $as_of
+    UNION ALL
+    SELECT unnest(range(length)), lists, 0 FROM lengths
+)
 GROUP BY position HAVING sum(impressions) <> 0
 """
 KEYED_CELLS = """
 SELECT hash(query_norm, item_norm, position) AS key, position, impressions, clicks
 FROM (
     SELECT query_norm, item_norm, position, sum(impressions)::BIGINT AS impressions, sum(clicks)::BIGINT AS clicks
-    FROM window_deltas WHERE day >= $first AND day < $as_of
+    FROM window_cells WHERE day >= $first AND day < $as_of
     GROUP BY ALL HAVING sum(impressions) <> 0
 )
 """

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from streams.clicks import Candidate
+from streams.folds import Folds, read_folds
 from streams.keys import Keys, KeySet
 from streams.lines import Int64s
 from streams.ranges import RECENT_US
@@ -105,7 +106,7 @@ class Recent:
     `events` (event_id, ts_us) by event key, `lists` (`streams.matching.COLUMNS`) and `clicked` (impression_id, position: cells
     that count) by impression key, both ordered by `batch`, `queries` (user queries) by session key, ordered by time. `waiting`
     holds at least the impression keys of the clicks in `pending`, `waiting_us` is not after the earliest of them; `quarantined`
-    holds at least the event keys in quarantine. `dirty` are the days that wait for their export.
+    holds at least the event keys in quarantine. `dirty` are the days that wait for their export, `folds` are as in the table.
     """
 
     queries: RecentRows
@@ -113,6 +114,7 @@ class Recent:
     waiting_us: int
     quarantined: KeySet
     dirty: set[date]
+    folds: Folds
     batch: int = 0
     events: RecentRows = field(default_factory=lambda: RecentRows(EVENTS))
     lists: RecentRows = field(default_factory=lambda: RecentRows(LISTS))
@@ -142,7 +144,7 @@ def load_recent(con: duckdb.DuckDBPyConnection, latest_us: int | None, rules: Co
     quarantined.add(np.asarray(con.execute(LOAD_QUARANTINED).fetchnumpy()["key"], np.uint64))
     first_us = int(pending["ts_us"].min()) if len(pending["ts_us"]) else -ALL
     dirty = {day for (day,) in con.execute(LOAD_DIRTY).fetchall()}
-    return Recent(_load_queries(con, latest_us, rules), waiting, first_us, quarantined, dirty)
+    return Recent(_load_queries(con, latest_us, rules), waiting, first_us, quarantined, dirty, read_folds(con))
 
 
 def _load_queries(con: duckdb.DuckDBPyConnection, latest_us: int | None, rules: CountingRules) -> RecentRows:

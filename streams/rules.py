@@ -18,7 +18,7 @@ class CountingRules:
     """How one shard counts; all times in event time.
 
     `retention_days` 0 keeps everything: nothing is too old and no click stops waiting before `Shard.finish` (an isolated log).
-    No count depends on `compact_rows`, the rows that a day gains before it is compacted.
+    No count depends on `compact_rows`, the rows that a day gains before it is compacted, once it is over.
     """
 
     retention_days: int = 30

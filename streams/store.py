@@ -17,15 +17,16 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from streams import attribution, clicks, compaction, cooccurrence, days, impressions, intake, keys, quarantine, repeats, windows
+from streams import attribution, clicks, compaction, cooccurrence, days, folds, intake, keys, quarantine, repeats, windows
 from streams.columns import Columns, columns_of
 from streams.events import Decoded, Reason, Reject
 from streams.feeds import Feeds
 from streams.intake import Batch
+from streams.layouts import StoreError, prepare
 from streams.pool import LIMIT, Pool
 from streams.recent import Recent, load_recent
 from streams.rules import CountingRules
-from streams.totals import LAYOUT, TABLES, Applied, ShardTotals, add_change, difference, load_totals, move, save_totals
+from streams.totals import Applied, ShardTotals, add_change, difference, load_totals, move, save_totals
 from streams.upkeep import Account, Tended, Upkeep
 
 __all__ = ["Applied", "CountingRules", "OffsetGap", "Shard", "ShardTotals", "StoreError"]
@@ -45,21 +46,6 @@ WITHOUT_FSST = "SET disabled_compression_methods = 'fsst,dict_fsst'"
 
 TRIM_EVENTS = 20_000
 """Events after which the pool is cut back: 8 MB."""
-
-HAS_STATE = "SELECT count(*) > 0 FROM duckdb_tables() WHERE table_name = 'state'"
-CHECK = "SELECT layout, hash_probe = hash('queryloop') FROM state"
-REHASH = (
-    "UPDATE seen SET key = hash(event_id)",
-    "UPDATE impressions SET key = hash(impression_id)",
-    "UPDATE clicks SET key = hash(impression_id)",
-    "UPDATE pending SET key = hash(impression_id)",
-    "UPDATE queries SET session_key = hash(session_id)",
-    "UPDATE state SET hash_probe = hash('queryloop')",
-)
-
-
-class StoreError(Exception):
-    """A shard that cannot be used as asked; the text names its file."""
 
 
 class _CutPiece(Exception):
@@ -102,7 +88,7 @@ class Shard:
             raise StoreError(f"cannot open shard {path}: {error}") from error
         try:
             con.execute(WITHOUT_FSST)
-            _prepare(con, path, read_only)
+            prepare(con, path, read_only)
             return cls(con, path, rules)
         except BaseException:
             con.close()
@@ -220,6 +206,8 @@ class Shard:
             if done is None or any(one.kind == "expiry" for one in done):
                 self._recent = None
                 self._totals = replace(self._totals, days_exported=days.read_exported(self._con))
+        if self._recent and any(one.table == compaction.WINDOWS.table for one in done):
+            self._recent.folds = folds.read_folds(self._con)
         if done or self._totals.events >= self._trimmed_at + TRIM_EVENTS:
             self._trimmed_at = self._totals.events
             self._pool.trim()
@@ -338,25 +326,3 @@ class Shard:
             raise
         finally:
             self._feeds.drop_tables()
-
-
-def _prepare(con: duckdb.DuckDBPyConnection, path: Path, read_only: bool) -> None:
-    """Make the tables of a new file; check an old one."""
-    if not con.execute(HAS_STATE).fetchall()[0][0]:
-        if read_only:
-            raise StoreError(f"{path} holds no shard")
-        con.execute("BEGIN")
-        for owner in (repeats, impressions, clicks, windows, cooccurrence, quarantine, days, compaction):
-            con.execute(owner.TABLES)
-        con.execute(TABLES)
-        con.execute("COMMIT")
-    layout, same_hash = con.execute(CHECK).fetchall()[0]
-    if layout != LAYOUT:
-        raise StoreError(
-            f"shard {path} has layout {layout}, this version reads {LAYOUT}: replay its topic into a new data folder"
-        )
-    if not same_hash and not read_only:
-        con.execute("BEGIN")
-        for sql in REHASH:
-            con.execute(sql)
-        con.execute("COMMIT")

@@ -14,7 +14,7 @@ from streams import clicks, days
 from streams.attribution import Change
 from streams.feeds import Feeds
 
-LAYOUT = 2
+LAYOUT = 3
 """Number of the table layout; a file of another one is refused."""
 
 TABLES = f"""

@@ -19,7 +19,7 @@ from typing import Literal
 
 import duckdb
 
-from streams import compaction, days
+from streams import compaction, days, folds
 from streams.compaction import Deltas
 from streams.rules import DAY_US, CountingRules
 
@@ -32,8 +32,8 @@ LOOK_EVENTS = 80_000
 """A shard's tables are looked at after so many events."""
 LOOK_DAYS = 2
 LOOK_SHARE = 16
-"""A table's days are looked at again when it gained the rows of so many days' compaction and this share of what it has: looking
-reads a column."""
+"""A table's days are looked at again when another one is over, or it gained the rows of so many days' compaction and this share
+of its own: looking reads a column."""
 
 Kind = Literal["keys", "checkpoint", "expiry", "look", "compaction"]
 
@@ -98,7 +98,7 @@ class Upkeep:
         self._round: Iterator[Tended] | None = None
         self._looked: tuple[int, int] | None = None
         self._expired_us = 0
-        self._rows: dict[str, int] = {}
+        self._seen: dict[str, tuple[date | None, int]] = {}
 
     def tend(
         self, latest_us: int | None, events: int, rules: CountingRules, budget_s: float, urgent_only: bool = False
@@ -168,18 +168,24 @@ class Upkeep:
         """Find what is due and do it, a slice each time the next one is asked for."""
         if rules.retention_us:
             yield from self._expire(days.find_cut(self._con, latest_us, rules))
+        over = compaction.find_over(latest_us)
         for deltas in compaction.DELTAS:
             rows = compaction.count_rows(self._con, deltas)
-            if rows - self._rows.get(deltas.table, 0) >= max(LOOK_DAYS * rules.compact_rows, rows // LOOK_SHARE):
-                grown = compaction.find_grown_days(self._con, deltas, rules.compact_rows)
-                yield Tended("look", table=deltas.table)
-                for day, held in grown:
-                    yield from self._compact(deltas, day, held)
-                self._rows[deltas.table] = compaction.count_rows(self._con, deltas)
+            last_over, last_rows = self._seen.get(deltas.table, (None, 0))
+            if over == last_over and rows - last_rows < max(LOOK_DAYS * rules.compact_rows, rows // LOOK_SHARE):
+                continue
+            grown = compaction.find_grown_days(self._con, deltas, rules.compact_rows, over)
+            yield Tended("look", table=deltas.table)
+            for day, held in grown:
+                yield from self._compact(deltas, day, held)
+            self._seen[deltas.table] = over, compaction.count_rows(self._con, deltas)
 
     def _expire(self, cut_us: int) -> Iterator[Tended]:
+        """Forget what is before the cut, its lists once they are folded."""
         if cut_us <= self._expired_us:
             return
+        for day in folds.find_unfolded(self._con, days.to_day(cut_us)):
+            yield from self._compact(compaction.WINDOWS, day, compaction.count_day(self._con, compaction.WINDOWS, day))
         for table, day in days.find_expired(self._con, cut_us):
             with self._transaction():
                 rows = days.expire(self._con, table, day)

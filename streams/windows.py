@@ -1,6 +1,7 @@
 """Windows: impressions and clicks of each (query, recommendation, position) over 14 UTC days, and the click rates read from them.
 
-Counts are appended as deltas by day and summed when read, so that counting never has to find the row that it adds to.
+Counts are appended as deltas by day and summed when read, so that counting never has to find the row that it adds to. A list that
+stands in the part of its day that is not folded needs none (`streams.folds`): `window_cells` are both.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ INSERT INTO window_deltas
 SELECT day, query_norm, item_norm, position, -count(*), 0
 FROM (
     SELECT day, query_norm, unnest(coalesce(items_norm, items)) AS item_norm, unnest(range(len(items))) AS position
-    FROM replaced_lists
+    FROM replaced_lists JOIN folds USING (day)
+    WHERE upto IS NULL OR query_norm < upto
 )
 GROUP BY ALL
 """
@@ -42,7 +44,7 @@ GROUP BY ALL
 
 READ = """
 SELECT query_norm, item_norm, position, sum(impressions)::BIGINT AS impressions, sum(clicks)::BIGINT AS clicks
-FROM window_deltas
+FROM window_cells
 WHERE day >= $first AND day < $as_of
 GROUP BY ALL
 HAVING sum(impressions) <> 0
@@ -100,7 +102,10 @@ ORDER BY query_norm, item_norm
 
 
 def count(feeds: Feeds, lists: pa.Table, clicked: pa.Table) -> None:
-    """Count lists (day, query_norm, items) and newly clicked positions, one a row (day, query_norm, item_norm, position)."""
+    """Append what folded lists (day, query_norm, items) and newly clicked positions count.
+
+    `clicked` has one a row: day, query_norm, item_norm, position.
+    """
     shown = _cells(lists)
     cells = pa.concat_tables([_numbered(shown, 1, 0), _numbered(clicked, 0, 1)])
     if len(cells):

@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams import compaction, cooccurrence, windows
-from streams.compaction import DELTAS
+from streams import compaction, cooccurrence, folds, impressions, windows
+from streams.compaction import PAIRS, WINDOWS
 
-WINDOWS, PAIRS = DELTAS
 DAY = date(2021, 3, 15)
 NEXT = DAY + timedelta(days=1)
 Row = tuple[date, str, str, int, int, int]
@@ -31,11 +30,15 @@ ROWS = st.lists(
 )
 
 
+def make_tables(con: duckdb.DuckDBPyConnection) -> None:
+    for owner in (impressions, windows, folds, cooccurrence, compaction):
+        con.execute(owner.TABLES)
+
+
 @pytest.fixture
 def con() -> Iterator[duckdb.DuckDBPyConnection]:
     with duckdb.connect(":memory:") as opened:
-        for owner in (windows, cooccurrence, compaction):
-            opened.execute(owner.TABLES)
+        make_tables(opened)
         yield opened
 
 
@@ -52,8 +55,8 @@ def total(rows: list[Row]) -> dict[tuple[date, str, str, int], tuple[int, int]]:
     """The sums by key of what is not all zero."""
     shown: Counter[tuple[date, str, str, int]] = Counter()
     clicks: Counter[tuple[date, str, str, int]] = Counter()
-    for *key, impressions, clicked in rows:
-        shown[tuple(key)] += impressions  # type: ignore[index]
+    for *key, lists, clicked in rows:
+        shown[tuple(key)] += lists  # type: ignore[index]
         clicks[tuple(key)] += clicked  # type: ignore[index]
     return {key: (shown[key], clicks[key]) for key in shown if shown[key] or clicks[key]}
 
@@ -63,7 +66,7 @@ def total(rows: list[Row]) -> dict[tuple[date, str, str, int], tuple[int, int]]:
 def test_a_day_keeps_its_sums_has_one_row_a_key_and_no_zeros(rows: list[Row], slice_rows: int) -> None:
     with duckdb.connect(":memory:") as con, pytest.MonkeyPatch.context() as patch:
         patch.setattr(compaction, "SLICE_ROWS", slice_rows)
-        con.execute(windows.TABLES)
+        make_tables(con)
         insert(con, rows)
         held = sum(row[0] == DAY for row in rows)
         counted = [
@@ -95,11 +98,11 @@ def test_a_large_day_is_cut_into_slices_that_hold_about_as_much_and_miss_nothing
 
 def test_a_day_is_due_when_it_gained_as_much_as_it_was_left_with(con: duckdb.DuckDBPyConnection) -> None:
     insert(con, [(DAY, "q", str(number), 0, 1, 0) for number in range(9)])
-    assert compaction.find_grown_days(con, WINDOWS, 10) == []
+    assert compaction.find_grown_days(con, WINDOWS, 10, NEXT + timedelta(days=1)) == []
     insert(con, [(NEXT, "q", str(number), 0, 1, 0) for number in range(30)])
     insert(con, [(DAY, "q", "more", 0, 1, 0)])
-    assert compaction.find_grown_days(con, WINDOWS, 10) == [(NEXT, 30), (DAY, 10)]
+    assert compaction.find_grown_days(con, WINDOWS, 10, NEXT + timedelta(days=1)) == [(NEXT, 30), (DAY, 10)]
     compaction.remember_compacted(con, WINDOWS, NEXT, 16)
-    assert compaction.find_grown_days(con, WINDOWS, 10) == [(DAY, 10)]
+    assert compaction.find_grown_days(con, WINDOWS, 10, NEXT + timedelta(days=1)) == [(DAY, 10)]
     insert(con, [(NEXT, "q", "x", 0, 1, 0)] * 2)
-    assert compaction.find_grown_days(con, WINDOWS, 10) == [(NEXT, 32), (DAY, 10)]
+    assert compaction.find_grown_days(con, WINDOWS, 10, NEXT + timedelta(days=1)) == [(NEXT, 32), (DAY, 10)]

@@ -23,7 +23,7 @@ from streams.recount.arrivals import Arrivals
 from streams.recount.verification import EXPIRED, UNCOVERED, Log, Verdict, no_counts, rows, verify_shard
 from streams.rules import CountingRules
 from streams.store import Shard
-from tests.logs import HOUR, NOW, START, click, day, difficult_logs, feed, impression, query
+from tests.logs import HOUR, NOW, START, click, day, difficult_logs, feed, impression, query, sum_windows
 from tests.recount import recount
 
 KEEP_ALL = CountingRules(retention_days=0)
@@ -155,6 +155,8 @@ CHANGES = {
 def test_exactly_the_changed_key_is_named(shard: Shard, sql: str) -> None:
     feed(shard, LOG)
     assert_equal(verify(shard, LOG))
+    sum_windows(shard)
+    assert_equal(verify(shard, LOG))
     shard.reader().execute(sql, {"day": TODAY})
     verdict = verify(shard, LOG)
     found = [(row["kind"], row["other"], row["live"], row["recounted"], row["day"]) for row in verdict.differences.to_pylist()]
@@ -163,6 +165,13 @@ def test_exactly_the_changed_key_is_named(shard: Shard, sql: str) -> None:
         [(*wanted, TODAY)] if wanted else [("window", "a", [0, 0], [1, 0], TODAY), ("window", "c", [1, 0], [0, 0], TODAY)]
     )
     assert not verdict.account and not verdict.equal
+
+
+def test_a_list_that_is_missing_is_named_by_its_items(shard: Shard) -> None:
+    feed(shard, LOG)
+    shard.reader().execute("DELETE FROM impressions WHERE impression_id = 'i'")
+    found = [(row["other"], row["live"], row["recounted"]) for row in verify(shard, LOG).differences.to_pylist()]
+    assert found == [("a", [0, 0], [1, 0]), ("b", [0, 1], [1, 1])]
 
 
 @pytest.mark.parametrize(
@@ -227,6 +236,7 @@ def test_days_that_the_shard_has_expired_are_left_out_and_the_rest_is_complete(s
     held = [impression("late", START + 80 * DAY, "k", ["a"])]
     log = [*LOG, *held]
     feed(shard, log)
+    sum_windows(shard)
     for table in ("window_deltas", "cooccurrence_deltas"):
         shard.reader().execute(f"DELETE FROM {table} WHERE day = ?", [TODAY])
     verdict = verify(shard, log)
