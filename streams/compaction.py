@@ -36,7 +36,7 @@ SAMPLE_ROWS = 2_000
 class Deltas:
     """A table of deltas by `day`: its key columns, the first of which cuts a day into slices, and the columns that are summed.
 
-    `cells` is the relation whose sums they are, `lists` what stands in it beside the deltas, as lists of rows.
+    `cells` is the relation whose sums they are, `lists` what stands in it beside the deltas, as lists of `length` rows.
     """
 
     table: str
@@ -62,7 +62,7 @@ class Slice:
     high: str | None
 
 
-STANDING = "UNION ALL SELECT day, len(items) FROM {lists} WHERE day < $over"
+STANDING = "UNION ALL SELECT day, length FROM {lists} WHERE day < $over"
 HELD = "SELECT day, sum(rows) AS rows FROM (SELECT day, 1 AS rows FROM {table} WHERE day < $over {standing}) GROUP BY day"
 GROWN = f"""
 WITH held AS ({HELD})

@@ -17,12 +17,12 @@ import pyarrow.compute as pc
 TABLES = """
 CREATE TABLE folds (day DATE, upto VARCHAR);
 CREATE VIEW standing_lists AS
-SELECT i.day, i.query_norm, coalesce(i.items_norm, i.items) AS items
+SELECT i.day, i.query_norm, coalesce(i.items_norm, i.items) AS items, i.length
 FROM impressions i JOIN (SELECT day, upto FROM folds WHERE upto IS NOT NULL) f ON i.day = f.day AND i.query_norm >= f.upto;
 CREATE VIEW window_cells AS
 SELECT day, query_norm, item_norm, position, impressions, clicks FROM window_deltas
 UNION ALL
-SELECT day, query_norm, unnest(items), unnest(range(len(items)))::INTEGER, 1::BIGINT, 0::BIGINT FROM standing_lists;
+SELECT day, query_norm, unnest(items), unnest(range(length))::INTEGER, 1::BIGINT, 0::BIGINT FROM standing_lists;
 """
 """Every day with a list has a fold: its lists with query_norm < `upto` are in `window_deltas`, all of them where it is null, the
 others in `standing_lists`. A join on the day, rather than a comparison with it, lets DuckDB pass over the other days' lists."""

@@ -20,10 +20,10 @@ TABLES = """
 CREATE TABLE impressions (
     ts_us BIGINT, day DATE, key UBIGINT, impression_id VARCHAR, event_id VARCHAR, session_id VARCHAR, user_id VARCHAR,
     query VARCHAR, query_norm VARCHAR, task VARCHAR, items VARCHAR[], items_norm VARCHAR[], release VARCHAR, predicted DOUBLE[],
-    logprob DOUBLE, decoding VARCHAR, extra VARCHAR
+    logprob DOUBLE, decoding VARCHAR, extra VARCHAR, length INTEGER
 );
 """
-"""`key` is hash(impression_id), `items_norm` null where it equals `items`."""
+"""`key` is hash(impression_id), `items_norm` null where it equals `items`, `length` how many items there are."""
 
 KNOWN = """
 WITH hits AS MATERIALIZED (
@@ -36,7 +36,7 @@ SELECT DISTINCT impression_id, ts_us, event_id FROM hits WHERE impression_id = f
 KEEP = """
 INSERT INTO impressions
 SELECT ts_us, day, impression_key, impression_id, event_id, session_id, user_id, query, query_norm, task, items, items_norm,
-    release, predicted, logprob, decoding, extra
+    release, predicted, logprob, decoding, extra, len(items)
 FROM shown_lists
 """
 

@@ -20,8 +20,9 @@ REHASH = (
     "UPDATE queries SET session_key = hash(session_id)",
     "UPDATE state SET hash_probe = hash('queryloop')",
 )
-# Until layout 3 every list had its deltas at once: its days are folded whole.
+# Until layout 3 every list had its deltas at once: its days are folded whole, and nobody asks how long it is.
 FROM_2 = (
+    "ALTER TABLE impressions ADD COLUMN length INTEGER",
     folds.TABLES,
     "INSERT INTO folds SELECT day, NULL FROM (SELECT day FROM impressions UNION SELECT day FROM window_deltas)",
     "UPDATE state SET layout = 3",

@@ -21,7 +21,7 @@ SELECT query_norm, item_norm, position, sum(impressions)::BIGINT, sum(clicks)::B
 FROM (
     SELECT day, query_norm, item_norm, position, impressions, clicks FROM window_deltas
     UNION ALL
-    SELECT day, query_norm, unnest(items), unnest(range(len(items)))::INTEGER, 1, 0
+    SELECT day, query_norm, unnest(items), unnest(range(length))::INTEGER, 1, 0
     FROM standing_lists WHERE $item::VARCHAR IS NULL OR list_contains(items, $item)
 )
 WHERE day >= $first AND day < $as_of
@@ -32,7 +32,7 @@ LIMIT $limit
 """
 POSITIONS = """
 WITH lengths AS (
-    SELECT len(items) AS length, count(*) AS lists FROM standing_lists WHERE day >= $first AND day < $as_of GROUP BY length
+    SELECT length, count(*) AS lists FROM standing_lists WHERE day >= $first AND day < $as_of GROUP BY length
 )
 SELECT position, sum(impressions)::BIGINT, sum(clicks)::BIGINT
 FROM (

@@ -29,7 +29,7 @@ def con() -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def show(con: duckdb.DuckDBPyConnection, query: str, items: list[str]) -> None:
-    sql = "INSERT INTO impressions (day, query_norm, items, items_norm) VALUES ($day, $query, $items, NULL)"
+    sql = "INSERT INTO impressions (day, query_norm, items, length) VALUES ($day, $query, $items, len($items))"
     con.execute(sql, {"day": DAY, "query": query, "items": items})
 
 

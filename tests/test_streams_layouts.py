@@ -29,6 +29,7 @@ TO_2 = (
     "DROP VIEW window_cells",
     "DROP VIEW standing_lists",
     "DROP TABLE folds",
+    "ALTER TABLE impressions DROP COLUMN length",
     "UPDATE state SET layout = 2",
 )
 
