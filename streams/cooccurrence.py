@@ -115,8 +115,8 @@ def _find_recent(sessions: pa.Table, gap_us: int, recent: RecentRows) -> pa.Tabl
     np.minimum.at(low, names.indices.to_numpy(), ts_us)
     np.maximum.at(high, names.indices.to_numpy(), ts_us)
     near = (old_us >= low[rows] - gap_us) & (old_us <= high[rows] + gap_us)
-    same = pc.equal(found["session_id"], names.dictionary.take(pa.array(rows)))
-    return found.filter(pc.and_(same, pa.array(near)))
+    same = pc.equal(found["session_id"], names.dictionary.take(pa.array(rows))).to_numpy()
+    return found.filter(pa.array(same & near))
 
 
 def _firsts(codes: Int64s, keys: Keys) -> Keys:
@@ -147,7 +147,7 @@ def find_changes(old: pa.Table, new: pa.Table, gap_us: int) -> pa.Table:
     is_edge = (session[first] == session[second]) & (ts_us[second] - ts_us[first] <= gap_us) & (query[first] != query[second])
     first, second, count = first[is_edge], second[is_edge], count[is_edge]
     pairs = query[first].astype(np.int64) << 32 | query[second]
-    if np.isin(pairs[count < 0], pairs[count > 0]).any():
+    if not set(pairs[count < 0].tolist()).isdisjoint(pairs[count > 0].tolist()):
         chosen, count = _net(pairs, rows["day"].cast(pa.int32()).to_numpy()[first], count)
         first, second = first[chosen], second[chosen]
     queries = rows["query_norm"].combine_chunks()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 
 import duckdb
 import numpy as np
@@ -133,7 +134,9 @@ class KeySet:
     def contains(self, keys: Keys) -> Flags:
         """Say of each key whether it was added."""
         found = _find_unsorted(self._unsorted, keys)
-        rows = np.flatnonzero(self._filter.may_hold(keys))
+        rows = self._filter.may_hold(keys).nonzero()[0]
+        if not len(rows):
+            return found
         rows = rows[keys[rows].argsort()]
         asked = keys[rows]
         for run in self._runs:
@@ -167,7 +170,8 @@ def hash_texts(feeds: Feeds, columns: Sequence[pa.ChunkedArray | pa.Array]) -> l
     chunks = [chunk for column in columns for chunk in (column.chunks if isinstance(column, pa.ChunkedArray) else [column])]
     texts = pa.table({"text": pa.chunked_array(chunks, pa.string())})
     keys = np.asarray(feeds.execute(HASH, texts=texts).fetchnumpy()["key"], np.uint64)
-    return np.split(keys, np.cumsum([len(column) for column in columns])[:-1])
+    ends = list(accumulate(map(len, columns), initial=0))
+    return [keys[low:high] for low, high in pairwise(ends)]
 
 
 def _find_unsorted(pieces: Sequence[Keys], wanted: Keys) -> Flags:

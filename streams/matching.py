@@ -70,7 +70,7 @@ def find_lists(feeds: Feeds, standing: pa.Table, fresh: pa.Table, others: Iterab
     wanted = pa.table({"impression_id": pa.concat_arrays([*absent["impression_id"].chunks, pa.array(list(others), pa.string())])})
     if len(wanted):
         found += clicks.find_lists(feeds, _without(wanted, *found)["impression_id"].combine_chunks().unique())
-    lists = pa.concat_tables([table.cast(own.schema) for table in found])
+    lists = pa.concat_tables([table if table.schema == own.schema else table.cast(own.schema) for table in found])
     return Lists(lists, len(own), len(own) + sum(map(len, followed)), clicked)
 
 
@@ -90,8 +90,10 @@ def _find_followed(recent: Recent, absent: pa.Table) -> tuple[list[pa.Table], se
     rows, lists = recent.lists.find(keys)
     if lists is None:
         return [], set()
-    same = pc.equal(lists["impression_id"], names.take(pa.array(first[rows])))
-    lists = lists.filter(pc.and_(same, pc.greater_equal(lists["batch"], recent.clicked.complete_from)))
+    same = pc.equal(lists["impression_id"], names.take(pa.array(first[rows]))).to_numpy()
+    followed = same & (lists["batch"].to_numpy() >= recent.clicked.complete_from)
+    if not followed.all():
+        lists = lists.filter(pa.array(followed))
     of_list, cells = recent.clicked.find(lists["impression_key"].to_numpy())
     found = lists.select(COLUMNS)
     if cells is None:

@@ -27,6 +27,8 @@ EVENTS, LISTS, CLICKED, QUERIES = 65_536, 65_536, 32_768, 131_072
 """Rows of each kind that are kept, 30 MB in all: half an hour's queries where a shard gets 150 events a second of event time."""
 RUN_ROWS = 16_384
 """Small batches are put together up to this size."""
+RUNS_ALIKE = 4
+"""So many runs of about one size are put together at once. One more to look through costs a tenth of putting two together."""
 ALL = -(2**62)
 """Before every event time."""
 
@@ -65,12 +67,10 @@ class RecentRows:
         if not len(keys):
             return
         self._runs.append(_make_run(keys, table, last))
-        while len(self._runs) > 1:
-            before, young = self._runs[-2], self._runs[-1]
-            if len(young.keys) < len(before.keys) or len(before.keys) + len(young.keys) > RUN_ROWS:
-                break
-            self._runs.pop()
-            self._runs[-1] = _merge(before, young)
+        while runs := self._find_alike():
+            for _ in runs:
+                self._runs.pop()
+            self._runs.append(_merge(runs))
         while len(self._runs) > 1 and sum(len(run.keys) for run in self._runs) > self.limit:
             self.complete_from = max(self.complete_from, self._runs.popleft().last + 1)
 
@@ -92,6 +92,18 @@ class RecentRows:
         if not tables:
             return np.zeros(0, np.int64), None
         return np.concatenate(places), pa.concat_tables(tables)
+
+    def _find_alike(self) -> list[_Run]:
+        """Return the last runs, in order, if it is time to put them together."""
+        runs: list[_Run] = []
+        rows = 0
+        for run in reversed(self._runs):
+            if len(run.keys) >= 2 * len(self._runs[-1].keys) or rows + len(run.keys) > RUN_ROWS:
+                break
+            runs.append(run)
+            rows += len(run.keys)
+        is_time = len(runs) >= RUNS_ALIKE or (len(runs) > 1 and 2 * rows > RUN_ROWS)
+        return runs[::-1] if is_time else []
 
     def clear(self, complete_from: int) -> None:
         """Forget every row; those from `complete_from` on will be added."""
@@ -164,9 +176,10 @@ def _make_run(keys: Keys, table: pa.Table, last: int) -> _Run:
     return _Run(keys[rows], rows, table.combine_chunks(), last)
 
 
-def _merge(before: _Run, young: _Run) -> _Run:
-    keys = np.concatenate([before.keys, young.keys])
-    rows = np.concatenate([before.rows, young.rows + len(before.keys)])
+def _merge(runs: Sequence[_Run]) -> _Run:
+    keys = np.concatenate([run.keys for run in runs])
+    first = np.cumsum([0, *(len(run.keys) for run in runs)])
+    rows = np.concatenate([run.rows + start for run, start in zip(runs, first[:-1], strict=True)])
     order = keys.argsort(kind="stable")
-    table = pa.concat_tables([before.table, young.table]).combine_chunks()
-    return _Run(keys[order], rows[order], table, max(before.last, young.last))
+    table = pa.concat_tables([run.table for run in runs]).combine_chunks()
+    return _Run(keys[order], rows[order], table, max(run.last for run in runs))

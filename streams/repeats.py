@@ -89,9 +89,10 @@ def drop_repeats(feeds: Feeds, unkeyed: Batch, rules: CountingRules, known: KeyS
     repeats = REPEATS.empty_table()
     if gone.any():
         bounds = np.cumsum([len(table) for table in tables])[:-1]
-        flagged = list(zip(tables, np.split(gone, bounds), strict=True))
-        repeats = pa.concat_tables([t.select(["event_id", "row", "seq"]).filter(pa.array(flags)) for t, flags in flagged])
-        tables = [t.filter(pa.array(~flags)) for t, flags in flagged]
+        flagged = [(row, flags) for row, flags in enumerate(np.split(gone, bounds)) if flags.any()]
+        repeats = pa.concat_tables([tables[row].select(REPEATS.names).filter(pa.array(flags)) for row, flags in flagged])
+        for row, flags in flagged:
+            tables[row] = tables[row].filter(pa.array(~flags))
         events = events.filter(pa.array(~gone))
     keys = events["key"].to_numpy()
     known.add(keys)

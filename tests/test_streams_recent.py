@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from hypothesis import given, settings
 
-from streams.recent import RecentRows, load_recent
+from streams.recent import RUN_ROWS, RecentRows, load_recent
 from streams.store import CountingRules, Shard
 from tests.logs import START, click, feed, impression, query
 
@@ -54,6 +54,15 @@ def test_the_oldest_runs_go_beyond_the_limit() -> None:
     numbered(rows, [[(key, batch) for key in range(6)] for batch in range(4)])
     assert 0 < sum(len(run.keys) for run in rows._runs) <= 12
     assert rows.complete_from > 0
+
+
+def test_many_small_batches_lie_in_few_runs() -> None:
+    rows = RecentRows(limit=100_000)
+    numbered(rows, [[(key, batch) for key in range(25)] for batch in range(2_000)])
+    sizes = [len(run.keys) for run in rows._runs]
+    assert sum(sizes) == 50_000
+    assert max(sizes) <= RUN_ROWS
+    assert len(sizes) < 20
 
 
 def test_cleared_rows_are_gone_and_later_ones_complete() -> None:
