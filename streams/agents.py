@@ -37,7 +37,8 @@ PUBLISH_ROWS = 500
 PUBLISHED_BYTES = 300_000
 COLLECT_EVERY_S = 1.0
 """What is alive then is some 25,000 objects, and takes milliseconds."""
-FETCH_BYTES = 4 * 1024 * 1024
+FETCH_BYTES = 1024 * 1024
+"""Of a partition, at once: aiokafka holds a response of all of them several times over while it reads it."""
 METADATA_MAX_AGE_MS = 10_000
 RUNS_WAITING = 2
 TEND_EVERY_S = 1.0

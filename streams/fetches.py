@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 
@@ -43,6 +43,29 @@ class Run:
     def stamped(self, generation: int) -> Run:
         """The same run as fetched after the `generation`th seek."""
         return replace(self, generation=generation)
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """What consecutive runs of one partition cover, without their values: all that is needed of them once they are decoded.
+
+    `records` is how many there are; the rest is as in `Run`.
+    """
+
+    partition: int
+    first_offset: int
+    next_offset: int
+    records: int
+    timestamp_ms: int | None
+    generation: int
+
+
+def cover(runs: Sequence[Run]) -> Stretch:
+    """Return what these runs cover."""
+    first, last = runs[0], runs[-1]
+    stamped = max((run.timestamp_ms for run in runs if run.timestamp_ms is not None), default=None)
+    records = sum(len(run.records) for run in runs)
+    return Stretch(first.partition, first.first_offset, last.next_offset, records, stamped, first.generation)
 
 
 async def fetch_runs(fetcher: Fetcher, partitions: Collection[TP], timeout: float) -> dict[TP, Run]:
@@ -84,12 +107,19 @@ def _take_fetched(fetcher: Fetcher, partitions: Collection[TP]) -> dict[TP, Run]
 
 
 def _take_run(tp: TP, found: FetchResult) -> Run | None:
-    """Unpack a partition's response and move the position behind it; None where the position has moved meanwhile."""
-    if not found.check_assignment(tp) or not found.has_more():
-        return None
-    run = unpack_run(tp.partition, found._partition_records)
-    found._update_position()
-    return run
+    """Unpack a partition's response and move the position behind it; None where the position has moved meanwhile.
+
+    A response holds an iterator over itself. Left so, each would keep its megabytes until the garbage collector comes.
+    """
+    fetched = found._partition_records
+    try:
+        if not found.check_assignment(tp) or not found.has_more():
+            return None
+        run = unpack_run(tp.partition, fetched)
+        found._update_position()
+        return run
+    finally:
+        fetched._records_iterator = None
 
 
 def unpack_run(partition: int, fetched: PartitionRecords) -> Run:

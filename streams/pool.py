@@ -2,7 +2,8 @@
 
 DuckDB keeps every block it wrote or read until its memory limit is reached. Counting seldom comes back to a block, so with the
 limit that a large read asks for, a worker would grow by hundreds of megabytes of what it never looks at. The limit stays high
-for whoever needs it, and between batches, while nobody reads, the pool is cut back.
+for whoever needs it, and between batches the pool is cut back. While somebody reads, more is left: the export of a day takes ten
+seconds of a busy worker, in which its shard would keep all that it writes and all that the export read.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ LIMIT = "512MB"
 """What a shard's queries may use at once; by default every shard may grow to 80 % of the machine."""
 KEPT = "32MB"
 """What is kept between batches: the ends of the tables, which every checkpoint writes to, and the last hours."""
+KEPT_READING = "64MB"
+"""The same while somebody reads; what a sort holds beyond that goes to disk."""
 
 
 class Pool:
@@ -29,7 +32,7 @@ class Pool:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Keep the limit high while somebody reads."""
+        """Keep more while somebody reads."""
         with self._lock:
             self._readers += 1
         try:
@@ -39,10 +42,12 @@ class Pool:
                 self._readers -= 1
 
     def trim(self) -> None:
-        """Cut the pool back to what is kept, unless somebody reads: a lower limit would fail the query in hand."""
+        """Cut the pool back to what is kept.
+
+        DuckDB refuses a limit that it cannot cut back to. Where it can, the limit is low for a moment: a read that asks for much
+        more at that moment fails, and `streams.readers` reads again.
+        """
         with self._lock:
-            if self._readers:
-                return
-            with suppress(duckdb.OutOfMemoryException):  # a batch still pins more than that: cut back after the next
-                self._con.execute(f"SET memory_limit = '{KEPT}'")
+            with suppress(duckdb.OutOfMemoryException):  # a batch or a read pins more than that: cut back after the next
+                self._con.execute(f"SET memory_limit = '{KEPT_READING if self._readers else KEPT}'")
             self._con.execute(f"SET memory_limit = '{LIMIT}'")

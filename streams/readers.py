@@ -45,20 +45,29 @@ class ShardReader:
         self._closed = False
 
     def read(self, function: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
-        """Return what `function` reads from one snapshot. Raises ReaderClosed when the shard is being given up."""
+        """Return what `function` reads from one snapshot; it may be called twice. Raises ReaderClosed when the shard is given up.
+
+        The shard's pool may have been cut back at the very moment at which the read wanted memory: then it is read once more.
+        """
         with self._lock, self.shard.reading():
-            if self._closed:
-                raise ReaderClosed
-            self._con.execute("BEGIN TRANSACTION READ ONLY")
             try:
-                return function(self._con)
-            except Exception as error:
-                if self._closed:  # interrupted, whatever DuckDB or Arrow make of that
-                    raise ReaderClosed from error
-                raise
-            finally:
-                with suppress(duckdb.TransactionException):  # an error inside may have ended it
-                    self._con.execute("ROLLBACK")
+                return self._read_snapshot(function)
+            except duckdb.OutOfMemoryException:
+                return self._read_snapshot(function)
+
+    def _read_snapshot(self, function: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
+        if self._closed:
+            raise ReaderClosed
+        self._con.execute("BEGIN TRANSACTION READ ONLY")
+        try:
+            return function(self._con)
+        except Exception as error:
+            if self._closed:  # interrupted, whatever DuckDB or Arrow make of that
+                raise ReaderClosed from error
+            raise
+        finally:
+            with suppress(duckdb.TransactionException):  # an error inside may have ended it
+                self._con.execute("ROLLBACK")
 
     def read_whole(self, function: Callable[[Shard], T]) -> T:
         """Return what `function` reads with cursors of its own, while this reader keeps the shard open."""

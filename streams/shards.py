@@ -11,7 +11,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
@@ -24,7 +24,7 @@ from streams.readers import ShardReaders
 from streams.store import Applied, CountingRules, Shard, ShardTotals
 
 if TYPE_CHECKING:
-    from streams.fetches import Run
+    from streams.fetches import Stretch
     from streams.peers import Places
 
 log = logging.getLogger(__name__)
@@ -97,12 +97,12 @@ class HeldShards:
         """Close these shards, after what is in hand."""
         await self._each(sorted(partitions), self._release)
 
-    async def apply(self, runs: Sequence[Run], columns: Columns) -> Applied | None:
-        """Count consecutive runs of one partition, decoded, as one batch, and give the shard some time for its upkeep.
+    async def apply(self, stretch: Stretch, columns: Columns) -> Applied | None:
+        """Count a stretch of one partition, decoded, as one batch, and give the shard some time for its upkeep.
 
         None when the partition has moved away, or was sought anew, since they were fetched: then they are read again.
         """
-        return await self._call(runs[0].partition, self._apply, runs, columns)
+        return await self._call(stretch.partition, self._apply, stretch, columns)
 
     async def tend(self, partition: int) -> None:
         """Give a shard time for its upkeep that no batch gives it; what can wait is done at the worker's pace."""
@@ -196,25 +196,23 @@ class HeldShards:
             shard.close()
             log.info("event=shard_released partition=%d", partition)
 
-    def _apply(self, runs: Sequence[Run], columns: Columns) -> Applied | None:
-        shard, of = self._shards.get(runs[0].partition), self._log
-        if shard is None or runs[0].generation != of.generation:
+    def _apply(self, stretch: Stretch, columns: Columns) -> Applied | None:
+        shard, of = self._shards.get(stretch.partition), self._log
+        if shard is None or stretch.generation != of.generation:
             return None
         began = time.perf_counter()
-        offsets = {"first_offset": runs[0].first_offset, "next_offset": runs[-1].next_offset}
+        offsets = {"first_offset": stretch.first_offset, "next_offset": stretch.next_offset}
         applied = shard.apply(columns, topic_id=of.topic_id, now=self._clock(), **offsets)
-        self._note(runs, len(columns), time.perf_counter() - began)
+        self._note(stretch, len(columns), time.perf_counter() - began)
         self._tend(shard)
         return applied
 
-    def _note(self, runs: Sequence[Run], events: int, seconds: float) -> None:
+    def _note(self, stretch: Stretch, events: int, seconds: float) -> None:
         with self._noting:
             self.stats.add(events, seconds)
-        records = sum(len(run.records) for run in runs)
-        if records:
-            stamped = max(run.timestamp_ms for run in runs if run.timestamp_ms is not None)
-            before = self.progress.get(runs[0].partition, Progress())
-            self.progress[runs[0].partition] = before.after(stamped, records, events)
+        if stretch.records and stretch.timestamp_ms is not None:
+            before = self.progress.get(stretch.partition, Progress())
+            self.progress[stretch.partition] = before.after(stretch.timestamp_ms, stretch.records, events)
 
     def _with_shard(self, partition: int, function: Callable[[Shard], T]) -> T | None:
         shard = self._shards.get(partition)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from faust.types import TP
 from streams import agents
 from streams.agents import publish_quarantine
 from streams.columns import Columns
-from streams.fetches import Run
+from streams.fetches import Run, Stretch
 from streams.store import ShardTotals
 from streams.worker import StreamsSettings
 
@@ -100,8 +100,8 @@ class FailingShards:
     def __init__(self) -> None:
         self.asked: list[int] = []
 
-    async def apply(self, runs: Sequence[Run], columns: Sequence[Columns]) -> None:
-        self.asked.append(runs[0].first_offset)
+    async def apply(self, stretch: Stretch, columns: Columns) -> None:
+        self.asked.append(stretch.first_offset)
         raise OSError("disk full")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
@@ -13,7 +15,7 @@ from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import TopicPartition
 from faust.types import TP
 
-from streams.fetches import Run, fetch_runs, unpack_run
+from streams.fetches import Run, Stretch, cover, fetch_runs, unpack_run
 
 ZERO = TopicPartition("events", 0)
 
@@ -101,3 +103,26 @@ def test_what_was_fetched_before_a_seek_is_dropped() -> None:
         return await fetch_runs(fetcher, {ZERO}, 0.0)  # type: ignore[arg-type]
 
     assert asyncio.run(story()) == {}
+
+
+@pytest.mark.parametrize("position", [4, 9], ids=["taken", "dropped after a seek"])
+def test_a_response_is_let_go_of_at_once_and_not_when_the_garbage_collector_comes(position: int) -> None:
+    async def story() -> bool:
+        fetcher = Fetcher()
+        fetcher.assignment.state_value(ZERO).seek(position)
+        fetcher.bring(batch(4, [b"a"]), 4)
+        left = weakref.ref(fetcher._records[ZERO]._partition_records)
+        await fetch_runs(fetcher, {ZERO}, 0.0)  # type: ignore[arg-type]
+        return left() is None
+
+    gc.disable()
+    try:
+        assert asyncio.run(story())
+    finally:
+        gc.enable()
+
+
+def test_a_stretch_covers_its_runs_without_their_values() -> None:
+    runs = [Run(2, [(5, b"a"), (6, None)], 5, 8, 1000, 3), Run(2, [], 8, 9, None, 3), Run(2, [(9, b"b")], 9, 10, 900, 3)]
+    assert cover(runs) == Stretch(2, 5, 10, 3, 1000, 3)
+    assert cover(runs[1:2]) == Stretch(2, 8, 9, 0, None, 3)

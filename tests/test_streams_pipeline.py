@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import sys
+from collections.abc import Awaitable, Callable
 
 import pytest
 
 from streams import pipeline
 from streams.columns import Columns
 from streams.events import DEFAULT_LIMITS
-from streams.fetches import Run
+from streams.fetches import Run, Stretch
 from streams.pipeline import Pipeline
 from tests.logs import START, query
 
@@ -20,18 +21,20 @@ class Shards:
 
     def __init__(self) -> None:
         self.applied: list[tuple[int, int, int, int]] = []
+        self.asked = 0
         self.gate = asyncio.Event()
         self.gate.set()
         self.busy: dict[int, asyncio.Event] = {}
         self.error: Exception | None = None
 
-    async def apply(self, runs: Sequence[Run], columns: Columns) -> None:
+    async def apply(self, stretch: Stretch, columns: Columns) -> None:
+        self.asked += 1
         await self.gate.wait()
-        if (gate := self.busy.get(runs[0].partition)) is not None:
+        if (gate := self.busy.get(stretch.partition)) is not None:
             await gate.wait()
         if self.error is not None:
             raise self.error
-        self.applied.append((runs[0].partition, runs[0].first_offset, runs[-1].next_offset, len(columns)))
+        self.applied.append((stretch.partition, stretch.first_offset, stretch.next_offset, len(columns)))
 
 
 def run(first: int, last: int, partition: int = 0, generation: int = 0) -> Run:
@@ -85,6 +88,21 @@ def test_what_arrives_meanwhile_becomes_one_batch_of_each_partition_oldest_first
         shards.gate.set()
         await until(lambda: len(shards.applied) == 4)
         assert shards.applied == [(0, 0, 1, 1), (0, 1, 2, 1), (1, 5, 8, 3), (0, 2, 5, 3)]
+
+    play(story)
+
+
+def test_values_are_let_go_of_once_they_are_decoded() -> None:
+    async def story(made: Pipeline, shards: Shards, failures: list[BaseException]) -> None:
+        shards.gate.clear()
+        value, other = query("e0", START), query("e1", START)
+        owners = sys.getrefcount(value)
+        await made.put(Run(0, [(0, value), (1, other)], 0, 2, 1000))
+        await until(lambda: shards.asked == 1)
+        assert sys.getrefcount(value) == owners
+        assert made.held_bytes == len(value) + len(other)
+        shards.gate.set()
+        await until(lambda: made.held_bytes == 0)
 
     play(story)
 

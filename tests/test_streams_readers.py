@@ -54,6 +54,25 @@ def test_an_error_in_a_read_leaves_the_reader_usable(shard: Shard) -> None:
     reader.close()
 
 
+def test_a_read_that_found_no_memory_while_the_pool_was_cut_back_is_read_again(shard: Shard) -> None:
+    reader, asked = ShardReader(shard), list[int]()
+
+    def read(con: duckdb.DuckDBPyConnection, failing: int) -> int:
+        asked.append(count(con))
+        if len(asked) <= failing:
+            raise duckdb.OutOfMemoryException("failed to allocate data")
+        return asked[-1]
+
+    assert reader.read(lambda con: read(con, 1)) == 0
+    assert asked == [0, 0]
+    asked.clear()
+    with pytest.raises(duckdb.OutOfMemoryException):
+        reader.read(lambda con: read(con, 2))
+    assert asked == [0, 0]
+    assert reader.read(count) == 0
+    reader.close()
+
+
 def test_a_shard_that_is_released_interrupts_its_read_and_its_file_is_free(tmp_path: Path) -> None:
     shard = Shard.open(tmp_path / "shard.duckdb", CountingRules())
     reader = ShardReader(shard)

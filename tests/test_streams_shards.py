@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from streams.decoding import decode_columns
-from streams.fetches import Run
+from streams.fetches import Run, cover
 from streams.shards import HeldShards, shard_path
 from streams.store import CountingRules, Shard, StoreError
 from tests.logs import START, query
@@ -38,7 +38,7 @@ def run(partition: int, first: int, last: int, generation: int = 1) -> Run:
 
 
 async def apply(shards: HeldShards, one: Run) -> int | None:
-    applied = await shards.apply([one], decode_columns(one.records))
+    applied = await shards.apply(cover([one]), decode_columns(one.records))
     return None if applied is None else applied.events
 
 
