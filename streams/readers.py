@@ -90,13 +90,14 @@ class ShardReader:
 class ShardReaders:
     """The readers of all held shards. `add` and `remove` are called where shards are opened and closed.
 
-    With `nice` their threads give way to the others, on Linux: the higher, the more.
+    With `nice` their threads give way to the others, on Linux: the higher, the more. Each thread keeps some of the memory that
+    its largest read took.
     """
 
-    def __init__(self, nice: int = 0) -> None:
+    def __init__(self, nice: int = 0, threads: int = THREADS) -> None:
         self._readers: dict[int, ShardReader] = {}
         self._waiting = 0
-        self._threads = ThreadPoolExecutor(THREADS, "reads", initializer=_give_way, initargs=(nice,))
+        self._threads = ThreadPoolExecutor(threads, "reads", initializer=_give_way, initargs=(nice,))
 
     def add(self, partition: int, shard: Shard) -> None:
         """Open a reader beside a shard that was taken."""

@@ -65,7 +65,7 @@ class HeldShards:
     ) -> None:
         self.data_dir = data_dir
         self.readers = ShardReaders()
-        self.exports = ShardReaders(nice=EXPORT_NICE)
+        self.exports = ShardReaders(nice=EXPORT_NICE, threads=1)
         self.progress: dict[int, Progress] = {}
         self.stats = ApplyStats()
         self.new_topics = 0
