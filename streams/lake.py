@@ -7,8 +7,10 @@ Rows are read in one snapshot, beside the counting; `streams.lakefiles` brings t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import date
 from functools import partial
+from itertools import chain, pairwise
 from pathlib import Path
 
 import duckdb
@@ -39,21 +41,23 @@ IMPRESSIONS = """
 WITH labels AS (
     SELECT impression_id, position, min(ts_us) AS click_ts
     FROM clicks
-    WHERE reason IS NULL AND key IN (SELECT key FROM impressions WHERE day = $day)
+    WHERE reason IS NULL
+        AND key IN (SELECT key FROM impressions WHERE day = $day AND ts_us >= $low_us AND ts_us < $high_us)
     GROUP BY impression_id, position
 ),
 clicked AS (SELECT impression_id, map_from_entries(list((position, click_ts))) AS times FROM labels GROUP BY impression_id),
 shown AS (
     SELECT i.*, list_transform(range(len(items)), lambda p: times[p]) AS click_ts_us
     FROM impressions i LEFT JOIN clicked USING (impression_id)
-    WHERE day = $day
+    WHERE day = $day AND ts_us >= $low_us AND ts_us < $high_us
 )
 SELECT impression_id, event_id, ts_us, session_id, user_id, query, query_norm, task, items,
     list_transform(click_ts_us, lambda t: t IS NOT NULL) AS clicked, click_ts_us, release, predicted, logprob, decoding, extra
 FROM shown ORDER BY ts_us, event_id
 """
 QUERIES = """
-SELECT event_id, ts_us, session_id, user_id, query, query_norm, source FROM queries WHERE day = $day ORDER BY ts_us, event_id
+SELECT event_id, ts_us, session_id, user_id, query, query_norm, source FROM queries
+WHERE day = $day AND ts_us >= $low_us AND ts_us < $high_us ORDER BY ts_us, event_id
 """
 COOCCURRENCE = """
 SELECT query, next_query, sum(count)::BIGINT AS count FROM cooccurrence_deltas WHERE day = $day
@@ -88,7 +92,10 @@ SCHEMAS = {
 
 TABLES = {"impressions": IMPRESSIONS, "queries": QUERIES, "cooccurrence": COOCCURRENCE}
 EPOCH = date(1970, 1, 1)
-GROUP_ROWS = 100_000
+GROUP_ROWS = 50_000
+"""Rows of a row group, and rows that are sorted at a time where they come evenly over the day: each takes its memory twice."""
+MAX_SLICES = 96
+ROWS = {kind: f"SELECT count(*) FROM {kind} WHERE day = $day" for kind in ("impressions", "queries")}
 
 
 def click_delay_p99_us(con: duckdb.DuckDBPyConnection) -> int:
@@ -136,9 +143,9 @@ def export_day(con: duckdb.DuckDBPyConnection, lake: Lake, partition: int, day: 
 
 
 def _export(con: duckdb.DuckDBPyConnection, lake: Lake, partition: int, day: date, kind: str) -> int:
-    batches = con.sql(TABLES[kind], params={"day": day}).to_arrow_reader(GROUP_ROWS)
+    batches = (batch for batch in _read_day(con, day, kind) if batch.num_rows)
     first = next(batches, None)
-    if first is None or not first.num_rows:
+    if first is None:
         remove_file(lake, kind, day, partition)
         return 0
     rows = [0]
@@ -146,11 +153,24 @@ def _export(con: duckdb.DuckDBPyConnection, lake: Lake, partition: int, day: dat
     return rows[0]
 
 
-def _write(kind: str, first: pa.RecordBatch, rest: pa.RecordBatchReader, rows: list[int], path: Path) -> None:
+def _read_day(con: duckdb.DuckDBPyConnection, day: date, kind: str) -> Iterator[pa.RecordBatch]:
+    """Yield a day's rows in order, sorted a slice of the day at a time."""
+    if kind not in ROWS:
+        yield from con.sql(TABLES[kind], params={"day": day}).to_arrow_reader(GROUP_ROWS)
+        return
+    slices = min(1 + con.execute(ROWS[kind], {"day": day}).fetchall()[0][0] // GROUP_ROWS, MAX_SLICES)
+    began_us = (day - EPOCH).days * DAY_US
+    edges = [began_us + DAY_US * number // slices for number in range(slices + 1)]
+    for low_us, high_us in pairwise(edges):
+        params = {"day": day, "low_us": low_us, "high_us": high_us}
+        yield from con.sql(TABLES[kind], params=params).to_arrow_reader(GROUP_ROWS)
+
+
+def _write(kind: str, first: pa.RecordBatch, rest: Iterator[pa.RecordBatch], rows: list[int], path: Path) -> None:
     import pyarrow.parquet as pq
 
     with pq.ParquetWriter(path, SCHEMAS[kind], compression="zstd") as writer:
-        for batch in (first, *rest):
+        for batch in chain([first], rest):
             writer.write_table(pa.Table.from_batches([batch]).cast(SCHEMAS[kind]))
             rows[0] += batch.num_rows
 

@@ -9,7 +9,7 @@ seconds of a busy worker, in which its shard would keep all that it writes and a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from threading import Lock
 
 import duckdb
@@ -18,6 +18,7 @@ LIMIT = "512MB"
 """What a shard's queries may use at once; by default every shard may grow to 80 % of the machine."""
 KEPT = "32MB"
 """What is kept between batches: the ends of the tables, which every checkpoint writes to, and the last hours."""
+RAISE = f"SET memory_limit = '{LIMIT}'"
 KEPT_READING = "64MB"
 """The same while somebody reads; what a sort holds beyond that goes to disk."""
 
@@ -44,10 +45,11 @@ class Pool:
     def trim(self) -> None:
         """Cut the pool back to what is kept.
 
-        DuckDB refuses a limit that it cannot cut back to. Where it can, the limit is low for a moment: a read that asks for much
-        more at that moment fails, and `streams.readers` reads again.
+        DuckDB refuses a limit that it cannot cut back to. Where it can, the limit is low for a moment, in which nothing of Python
+        runs: a read that asks for much more at that moment fails, and `streams.readers` reads again.
         """
         with self._lock:
-            with suppress(duckdb.OutOfMemoryException):  # a batch or a read pins more than that: cut back after the next
-                self._con.execute(f"SET memory_limit = '{KEPT_READING if self._readers else KEPT}'")
-            self._con.execute(f"SET memory_limit = '{LIMIT}'")
+            try:
+                self._con.execute(f"SET memory_limit = '{KEPT_READING if self._readers else KEPT}'; {RAISE}")
+            except duckdb.OutOfMemoryException:  # a batch or a read pins more than that: cut back after the next
+                self._con.execute(RAISE)

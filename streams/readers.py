@@ -45,19 +45,20 @@ class ShardReader:
         self._closed = False
 
     def read(self, function: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
-        """Return what `function` reads from one snapshot; it may be called twice. Raises ReaderClosed when the shard is given up.
+        """Return what `function`, which may be called twice, reads from one snapshot. Raises ReaderClosed when the shard moves."""
+        return self._read_again(partial(self._read_snapshot, function))
 
-        The shard's pool may have been cut back at the very moment at which the read wanted memory: then it is read once more.
-        """
+    def _read_again(self, read: Callable[[], T]) -> T:
+        """Read, and once more where the shard's pool was cut back at the very moment at which the read wanted memory."""
         with self._lock, self.shard.reading():
+            if self._closed:
+                raise ReaderClosed
             try:
-                return self._read_snapshot(function)
+                return read()
             except duckdb.OutOfMemoryException:
-                return self._read_snapshot(function)
+                return read()
 
     def _read_snapshot(self, function: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
-        if self._closed:
-            raise ReaderClosed
         self._con.execute("BEGIN TRANSACTION READ ONLY")
         try:
             return function(self._con)
@@ -70,11 +71,8 @@ class ShardReader:
                 self._con.execute("ROLLBACK")
 
     def read_whole(self, function: Callable[[Shard], T]) -> T:
-        """Return what `function` reads with cursors of its own, while this reader keeps the shard open."""
-        with self._lock, self.shard.reading():
-            if self._closed:
-                raise ReaderClosed
-            return function(self.shard)
+        """Return what `function`, which may be called twice, reads with its own cursors, while this reader keeps the shard open."""
+        return self._read_again(partial(function, self.shard))
 
     def close(self) -> None:
         """Interrupt the read in hand and close the cursor."""
