@@ -92,10 +92,19 @@ SCHEMAS = {
 
 TABLES = {"impressions": IMPRESSIONS, "queries": QUERIES, "cooccurrence": COOCCURRENCE}
 EPOCH = date(1970, 1, 1)
-GROUP_ROWS = 50_000
-"""Rows of a row group, and rows that are sorted at a time where they come evenly over the day: each takes its memory twice."""
-MAX_SLICES = 96
+GROUP_ROWS = 25_000
+"""Rows of a row group, and about as many are sorted at a time: each takes its memory several times over."""
+SAMPLE_ROWS = 2_000
 ROWS = {kind: f"SELECT count(*) FROM {kind} WHERE day = $day" for kind in ("impressions", "queries")}
+SAMPLES = {
+    kind: f"""
+SELECT ts_us FROM (
+    SELECT ts_us FROM (SELECT ts_us FROM {kind} WHERE day = $day) USING SAMPLE reservoir({SAMPLE_ROWS} ROWS) REPEATABLE (1)
+)
+ORDER BY ts_us
+"""
+    for kind in ROWS
+}
 
 
 def click_delay_p99_us(con: duckdb.DuckDBPyConnection) -> int:
@@ -158,12 +167,18 @@ def _read_day(con: duckdb.DuckDBPyConnection, day: date, kind: str) -> Iterator[
     if kind not in ROWS:
         yield from con.sql(TABLES[kind], params={"day": day}).to_arrow_reader(GROUP_ROWS)
         return
-    slices = min(1 + con.execute(ROWS[kind], {"day": day}).fetchall()[0][0] // GROUP_ROWS, MAX_SLICES)
-    began_us = (day - EPOCH).days * DAY_US
-    edges = [began_us + DAY_US * number // slices for number in range(slices + 1)]
-    for low_us, high_us in pairwise(edges):
+    for low_us, high_us in pairwise(_cut_day(con, day, kind)):
         params = {"day": day, "low_us": low_us, "high_us": high_us}
         yield from con.sql(TABLES[kind], params=params).to_arrow_reader(GROUP_ROWS)
+
+
+def _cut_day(con: duckdb.DuckDBPyConnection, day: date, kind: str) -> list[int]:
+    """Return event times between which a day has about GROUP_ROWS rows, from its start to its end."""
+    began_us = (day - EPOCH).days * DAY_US
+    slices = -(-con.execute(ROWS[kind], {"day": day}).fetchall()[0][0] // GROUP_ROWS)
+    sample = [ts_us for (ts_us,) in con.execute(SAMPLES[kind], {"day": day}).fetchall()] if slices > 1 else []
+    inner = {sample[len(sample) * number // slices] for number in range(1, slices)}
+    return sorted({began_us, *inner, began_us + DAY_US})
 
 
 def _write(kind: str, first: pa.RecordBatch, rest: Iterator[pa.RecordBatch], rows: list[int], path: Path) -> None:

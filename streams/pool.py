@@ -19,7 +19,7 @@ LIMIT = "512MB"
 KEPT = "32MB"
 """What is kept between batches: the ends of the tables, which every checkpoint writes to, and the last hours."""
 RAISE = f"SET memory_limit = '{LIMIT}'"
-KEPT_READING = "64MB"
+KEPT_READING = "48MB"
 """The same while somebody reads; what a sort holds beyond that goes to disk."""
 
 
