@@ -19,8 +19,8 @@ LIMIT = "512MB"
 KEPT = "32MB"
 """What is kept between batches: the ends of the tables, which every checkpoint writes to, and the last hours."""
 RAISE = f"SET memory_limit = '{LIMIT}'"
-KEPT_READING = "48MB"
-"""The same while somebody reads; what a sort holds beyond that goes to disk."""
+KEPT_READING = ("48MB", "96MB", "192MB")
+"""The same while somebody reads, the least of them that leaves what the read pins; what a sort holds beyond it goes to disk."""
 
 
 class Pool:
@@ -49,7 +49,10 @@ class Pool:
         runs: a read that asks for much more at that moment fails, and `streams.readers` reads again.
         """
         with self._lock:
-            try:
-                self._con.execute(f"SET memory_limit = '{KEPT_READING if self._readers else KEPT}'; {RAISE}")
-            except duckdb.OutOfMemoryException:  # a batch or a read pins more than that: cut back after the next
-                self._con.execute(RAISE)
+            for kept in KEPT_READING if self._readers else (KEPT,):
+                try:
+                    self._con.execute(f"SET memory_limit = '{kept}'; {RAISE}")
+                except duckdb.OutOfMemoryException:  # a batch or a read pins more than that
+                    self._con.execute(RAISE)
+                else:
+                    break

@@ -43,7 +43,7 @@ def test_what_was_written_and_read_is_let_go(con: duckdb.DuckDBPyConnection, mon
 
 def test_more_is_kept_while_one_of_several_reads(con: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "KEPT", "2MiB")
-    monkeypatch.setattr(pool, "KEPT_READING", "8MiB")
+    monkeypatch.setattr(pool, "KEPT_READING", ("8MiB", "200MiB"))
     one = Pool(con)
     with one.reading():
         with one.reading():
@@ -55,9 +55,9 @@ def test_more_is_kept_while_one_of_several_reads(con: duckdb.DuckDBPyConnection,
     assert held_bytes(con) <= 2 * 2**20
 
 
-@pytest.mark.parametrize("kept", ["1KiB", "2MiB", "16MiB"])
+@pytest.mark.parametrize("kept", [("1KiB",), ("1KiB", "2MiB"), ("16MiB", "64MiB")])
 def test_a_sort_in_hand_gives_every_row_whatever_is_cut_back(
-    con: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch, kept: str
+    con: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch, kept: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr(pool, "KEPT_READING", kept)
     one = Pool(con)
