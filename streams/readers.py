@@ -45,7 +45,7 @@ class ShardReader:
         self._closed = False
 
     def read(self, function: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
-        """Return what `function`, which may be called twice, reads from one snapshot. Raises ReaderClosed when the shard moves."""
+        """Return what `function`, which may be called twice, reads from one snapshot. Raises ReaderClosed if the shard moves."""
         return self._read_again(partial(self._read_snapshot, function))
 
     def _read_again(self, read: Callable[[], T]) -> T:
@@ -71,7 +71,7 @@ class ShardReader:
                 self._con.execute("ROLLBACK")
 
     def read_whole(self, function: Callable[[Shard], T]) -> T:
-        """Return what `function`, which may be called twice, reads with its own cursors, while this reader keeps the shard open."""
+        """Return what `function`, called twice perhaps, reads with cursors of its own, while this reader keeps the shard open."""
         return self._read_again(partial(function, self.shard))
 
     def close(self) -> None:
