@@ -29,7 +29,7 @@ WAL_BYTES = 32 * 2**20
 """Write-ahead log at which a checkpoint is due: about 80,000 events, 0.1 s to write, 0.2 s to replay after a kill."""
 
 LOOK_EVENTS = 80_000
-"""A shard's tables are looked at after so many events."""
+"""A shard's tables are looked at after so many events, when a day begins and when one is over."""
 LOOK_DAYS = 2
 LOOK_SHARE = 16
 """A table's days are looked at again when another one is over, or it gained the rows of so many days' compaction and this share
@@ -96,7 +96,7 @@ class Upkeep:
         self._clock = clock
         self._accounts: dict[str, Account] = {}
         self._round: Iterator[Tended] | None = None
-        self._looked: tuple[int, int] | None = None
+        self._looked: tuple[int, date, int] | None = None
         self._expired_us = 0
         self._seen: dict[str, tuple[date | None, int]] = {}
 
@@ -133,7 +133,7 @@ class Upkeep:
         if urgent_only:
             return None
         if self._round is None:
-            place = latest_us // DAY_US, events // LOOK_EVENTS
+            place = latest_us // DAY_US, compaction.find_over(latest_us), events // LOOK_EVENTS
             if self._looked == place:
                 return None
             self._looked = place

@@ -117,6 +117,17 @@ def test_what_is_due_is_done_in_slices_and_then_nothing_is_due(shard: Shard, eag
     assert 0 < account.longest_s <= account.seconds
 
 
+def test_a_day_is_compacted_when_it_is_over_since_an_hour_and_only_then(tmp_path: Path) -> None:
+    shard = Shard.open(tmp_path / "shard.duckdb", KEEP_ALL)
+    midnight = (START // DAY_S + 1) * DAY_S
+    compacted = []
+    for start, ts in enumerate([midnight - 60, midnight + 60, midnight + HOUR - 60, midnight + HOUR, midnight + 2 * HOUR]):
+        feed(shard, [impression(f"e{start}", ts, f"i{start}")], start=start)
+        compacted.append([one.day for one in shard.tend(60) if one.kind == "compaction"])
+    assert compacted == [[], [], [], [day(START)], []]
+    shard.close()
+
+
 def test_what_can_wait_is_left_for_another_time(shard: Shard, eager: None, monkeypatch: pytest.MonkeyPatch) -> None:
     feed(shard, busy_log(3, 20), 16)
     shard.tend(60, urgent_only=True)
