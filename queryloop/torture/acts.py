@@ -92,29 +92,32 @@ def _kill(step: Step, stand: Stand, diary: Diary) -> None:
 
 
 def _kill_tending(stand: Stand, diary: Diary) -> None:
-    """Kill the first worker that begins a compaction before it ends it, as its log tells; give up after TENDING_STAGES.
+    """Kill the first worker that is in a compaction, as its log tells; give up after TENDING_STAGES.
 
     A compaction is short: one that ended before the kill does not count as killed, and another is waited for.
     """
     stand.flow.allow_more(TENDING_STAGES)
-    began = {worker.name: worker.said().count(BEGAN) for worker in stand.workers}
 
-    def beginner() -> Worker | None:
-        return next((one for one in stand.workers if one.said().count(BEGAN) > began[one.name]), None)
+    def find_compacting() -> Worker | None:
+        return next((one for one in stand.workers if _is_compacting(one)), None)
 
     while not diary.tending_kills:
-        stand.wait(lambda: beginner() is not None or stand.flow.idle, "in a compaction", poll_s=TENDING_POLL_S)
-        worker = beginner()
+        stand.wait(lambda: find_compacting() is not None or stand.flow.idle, "in a compaction", poll_s=TENDING_POLL_S)
+        worker = find_compacting()
         if worker is None:
             diary.tending_missed += 1
             return
         worker.kill()
-        in_time = worker.said().count(BEGAN) > worker.said().count(ENDED)
+        in_time = _is_compacting(worker)
         worker.start("killed in a compaction" if in_time else "killed")
-        began[worker.name] = 0
         diary.tending_kills += in_time
         diary.kills += not in_time
     stand.flow.allow_more(FLOW_STAGES)
+
+
+def _is_compacting(worker: Worker) -> bool:
+    said = worker.said()
+    return said.count(BEGAN) > said.count(ENDED)
 
 
 def _kill_producer(step: Step, stand: Stand, diary: Diary) -> None:
