@@ -91,7 +91,6 @@ SCHEMAS = {
 """Columns of the day files; `ts_us` and `click_ts_us` are microseconds since the epoch, `decoding` and `extra` JSON."""
 
 TABLES = {"impressions": IMPRESSIONS, "queries": QUERIES, "cooccurrence": COOCCURRENCE}
-EPOCH = date(1970, 1, 1)
 GROUP_ROWS = 25_000
 """Rows of a row group, and about as many are sorted at a time: each takes its memory several times over."""
 SAMPLE_ROWS = 2_000
@@ -119,7 +118,7 @@ def find_mature(con: duckdb.DuckDBPyConnection, settings: LakeSettings) -> list[
         return []
 
     def past(wait_us: int) -> list[date]:
-        return [day for day in shard_days.read_dirty(con) if latest_us >= ((day - EPOCH).days + 1) * DAY_US + wait_us]
+        return [day for day in shard_days.read_dirty(con) if latest_us >= shard_days.to_us(day) + DAY_US + wait_us]
 
     candidates = past(round(settings.maturity_floor_s * 1_000_000))
     return [day for day in past(click_delay_p99_us(con)) if day in candidates] if candidates else []
@@ -174,7 +173,7 @@ def _read_day(con: duckdb.DuckDBPyConnection, day: date, kind: str) -> Iterator[
 
 def _cut_day(con: duckdb.DuckDBPyConnection, day: date, kind: str) -> list[int]:
     """Return event times between which a day has about GROUP_ROWS rows, from its start to its end."""
-    began_us = (day - EPOCH).days * DAY_US
+    began_us = shard_days.to_us(day)
     slices = -(-con.execute(ROWS[kind], {"day": day}).fetchall()[0][0] // GROUP_ROWS)
     sample = [ts_us for (ts_us,) in con.execute(SAMPLES[kind], {"day": day}).fetchall()] if slices > 1 else []
     inner = {sample[len(sample) * number // slices] for number in range(1, slices)}

@@ -18,7 +18,7 @@ LIMIT = "512MB"
 """What a shard's queries may use at once; by default every shard may grow to 80 % of the machine."""
 KEPT = "32MB"
 """What is kept between batches: the ends of the tables, which every checkpoint writes to, and the last hours."""
-RAISE = f"SET memory_limit = '{LIMIT}'"
+SET_LIMIT = f"SET memory_limit = '{LIMIT}'"
 KEPT_READING = ("48MB", "96MB", "192MB")
 """The same while somebody reads, the least of them that leaves what the read pins; what a sort holds beyond it goes to disk."""
 
@@ -51,8 +51,8 @@ class Pool:
         with self._lock:
             for kept in KEPT_READING if self._readers else (KEPT,):
                 try:
-                    self._con.execute(f"SET memory_limit = '{kept}'; {RAISE}")
+                    self._con.execute(f"SET memory_limit = '{kept}'; {SET_LIMIT}")
                 except duckdb.OutOfMemoryException:  # a batch or a read pins more than that
-                    self._con.execute(RAISE)
+                    self._con.execute(SET_LIMIT)
                 else:
                     break

@@ -10,8 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from streams.days import EPOCH
 from streams.events import normalise
-from streams.lake import EPOCH, SCHEMAS
+from streams.lake import SCHEMAS
 
 DAY_US = 86_400_000_000
 
