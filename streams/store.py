@@ -45,7 +45,7 @@ OPTIONS: dict[str, Any] = {
 WITHOUT_FSST = "SET disabled_compression_methods = 'fsst,dict_fsst'"
 
 TRIM_EVENTS = 20_000
-"""Events after which the pool is cut back: 8 MB."""
+"""Events after which the pool is looked at, and cut back if it is full: 6 to 8 MB."""
 
 
 class _CutPiece(Exception):

@@ -34,6 +34,7 @@ def limit(con: duckdb.DuckDBPyConnection) -> str:
 
 def test_what_was_written_and_read_is_let_go(con: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "KEPT", "2MiB")
+    monkeypatch.setattr(pool, "FULL_BYTES", 2 * 2**20)
     assert held_bytes(con) > 8_000_000
     Pool(con).trim()
     assert held_bytes(con) <= 2 * 2**20
@@ -41,8 +42,20 @@ def test_what_was_written_and_read_is_let_go(con: duckdb.DuckDBPyConnection, mon
     assert con.execute("SELECT count(DISTINCT i) FROM numbers").fetchall() == [(1_000_000,)]
 
 
+def test_a_pool_that_is_not_full_is_left_alone(con: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "KEPT", "2MiB")
+    held = held_bytes(con)
+    monkeypatch.setattr(pool, "FULL_BYTES", held)
+    Pool(con).trim()
+    assert held_bytes(con) == held
+    monkeypatch.setattr(pool, "FULL_BYTES", held - 1)
+    Pool(con).trim()
+    assert held_bytes(con) <= 2 * 2**20
+
+
 def test_more_is_kept_while_one_of_several_reads(con: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "KEPT", "2MiB")
+    monkeypatch.setattr(pool, "FULL_BYTES", 2 * 2**20)
     monkeypatch.setattr(pool, "KEPT_READING", ("8MiB", "200MiB"))
     one = Pool(con)
     with one.reading():
@@ -59,6 +72,7 @@ def test_more_is_kept_while_one_of_several_reads(con: duckdb.DuckDBPyConnection,
 def test_a_sort_in_hand_gives_every_row_whatever_is_cut_back(
     con: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch, kept: tuple[str, ...]
 ) -> None:
+    monkeypatch.setattr(pool, "FULL_BYTES", 0)
     monkeypatch.setattr(pool, "KEPT_READING", kept)
     one = Pool(con)
     with one.reading():
