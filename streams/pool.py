@@ -23,6 +23,8 @@ KEPT = "32MB"
 """What is kept between batches: the ends of the tables, which every checkpoint writes to, and the last hours."""
 FULL_BYTES = 64_000_000
 """Held, beyond which the pool is cut back: some 100,000 events after the last time. To look costs 0.4 ms."""
+BUSY_BYTES = 128_000_000
+"""The same while upkeep goes on, of one shard of a worker at a time: a slice reads up to 100 MB, and the next one much of it."""
 HELD = "SELECT sum(memory_usage_bytes)::BIGINT FROM duckdb_memory()"
 SET_LIMIT = f"SET memory_limit = '{LIMIT}'"
 KEPT_READING = ("48MB", "96MB", "192MB")
@@ -48,14 +50,14 @@ class Pool:
             with self._lock:
                 self._readers -= 1
 
-    def trim(self) -> None:
-        """Cut the pool back to what is kept, if it is full.
+    def trim(self, is_busy: bool = False) -> None:
+        """Cut the pool back to what is kept, if it is full. `is_busy` says that upkeep goes on.
 
         DuckDB refuses a limit that it cannot cut back to. Where it can, the limit is low for a moment, in which nothing of Python
         runs: a read that asks for much more at that moment fails, and `streams.readers` reads again.
         """
         with self._lock:
-            if self._con.execute(HELD).fetchall()[0][0] <= FULL_BYTES:
+            if self._con.execute(HELD).fetchall()[0][0] <= (BUSY_BYTES if is_busy else FULL_BYTES):
                 return
             for kept in KEPT_READING if self._readers else (KEPT,):
                 try:

@@ -46,6 +46,8 @@ WITHOUT_FSST = "SET disabled_compression_methods = 'fsst,dict_fsst'"
 
 TRIM_EVENTS = 20_000
 """Events after which the pool is looked at, and cut back if it is full: 6 to 8 MB."""
+BUSY_EVENTS = 100_000
+"""The same after a slice of upkeep: the next one comes within them while there is more to do."""
 
 
 class _CutPiece(Exception):
@@ -75,7 +77,7 @@ class Shard:
         self._feeds = Feeds(con)
         self._upkeep = Upkeep(con, path, self._transaction, self._sort_keys)
         self._pool = Pool(con)
-        self._trimmed_at = 0
+        self._trim_at = TRIM_EVENTS
 
     @classmethod
     def open(cls, path: Path, rules: CountingRules, read_only: bool = False) -> Shard:
@@ -208,9 +210,9 @@ class Shard:
                 self._totals = replace(self._totals, days_exported=days.read_exported(self._con))
         if self._recent and any(one.table == compaction.WINDOWS.table for one in done):
             self._recent.folds = folds.read_folds(self._con)
-        if done or self._totals.events >= self._trimmed_at + TRIM_EVENTS:
-            self._trimmed_at = self._totals.events
-            self._pool.trim()
+        if done or self._totals.events >= self._trim_at:
+            self._trim_at = self._totals.events + (BUSY_EVENTS if done else TRIM_EVENTS)
+            self._pool.trim(is_busy=bool(done))
         return done
 
     def upkeep(self) -> Mapping[str, Account]:

@@ -128,6 +128,19 @@ def test_a_day_is_compacted_when_it_is_over_since_an_hour_and_only_then(tmp_path
     shard.close()
 
 
+def test_what_upkeep_read_is_kept_for_its_next_slice(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[tuple[int, bool]] = []
+    done = [[upkeep.Tended("look")]]
+    monkeypatch.setattr(store, "TRIM_EVENTS", 10)
+    monkeypatch.setattr(store, "BUSY_EVENTS", 25)
+    monkeypatch.setattr(store.Upkeep, "tend", lambda *_: done.pop() if done else [])
+    monkeypatch.setattr(store.Pool, "trim", lambda _, is_busy=False: looks.append((shard.totals().events, is_busy)))
+    for number in range(40):
+        feed(shard, [query(f"q{number}", START + number)], start=number)
+        shard.tend()
+    assert looks == [(1, True), (26, False), (36, False)]
+
+
 def test_what_can_wait_is_left_for_another_time(shard: Shard, eager: None, monkeypatch: pytest.MonkeyPatch) -> None:
     feed(shard, busy_log(3, 20), 16)
     shard.tend(60, urgent_only=True)
