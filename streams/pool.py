@@ -6,7 +6,7 @@ for whoever needs it, and between batches the pool is cut back once it is full. 
 a day takes ten seconds of a busy worker, in which its shard would keep all that it writes and all that the export read.
 
 Cutting back costs more than it seems: DuckDB then hands every free page of the process back to the system (malloc_trim, and the
-same in its own allocator), and all threads fault them in again. Five times a second that was a tenth of a busy worker's CPU.
+same in its own allocator), and all threads fault them in again. Five times a second that was a twelfth of a busy worker's CPU.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ LIMIT = "512MB"
 """What a shard's queries may use at once; by default every shard may grow to 80 % of the machine."""
 KEPT = "32MB"
 """What is kept between batches: the ends of the tables, which every checkpoint writes to, and the last hours."""
+KEPT_READING = ("48MB", "96MB", "192MB")
+"""The same while somebody reads, the least of them that leaves what the read pins; what a sort holds beyond it goes to disk."""
 FULL_BYTES = 64_000_000
 """Held, beyond which the pool is cut back: some 100,000 events after the last time. To look costs 0.4 ms."""
-BUSY_BYTES = 128_000_000
+FULL_TENDING_BYTES = 128_000_000
 """The same while upkeep goes on, of one shard of a worker at a time: a slice reads up to 100 MB, and the next one much of it."""
 HELD = "SELECT sum(memory_usage_bytes)::BIGINT FROM duckdb_memory()"
 SET_LIMIT = f"SET memory_limit = '{LIMIT}'"
-KEPT_READING = ("48MB", "96MB", "192MB")
-"""The same while somebody reads, the least of them that leaves what the read pins; what a sort holds beyond it goes to disk."""
 
 
 class Pool:
@@ -50,14 +50,14 @@ class Pool:
             with self._lock:
                 self._readers -= 1
 
-    def trim(self, is_busy: bool = False) -> None:
-        """Cut the pool back to what is kept, if it is full. `is_busy` says that upkeep goes on.
+    def trim(self, tending: bool = False) -> None:
+        """Cut the pool back to what is kept, if it is full; more fills it while `tending`.
 
         DuckDB refuses a limit that it cannot cut back to. Where it can, the limit is low for a moment, in which nothing of Python
         runs: a read that asks for much more at that moment fails, and `streams.readers` reads again.
         """
         with self._lock:
-            if self._con.execute(HELD).fetchall()[0][0] <= (BUSY_BYTES if is_busy else FULL_BYTES):
+            if self._con.execute(HELD).fetchall()[0][0] <= (FULL_TENDING_BYTES if tending else FULL_BYTES):
                 return
             for kept in KEPT_READING if self._readers else (KEPT,):
                 try:

@@ -46,7 +46,7 @@ WITHOUT_FSST = "SET disabled_compression_methods = 'fsst,dict_fsst'"
 
 TRIM_EVENTS = 20_000
 """Events after which the pool is looked at, and cut back if it is full: 6 to 8 MB."""
-BUSY_EVENTS = 100_000
+TRIM_TENDING_EVENTS = 100_000
 """The same after a slice of upkeep: the next one comes within them while there is more to do."""
 
 
@@ -211,8 +211,8 @@ class Shard:
         if self._recent and any(one.table == compaction.WINDOWS.table for one in done):
             self._recent.folds = folds.read_folds(self._con)
         if done or self._totals.events >= self._trim_at:
-            self._trim_at = self._totals.events + (BUSY_EVENTS if done else TRIM_EVENTS)
-            self._pool.trim(is_busy=bool(done))
+            self._trim_at = self._totals.events + (TRIM_TENDING_EVENTS if done else TRIM_EVENTS)
+            self._pool.trim(tending=bool(done))
         return done
 
     def upkeep(self) -> Mapping[str, Account]:

@@ -57,8 +57,8 @@ def test_more_may_be_held_while_upkeep_goes_on(con: duckdb.DuckDBPyConnection, m
     monkeypatch.setattr(pool, "KEPT", "2MiB")
     held = held_bytes(con)
     monkeypatch.setattr(pool, "FULL_BYTES", 0)
-    monkeypatch.setattr(pool, "BUSY_BYTES", held)
-    Pool(con).trim(is_busy=True)
+    monkeypatch.setattr(pool, "FULL_TENDING_BYTES", held)
+    Pool(con).trim(tending=True)
     assert held_bytes(con) == held
     Pool(con).trim()
     assert held_bytes(con) <= 2 * 2**20

@@ -132,9 +132,9 @@ def test_what_upkeep_read_is_kept_for_its_next_slice(shard: Shard, monkeypatch: 
     looks: list[tuple[int, bool]] = []
     done = [[upkeep.Tended("look")]]
     monkeypatch.setattr(store, "TRIM_EVENTS", 10)
-    monkeypatch.setattr(store, "BUSY_EVENTS", 25)
+    monkeypatch.setattr(store, "TRIM_TENDING_EVENTS", 25)
     monkeypatch.setattr(store.Upkeep, "tend", lambda *_: done.pop() if done else [])
-    monkeypatch.setattr(store.Pool, "trim", lambda _, is_busy=False: looks.append((shard.totals().events, is_busy)))
+    monkeypatch.setattr(store.Pool, "trim", lambda _, tending=False: looks.append((shard.totals().events, tending)))
     for number in range(40):
         feed(shard, [query(f"q{number}", START + number)], start=number)
         shard.tend()
