@@ -22,6 +22,7 @@ from streams.feeds import Feeds
 from streams.intake import Batch
 from streams.keys import KeySet
 from streams.matching import Lists, Plain, find_lists, find_plain, new_positions, no_plain
+from streams.quarantine import Held
 from streams.recent import Recent
 from streams.rules import CountingRules
 
@@ -129,7 +130,7 @@ def find_fault(click: Candidate, shown: Shown, window_us: int) -> Reason | None:
     return None
 
 
-def keep_refused(feeds: Feeds, change: Change, arrived_us: int | None, quarantined: KeySet) -> Counter[str]:
+def keep_refused(feeds: Feeds, change: Change, arrived_us: int | None, quarantined: Held) -> Counter[str]:
     """Put refused clicks in quarantine, after the withdrawals, and return the new rows by reason; others of them are repeats."""
     if not change.refused:
         return Counter()
@@ -185,7 +186,7 @@ def _gather(feeds: Feeds, batch: Batch, reopened: bool, recent: Recent) -> list[
     return waiting + (clicks.read_reopened(feeds) if reopened else [])
 
 
-def _find_rejudged(batch: Batch, replaced: list[str], standing: int, waiting: list[Candidate], quarantined: KeySet) -> Rejudged:
+def _find_rejudged(batch: Batch, replaced: list[str], standing: int, waiting: list[Candidate], quarantined: Held) -> Rejudged:
     """Return the clicks on lists of which the batch has several versions, or an earlier one than the file."""
     if not replaced and standing == len(batch.impressions):
         return Rejudged()

@@ -37,7 +37,9 @@ WITH hits AS MATERIALIZED (
 SELECT impression_key, impression_id, ts_us, day, query_norm, items FROM hits WHERE impression_id = wanted_id
 """
 # Where a list may be of any time, a look at the keys alone tells its time, and then its texts are read from there alone.
-FIND_TIMES = "SELECT DISTINCT i.ts_us FROM impressions i JOIN wanted w ON i.key = hash(w.impression_id)"
+FIND_TIMES = """
+SELECT DISTINCT i.ts_us FROM impressions i JOIN wanted w ON i.key = hash(w.impression_id) WHERE i.ts_us BETWEEN $low AND $high
+"""
 FIND_CLICKED = """
 WITH hits AS MATERIALIZED (
     SELECT w.impression_id AS wanted_id, c.impression_id, c.position
@@ -138,11 +140,12 @@ def find_lists_between(feeds: Feeds, impression_ids: pa.Array, low_us: int, high
     return feeds.fetch_table(FIND_LISTS, {"low": low_us, "high": high_us}, wanted=wanted)
 
 
-def find_lists(feeds: Feeds, impression_ids: pa.Array) -> list[pa.Table]:
-    """Return the same of the impressions of any time, in several tables."""
+def find_scattered_lists(feeds: Feeds, impression_ids: pa.Array, low_us: int, high_us: int) -> list[pa.Table]:
+    """Return the same in several tables, where few impressions lie far from each other in a long time."""
     if not len(impression_ids):
         return []
-    times = feeds.execute(FIND_TIMES, wanted=pa.table({"impression_id": impression_ids})).fetchnumpy()["ts_us"]
+    span = {"low": low_us, "high": high_us}
+    times = feeds.execute(FIND_TIMES, span, wanted=pa.table({"impression_id": impression_ids})).fetchnumpy()["ts_us"]
     groups = [times[rows] for rows in group_times(times)]
     return [find_lists_between(feeds, impression_ids, int(group.min()), int(group.max())) for group in groups]
 

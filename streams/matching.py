@@ -13,16 +13,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from streams import clicks
+from streams.events import MAX_TS_US
 from streams.feeds import Feeds
 from streams.keys import KeySet
 from streams.lines import Flags, Int64s
 from streams.ranges import group_times
 from streams.recent import Recent
-from streams.rules import HOUR_US
+from streams.rules import DAY_US, HOUR_US
 
 COLUMNS = ["impression_key", "impression_id", "ts_us", "day", "query_norm", "items"]
 NEAR_US = HOUR_US // 2
 """Before a click its list is looked for first."""
+FAR_US = 2 * DAY_US
+"""Then so long before it: a click that comes after the attribution window seldom comes days after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ def find_lists(feeds: Feeds, standing: pa.Table, fresh: pa.Table, others: Iterab
     found += _find_near(feeds, absent)
     wanted = pa.table({"impression_id": pa.concat_arrays([*absent["impression_id"].chunks, pa.array(list(others), pa.string())])})
     if len(wanted):
-        found += clicks.find_lists(feeds, _without(wanted, *found)["impression_id"].combine_chunks().unique())
+        found += _find_far(feeds, _without(wanted, *found), absent["ts_us"])
     lists = pa.concat_tables([table if table.schema == own.schema else table.cast(own.schema) for table in found])
     return Lists(lists, len(own), len(own) + sum(map(len, followed)), clicked)
 
@@ -111,6 +114,18 @@ def _find_near(feeds: Feeds, absent: pa.Table) -> list[pa.Table]:
         clicks.find_lists_between(feeds, names, int(ts_us[rows].min()) - NEAR_US, int(ts_us[rows].max()))
         for names, rows in zip(ids, groups, strict=True)
     ]
+
+
+def _find_far(feeds: Feeds, wanted: pa.Table, clicked_us: pa.ChunkedArray) -> list[pa.Table]:
+    """Return these lists, wherever they are: first those of the days before the clicks, and what is left from the whole file."""
+    found: list[pa.Table] = []
+    if len(clicked_us):
+        span = pc.min_max(clicked_us).as_py()
+        names = wanted["impression_id"].combine_chunks().unique()
+        found = clicks.find_scattered_lists(feeds, names, span["min"] - FAR_US, span["max"])
+        wanted = _without(wanted, *found)
+    names = wanted["impression_id"].combine_chunks().unique()
+    return found + clicks.find_scattered_lists(feeds, names, 0, MAX_TS_US)
 
 
 def find_plain(fresh: pa.Table, lists: Lists, window_us: int, last_arrival_us: int) -> Plain:

@@ -25,8 +25,6 @@ KEPT_READING = ("48MB", "96MB", "192MB")
 """The same while somebody reads, the least of them that leaves what the read pins; what a sort holds beyond it goes to disk."""
 FULL_BYTES = 64_000_000
 """Held, beyond which the pool is cut back: some 100,000 events after the last time. To look costs 0.4 ms."""
-FULL_TENDING_BYTES = 128_000_000
-"""The same while upkeep goes on, of one shard of a worker at a time: a slice reads up to 100 MB, and the next one much of it."""
 HELD = "SELECT sum(memory_usage_bytes)::BIGINT FROM duckdb_memory()"
 SET_LIMIT = f"SET memory_limit = '{LIMIT}'"
 
@@ -50,14 +48,14 @@ class Pool:
             with self._lock:
                 self._readers -= 1
 
-    def trim(self, tending: bool = False) -> None:
-        """Cut the pool back to what is kept, if it is full; more fills it while `tending`.
+    def trim(self) -> None:
+        """Cut the pool back to what is kept, if it is full.
 
         DuckDB refuses a limit that it cannot cut back to. Where it can, the limit is low for a moment, in which nothing of Python
         runs: a read that asks for much more at that moment fails, and `streams.readers` reads again.
         """
         with self._lock:
-            if self._con.execute(HELD).fetchall()[0][0] <= (FULL_TENDING_BYTES if tending else FULL_BYTES):
+            if self._con.execute(HELD).fetchall()[0][0] <= FULL_BYTES:
                 return
             for kept in KEPT_READING if self._readers else (KEPT,):
                 try:

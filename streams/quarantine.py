@@ -7,7 +7,8 @@ good version of the same event_id is taken in, its rows are withdrawn: that even
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b
 
 import duckdb
@@ -16,7 +17,8 @@ import pyarrow as pa
 
 from streams.events import Reason, Reject
 from streams.feeds import Feeds
-from streams.keys import KeySet
+from streams.keys import Keys, KeySet
+from streams.lines import Flags
 
 TABLES = """
 CREATE SEQUENCE quarantine_ids;
@@ -30,13 +32,15 @@ CREATE TABLE quarantine (
 CLICK_REASONS = [str(r) for r in (Reason.LATE_CLICK, Reason.ORPHAN_CLICK, Reason.POSITION_OUT_OF_RANGE, Reason.ITEM_MISMATCH)]
 """Why clicks are refused that decoded well: their ids are known to the shard, but free."""
 
-ADD_REJECTS = """
+ADD_NEW = """
 INSERT INTO quarantine (reason, detail, event_id, ts_us, raw, log_offset, line, arrived_us, digest)
 SELECT reason, detail, event_id, ts_us, raw, log_offset, line, $arrived, digest
-FROM rejects WHERE digest NOT IN (SELECT digest FROM quarantine)
+FROM rejects
 ORDER BY log_offset, line
 RETURNING event_id, reason, hash(event_id)
 """
+ADD_REJECTS = ADD_NEW.replace("FROM rejects", "FROM rejects WHERE digest NOT IN (SELECT digest FROM quarantine)")
+LOAD = "SELECT hash(event_id) AS key, digest FROM quarantine"
 TAKE_BACK = "DELETE FROM quarantine WHERE (event_id, reason) IN (SELECT event_id, reason FROM taken_back) RETURNING reason"
 WITHDRAW = "DELETE FROM quarantine WHERE event_id IN (SELECT event_id FROM taken_in) RETURNING event_id, reason"
 REFUSED_IDS = """
@@ -58,18 +62,36 @@ SELECT id, reason, detail, event_id, ts_us, raw, log_offset, line FROM quarantin
 PUBLISH = "UPDATE quarantine SET published = true WHERE id IN (SELECT unnest($ids::BIGINT[]))"
 
 
-def add_rejects(
-    feeds: Feeds, rejects: Sequence[Reject], arrived_us: int | None, known: KeySet
-) -> list[tuple[str | None, Reason]]:
-    """Keep what was refused and return event_id and reason of each new row; the others are repeats.
+@dataclass(slots=True)
+class Held:
+    """What the quarantine may hold, so that most batches need not read it: keys of event ids, and heads of digests."""
 
-    `known` holds the keys of the event ids in quarantine.
-    """
+    ids: KeySet = field(default_factory=KeySet)
+    digests: KeySet = field(default_factory=KeySet)
+
+    def contains(self, keys: Keys) -> Flags:
+        """Say of each event key whether it may be there."""
+        return self.ids.contains(keys)
+
+
+def load_held(con: duckdb.DuckDBPyConnection) -> Held:
+    """Return what the file's quarantine holds."""
+    held, rows = Held(), con.execute(LOAD).fetchnumpy()
+    held.ids.add(np.asarray(rows["key"], np.uint64))
+    held.digests.add(_heads(rows["digest"]))
+    return held
+
+
+def add_rejects(feeds: Feeds, rejects: Sequence[Reject], arrived_us: int | None, held: Held) -> list[tuple[str | None, Reason]]:
+    """Keep what was refused and return event_id and reason of each new row; the others are repeats."""
     distinct = {_digest(r): r for r in reversed(rejects)}
     if not distinct:
         return []
-    added = feeds.execute(ADD_REJECTS, {"arrived": arrived_us}, rejects=_columns(distinct)).fetchall()
-    known.add(np.array([key for _, _, key in added], np.uint64))
+    heads = _heads(distinct)
+    sql = ADD_REJECTS if held.digests.contains(heads).any() else ADD_NEW
+    added = feeds.execute(sql, {"arrived": arrived_us}, rejects=_columns(distinct)).fetchall()
+    held.digests.add(heads)
+    held.ids.add(np.array([key for _, _, key in added], np.uint64))
     return [(event_id, Reason(reason)) for event_id, reason, _ in added]
 
 
@@ -115,6 +137,10 @@ def _digest(reject: Reject) -> bytes:
     return blake2b(
         known_by, digest_size=16, key=str(reject.reason).encode(), person=b"bytes" if reject.event_id is None else b"id"
     ).digest()
+
+
+def _heads(digests: Iterable[bytes]) -> Keys:
+    return np.frombuffer(b"".join(digest[:8] for digest in digests), np.uint64)
 
 
 def _columns(rejects: dict[bytes, Reject]) -> pa.Table:

@@ -20,6 +20,7 @@ from streams.clicks import Candidate
 from streams.folds import Folds, read_folds
 from streams.keys import Keys, KeySet
 from streams.lines import Int64s
+from streams.quarantine import Held, load_held
 from streams.ranges import RECENT_US
 from streams.rules import CountingRules
 
@@ -37,7 +38,6 @@ SELECT session_key, session_id, ts_us, event_id, query_norm, day FROM queries
 WHERE source = 'user' AND ts_us >= $since ORDER BY ts_us DESC LIMIT $limit
 """
 LOAD_WAITING = "SELECT key, ts_us FROM pending"
-LOAD_QUARANTINED = "SELECT hash(event_id) AS key FROM quarantine"
 LOAD_DIRTY = "SELECT day FROM days WHERE dirty"
 
 
@@ -117,14 +117,14 @@ class Recent:
 
     `events` (event_id, ts_us) by event key, `lists` (`streams.matching.COLUMNS`) and `clicked` (impression_id, position: cells
     that count) by impression key, both ordered by `batch`, `queries` (user queries) by session key, ordered by time. `waiting`
-    holds at least the impression keys of the clicks in `pending`, `waiting_us` is not after the earliest of them; `quarantined`
-    holds at least the event keys in quarantine. `dirty` are the days that wait for their export, `folds` are as in the table.
+    holds at least the impression keys of the clicks in `pending`, `waiting_us` is not after the earliest of them. `dirty` are the
+    days that wait for their export, `folds` are as in the table.
     """
 
     queries: RecentRows
     waiting: KeySet
     waiting_us: int
-    quarantined: KeySet
+    quarantined: Held
     dirty: set[date]
     folds: Folds
     batch: int = 0
@@ -151,12 +151,11 @@ class Recent:
 
 def load_recent(con: duckdb.DuckDBPyConnection, latest_us: int | None, rules: CountingRules) -> Recent:
     """Return what is to be known at once of a shard's file: clicks that wait, days to export, the last hours' queries."""
-    waiting, quarantined, pending = KeySet(), KeySet(), con.execute(LOAD_WAITING).fetchnumpy()
+    waiting, pending = KeySet(), con.execute(LOAD_WAITING).fetchnumpy()
     waiting.add(np.asarray(pending["key"], np.uint64))
-    quarantined.add(np.asarray(con.execute(LOAD_QUARANTINED).fetchnumpy()["key"], np.uint64))
     first_us = int(pending["ts_us"].min()) if len(pending["ts_us"]) else -ALL
     dirty = {day for (day,) in con.execute(LOAD_DIRTY).fetchall()}
-    return Recent(_load_queries(con, latest_us, rules), waiting, first_us, quarantined, dirty, read_folds(con))
+    return Recent(_load_queries(con, latest_us, rules), waiting, first_us, load_held(con), dirty, read_folds(con))
 
 
 def _load_queries(con: duckdb.DuckDBPyConnection, latest_us: int | None, rules: CountingRules) -> RecentRows:

@@ -46,8 +46,6 @@ WITHOUT_FSST = "SET disabled_compression_methods = 'fsst,dict_fsst'"
 
 TRIM_EVENTS = 20_000
 """Events after which the pool is looked at, and cut back if it is full: 6 to 8 MB."""
-TRIM_TENDING_EVENTS = 100_000
-"""The same after a slice of upkeep: the next one comes within them while there is more to do."""
 
 
 class _CutPiece(Exception):
@@ -75,7 +73,7 @@ class Shard:
         self._known: keys.KnownKeys | None = None
         self._recent: Recent | None = None
         self._feeds = Feeds(con)
-        self._upkeep = Upkeep(con, path, self._transaction, self._sort_keys)
+        self._upkeep = Upkeep(con, path, self._transaction)
         self._pool = Pool(con)
         self._trim_at = TRIM_EVENTS
 
@@ -197,7 +195,7 @@ class Shard:
         return True
 
     def tend(self, budget_s: float = 0.25, urgent_only: bool = False) -> list[Tended]:
-        """Do the upkeep that is due (keys and checkpoint, which are urgent, expiry, compaction) for about `budget_s` seconds.
+        """Do the upkeep that is due (a checkpoint, which is urgent, expiry, compaction) for about `budget_s` seconds.
 
         It changes no count.
         """
@@ -211,8 +209,8 @@ class Shard:
         if self._recent and any(one.table == compaction.WINDOWS.table for one in done):
             self._recent.folds = folds.read_folds(self._con)
         if done or self._totals.events >= self._trim_at:
-            self._trim_at = self._totals.events + (TRIM_TENDING_EVENTS if done else TRIM_EVENTS)
-            self._pool.trim(tending=bool(done))
+            self._trim_at = self._totals.events + TRIM_EVENTS
+            self._pool.trim()
         return done
 
     def upkeep(self) -> Mapping[str, Account]:
@@ -222,9 +220,6 @@ class Shard:
     def close(self) -> None:
         """Close the file and give up its lock."""
         self._con.close()
-
-    def _sort_keys(self) -> bool:
-        return self._known is not None and self._known.sort_piece()
 
     def _count_pieces(self, totals: ShardTotals, pieces: list[Batch]) -> ShardTotals | None:
         """Count a batch's pieces in one transaction; where one must be cut, undo everything, cut it in `pieces`, return None."""

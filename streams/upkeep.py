@@ -1,6 +1,6 @@
 """Upkeep: what keeps a shard small and quick, done between batches in slices short enough that counting never waits a second.
 
-Four kinds: sorting the keys of what the file held, which the first batch does not wait for; a checkpoint where the write-ahead
+Three kinds: a checkpoint where the write-ahead
 log has grown though large commits go into the file (a reader can hold that up), so that a restart has little to replay; expiry
 of what the retention no longer needs; compaction of days whose deltas have piled up. What is due is decided by event time and
 by what is in the file, never by the clock, and none of it changes a count.
@@ -35,15 +35,15 @@ LOOK_SHARE = 16
 """A table's days are looked at again when another one is over, or it gained the rows of so many days' compaction and this share
 of its own: looking reads a column."""
 
-Kind = Literal["keys", "checkpoint", "expiry", "look", "compaction"]
+Kind = Literal["checkpoint", "expiry", "look", "compaction"]
 
 
 @dataclass(frozen=True, slots=True)
 class Tended:
     """One slice of upkeep: how long it held the shard, and the rows that stood there before and after it.
 
-    `day` is the day that was compacted, or the last one that was forgotten. Keys and a checkpoint have no table and no rows, a
-    look (which days of a table to compact) no rows.
+    `day` is the day that was compacted, or the last one that was forgotten. A checkpoint has no table and no rows, a look (which
+    days of a table to compact) no rows.
     """
 
     kind: Kind
@@ -85,14 +85,12 @@ class Upkeep:
         con: duckdb.DuckDBPyConnection,
         path: Path,
         transaction: Callable[[], AbstractContextManager[None]],
-        sort_keys: Callable[[], bool],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._con = con
         self._shard = path.stem
         self._wal = path.with_name(f"{path.name}.wal")
         self._transaction = transaction
-        self._sort_keys = sort_keys
         self._clock = clock
         self._accounts: dict[str, Account] = {}
         self._round: Iterator[Tended] | None = None
@@ -106,8 +104,8 @@ class Upkeep:
         """Do what is due, slice by slice, until `budget_s` seconds are spent, one slice at least; return the slices.
 
         `latest_us` is the shard's latest event time, `events` how many it has taken. A slice takes up to 0.2 s, so a call may
-        take that much longer. Urgent is what makes counting slower while it is left: keys and the checkpoint. To be called
-        between batches, outside a transaction.
+        take that much longer. Urgent is the checkpoint, which a restart would wait for. To be called between batches, outside
+        a transaction.
         """
         done: list[Tended] = []
         began = self._clock()
@@ -126,8 +124,6 @@ class Upkeep:
         return self._accounts
 
     def _next(self, latest_us: int, events: int, rules: CountingRules, urgent_only: bool) -> Tended | None:
-        if self._sort_keys():
-            return Tended("keys")
         if self._wal_bytes() >= WAL_BYTES:
             return self._checkpoint()
         if urgent_only:

@@ -37,6 +37,20 @@ def test_a_click_counts_on_its_impressions_day_however_late_it_comes(shard: Shar
     assert rows(shard.windows(on_the_day_after)) == [("q", "a", 0, 1, 0), ("q", "b", 1, 1, 1)]
 
 
+def test_the_list_of_a_click_is_found_however_long_ago_it_was_shown(tmp_path: Path) -> None:
+    ages = {"minute": 60.0, "hours": 20 * HOUR, "next day": 25 * HOUR, "week": 7 * 24 * HOUR, "month": 30 * 24 * HOUR}
+    now = START + 40 * 24 * HOUR
+    path = tmp_path / "shard.duckdb"
+    shard = Shard.open(path, CountingRules(retention_days=0))
+    feed(shard, [impression(f"i {name}", now - age, f"list {name}") for name, age in ages.items()])
+    shard.close()
+    shard = Shard.open(path, CountingRules(retention_days=0))  # and nothing of it is in memory
+    feed(shard, [click(f"c {name}", now, f"list {name}") for name in ages], start=len(ages))
+    assert refused(shard) == {f"c {name}": "late_click" for name in ("next day", "week", "month")}
+    assert shard.totals().counted == len(ages) + 2
+    shard.close()
+
+
 @pytest.mark.parametrize(
     ("clicked", "reason"),
     [

@@ -53,17 +53,6 @@ def test_a_pool_that_is_not_full_is_left_alone(con: duckdb.DuckDBPyConnection, m
     assert held_bytes(con) <= 2 * 2**20
 
 
-def test_more_may_be_held_while_upkeep_goes_on(con: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "KEPT", "2MiB")
-    held = held_bytes(con)
-    monkeypatch.setattr(pool, "FULL_BYTES", 0)
-    monkeypatch.setattr(pool, "FULL_TENDING_BYTES", held)
-    Pool(con).trim(tending=True)
-    assert held_bytes(con) == held
-    Pool(con).trim()
-    assert held_bytes(con) <= 2 * 2**20
-
-
 def test_more_is_kept_while_one_of_several_reads(con: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "KEPT", "2MiB")
     monkeypatch.setattr(pool, "FULL_BYTES", 2 * 2**20)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from streams import quarantine
 from streams.decoder import decode_records
 from streams.store import CountingRules, Shard
 from tests.logs import NOW, START, click, day, feed, impression, query, rows
@@ -32,6 +33,24 @@ def test_a_bad_event_has_one_row_however_often_it_is_delivered(shard: Shard) -> 
     totals = shard.totals()
     assert (totals.events, totals.counted, totals.duplicates) == (8, 1, 5)
     assert totals.quarantined == {"invalid": 1, "malformed": 1}
+
+
+def test_a_bad_event_has_one_row_after_a_restart_too(tmp_path: Path) -> None:
+    log = [JUNK, b'{"type":"query","event_id":"e9","ts":1.0,"query":"q"}']
+    for start, number in ((0, 2), (2, 2), (4, 3)):
+        shard = Shard.open(tmp_path / "shard.duckdb", CountingRules(retention_days=0))
+        feed(shard, log if start < 4 else [*log, b"{"], start=start)
+        assert len(shard.quarantine()) == number
+        shard.close()
+
+
+def test_what_was_never_refused_is_added_without_a_look_at_the_quarantine(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quarantine, "ADD_REJECTS", "SELECT 'read', 'malformed', hash($arrived)")
+    feed(shard, [JUNK])
+    feed(shard, [b"{"], start=1)
+    assert shard.totals().quarantined == {"malformed": 2}
+    feed(shard, [JUNK], start=2)
+    assert shard.totals().quarantined == {"malformed": 3}
 
 
 def test_a_bad_event_among_good_ones_disturbs_nothing(shard: Shard) -> None:

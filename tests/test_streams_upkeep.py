@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streams import compaction, keys, store, upkeep
+from streams import compaction, store, upkeep
 from streams.store import CountingRules, Shard
 from tests.logs import HOUR, START, click, day, difficult_logs, feed, impression, query, rows
 
@@ -45,7 +45,6 @@ def make_eager(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(compaction, "OVER_US", -2 * DAY_S * 1_000_000)  # days are compacted while they still go on
     patch.setattr(upkeep, "WAL_BYTES", 20_000)
     patch.setattr(upkeep, "LOOK_EVENTS", 1)
-    patch.setattr(keys, "PIECE_KEYS", 7)
 
 
 def tables(shard: Shard, days: list[date]) -> list[object]:
@@ -126,19 +125,6 @@ def test_a_day_is_compacted_when_it_is_over_since_an_hour_and_only_then(tmp_path
         compacted.append([one.day for one in shard.tend(60) if one.kind == "compaction"])
     assert compacted == [[], [], [], [day(START)], []]
     shard.close()
-
-
-def test_what_upkeep_read_is_kept_for_its_next_slice(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
-    looks: list[tuple[int, bool]] = []
-    done = [[upkeep.Tended("look")]]
-    monkeypatch.setattr(store, "TRIM_EVENTS", 10)
-    monkeypatch.setattr(store, "TRIM_TENDING_EVENTS", 25)
-    monkeypatch.setattr(store.Upkeep, "tend", lambda *_: done.pop() if done else [])
-    monkeypatch.setattr(store.Pool, "trim", lambda _, tending=False: looks.append((shard.totals().events, tending)))
-    for number in range(40):
-        feed(shard, [query(f"q{number}", START + number)], start=number)
-        shard.tend()
-    assert looks == [(1, True), (26, False), (36, False)]
 
 
 def test_what_can_wait_is_left_for_another_time(shard: Shard, eager: None, monkeypatch: pytest.MonkeyPatch) -> None:
