@@ -1,6 +1,6 @@
 """`python -m benchmarks.ingest`: how fast one worker counts, against a bound and a peer on the same real Apache Kafka.
 
-Sections: throughput, latency, memory, state, replay. A whole run takes some 20 minutes and 17 GB of disk; --quick takes two or
+Sections: throughput, latency, memory, state, replay. A whole run takes some 25 minutes and 17 GB of disk; --quick takes two or
 three minutes and says that it is quick.
 """
 
@@ -21,9 +21,9 @@ from benchmarks.corpus import Corpus, write_corpus
 from benchmarks.endurance import judge_memory, measure_replay, report_catch_up, report_memory, sample_worker
 from benchmarks.goals import Goal
 from benchmarks.ingest_tables import print_report
-from benchmarks.latency import WARM_UP_S, judge_latency, measure_latency
+from benchmarks.latency import judge_latency, measure_latency
 from benchmarks.narration import tell
-from benchmarks.ours import Site, measure_worker
+from benchmarks.ours import Site
 from benchmarks.peer_runs import fill_topic
 from benchmarks.peer_venv import PeersUnavailable, peer_python
 from benchmarks.state import build_state, judge_state, later_traffic, measure_state, report_state
@@ -45,8 +45,9 @@ class Sizes:
     throughput: int = 1_000_000
     quix: int = 200_000
     repeats: int = 5
-    latency: int = 4_800_000
-    latency_s: float = 30.0
+    latency: int = 4_000_000
+    latency_topic: int = 2_000_000
+    latency_s: float = 20.0
     early: int = 1_000_000
     endurance: int = 5_000_000
     state: int = 20_000_000
@@ -54,11 +55,9 @@ class Sizes:
     state_repeats: int = 3
 
 
-QUICK = Sizes(150_000, 40_000, 1, 1_600_000, 6.0, 200_000, 600_000, 600_000, 150_000, 1)
+QUICK = Sizes(150_000, 40_000, 1, 1_600_000, 300_000, 6.0, 200_000, 600_000, 600_000, 150_000, 1)
 LIVE = Mix(events_per_day=50_000_000.0)
 """Of a live topic at half load no day ends within a minute; in the other corpora one does every 20 s, and is exported."""
-SETTLE_S = WARM_UP_S + 1.0
-"""Seconds of events that the latency section needs beside those that it measures."""
 
 
 @dataclass
@@ -97,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def choose_sizes(quick: bool, share: float, repeats: int | None) -> Sizes:
     """The sizes of a full or a quick run, events times `share` but for those applied to the built state."""
     whole = QUICK if quick else Sizes()
-    names = ("throughput", "quix", "latency", "early", "endurance", "state")
+    names = ("throughput", "quix", "latency", "latency_topic", "early", "endurance", "state")
     scaled = replace(whole, **{name: max(1, round(getattr(whole, name) * share)) for name in names})
     return replace(scaled, repeats=repeats) if repeats else scaled
 
@@ -109,7 +108,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small sizes, one repeat: a try, not a result")
     parser.add_argument("--check", action="store_true", help="exit 1 when a goal is missed, naming it and by how much")
     parser.add_argument("--only", type=_sections, default=SECTIONS, metavar="A,B", help=f"of {', '.join(SECTIONS)}")
-    parser.add_argument("--repeats", type=int, metavar="N", help="rounds of `throughput` that count (default: 5)")
+    parser.add_argument("--repeats", type=int, metavar="N", help="rounds of `throughput` and `latency` that count (default: 5)")
     parser.add_argument("--share", type=float, default=1.0, metavar="X", help="take X times as many events (default: 1)")
     parser.add_argument("--work", type=Path, metavar="DIR", help="where temporary data lies (default: the system's folder)")
     return parser.parse_args(argv)
@@ -149,17 +148,11 @@ def _run_throughput(run: Run) -> None:
 
 
 def _run_latency(run: Run) -> None:
-    if "throughput" in run.report:
-        rate = run.report["throughput"][str(BATCHED)]["ours"]["per_s"]["median"]
-    else:
-        topic = fill_topic(run.site, run.corpus, "events-for-load", BATCHED, run.sizes.throughput)
-        rate = measure_worker(run.site, topic).per_s
-    tell(f"making {run.sizes.latency:,} events of a live topic")
-    live = write_corpus(Traffic(mix=LIVE).lines(run.sizes.latency), PARTITIONS, run.site.folder / "live")
-    # Never more than the corpus holds; a small one is paced slower.
-    enough = live.events * 0.95
-    paced = min(rate / 2, enough / (SETTLE_S + 1.0))
-    run.report["latency"] = measure_latency(run.site, live, paced, min(run.sizes.latency_s, enough / paced - SETTLE_S))
+    sizes = run.sizes
+    tell(f"making {sizes.latency:,} events of a live topic")
+    live = write_corpus(Traffic(mix=LIVE).lines(sizes.latency), PARTITIONS, run.site.folder / "live")
+    topic = fill_topic(run.site, live, "events-live", BATCHED, sizes.latency_topic)
+    run.report["latency"] = measure_latency(run.site, live, topic, sizes.repeats, sizes.latency_s)
     run.goals += judge_latency(run.report["latency"])
 
 

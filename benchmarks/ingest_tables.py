@@ -84,7 +84,18 @@ def _latency(report: dict[str, Any]) -> list[tuple[str, str]]:
         return []
     times = ", ".join(f"{name} {found[f'{name}_ms']:.0f} ms" for name in ("p50", "p90", "p99", "max"))
     cores = "cores used: " + ", ".join(f"{name} {found[f'{name}_cores']:.2f}" for name in ("worker", "broker", "producer"))
-    return [(f"events to visible window at {found['events_per_s']:,.0f} events/s", times), ("", cores)]
+    lines = [(f"events to visible window at {found['events_per_s']:,.0f} events/s", f"{times}, median of rounds"), ("", cores)]
+    for number, one in enumerate(found["rounds"], 1):
+        load = f"{one['events_per_s']:,.0f} of {one['full_per_s']:,.0f} events/s"
+        times = f"p50 {one['p50_ms']:.0f}, p99 {one['p99_ms']:.0f} ms"
+        disk = f"a write of 4 kB: p99 {one['disk_p99_ms']:.0f}, max {one['disk_max_ms']:.0f} ms"
+        lines.append((f"  round {number}", f"{load}: {times}; {disk}"))
+    little = found["little"]
+    batches = f"{little['batches_per_s']:.0f} batches/s take {little['worker_cores']:.2f} cores"
+    lines.append(
+        (f"  at {little['events_per_s']:,.0f} events/s", f"{batches}; p50 {little['p50_ms']:.0f}, p99 {little['p99_ms']:.0f} ms")
+    )
+    return lines
 
 
 def _memory(report: dict[str, Any]) -> list[tuple[str, str]]:

@@ -23,7 +23,7 @@ class Day:
     """The busiest partition over the mean."""
     worker_skew: float
     worker_use: float
-    """Arrivals over capacity at the busiest worker's peak."""
+    """Arrivals over capacity at the busiest worker's peak, and what batches cost whatever is in them."""
     partition_use: float
     """The busiest partition's arrivals over the capacity of a whole worker: one thread counts a partition."""
     backlog_events: float
@@ -60,7 +60,7 @@ def simulate_day(plan: Plan, assumed: Assumptions, shares: Sequence[float]) -> D
     return Day(
         max(shares) * plan.partitions,
         busiest * plan.workers,
-        plan.peak_per_s * busiest / plan.worker_capacity_per_s,
+        plan.peak_per_s * busiest / plan.worker_capacity_per_s + plan.little_use,
         plan.peak_per_s * max(shares) / plan.worker_capacity_per_s,
         backlog,
         catch_up_s,

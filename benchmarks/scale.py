@@ -109,6 +109,7 @@ def _facts(costs: Costs, assumed: Assumptions) -> list[tuple[str, str]]:
         ("measured", costs.measured),
         ("one worker, 100 events a record, empty shards", f"{costs.worker_per_s:,.0f} events/s"),
         (f"of that on 14 days of state ({costs.state_events_a_shard / 1e6:.1f} M events a shard)", f"{costs.state_ratio:.2f}"),
+        ("cores of a worker while 2,000 events/s trickle in, by batches however small", f"{costs.little_cores:.2f}"),
         ("broker's CPU an event read", f"{costs.broker_us:.2f} us"),
         (
             "bytes an event: on the wire, in a shard, in the lake",

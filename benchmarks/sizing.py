@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
+from benchmarks.usage import CORES
+
 DAY_S = 86_400
 GB = 1e9
 
@@ -33,6 +35,8 @@ class Costs:
     worker_mib: float
     """Resident memory of a worker with `worker_shards` shards after the longest run."""
     worker_shards: int
+    little_cores: float
+    """Cores that a worker takes for a trickle of events in as many shards or more: its batches are no more where shards are."""
 
     @classmethod
     def of_report(cls, report: Mapping[str, Any]) -> Costs:
@@ -49,6 +53,7 @@ class Costs:
             lake_bytes=state["lake_bytes_an_event"],
             worker_mib=report["memory"]["late_mib"],
             worker_shards=report["partitions"],
+            little_cores=report["latency"]["little"]["worker_cores"],
         )
 
 
@@ -107,6 +112,8 @@ class Plan:
     partitions: int
     workers: int
     worker_capacity_per_s: float
+    little_use: float
+    """Of a worker's cores, what its batches take while events only trickle in. As they grow full it goes into the capacity."""
     brokers: int
     log_bytes: float
     """In all brokers, with every copy."""
@@ -151,6 +158,7 @@ def plan(events_a_day: float, costs: Costs, assumed: Assumptions) -> Plan:
         partitions,
         workers,
         capacity,
+        costs.little_cores / CORES,
         brokers,
         log,
         shards,

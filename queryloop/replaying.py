@@ -73,11 +73,16 @@ def _describe(summary: dict[str, Any], out: Path | None) -> str:
     if out is None:
         return f"{summary['log']}: {summary['delivered']:,} events delivered to {summary['bootstrap']}"
     bad = ", ".join(f"{reason} {number:,}" for reason, number in summary["quarantined"].items()) or "none"
-    return (
-        f"{summary['log']}: {summary['lines']:,} lines on {summary['broker']} in {summary['seconds']:.1f} s\n"
-        f"counted {summary['counted']:,}, duplicates {summary['duplicates']:,}, quarantined: {bad}\n"
-        f"tables in {out}/"
-    )
+    said = [
+        f"{summary['log']}: {summary['lines']:,} lines on {summary['broker']} in {summary['seconds']:.1f} s",
+        f"counted {summary['counted']:,}, duplicates {summary['duplicates']:,}, quarantined: {bad}",
+        f"tables in {out}/",
+    ]
+    if empty := [day for day, rows in summary["rows"].items() if not rows["windows"]]:
+        latest = summary["latest_ts"]
+        last = "it has no readable event" if latest is None else f"its latest event is of {_shown_time(latest)}"
+        said.append(f"no windows as of {', '.join(empty)}: the log has no impression in the 14 days before; {last}")
+    return "\n".join(said)
 
 
 def _describe_preview(name: str, found: Preview) -> str:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 ROOMS = ("streams", "serving", "trainers")
+NO_RELEASE = "events are taken; lists are refused (503) until a release is live: `queryloop run policy` makes the first one"
 WATCH_S = 0.2
 EMBEDDED_SESSION_S = 6.0
 UNAVAILABLE = 3
@@ -181,6 +182,7 @@ def run(settings: Settings) -> int:
         with Stack(settings, say=_print) as stack:
             _wait_for_interrupt(
                 f"ready in {time.monotonic() - started:.1f} s: serving {stack.urls.serving}, worker {stack.urls.worker}/status",
+                *([] if answers_http(f"{stack.urls.serving}/readyz") else [NO_RELEASE]),
                 f"logs in {settings.data.dir / 'logs'}; Ctrl-C stops everything",
             )
             _print("stopping trainers, serving, worker, broker")

@@ -30,7 +30,7 @@ SUMMARY = "summary.json"
 def write_results(
     data_dir: Path, partitions: int, rules: CountingRules, as_of: Sequence[date], out: Path, now: float
 ) -> dict[str, Any]:
-    """Finish the shards of an ended log and write their tables; return their account.
+    """Finish the shards of an ended log and write their tables; return their account, and the rows of each day's tables.
 
     One day: out/windows.csv and out/cooccurrence.csv; several: in a folder for each day. summary.json of an earlier run is
     removed first; the caller writes it last, so its presence says that the files beside it are whole and belong together.
@@ -42,13 +42,15 @@ def write_results(
             stack.callback(shard.close)
         for shard in shards:
             shard.finish(now)
+        rows = {}
         for day in as_of:
             folder = out if len(as_of) == 1 else out / day.isoformat()
             windows, pairs = sum_windows(s.windows(day) for s in shards), sum_cooccurrence(s.cooccurrence(day) for s in shards)
             write_csv(folder / "windows.csv", WINDOWS, _rows(windows))
             write_csv(folder / "cooccurrence.csv", COOCCURRENCE, _rows(pairs))
+            rows[day.isoformat()] = {"windows": len(windows), "cooccurrence": len(pairs)}
         write_csv(out / "quarantine.csv", QUARANTINE, _quarantined(shards))
-        return _account(shards)
+        return {**_account(shards), "rows": rows}
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -87,10 +89,15 @@ def _quarantined(shards: Iterable[Shard]) -> list[tuple[str, str]]:
 
 
 def _account(shards: Sequence[Shard]) -> dict[str, Any]:
-    """The shards' account together: events = counted + duplicates + sum of quarantined, nothing pending after `finish`."""
+    """The shards' account together: events = counted + duplicates + sum of quarantined, nothing pending after `finish`.
+
+    `latest_ts` is the latest event time in seconds, None where no event was readable.
+    """
     totals = [shard.totals() for shard in shards]
     reasons: Counter[str] = Counter()
     for one in totals:
         reasons.update(one.quarantined)
     numbers = {name: sum(getattr(one, name) for one in totals) for name in ("events", "counted", "duplicates", "pending")}
-    return {**numbers, "quarantined": dict(sorted(reasons.items()))}
+    latest_us = max((one.latest_us for one in totals if one.latest_us is not None), default=None)
+    latest_ts = None if latest_us is None else latest_us / 1e6
+    return {**numbers, "quarantined": dict(sorted(reasons.items())), "latest_ts": latest_ts}

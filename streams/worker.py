@@ -68,8 +68,8 @@ class WorkerSettings(BaseModel, frozen=True, extra="forbid"):
         default=200,
         ge=0,
         le=10_000,
-        description="milliseconds between two batches of a partition while less than 1 MB waits: more cost less CPU, "
-        "fewer show counts sooner",
+        description="milliseconds between two batches of a partition while less than 1 MB waits, and as much longer as a worker "
+        "has more than 4 busy ones: more cost less CPU, fewer show counts sooner",
     )
     compact_rows: int = Field(
         default=400_000,

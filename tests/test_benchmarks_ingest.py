@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import peer_venv
+from benchmarks import latency, peer_venv
+from benchmarks.corpus import Corpus
+from benchmarks.disk import DiskProbe
 from benchmarks.endurance import extrapolate, judge_memory, report_catch_up, report_memory
 from benchmarks.ingest import QUICK, SECTIONS, Sizes, _sections, choose_sizes
 from benchmarks.ingest_tables import print_report
 from benchmarks.latency import judge_latency, visible_delays
-from benchmarks.ours import Progress, Rate, Topic
+from benchmarks.ours import Progress, Rate, Site, Topic
 from benchmarks.peer_venv import PeersUnavailable, peer_folder, peer_python
 from benchmarks.throughput import Contest, judge_throughput, report_throughput
 from benchmarks.usage import cpu_seconds, read_threads, read_usage, resident_mib
@@ -67,9 +69,55 @@ def test_an_event_is_visible_at_the_first_look_past_its_record() -> None:
     assert visible_delays(records, looks) == pytest.approx([0.2, 0.15, 0.1, 0.2, 0.3, 0.1])
 
 
+def test_batches_are_counted_as_shards_that_moved_on_between_two_looks() -> None:
+    offsets: list[dict[int, int]] = [{0: 0}, {0: 0, 1: 0}, {0: 5, 1: 3}, {0: 5, 1: 3}, {0: 5, 1: 4}]
+    assert latency.count_batches([Progress(float(at), 0, looked) for at, looked in enumerate(offsets)]) == 4
+
+
 def test_an_event_that_never_became_visible_is_an_error() -> None:
     with pytest.raises(ValueError, match="offset 7 of partition 0"):
         visible_delays([[0, 7, 1.0, 1.0, 1]], [Progress(2.0, 9, {0: 7})])
+
+
+def test_latency_is_measured_in_rounds_at_half_of_what_the_worker_did_just_before(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    fulls, paced = iter([1000.0, 3000.0, 9000.0]), []
+
+    def measure(_site: object, _corpus: object, topic: str, per_s: float, seconds: float) -> dict[str, float]:
+        paced.append((topic, per_s, seconds))
+        shown = dict.fromkeys(("p50_ms", "p90_ms", "p99_ms", "max_ms", "disk_p99_ms", "disk_max_ms"), per_s)
+        return (
+            shown
+            | {"events_per_s": per_s, "batches_per_s": 19.5}
+            | dict.fromkeys(("worker_cores", "broker_cores", "producer_cores"), 0.5)
+        )
+
+    monkeypatch.setattr(
+        latency, "measure_worker", lambda _site, topic: Rate(topic.events, topic.events / next(fulls), 1.0, 1.0, 0.1)
+    )
+    monkeypatch.setattr(latency, "measure_round", measure)
+    corpus = Corpus(tmp_path, 4, 40_000, 0)
+    section = latency.measure_latency(Site("b", 1, 4, tmp_path), corpus, Topic("t", 100, 100), 3, 20.0)
+    assert paced == [
+        ("paced-0", 500.0, 20.0),
+        ("paced-1", 1500.0, pytest.approx(14.33, abs=0.01)),
+        ("paced-2", 38_000 / 12, 1.0),
+        ("paced-little", 2000.0, 10.0),
+    ]
+    assert (section["full_per_s"], section["p99_ms"], len(section["rounds"])) == (3000.0, 1500.0, 3)
+    head = {
+        "quick": False,
+        "share": 1.0,
+        "machine": "m",
+        "load_at_end": 1.0,
+        "measured": "now",
+        "partitions": 4,
+        "bytes_an_event": 300.0,
+    }
+    print_report({**head, "latency": section}, judge_latency(section))
+    text = capsys.readouterr().out
+    assert "20 batches/s take 0.50 cores" in text and "500 of 1,000 events/s" in text and "MISSED by 1,000 ms" in text
 
 
 def test_latency_is_judged_by_its_p99() -> None:
@@ -104,6 +152,15 @@ def test_a_running_process_is_seen_with_its_threads() -> None:
     assert resident_mib(os.getpid()) > 10
 
 
+def test_a_disk_is_written_to_until_the_block_is_left(tmp_path: Path) -> None:
+    with DiskProbe(tmp_path / "probe", every_s=0.001) as disk:
+        while len(disk.waits_s) < 5:
+            continue
+    seen = len(disk.waits_s)
+    assert min(disk.waits_s) > 0 and list(tmp_path.iterdir()) == []
+    assert len(disk.waits_s) == seen
+
+
 def test_sections_are_chosen_by_name() -> None:
     assert _sections("memory, state") == ("memory", "state")
     with pytest.raises(argparse.ArgumentTypeError, match=r"no section speed; sections are throughput"):
@@ -114,7 +171,7 @@ def test_sections_are_chosen_by_name() -> None:
 def test_sizes_are_shares_of_the_full_or_the_quick_ones() -> None:
     assert choose_sizes(False, 1.0, None) == Sizes()
     half = choose_sizes(False, 0.5, 2)
-    assert (half.throughput, half.state, half.repeats, half.latency_s) == (500_000, 10_000_000, 2, 30.0)
+    assert (half.throughput, half.state, half.repeats, half.latency_s) == (500_000, 10_000_000, 2, 20.0)
     assert choose_sizes(True, 1.0, None) == QUICK
 
 

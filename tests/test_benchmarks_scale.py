@@ -29,6 +29,7 @@ COSTS = Costs(
     lake_bytes=50,
     worker_mib=560,
     worker_shards=4,
+    little_cores=0.2,
 )
 ASSUMED = Assumptions()
 
@@ -116,7 +117,7 @@ def test_a_day_takes_the_busiest_partition_and_worker() -> None:
     day = simulate_day(one, ASSUMED, [0.4, 0.1, 0.3, 0.2])
     assert day.partition_skew == pytest.approx(1.6)
     assert day.worker_skew == pytest.approx(1.4)
-    assert [day.worker_use, day.partition_use] == pytest.approx([0.7, 0.4])
+    assert [day.worker_use, day.partition_use] == pytest.approx([0.7 + 0.1, 0.4])  # and half of 0.2 cores for batches
 
 
 def test_the_same_seed_simulates_the_same_days() -> None:

@@ -158,6 +158,7 @@ def test_the_command_stops_in_order_and_leaves_nothing(tmp_path: Path, number: s
         process.send_signal(number)
         said, _ = process.communicate(timeout=90)
         assert process.returncode == 0, said
+        assert "lists are refused (503) until a release is live" in said
         assert "stopping trainers, serving, worker, broker" in said
     assert alive(pids) == []
     assert "event=worker_stopped" in (tmp_path / "logs" / "streams.log").read_text()

@@ -97,6 +97,11 @@ def test_a_compressed_log_that_is_cut_short_is_named_with_its_line(pack: Any, tm
         list(read_log(tmp_path / "cut"))
 
 
+def test_a_log_that_is_not_there_is_said_plainly(tmp_path: Path) -> None:
+    with pytest.raises(LogFileError, match=r"absent\.log: cannot be read: No such file or directory$"):
+        list(read_log(tmp_path / "absent.log"))
+
+
 def test_a_log_says_how_far_it_is_read(tmp_path: Path) -> None:
     (tmp_path / "log.gz").write_bytes(gzip.compress(b"one\ntwo\n"))
     with LogFile(tmp_path / "log.gz") as log:

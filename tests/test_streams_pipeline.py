@@ -99,7 +99,7 @@ def test_values_are_let_go_of_once_they_are_decoded() -> None:
         owners = sys.getrefcount(value)
         await made.put(Run(0, [(0, value), (1, other)], 0, 2, 1000))
         await until(lambda: shards.asked == 1)
-        assert sys.getrefcount(value) == owners
+        await until(lambda: sys.getrefcount(value) == owners)
         assert made.held_bytes == len(value) + len(other)
         shards.gate.set()
         await until(lambda: made.held_bytes == 0)
@@ -123,6 +123,18 @@ def test_after_a_batch_the_next_one_lingers_until_enough_waits(monkeypatch: pyte
         assert shards.applied[2] == (0, 1, 4, 3)
 
     play(story, linger_s=3600.0)
+
+
+def test_where_many_partitions_are_busy_each_lingers_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    lingers: list[float] = []
+
+    async def story(made: Pipeline, shards: Shards, failures: list[BaseException]) -> None:
+        monkeypatch.setattr(asyncio.get_running_loop(), "call_later", lambda delay, *_: lingers.append(delay))
+        for partition in range(12):
+            made._begin(partition)
+
+    play(story, linger_s=100.0)
+    assert [delay for delay in lingers if delay >= 100] == [100.0] * 4 + [25.0 * number for number in range(5, 13)]
 
 
 def test_what_lingers_is_applied_in_the_end() -> None:

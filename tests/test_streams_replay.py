@@ -256,7 +256,9 @@ def test_one_day_writes_its_tables_beside_the_summary(tmp_path: Path) -> None:
     (tmp_path / "out" / "summary.json").write_text("of an earlier run")
     account = write_results(tmp_path, 1, CountingRules(retention_days=0), as_of, tmp_path / "out", NOW)
     assert_results(tmp_path / "out", recount(lines), as_of)
-    assert account == {"events": 3, "counted": 2, "duplicates": 0, "pending": 0, "quarantined": {"orphan_click": 1}}
+    numbers = {"events": 3, "counted": 2, "duplicates": 0, "pending": 0, "quarantined": {"orphan_click": 1}}
+    rows = {as_of[0].isoformat(): {"windows": 2, "cooccurrence": 0}}
+    assert account == numbers | {"latest_ts": START + 9, "rows": rows}
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cooccurrence.csv", "quarantine.csv", "windows.csv"]
 
 

@@ -76,7 +76,9 @@ class Source:
         try:
             yield
         except (OSError, EOFError, zlib.error) as error:
-            raise LogFileError(f"{self.path}: cannot be read after line {self.line}: {error}") from error
+            where = f" after line {self.line}" if self.line else ""
+            reason = (isinstance(error, OSError) and error.strerror) or error
+            raise LogFileError(f"{self.path}: cannot be read{where}: {reason}") from error
 
     def __enter__(self) -> Self:
         return self
