@@ -1,6 +1,6 @@
 """`python -m benchmarks.ingest`: how fast one worker counts, against a bound and a peer on the same real Apache Kafka.
 
-Sections: throughput, latency, memory, state, replay. A whole run takes some 25 minutes and 17 GB of disk; --quick takes two or
+Sections: throughput, latency, memory, state, replay. A whole run takes some 28 minutes and 17 GB of disk; --quick takes two or
 three minutes and says that it is quick.
 """
 

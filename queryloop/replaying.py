@@ -80,8 +80,8 @@ def _describe(summary: dict[str, Any], out: Path | None) -> str:
     ]
     if empty := [day for day, rows in summary["rows"].items() if not rows["windows"]]:
         latest = summary["latest_ts"]
-        last = "it has no readable event" if latest is None else f"its latest event is of {_shown_time(latest)}"
-        said.append(f"no windows as of {', '.join(empty)}: the log has no impression in the 14 days before; {last}")
+        last = "the log has no readable event" if latest is None else f"the log's latest event is of {_shown_time(latest)}"
+        said.append(f"no windows as of {', '.join(empty)}: no impression of the 14 days before counts; {last}")
     return "\n".join(said)
 
 

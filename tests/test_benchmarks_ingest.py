@@ -24,6 +24,16 @@ from benchmarks.usage import cpu_seconds, read_threads, read_usage, resident_mib
 
 ROOT = Path(__file__).resolve().parent.parent
 
+HEAD = {
+    "quick": True,
+    "share": 1.0,
+    "machine": "m",
+    "load_at_end": 1.0,
+    "measured": "now",
+    "partitions": 4,
+    "bytes_an_event": 300.0,
+}
+
 
 def rate(per_s: float) -> Rate:
     return Rate(100_000, 100_000 / per_s, whole_s=9.0, worker_cpu_s=1.0, broker_cpu_s=0.1, threads_s=(0.6, 0.4, 0.001))
@@ -47,17 +57,8 @@ def test_ratios_are_taken_round_by_round_and_a_missed_one_is_named() -> None:
 
 def test_the_report_prints_as_tables(capsys: pytest.CaptureFixture[str]) -> None:
     contests = [contest(100, ours=[80.0], bare=[100.0], quixstreams=[10.0], quixstreams_light=[20.0])]
-    head = {
-        "quick": True,
-        "share": 1.0,
-        "machine": "m",
-        "load_at_end": 1.0,
-        "measured": "now",
-        "partitions": 4,
-        "bytes_an_event": 300.0,
-    }
     memory = report_memory([(0.0, 100, 50.0), (1.0, 200, 55.0)], 100)
-    print_report({**head, "throughput": report_throughput(contests), "memory": memory}, judge_throughput(contests))
+    print_report({**HEAD, "throughput": report_throughput(contests), "memory": memory}, judge_throughput(contests))
     text = capsys.readouterr().out
     assert "QUICK" in text and "0.80 x" in text and "MISSED" not in text and "50 MiB" in text
     assert "10.0 = 6.0 + 4.0" in text and "by thread" in text
@@ -106,16 +107,7 @@ def test_latency_is_measured_in_rounds_at_half_of_what_the_worker_did_just_befor
         ("paced-little", 2000.0, 10.0),
     ]
     assert (section["full_per_s"], section["p99_ms"], len(section["rounds"])) == (3000.0, 1500.0, 3)
-    head = {
-        "quick": False,
-        "share": 1.0,
-        "machine": "m",
-        "load_at_end": 1.0,
-        "measured": "now",
-        "partitions": 4,
-        "bytes_an_event": 300.0,
-    }
-    print_report({**head, "latency": section}, judge_latency(section))
+    print_report({**HEAD, "latency": section}, judge_latency(section))
     text = capsys.readouterr().out
     assert "20 batches/s take 0.50 cores" in text and "500 of 1,000 events/s" in text and "MISSED by 1,000 ms" in text
 

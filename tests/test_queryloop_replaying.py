@@ -32,8 +32,8 @@ def test_a_day_that_the_log_does_not_reach_is_said() -> None:
     nothing = {"windows": 0, "cooccurrence": 0}
     text = _describe(SUMMARY | {"rows": SUMMARY["rows"] | {"2020-01-01": nothing, "2030-01-01": nothing}}, Path("out"))
     assert text.splitlines()[-1] == (
-        "no windows as of 2020-01-01, 2030-01-01: the log has no impression in the 14 days before; "
-        "its latest event is of 2026-03-01 12:00:00 UTC"
+        "no windows as of 2020-01-01, 2030-01-01: no impression of the 14 days before counts; "
+        "the log's latest event is of 2026-03-01 12:00:00 UTC"
     )
     empty = SUMMARY | {"rows": {"2026-03-02": nothing}, "latest_ts": None}
-    assert _describe(empty, Path("out")).endswith("; it has no readable event")
+    assert _describe(empty, Path("out")).endswith("; the log has no readable event")
