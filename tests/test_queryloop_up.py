@@ -133,8 +133,8 @@ def test_ending_a_watcher_that_never_began_is_harmless() -> None:
 
 
 @contextmanager
-def queryloop_up(folder: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
-    """The real command with all rooms, once it is ready, and the pids of all that it started."""
+def queryloop_up(folder: Path) -> Iterator[tuple[subprocess.Popen[str], list[int], list[str]]]:
+    """The real command with all rooms, once it is ready, the pids of all that it started, and what it has said."""
     bare = {name: value for name, value in os.environ.items() if not name.startswith("QUERYLOOP_")}
     ports = {"QUERYLOOP_SERVING_PORT": "0", "QUERYLOOP_WORKER_PORT": str(free_port())}
     environ = {**bare, **ports, "QUERYLOOP_DATA_DIR": str(folder), "QUERYLOOP_CONFIG": os.devnull}
@@ -143,22 +143,23 @@ def queryloop_up(folder: Path) -> Iterator[tuple[subprocess.Popen[str], list[int
         try:
             assert process.stdout is not None
             lines: list[str] = []
-            while not any("ready in" in line for line in lines):
+            while not any("Ctrl-C stops everything" in line for line in lines):
                 lines.append(process.stdout.readline())
                 assert lines[-1], "".join(lines)
-            yield process, [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+            yield process, [child.pid for child in psutil.Process(process.pid).children(recursive=True)], lines
         finally:
             process.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_stops_in_order_and_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
-    with queryloop_up(tmp_path) as (process, pids):
+    with queryloop_up(tmp_path) as (process, pids, lines):
         assert len(pids) >= 4
+        assert any(line.startswith("ready in") for line in lines)
+        assert any("lists are refused (503) until a release is live" in line for line in lines)
         process.send_signal(number)
         said, _ = process.communicate(timeout=90)
         assert process.returncode == 0, said
-        assert "lists are refused (503) until a release is live" in said
         assert "stopping trainers, serving, worker, broker" in said
     assert alive(pids) == []
     assert "event=worker_stopped" in (tmp_path / "logs" / "streams.log").read_text()
@@ -166,7 +167,7 @@ def test_the_command_stops_in_order_and_leaves_nothing(tmp_path: Path, number: s
 
 
 def test_nothing_is_left_when_the_supervisor_is_killed(tmp_path: Path) -> None:
-    with queryloop_up(tmp_path) as (process, pids):
+    with queryloop_up(tmp_path) as (process, pids, _):
         process.kill()
         process.wait()
         wait_for(lambda: alive(pids) == [], timeout_s=15)
