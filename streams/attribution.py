@@ -194,7 +194,7 @@ def _find_rejudged(batch: Batch, replaced: list[str], standing: int, waiting: li
     changed = {*replaced, *(name for name, number in versions.items() if number > 1)}
     on_changed = pc.is_in(batch.clicks["impression_id"], value_set=pa.array(list(changed), pa.string()))
     fresh = batch.clicks.select(["event_id", "key"]).filter(on_changed)
-    refused = fresh["event_id"].filter(pa.array(quarantined.contains(fresh["key"].to_numpy()))).to_pylist()
+    refused = fresh["event_id"].filter(pa.array(quarantined.ids.contains(fresh["key"].to_numpy()))).to_pylist()
     earlier = {click.event_id for click in waiting if click.impression_id in changed}
     return Rejudged(set(fresh["event_id"].to_pylist()), earlier | set(refused))
 

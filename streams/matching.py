@@ -118,14 +118,15 @@ def _find_near(feeds: Feeds, absent: pa.Table) -> list[pa.Table]:
 
 def _find_far(feeds: Feeds, wanted: pa.Table, clicked_us: pa.ChunkedArray) -> list[pa.Table]:
     """Return these lists, wherever they are: first those of the days before the clicks, and what is left from the whole file."""
-    found: list[pa.Table] = []
+    spans = [(0, MAX_TS_US)]
     if len(clicked_us):
-        span = pc.min_max(clicked_us).as_py()
-        names = wanted["impression_id"].combine_chunks().unique()
-        found = clicks.find_scattered_lists(feeds, names, span["min"] - FAR_US, span["max"])
-        wanted = _without(wanted, *found)
-    names = wanted["impression_id"].combine_chunks().unique()
-    return found + clicks.find_scattered_lists(feeds, names, 0, MAX_TS_US)
+        clicked = pc.min_max(clicked_us).as_py()
+        spans.insert(0, (clicked["min"] - FAR_US, clicked["max"]))
+    found: list[pa.Table] = []
+    for low_us, high_us in spans:
+        names = _without(wanted, *found)["impression_id"].combine_chunks().unique()
+        found += clicks.find_scattered_lists(feeds, names, low_us, high_us)
+    return found
 
 
 def find_plain(fresh: pa.Table, lists: Lists, window_us: int, last_arrival_us: int) -> Plain:

@@ -18,7 +18,6 @@ import pyarrow as pa
 from streams.events import Reason, Reject
 from streams.feeds import Feeds
 from streams.keys import Keys, KeySet
-from streams.lines import Flags
 
 TABLES = """
 CREATE SEQUENCE quarantine_ids;
@@ -39,7 +38,7 @@ FROM rejects
 ORDER BY log_offset, line
 RETURNING event_id, reason, hash(event_id)
 """
-ADD_REJECTS = ADD_NEW.replace("FROM rejects", "FROM rejects WHERE digest NOT IN (SELECT digest FROM quarantine)")
+ADD_UNLESS_HELD = ADD_NEW.replace("FROM rejects", "FROM rejects WHERE digest NOT IN (SELECT digest FROM quarantine)")
 LOAD = "SELECT hash(event_id) AS key, digest FROM quarantine"
 TAKE_BACK = "DELETE FROM quarantine WHERE (event_id, reason) IN (SELECT event_id, reason FROM taken_back) RETURNING reason"
 WITHDRAW = "DELETE FROM quarantine WHERE event_id IN (SELECT event_id FROM taken_in) RETURNING event_id, reason"
@@ -69,10 +68,6 @@ class Held:
     ids: KeySet = field(default_factory=KeySet)
     digests: KeySet = field(default_factory=KeySet)
 
-    def contains(self, keys: Keys) -> Flags:
-        """Say of each event key whether it may be there."""
-        return self.ids.contains(keys)
-
 
 def load_held(con: duckdb.DuckDBPyConnection) -> Held:
     """Return what the file's quarantine holds."""
@@ -88,7 +83,7 @@ def add_rejects(feeds: Feeds, rejects: Sequence[Reject], arrived_us: int | None,
     if not distinct:
         return []
     heads = _heads(distinct)
-    sql = ADD_REJECTS if held.digests.contains(heads).any() else ADD_NEW
+    sql = ADD_UNLESS_HELD if held.digests.contains(heads).any() else ADD_NEW
     added = feeds.execute(sql, {"arrived": arrived_us}, rejects=_columns(distinct)).fetchall()
     held.digests.add(heads)
     held.ids.add(np.array([key for _, _, key in added], np.uint64))

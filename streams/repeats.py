@@ -184,7 +184,7 @@ def _find_seen(
     hits = maybe[is_recent]
     if not is_recent.all():
         hits = np.concatenate([hits, _look_up(feeds, wanted.filter(pa.array(~is_recent)), times[maybe[~is_recent]])])
-    refused = hits[recent.quarantined.contains(keys[hits])]
+    refused = hits[recent.quarantined.ids.contains(keys[hits])]
     if len(refused):
         free = pa.array(quarantine.find_free(feeds, ids.take(pa.array(refused))), pa.string())
         hits = hits[~pc.is_in(ids.take(pa.array(hits)), value_set=free).to_numpy()]

@@ -286,7 +286,7 @@ class Shard:
         judged = pa.table({"event_id": pa.array(ids, pa.string()), "key": pa.array(event_keys, pa.uint64())})
         tables = [fresh.queries, fresh.impressions, judged, *([change.fitting] if change.fitting else [])]
         taken_in = pa.concat_tables([table.select(["event_id", "key"]) for table in tables])
-        maybe = recent.quarantined.contains(taken_in["key"].to_numpy())
+        maybe = recent.quarantined.ids.contains(taken_in["key"].to_numpy())
         withdrawn = quarantine.withdraw(self._feeds, taken_in["event_id"].filter(pa.array(maybe))) if maybe.any() else []
         if versions := [event_id for event_id, reason in withdrawn if reason in quarantine.CLICK_REASONS]:
             clicks.forget_refused(self._feeds, versions)

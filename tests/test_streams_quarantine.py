@@ -45,7 +45,7 @@ def test_a_bad_event_has_one_row_after_a_restart_too(tmp_path: Path) -> None:
 
 
 def test_what_was_never_refused_is_added_without_a_look_at_the_quarantine(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quarantine, "ADD_REJECTS", "SELECT 'read', 'malformed', hash($arrived)")
+    monkeypatch.setattr(quarantine, "ADD_UNLESS_HELD", "SELECT 'read', 'malformed', hash($arrived)")
     feed(shard, [JUNK])
     feed(shard, [b"{"], start=1)
     assert shard.totals().quarantined == {"malformed": 2}
