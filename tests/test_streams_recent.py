@@ -83,7 +83,7 @@ def test_an_opened_shard_remembers_what_waits_what_is_dirty_and_the_last_hours_q
     assert recent.waiting.contains(keys["waiting"].to_numpy()).all()
     assert not recent.waiting.contains(keys["shown"].to_numpy()).any()
     assert recent.waiting_us == round(START * 1e6)
-    assert not recent.quarantined.contains(keys["shown"].to_numpy()).any()
+    assert not recent.quarantined.ids.contains(keys["shown"].to_numpy()).any()
     assert recent.dirty == set(shard.dirty_days()) != set()
     _, queries = recent.queries.find(keys["session"].to_numpy())
     assert queries is not None and queries["event_id"].to_pylist() == ["e2"]
