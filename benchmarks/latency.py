@@ -3,12 +3,14 @@
 Full load is what a worker applies of the same traffic when all of it waits for it. It is measured before each round, since a
 shared machine is twice as fast in one minute as in the next: half of what it did ten minutes ago may be all that it can do now.
 
-A shard's next offset, as its worker's HTTP tells it, moves in the transaction that adds the counts, so an event is visible in its
-window once that offset is past its record. Both clocks are this machine's.
+A shard's next offset, as its worker's HTTP tells it, moves when the counts are added, and every read that is asked for from then
+on shows them, so an event is visible in its window once that offset is past its record. What such a read takes is measured
+beside it, and the worker bears it. Both clocks are this machine's.
 """
 
 from __future__ import annotations
 
+import json
 import threading
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -22,6 +24,7 @@ from benchmarks.goals import Goal, percentile
 from benchmarks.narration import tell
 from benchmarks.ours import Progress, Site, Topic, Worker, measure_worker, running_worker
 from benchmarks.peer_runs import run_peer
+from benchmarks.reads import ReadProbe
 from benchmarks.throughput import BATCHED
 from benchmarks.usage import read_usage
 from streams.topics import KafkaSettings, create_topics
@@ -62,7 +65,8 @@ def measure_round(site: Site, corpus: Corpus, topic: str, rate: float, seconds: 
     with running_worker(site, topic) as worker, DiskProbe(site.folder / "disk-probe") as disk:
         _await_shards(worker, site.partitions)
         mine, broker = read_usage(worker.pid), read_usage(site.pid)
-        account, seen = _pace_and_watch(site, corpus, worker, topic, rate, seconds + WARM_UP_S)
+        with ReadProbe(*worker.address, _first_query(corpus)) as reads:
+            account, seen = _pace_and_watch(site, corpus, worker, topic, rate, seconds + WARM_UP_S)
         now, now_broker = read_usage(worker.pid), read_usage(site.pid)
     records = account["records"]
     since = min(record[2] for record in records) + WARM_UP_S
@@ -74,6 +78,8 @@ def measure_round(site: Site, corpus: Corpus, topic: str, rate: float, seconds: 
         **{f"p{share}_ms": percentile(delays, share / 100) * 1000 for share in (50, 90, 99)},
         "max_ms": max(delays) * 1000,
         "poll_ms": POLL_S * 1000,
+        "read_p50_ms": percentile(reads.since(since), 0.5) * 1000,
+        "read_max_ms": max(reads.since(since)) * 1000,
         "disk_p99_ms": percentile(disk.waits_s, 0.99) * 1000,
         "disk_max_ms": max(disk.waits_s) * 1000,
         "worker_cores": (now.cpu_s - mine.cpu_s) / took,
@@ -116,6 +122,11 @@ def _stamps(record: PacedRecord) -> list[float]:
     _, _, first, last, events = record
     step = (last - first) / max(events - 1, 1)
     return [first + number * step for number in range(int(events))]
+
+
+def _first_query(corpus: Corpus) -> str:
+    with corpus.file(0).open("rb") as lines:
+        return str(json.loads(next(lines))["query"])
 
 
 def _await_shards(worker: Worker, partitions: int) -> None:

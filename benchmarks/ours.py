@@ -46,11 +46,12 @@ class Topic:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a worker said of itself at a moment of the wall clock: events applied, and each shard's next offset."""
+    """What a worker said of itself at a moment of the wall clock: events applied, where its shards are, and if all is on disk."""
 
     at: float
     events: int
     offsets: dict[int, int]
+    is_written: bool = True
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,11 @@ class Worker:
         self._settings = settings
         self._connection: HTTPConnection | None = None
 
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of its HTTP."""
+        return self._settings.worker.host, self._settings.worker.port
+
     def ask(self) -> Progress | None:
         """Its progress now; None while it does not answer (it is starting, or too busy for `timeout`)."""
         worker = self._settings.worker
@@ -95,7 +101,8 @@ class Worker:
             return None
         shards = status["shards"]
         offsets = {shard["partition"]: shard["next_offset"] or 0 for shard in shards}
-        return Progress(time.time(), sum(shard["events"] for shard in shards), offsets)
+        is_written = all(shard["written_offset"] == shard["next_offset"] for shard in shards)
+        return Progress(time.time(), sum(shard["events"] for shard in shards), offsets, is_written)
 
     def watch(self, poll_s: float = POLL_S) -> Iterator[Progress]:
         """Yield its progress for ever. Raises ProcessError when it ends or applies nothing for STALL_S."""
@@ -131,13 +138,13 @@ def running_worker(site: Site, topic: str, data: Path | None = None) -> Iterator
 
 
 def measure_worker(site: Site, topic: Topic, data: Path | None = None, already: int = 0) -> Rate:
-    """Let a worker apply a whole topic, and time it. `already` events are in the shards of `data` before."""
+    """Let a worker apply a whole topic, and time it until all is on disk. `already` events are in the shards of `data` before."""
     with running_worker(site, topic.name, data) as worker:
         first: tuple[Progress, Usage, Usage, dict[int, float]] | None = None
         for seen in worker.watch():
             if first is None and seen.events > already:
                 first = seen, read_usage(worker.pid), read_usage(site.pid), read_threads(worker.pid)
-            if first is not None and seen.events >= already + topic.events:
+            if first is not None and seen.events >= already + topic.events and seen.is_written:
                 break
         assert first is not None
         began, mine, broker, threads = first

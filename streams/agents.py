@@ -131,7 +131,7 @@ def _watch_log(app: WorkerApp, kafka: KafkaSettings, shards: HeldShards, log_wat
 
 async def record_offsets(app: WorkerApp, topic: str, shards: HeldShards, recorded: dict[TP, int]) -> None:
     """Tell Kafka's group the offsets that the shards hold, where they moved, for tools that look there. Nothing reads them."""
-    held = {TP(topic, number): totals.next_offset for number, totals in shards.totals().items()}
+    held = {TP(topic, number): totals.written_offset for number, totals in shards.totals().items()}
     moved = {tp: offset for tp, offset in held.items() if offset is not None and recorded.get(tp) != offset}
     if not moved:
         return

@@ -171,7 +171,7 @@ def _take_in(
     known_keys.add(standing["impression_key"].to_numpy())
     recent.follow_lists(own)
     days = impressions.keep_impressions(feeds, standing)
-    folds.open_days(feeds.con, days, recent.folds)
+    folds.open_days(feeds, days, recent.folds)
     change.days |= days
     change.counted += len(standing)
     change.duplicates += len(batch.impressions) - len(standing)

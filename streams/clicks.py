@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from streams.feeds import Feeds
 from streams.lines import Flags
@@ -19,10 +20,12 @@ CLICK = """
 TABLES = f"CREATE TABLE clicks ({CLICK}, reason VARCHAR, delay_us BIGINT); CREATE TABLE pending ({CLICK});"
 """`key` is hash(impression_id), `reason` null where the click counts, else why not, `delay_us` its time after the impression."""
 
-TAKE_WAITING = """
-DELETE FROM pending WHERE impression_id IN (FROM wanted)
-RETURNING rowid, -1, hash(event_id), ts_us, key, impression_id, event_id, position, item_norm, raw, log_offset, line
+FIND_WAITING = """
+SELECT rowid, -1, hash(event_id), ts_us, key, impression_id, event_id, position, item_norm, raw, log_offset, line
+FROM pending WHERE impression_id IN (FROM wanted)
 """
+# What was found is still there: no row of the file moves between two commits.
+DROP_WAITING = "DELETE FROM pending WHERE rowid IN (SELECT row FROM taken_rows)"
 READ_REOPENED = """
 SELECT -1, -1, hash(event_id), ts_us, key, impression_id, event_id, position, item_norm, raw, log_offset, line
 FROM reopened ORDER BY log_offset, line
@@ -120,7 +123,22 @@ def read_fresh(fresh: pa.Table, chosen: Flags) -> list[Candidate]:
 
 def take_waiting(feeds: Feeds, impression_ids: pa.Table) -> list[Candidate]:
     """Take the clicks that wait for these impressions out of waiting, and return them in the order in which they came."""
-    return sorted((Candidate(*row) for row in feeds.execute(TAKE_WAITING, wanted=impression_ids).fetchall()), key=lambda c: c.row)
+    taken = {row for table in feeds.find_added(DROP_WAITING) for row in table["row"].to_pylist()}
+    rows = sorted(row for row in feeds.look_up(FIND_WAITING, wanted=impression_ids).fetchall() if row[0] not in taken)
+    if rows:
+        feeds.add(DROP_WAITING, "taken_rows", pa.table({"row": pa.array([row[0] for row in rows], pa.int64())}))
+    return [Candidate(*row) for row in rows] + _take_added(feeds, impression_ids["impression_id"])
+
+
+def _take_added(feeds: Feeds, impression_ids: pa.ChunkedArray) -> list[Candidate]:
+    """Take those that are to be written yet."""
+    tables, found = feeds.find_added(WAIT), list[Candidate]()
+    for number, table in enumerate(tables):
+        chosen = pc.is_in(table["impression_id"], value_set=impression_ids.combine_chunks())
+        columns = table.select(["event_key", *SCHEMA.names]).filter(chosen).columns
+        found += [Candidate(0, -1, *row) for row in zip(*(column.to_pylist() for column in columns), strict=True)]
+        tables[number] = table.filter(pc.invert(chosen))
+    return found
 
 
 def read_reopened(feeds: Feeds) -> list[Candidate]:
@@ -137,7 +155,7 @@ def take_orphans(feeds: Feeds, before_us: int) -> list[Candidate]:
 def find_lists_between(feeds: Feeds, impression_ids: pa.Array, low_us: int, high_us: int) -> pa.Table:
     """Return `streams.matching.COLUMNS` of these impressions shown in low_us <= ts <= high_us."""
     wanted = pa.table({"impression_id": impression_ids})
-    return feeds.fetch_table(FIND_LISTS, {"low": low_us, "high": high_us}, wanted=wanted)
+    return feeds.look_up_table(FIND_LISTS, {"low": low_us, "high": high_us}, wanted=wanted)
 
 
 def find_scattered_lists(feeds: Feeds, impression_ids: pa.Array, low_us: int, high_us: int) -> list[pa.Table]:
@@ -145,7 +163,7 @@ def find_scattered_lists(feeds: Feeds, impression_ids: pa.Array, low_us: int, hi
     if not len(impression_ids):
         return []
     span = {"low": low_us, "high": high_us}
-    times = feeds.execute(FIND_TIMES, span, wanted=pa.table({"impression_id": impression_ids})).fetchnumpy()["ts_us"]
+    times = feeds.look_up(FIND_TIMES, span, wanted=pa.table({"impression_id": impression_ids})).fetchnumpy()["ts_us"]
     groups = [times[rows] for rows in group_times(times)]
     return [find_lists_between(feeds, impression_ids, int(group.min()), int(group.max())) for group in groups]
 
@@ -158,7 +176,7 @@ def find_clicked(feeds: Feeds, lists: pa.Table, window_us: int) -> set[tuple[str
         times = ts_us[rows]
         span = {"low": int(times.min()), "high": int(times.max()) + window_us}
         wanted = lists.select(["impression_id"]).take(pa.array(rows))
-        found |= set(feeds.execute(FIND_CLICKED, span, wanted=wanted).fetchall())
+        found |= set(feeds.look_up(FIND_CLICKED, span, wanted=wanted).fetchall())
     return found
 
 
@@ -177,13 +195,14 @@ def keep(feeds: Feeds, judged: Sequence[tuple[Candidate, str | None, int]], fitt
         table = table.append_column("reason", pa.array([reason for _, reason, _ in judged], pa.string()))
         tables.append(table.append_column("delay_us", pa.array([delay for _, _, delay in judged], pa.int64())))
     if tables:
-        feeds.execute(KEEP, judged=pa.concat_tables(tables))
+        feeds.add(KEEP, "judged", pa.concat_tables(tables))
 
 
 def wait(feeds: Feeds, waiting: Sequence[Candidate]) -> None:
     """Let clicks wait for their impressions."""
     if waiting:
-        feeds.execute(WAIT, waiting=_columns(waiting))
+        keys = pa.array([click.event_key for click in waiting], pa.uint64())
+        feeds.add(WAIT, "waiting", _columns(waiting).append_column("event_key", keys))
 
 
 def forget_refused(feeds: Feeds, event_ids: Sequence[str]) -> None:

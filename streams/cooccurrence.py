@@ -82,11 +82,11 @@ def count_queries(feeds: Feeds, queries: pa.Table, rules: CountingRules, recent:
     gap = rules.session_gap_us
     new = queries.select(["session_key", *NEIGHBOUR_COLUMNS.names]).filter(pc.equal(queries["source"], "user"))
     old = _find_neighbours(feeds, new, gap, recent.queries)
-    feeds.execute(KEEP, fresh_queries=queries)
+    feeds.add(KEEP, "fresh_queries", queries)
     recent.queries.add(new["session_key"].to_numpy(), new.select(old.column_names), pc.max(new["ts_us"]).as_py())
     edges = find_changes(old, new.select(old.column_names), gap)
     if len(edges):
-        feeds.execute(APPEND, edges=edges)
+        feeds.add(APPEND, "edges", edges)
     return {*edges["day"].unique().to_pylist(), *queries["day"].unique().to_pylist()}
 
 

@@ -11,6 +11,7 @@ from datetime import date, timedelta
 
 import duckdb
 
+from streams.feeds import Feeds
 from streams.rules import DAY_US, WINDOW_DAYS, CountingRules
 
 TABLES = "CREATE TABLE days (day DATE, exported BOOLEAN, dirty BOOLEAN);"
@@ -36,12 +37,12 @@ EXPIRE = (
 EPOCH = date(1970, 1, 1)
 
 
-def soil_days(con: duckdb.DuckDBPyConnection, days: Iterable[date], dirty: set[date]) -> None:
+def soil_days(feeds: Feeds, days: Iterable[date], dirty: set[date]) -> None:
     """Say of days that their counts changed; `dirty` are those that are known to have, and becomes all of them."""
     changed = sorted(set(days) - dirty)
     if changed:
-        con.execute(SOIL, {"days": changed})
-        con.execute(ADD, {"days": changed})
+        feeds.execute(SOIL, {"days": changed})
+        feeds.execute(ADD, {"days": changed})
         dirty.update(changed)
 
 

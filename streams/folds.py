@@ -14,6 +14,8 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from streams.feeds import Feeds
+
 TABLES = """
 CREATE TABLE folds (day DATE, upto VARCHAR);
 CREATE VIEW standing_lists AS
@@ -42,10 +44,10 @@ def read_folds(con: duckdb.DuckDBPyConnection) -> Folds:
     return dict(con.execute(READ).fetchall())
 
 
-def open_days(con: duckdb.DuckDBPyConnection, days: Iterable[date], folds: Folds) -> None:
+def open_days(feeds: Feeds, days: Iterable[date], folds: Folds) -> None:
     """Give days that have lists for the first time a fold, in the table and in `folds`."""
     if new := sorted(set(days) - folds.keys()):
-        con.execute(OPEN, {"days": new})
+        feeds.execute(OPEN, {"days": new})
         folds.update(dict.fromkeys(new, ""))
 
 

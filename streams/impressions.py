@@ -113,5 +113,5 @@ def retract(feeds: Feeds, replaced: list[str]) -> Retraction:
 def keep_impressions(feeds: Feeds, standing: pa.Table) -> set[date]:
     """Keep the impressions that stand, and return their days."""
     if len(standing):
-        feeds.execute(KEEP, shown_lists=standing)
+        feeds.add(KEEP, "shown_lists", standing)
     return set(standing["day"].unique().to_pylist())

@@ -151,6 +151,6 @@ def hash_texts(feeds: Feeds, columns: Sequence[pa.ChunkedArray | pa.Array]) -> l
     """Return the keys of columns of texts."""
     chunks = [chunk for column in columns for chunk in (column.chunks if isinstance(column, pa.ChunkedArray) else [column])]
     texts = pa.table({"text": pa.chunked_array(chunks, pa.string())})
-    keys = np.asarray(feeds.execute(HASH, texts=texts).fetchnumpy()["key"], np.uint64)
+    keys = np.asarray(feeds.look_up(HASH, texts=texts).fetchnumpy()["key"], np.uint64)
     ends = list(accumulate(map(len, columns), initial=0))
     return [keys[low:high] for low, high in pairwise(ends)]

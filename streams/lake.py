@@ -126,6 +126,7 @@ def find_mature(con: duckdb.DuckDBPyConnection, settings: LakeSettings) -> list[
 
 def mature_days(shard: Shard, settings: LakeSettings) -> list[date]:
     """Return the shard's days that are mature and that the lake does not hold as they are."""
+    shard.write()
     with shard.reader() as con:
         return find_mature(con, settings)
 

@@ -122,11 +122,15 @@ def describe_lag(totals: ShardTotals, progress: Progress, end: int | None, now: 
 
 
 def describe_account(partition: int, totals: ShardTotals) -> dict[str, Any]:
-    """The account of one shard: events = counted + duplicates + sum of quarantined + pending."""
+    """The account of one shard: events = counted + duplicates + sum of quarantined + pending.
+
+    Reads show what is before `next_offset`; what is before `written_offset` is on disk.
+    """
     return {
         "partition": partition,
         "topic_id": totals.topic_id,
         "next_offset": totals.next_offset,
+        "written_offset": totals.written_offset,
         "latest_ts": None if totals.latest_us is None else totals.latest_us / 1_000_000,
         "events": totals.events,
         "counted": totals.counted,

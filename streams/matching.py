@@ -69,9 +69,12 @@ def find_lists(feeds: Feeds, standing: pa.Table, fresh: pa.Table, others: Iterab
     followed, clicked = _find_followed(recent, absent)
     found = [own, *followed]
     absent = _without(absent, *followed)
+    if len(absent):
+        recent.show_unwritten(feeds, recent.lists, recent.clicked)
     found += _find_near(feeds, absent)
     wanted = pa.table({"impression_id": pa.concat_arrays([*absent["impression_id"].chunks, pa.array(list(others), pa.string())])})
     if len(wanted):
+        recent.show_unwritten(feeds, recent.lists, recent.clicked)
         found += _find_far(feeds, _without(wanted, *found), absent["ts_us"])
     lists = pa.concat_tables([table if table.schema == own.schema else table.cast(own.schema) for table in found])
     return Lists(lists, len(own), len(own) + sum(map(len, followed)), clicked)
@@ -97,12 +100,16 @@ def _find_followed(recent: Recent, absent: pa.Table) -> tuple[list[pa.Table], se
     followed = same & (lists["batch"].to_numpy() >= recent.clicked.complete_from)
     if not followed.all():
         lists = lists.filter(pa.array(followed))
+    return [lists.select(COLUMNS)], _recall_clicked(recent, lists)
+
+
+def _recall_clicked(recent: Recent, lists: pa.Table) -> set[tuple[str, int]]:
+    """Return impression_id and position of what is known in memory to be clicked on these lists."""
     of_list, cells = recent.clicked.find(lists["impression_key"].to_numpy())
-    found = lists.select(COLUMNS)
     if cells is None:
-        return [found], set()
+        return set()
     cells = cells.filter(pc.equal(cells["impression_id"], lists["impression_id"].take(pa.array(of_list))))
-    return [found], set(zip(*(column.to_pylist() for column in cells.columns), strict=True))
+    return set(zip(*(column.to_pylist() for column in cells.columns), strict=True))
 
 
 def _find_near(feeds: Feeds, absent: pa.Table) -> list[pa.Table]:
@@ -170,8 +177,9 @@ def new_positions(
     position = np.concatenate([fresh["position"].to_numpy()[plain.fits], np.array([p for _, p in others], np.int64)])
     cells = np.unique(rows << 32 | position)
     rows, position = cells >> 32, cells & 0xFFFFFFFF
-    unfollowed = np.unique(rows[rows >= lists.followed])
-    before = lists.clicked | clicks.find_clicked(feeds, lists.table.take(pa.array(unfollowed)), window_us)
+    before = lists.clicked | _find_clicked(
+        feeds, lists.table.take(pa.array(np.unique(rows[rows >= lists.followed]))), window_us, recent
+    )
     if before:
         names = lists.table["impression_id"].take(pa.array(rows)).to_pylist()
         is_new = np.array([cell not in before for cell in zip(names, position.tolist(), strict=True)], np.bool_)
@@ -182,3 +190,11 @@ def new_positions(
     cells = found.append_column("item_norm", item_norm).append_column("position", pa.array(position, pa.int32()))
     recent.clicked.add(cells["impression_key"].to_numpy(), cells.select(["impression_id", "position"]), recent.batch)
     return cells.select(["day", "query_norm", "item_norm", "position"])
+
+
+def _find_clicked(feeds: Feeds, lists: pa.Table, window_us: int, recent: Recent) -> set[tuple[str, int]]:
+    """Return impression_id and position of what was clicked before on lists that are not followed in memory."""
+    if not len(lists):
+        return set()
+    recent.show_unwritten(feeds, recent.clicked)
+    return clicks.find_clicked(feeds, lists, window_us) | _recall_clicked(recent, lists)

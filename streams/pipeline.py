@@ -160,14 +160,15 @@ class Pipeline:
         self._held -= batch.size
         self._room.set()
         self._hands.release()
+        await self._shards.tend(partition)
         self._in_hand[partition] -= 1
         self._came.set()
 
     def _next_arrivals(self) -> list[Arrival]:
         """Take what waits of a partition, up to a batch's size.
 
-        Of those with the fewest batches in hand it is the one whose first run has waited longest. One batch being applied and one
-        that is ready are enough of a partition.
+        Of those with the fewest batches in hand it is the one whose first run has waited longest. One batch being applied, or its
+        shard being tended after it, and one that is ready are enough of a partition.
         """
         chosen = [
             (self._in_hand[partition], waiting[0].number, partition)

@@ -1,7 +1,8 @@
 """Reads beside counting: each held shard has a cursor of its own, used on threads that counting does not share.
 
-A cursor sees whole transactions only (DuckDB's MVCC), so a read never waits for a batch and never sees half of one. A shard's
-file lock is free only when its cursor is closed too: a release interrupts the read in hand and waits for its end.
+A cursor sees whole transactions only (DuckDB's MVCC), so it never sees half of a batch. What was applied before a read was asked
+for is written first, after the batch in hand, so a read sees all that counts. A shard's file lock is free only when its cursor
+is closed too: a release interrupts the read in hand and waits for its end.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -21,6 +22,7 @@ import duckdb
 from streams.store import Shard
 
 T = TypeVar("T")
+Write = Callable[[int], Awaitable[None]]
 
 THREADS = 2
 MAX_WAITING = 64
@@ -88,11 +90,12 @@ class ShardReader:
 class ShardReaders:
     """The readers of all held shards. `add` and `remove` are called where shards are opened and closed.
 
-    With `nice` their threads give way to the others, on Linux: the higher, the more. Each thread keeps some of the memory that
-    its largest read took.
+    `write` is called with a partition before each read, to write what its shard has applied. With `nice` their threads give way
+    to the others, on Linux: the higher, the more. Each thread keeps some of the memory that its largest read took.
     """
 
-    def __init__(self, nice: int = 0, threads: int = THREADS) -> None:
+    def __init__(self, write: Write, nice: int = 0, threads: int = THREADS) -> None:
+        self._write = write
         self._readers: dict[int, ShardReader] = {}
         self._waiting = 0
         self._threads = ThreadPoolExecutor(threads, "reads", initializer=_give_way, initargs=(nice,))
@@ -109,23 +112,24 @@ class ShardReaders:
     async def read(self, partitions: Iterable[int], function: Callable[[duckdb.DuckDBPyConnection], T]) -> dict[int, T]:
         """Return what `function` reads from each of these shards that is held here. Raises ReadersBusy."""
         held = {partition: reader for partition in partitions if (reader := self._readers.get(partition)) is not None}
-        found = await asyncio.gather(*(self._submit(partial(reader.read, function)) for reader in held.values()))
+        found = await asyncio.gather(*(self._submit(number, partial(reader.read, function)) for number, reader in held.items()))
         return {partition: part for partition, part in zip(held, found, strict=True) if part is not None}
 
     async def read_whole(self, partition: int, function: Callable[[Shard], T]) -> T | None:
         """Return what `function` reads from a shard through cursors of its own, None when it is not held. Raises ReadersBusy."""
         reader = self._readers.get(partition)
-        return None if reader is None else await self._submit(partial(reader.read_whole, function))
+        return None if reader is None else await self._submit(partition, partial(reader.read_whole, function))
 
     def close(self) -> None:
         """End the threads."""
         self._threads.shutdown()
 
-    async def _submit(self, read: Callable[[], T]) -> T | None:
+    async def _submit(self, partition: int, read: Callable[[], T]) -> T | None:
         if self._waiting >= MAX_WAITING:
             raise ReadersBusy(f"{MAX_WAITING} reads wait already")
         self._waiting += 1
         try:
+            await self._write(partition)
             return await asyncio.get_running_loop().run_in_executor(self._threads, read)
         except ReaderClosed:
             return None

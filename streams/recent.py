@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from streams.clicks import Candidate
+from streams.feeds import Feeds
 from streams.folds import Folds, read_folds
 from streams.keys import Keys, KeySet
 from streams.lines import Int64s
@@ -32,6 +33,8 @@ RUNS_ALIKE = 4
 """So many runs of about one size are put together at once. One more to look through costs a tenth of putting two together."""
 ALL = -(2**62)
 """Before every event time."""
+ALL_WRITTEN = 2**62
+"""After every batch."""
 
 LOAD_QUERIES = """
 SELECT session_key, session_id, ts_us, event_id, query_norm, day FROM queries
@@ -118,7 +121,7 @@ class Recent:
     `events` (event_id, ts_us) by event key, `lists` (`streams.matching.COLUMNS`) and `clicked` (impression_id, position: cells
     that count) by impression key, both ordered by `batch`, `queries` (user queries) by session key, ordered by time. `waiting`
     holds at least the impression keys of the clicks in `pending`, `waiting_us` is not after the earliest of them. `dirty` are the
-    days that wait for their export, `folds` are as in the table.
+    days that wait for their export, `folds` are as in the table. The batches from `unwritten_from` on are not in the file yet.
     """
 
     queries: RecentRows
@@ -128,9 +131,20 @@ class Recent:
     dirty: set[date]
     folds: Folds
     batch: int = 0
+    unwritten_from: int = ALL_WRITTEN
     events: RecentRows = field(default_factory=lambda: RecentRows(EVENTS))
     lists: RecentRows = field(default_factory=lambda: RecentRows(LISTS))
     clicked: RecentRows = field(default_factory=lambda: RecentRows(CLICKED))
+
+    def begin_batch(self) -> None:
+        """Number a batch, which is not written yet."""
+        self.batch += 1
+        self.unwritten_from = min(self.unwritten_from, self.batch)
+
+    def show_unwritten(self, feeds: Feeds, *kinds: RecentRows) -> None:
+        """Let the file's tables show the batches that are not written, unless memory has all their rows of these kinds."""
+        if any(rows.complete_from > self.unwritten_from for rows in kinds):
+            feeds.begin()
 
     def follow_lists(self, lists: pa.Table) -> None:
         """Remember new lists; what is clicked on them from now on is remembered too."""

@@ -98,7 +98,7 @@ def drop_repeats(feeds: Feeds, unkeyed: Batch, rules: CountingRules, known: KeyS
     known.add(keys)
     recent.events.add(keys, events.select(["event_id", "ts_us"]), recent.batch)
     if len(keys):
-        feeds.execute(REMEMBER, fresh=events.select(["event_id", "key", "ts_us"]))
+        feeds.add(REMEMBER, "fresh", events.select(["event_id", "key", "ts_us"]))
     outlived = _find_outlived(events, batch, rules.retention_us) & ~rejects_gone
     kept = [reject for reject, is_gone in zip(batch.rejects, rejects_gone | outlived, strict=True) if not is_gone]
     fresh = replace(batch, queries=tables[0], impressions=tables[1], clicks=tables[2], rejects=kept)
@@ -183,6 +183,7 @@ def _find_seen(
     is_recent = _find_recent(wanted, recent.events)
     hits = maybe[is_recent]
     if not is_recent.all():
+        recent.show_unwritten(feeds, recent.events)
         hits = np.concatenate([hits, _look_up(feeds, wanted.filter(pa.array(~is_recent)), times[maybe[~is_recent]])])
     refused = hits[recent.quarantined.ids.contains(keys[hits])]
     if len(refused):
@@ -218,7 +219,7 @@ def _look_up(feeds: Feeds, wanted: pa.Table, ts_us: Int64s) -> Int64s:
 
 
 def _search(feeds: Feeds, wanted: pa.Table, low_us: int, high_us: int) -> Int64s:
-    found = feeds.execute(FIND_SEEN, {"low": low_us, "high": high_us}, intake=wanted).fetchnumpy()["row"]
+    found = feeds.look_up(FIND_SEEN, {"low": low_us, "high": high_us}, intake=wanted).fetchnumpy()["row"]
     return np.asarray(found, np.int64)
 
 

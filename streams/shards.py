@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
@@ -33,6 +34,10 @@ T = TypeVar("T")
 
 TEND_S = 0.02
 """Seconds of upkeep between two batches, or one slice."""
+WRITE_EVENTS = 20_000
+WRITE_EVERY_S = 1.0
+"""What was applied is written once it is so many events or so old: a transaction costs as much as thousands of events. A crash
+loses nothing by it, as the offsets are written with the counts: a little more of the log is read again."""
 EXPORT_NICE = 10
 """A day's export takes seconds of CPU for each million events: of what counting leaves."""
 
@@ -64,8 +69,8 @@ class HeldShards:
         places: Places | None = None,
     ) -> None:
         self.data_dir = data_dir
-        self.readers = ShardReaders()
-        self.exports = ShardReaders(nice=EXPORT_NICE, threads=1)
+        self.readers = ShardReaders(self.write)
+        self.exports = ShardReaders(self.write, nice=EXPORT_NICE, threads=1)
         self.progress: dict[int, Progress] = {}
         self.stats = ApplyStats()
         self.new_topics = 0
@@ -75,7 +80,9 @@ class HeldShards:
         self._log = Log()
         self._shards: dict[int, Shard] = {}
         self._threads: dict[int, ThreadPoolExecutor] = {}
+        self._unwritten_since: dict[int, float] = {}
         self._noting = threading.Lock()
+        self._writing = threading.Lock()
         self._pace = Pace()
 
     @property
@@ -98,15 +105,24 @@ class HeldShards:
         await self._each(sorted(partitions), self._release)
 
     async def apply(self, stretch: Stretch, columns: Columns) -> Applied | None:
-        """Count a stretch of one partition, decoded, as one batch, and give the shard some time for its upkeep.
+        """Count a stretch of one partition, decoded, as one batch; `tend` is to follow.
 
         None when the partition has moved away, or was sought anew, since they were fetched: then they are read again.
         """
         return await self._call(stretch.partition, self._apply, stretch, columns)
 
     async def tend(self, partition: int) -> None:
-        """Give a shard time for its upkeep that no batch gives it; what can wait is done at the worker's pace."""
-        await self.call(partition, self._tend)
+        """Write what a shard has applied, where it is time, and give it some for its upkeep: after each batch, and now and then.
+
+        What can wait is done at the worker's pace.
+        """
+        await self.call(partition, partial(self._tend, partition))
+
+    async def write(self, partition: int) -> None:
+        """Write all that a shard has applied, so that whoever reads its file from now on sees it."""
+        shard = self._shards.get(partition)
+        if shard is not None and shard.is_unwritten:
+            await self.call(partition, Shard.write)
 
     async def call(self, partition: int, function: Callable[[Shard], T]) -> T | None:
         """Call `function` with a held shard on its thread; None when it is not held any more."""
@@ -193,6 +209,7 @@ class HeldShards:
             self.readers.remove(partition)
             self.exports.remove(partition)
             self.progress.pop(partition, None)
+            self._unwritten_since.pop(partition, None)
             shard.close()
             log.info("event=shard_released partition=%d", partition)
 
@@ -202,9 +219,8 @@ class HeldShards:
             return None
         began = time.perf_counter()
         offsets = {"first_offset": stretch.first_offset, "next_offset": stretch.next_offset}
-        applied = shard.apply(columns, topic_id=of.topic_id, now=self._clock(), **offsets)
+        applied = shard.apply(columns, topic_id=of.topic_id, now=self._clock(), write=False, **offsets)
         self._note(stretch, len(columns), time.perf_counter() - began)
-        self._tend(shard)
         return applied
 
     def _note(self, stretch: Stretch, events: int, seconds: float) -> None:
@@ -218,6 +234,20 @@ class HeldShards:
         shard = self._shards.get(partition)
         return None if shard is None else function(shard)
 
-    def _tend(self, shard: Shard) -> None:
+    def _tend(self, partition: int, shard: Shard) -> None:
+        self._write_in_time(partition, shard)
         with self._pace.turn() as is_free:
             shard.tend(TEND_S, urgent_only=not is_free)
+
+    def _write_in_time(self, partition: int, shard: Shard) -> None:
+        now = self._clock()
+        waits_s = abs(now - self._unwritten_since.setdefault(partition, now))  # a clock may be set back
+        due = max(shard.unwritten_events / WRITE_EVENTS, waits_s / WRITE_EVERY_S)
+        # One at a time, unless it has waited twice as long: shards that are equally busy are due in the same moment.
+        if shard.is_unwritten and due >= 1.0 and self._writing.acquire(blocking=due >= 2.0):
+            try:
+                shard.write()
+            finally:
+                self._writing.release()
+        if not shard.is_unwritten:
+            del self._unwritten_since[partition]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -24,7 +24,7 @@ from streams.feeds import Feeds
 from streams.intake import Batch
 from streams.layouts import StoreError, prepare
 from streams.pool import LIMIT, Pool
-from streams.recent import Recent, load_recent
+from streams.recent import ALL_WRITTEN, Recent, load_recent
 from streams.rules import CountingRules
 from streams.totals import Applied, ShardTotals, add_change, difference, load_totals, move, save_totals
 from streams.upkeep import Account, Tended, Upkeep
@@ -72,6 +72,7 @@ class Shard:
         self._changes: Counter[date] = Counter()
         self._known: keys.KnownKeys | None = None
         self._recent: Recent | None = None
+        self._written_events = self._totals.events
         self._feeds = Feeds(con)
         self._upkeep = Upkeep(con, path, self._transaction)
         self._pool = Pool(con)
@@ -99,14 +100,25 @@ class Shard:
         totals = self._totals
         return None if totals.topic_id is None or totals.next_offset is None else (totals.topic_id, totals.next_offset)
 
-    def apply(self, decoded: Decoded | Columns, *, topic_id: str, first_offset: int, next_offset: int, now: float) -> Applied:
+    def apply(
+        self,
+        decoded: Decoded | Columns,
+        *,
+        topic_id: str,
+        first_offset: int,
+        next_offset: int,
+        now: float,
+        write: bool = True,
+    ) -> Applied:
         """Count the events of the records first_offset <= offset < next_offset, in one transaction with the offsets.
 
-        What was applied before is dropped. `now` is the clock, seconds since the epoch, for the future-event check. Another topic
-        id than the stored one starts over at that topic's offsets; repeats are then known by their ids. Raises OffsetGap when
-        records are missing.
+        Without `write` that transaction may come later, for many batches at once: with the first of them that needs the file, or
+        with `write()`, which every method calls that reads the file. What was applied before is dropped. `now` is the clock,
+        seconds since the epoch, for the future-event check. Another topic id than the stored one starts over at that topic's
+        offsets; repeats are then known by their ids. Raises OffsetGap when records are missing.
         """
         columns = columns_of(decoded) if isinstance(decoded, Decoded) else decoded
+        self._remember()
         if topic_id == self._totals.topic_id and self._totals.next_offset is not None:
             expected = self._totals.next_offset
             if next_offset <= expected:
@@ -117,33 +129,54 @@ class Shard:
                 columns = intake.drop_applied(columns, expected)
         moved = move(self._totals, topic_id, next_offset)
         pieces = [intake.take_in(columns, moved.latest_us, self._rules, round(now * 1_000_000))]
-        while (totals := self._count_pieces(moved, pieces)) is None:
-            pass
-        return self._settle(totals)
+        before = self._totals
+        while not self._count_pieces(moved, pieces, write):
+            self._remember()
+        return difference(before, self._totals)
+
+    def write(self) -> None:
+        """Write the batches that were applied without, all of them in one transaction."""
+        if self.is_unwritten:
+            with self._undoing():
+                self._commit(self._totals)
+            self._feeds.drop_tables()
+
+    @property
+    def is_unwritten(self) -> bool:
+        """Whether something was applied that is not in the file yet."""
+        return self._totals.written_offset != self._totals.next_offset
+
+    @property
+    def unwritten_events(self) -> int:
+        """Events that were applied and are not in the file yet."""
+        return self._totals.events - self._written_events
 
     def finish(self, now: float) -> Applied:
         """End an isolated log: every click that still waits becomes an orphan."""
-        with self._transaction():
-            change = attribution.Change()
-            self._expire_pending(attribution.NEVER_US, self._totals.latest_us, change, self._remember(self._totals))
-            totals = add_change(self._totals, change)
-            save_totals(self._feeds, totals)
-        return self._settle(totals)
+        before, recent, change = self._totals, self._remember(), attribution.Change()
+        with self._undoing():
+            self._expire_pending(attribution.NEVER_US, before.latest_us, change, recent)
+            self._commit(add_change(before, change))
+        return difference(before, self._totals)
 
     def windows(self, as_of: date) -> pa.Table:
         """Return query_norm, item_norm, position, impressions, clicks over the 14 UTC days before `as_of`, sorted."""
+        self.write()
         return windows.read_windows(self._con, as_of)
 
     def cooccurrence(self, as_of: date) -> pa.Table:
         """Return query, next_query, count (normalised) over the 14 UTC days before `as_of`, sorted."""
+        self.write()
         return cooccurrence.read_cooccurrence_window(self._con, as_of)
 
     def quarantine(self) -> pa.Table:
         """Return id, reason, detail, event_id, ts_us, raw, log_offset, line, published, in order of arrival."""
+        self.write()
         return quarantine.read_quarantine(self._con)
 
     def unpublished(self, limit: int = 1000) -> pa.Table:
         """Return quarantine rows that are not yet in the quarantine topic."""
+        self.write()
         return quarantine.read_unpublished(self._con, limit)
 
     def mark_published(self, ids: Sequence[int]) -> None:
@@ -157,6 +190,7 @@ class Shard:
 
     def read(self, sql: str, params: dict[str, Any] | None = None) -> pa.Table:
         """Return what a constant query over the shard's tables gives."""
+        self.write()
         return self._con.sql(sql, params=params or {}).to_arrow_table()
 
     @property
@@ -166,6 +200,8 @@ class Shard:
 
     def reader(self) -> duckdb.DuckDBPyConnection:
         """Return a second connection to the same file, for reading from another thread; it sees whole transactions only.
+
+        What is not written yet is not seen by it.
 
         Another thread reads within `reading`.
         """
@@ -177,6 +213,7 @@ class Shard:
 
     def dirty_days(self) -> list[date]:
         """Return the days that changed since they were exported, or never were."""
+        self.write()
         return days.read_dirty(self._con)
 
     def changes(self, day: date) -> int:
@@ -218,27 +255,39 @@ class Shard:
         return self._upkeep.accounts()
 
     def close(self) -> None:
-        """Close the file and give up its lock."""
-        self._con.close()
-
-    def _count_pieces(self, totals: ShardTotals, pieces: list[Batch]) -> ShardTotals | None:
-        """Count a batch's pieces in one transaction; where one must be cut, undo everything, cut it in `pieces`, return None."""
+        """Write what is not written yet, close the file and give up its lock."""
         try:
-            with self._transaction():
+            self.write()
+        finally:
+            self._con.close()
+
+    def _count_pieces(self, totals: ShardTotals, pieces: list[Batch], write: bool) -> bool:
+        """Count a batch's pieces; where one must be cut, undo all of them, cut it in `pieces`, return False.
+
+        They are written at once where `write` says so, or where one of them needed the file.
+        """
+        try:
+            with self._undoing():
                 for number, piece in enumerate(pieces):
                     before_us = totals.latest_us
                     totals, conflicts = self._count(totals, piece)
                     if conflicts:
                         raise _CutPiece(number, intake.split(piece, conflicts, before_us))
-                save_totals(self._feeds, totals)
+                if write or self._feeds.in_transaction:
+                    self._commit(totals)
+                else:
+                    self._totals = totals
         except _CutPiece as cut:
             pieces[cut.number : cut.number + 1] = cut.parts
-            return None
-        return totals
+            return False
+        finally:
+            self._feeds.drop_tables()
+        return True
 
     def _count(self, totals: ShardTotals, batch: Batch) -> tuple[ShardTotals, list[int]]:
-        """Count a batch in the open transaction; return the totals after it, and where the batch must be cut if it must."""
-        feeds, rules, recent = self._feeds, self._rules, self._remember(totals)
+        """Count a batch; return the totals after it, and where the batch must be cut if it must."""
+        feeds, rules, recent = self._feeds, self._rules, self._remember()
+        recent.begin_batch()
         known = self._known = self._known or keys.load_keys(self._con)
         sifted = repeats.drop_repeats(feeds, batch, rules, known.seen, recent)
         fresh = sifted.fresh
@@ -254,14 +303,15 @@ class Shard:
         after = add_change(replace(totals, latest_us=batch.latest_us, events=totals.events + len(batch)), change)
         return after, repeats.find_conflicts(batch, sifted, freed, change.rejudged)
 
-    def _remember(self, totals: ShardTotals) -> Recent:
-        """Return what is kept in memory, for one more batch."""
-        recent = self._recent = self._recent or load_recent(self._con, totals.latest_us, self._rules)
-        recent.batch += 1
-        return recent
+    def _remember(self) -> Recent:
+        """Return what is kept in memory. Where it was lost it is read anew, from all that was applied."""
+        if self._recent is None:
+            self.write()
+            self._recent = load_recent(self._con, self._totals.latest_us, self._rules)
+        return self._recent
 
     def _soil(self, change: attribution.Change, recent: Recent) -> None:
-        days.soil_days(self._con, change.days, recent.dirty)
+        days.soil_days(self._feeds, change.days, recent.dirty)
         self._changes.update(change.days)
 
     def _repair(
@@ -304,22 +354,30 @@ class Shard:
         change.waiting -= len(orphans)
         return orphans
 
-    def _settle(self, totals: ShardTotals) -> Applied:
-        before, self._totals = self._totals, totals
-        return difference(before, totals)
+    def _commit(self, totals: ShardTotals) -> None:
+        """Write all that waits for it, and the totals, which stand from then on."""
+        totals = replace(totals, written_offset=totals.next_offset)
+        save_totals(self._feeds, totals)
+        self._feeds.commit()
+        self._totals, self._written_events = totals, totals.events
+        if self._recent:
+            self._recent.unwritten_from = ALL_WRITTEN
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._feeds.execute("BEGIN")
+        """A transaction for what is no batch; what was applied before is written in it."""
+        with self._undoing():
+            self._feeds.begin()
+            yield
+            self._commit(self._totals)
+
+    @contextmanager
+    def _undoing(self) -> Iterator[None]:
+        """Undo what is done in it where it fails; what waited to be written before waits again."""
+        put_off = self._feeds.put_off()
         try:
             yield
-            self._feeds.execute("COMMIT")
         except BaseException:
             self._recent = None
-            self._feeds.forget()
-            # A COMMIT that failed (disk full) has ended the transaction itself, and where it was a checkpoint's, the connection.
-            with suppress(duckdb.TransactionException, duckdb.FatalException):
-                self._con.execute("ROLLBACK")
+            self._feeds.roll_back(put_off)
             raise
-        finally:
-            self._feeds.drop_tables()

@@ -43,6 +43,7 @@ class ShardTotals:
     """A shard's account: events = counted + duplicates + sum of quarantined + pending.
 
     `latest_us` is the latest event time, `earlier_events` what `events` was when the log was last made anew (another topic id).
+    `written_offset` is the `next_offset` of what is in the file; None where the file is of another log.
     """
 
     topic_id: str | None = None
@@ -55,6 +56,7 @@ class ShardTotals:
     pending: int = 0
     days_exported: list[date] = field(default_factory=list)
     earlier_events: int = 0
+    written_offset: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,8 @@ def move(totals: ShardTotals, topic_id: str, next_offset: int) -> ShardTotals:
     """Return the totals at another place in the log, or at the first of another log."""
     is_new = totals.topic_id not in (None, topic_id)
     earlier = totals.events if is_new else totals.earlier_events
-    return replace(totals, topic_id=topic_id, next_offset=next_offset, earlier_events=earlier)
+    written = None if is_new else totals.written_offset
+    return replace(totals, topic_id=topic_id, next_offset=next_offset, earlier_events=earlier, written_offset=written)
 
 
 def add_change(totals: ShardTotals, change: Change) -> ShardTotals:
@@ -106,7 +109,7 @@ def load_totals(con: duckdb.DuckDBPyConnection) -> ShardTotals:
     topic_id, next_offset, latest_us, events, counted, duplicates, quarantined, earlier = con.execute(LOAD).fetchall()[0]
     pending, exported = clicks.pending_state(con)[0], days.read_exported(con)
     place = (topic_id, next_offset, latest_us)
-    return ShardTotals(*place, events, counted, duplicates, json.loads(quarantined), pending, exported, earlier)
+    return ShardTotals(*place, events, counted, duplicates, json.loads(quarantined), pending, exported, earlier, next_offset)
 
 
 def save_totals(feeds: Feeds, totals: ShardTotals) -> None:

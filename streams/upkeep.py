@@ -152,6 +152,8 @@ class Upkeep:
     def _checkpoint(self) -> Tended | None:
         """Write the log into the file; None where a reader still needs what an update replaced: then it is tried again."""
         wal_bytes = self._wal_bytes()
+        with self._transaction():
+            pass  # a checkpoint moves rows, to which what waits to be written may point
         try:
             self._con.execute("CHECKPOINT")
         except duckdb.TransactionException:

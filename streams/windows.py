@@ -109,7 +109,7 @@ def count(feeds: Feeds, lists: pa.Table, clicked: pa.Table) -> None:
     shown = _cells(lists)
     cells = pa.concat_tables([_numbered(shown, 1, 0), _numbered(clicked, 0, 1)])
     if len(cells):
-        feeds.execute(COUNT, cells=cells)
+        feeds.add(COUNT, "cells", cells)
 
 
 def take_back(feeds: Feeds) -> None:

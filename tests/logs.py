@@ -59,7 +59,13 @@ def sum_windows(shard: Shard) -> None:
 
 
 def feed(
-    shard: Shard, lines: Sequence[bytes], batch: int = 10_000, start: int = 0, now: float = NOW, topic_id: str = "t"
+    shard: Shard,
+    lines: Sequence[bytes],
+    batch: int = 10_000,
+    start: int = 0,
+    now: float = NOW,
+    topic_id: str = "t",
+    write: bool = True,
 ) -> list[Applied]:
     """Apply lines, one record a line, in batches; offsets begin at `start`."""
     applied = []
@@ -72,6 +78,7 @@ def feed(
                 first_offset=records[0][0],
                 next_offset=records[-1][0] + 1,
                 now=now,
+                write=write,
             )
         )
     return applied

@@ -6,6 +6,9 @@ import argparse
 import os
 import subprocess
 import sys
+import threading
+from contextlib import nullcontext
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,7 @@ from benchmarks.ingest_tables import print_report
 from benchmarks.latency import judge_latency, visible_delays
 from benchmarks.ours import Progress, Rate, Site, Topic
 from benchmarks.peer_venv import PeersUnavailable, peer_folder, peer_python
+from benchmarks.reads import ReadProbe
 from benchmarks.throughput import Contest, judge_throughput, report_throughput
 from benchmarks.usage import cpu_seconds, read_threads, read_usage, resident_mib
 
@@ -87,7 +91,9 @@ def test_latency_is_measured_in_rounds_at_half_of_what_the_worker_did_just_befor
 
     def measure(_site: object, _corpus: object, topic: str, per_s: float, seconds: float) -> dict[str, float]:
         paced.append((topic, per_s, seconds))
-        shown = dict.fromkeys(("p50_ms", "p90_ms", "p99_ms", "max_ms", "disk_p99_ms", "disk_max_ms"), per_s)
+        shown = dict.fromkeys(
+            ("p50_ms", "p90_ms", "p99_ms", "max_ms", "disk_p99_ms", "disk_max_ms", "read_p50_ms", "read_max_ms"), per_s
+        )
         return (
             shown
             | {"events_per_s": per_s, "batches_per_s": 19.5}
@@ -142,6 +148,35 @@ def test_a_running_process_is_seen_with_its_threads() -> None:
     assert threads.keys() >= {os.getpid()}
     assert sum(threads.values()) <= read_usage(os.getpid()).cpu_s + 0.1
     assert resident_mib(os.getpid()) > 10
+
+
+@pytest.mark.parametrize("status", [200, 503])
+def test_windows_are_read_until_the_block_is_left_and_a_refusal_is_said(status: int) -> None:
+    asked: list[str] = []
+
+    class Door(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(status)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: object) -> None:
+            """Nothing to stderr."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Door) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        outcome = nullcontext() if status == 200 else pytest.raises(RuntimeError, match="could not be read: status 503")
+        with outcome, ReadProbe("127.0.0.1", server.server_port, "warm coat", every_s=0.001) as reads:
+            while len(reads.waits_s) < (3 if status == 200 else 1):
+                pass
+        server.shutdown()
+    assert asked[0] == "/v1/windows?query=warm+coat&max_age_s=3600"
+    assert reads.since(0.0) == [seconds for _, seconds in reads.waits_s]
+    assert reads.since(reads.waits_s[-1][0] + 1.0) == []
 
 
 def test_a_disk_is_written_to_until_the_block_is_left(tmp_path: Path) -> None:

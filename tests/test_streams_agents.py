@@ -143,7 +143,7 @@ class Offsets:
         self.told.append(offsets)
 
     def totals(self) -> dict[int, ShardTotals]:
-        return {0: ShardTotals(next_offset=self.next_offset), 1: ShardTotals()}
+        return {0: ShardTotals(next_offset=99, written_offset=self.next_offset), 1: ShardTotals(next_offset=7)}
 
 
 def test_offsets_are_recorded_where_they_moved_and_a_failure_is_tried_again() -> None:

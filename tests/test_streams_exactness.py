@@ -56,10 +56,10 @@ def expected_counts(expected: Recount, delivered: int) -> Counts:
     return tables, expected.quarantined, expected.counted, delivered
 
 
-def apply(shard: Shard, log: list[bytes], first: int, end: int, columns: bool) -> None:
+def apply(shard: Shard, log: list[bytes], first: int, end: int, columns: bool, write: bool = True) -> None:
     records = [(offset, log[offset]) for offset in range(first, end)]
     decoded = decode_columns(records) if columns else decode_records(records)
-    shard.apply(decoded, topic_id="t", first_offset=first, next_offset=end, now=NOW)
+    shard.apply(decoded, topic_id="t", first_offset=first, next_offset=end, now=NOW, write=write)
 
 
 @contextmanager
@@ -75,12 +75,13 @@ def check_repairs(log: list[bytes], seed: int, batch: int) -> None:
     chance = random.Random(seed)
     delivered = log + chance.choices(log, k=len(log) // 2) if log else []
     expected = expected_counts(recount_arrivals(delivered), len(delivered))
-    for size, rows_kept in ((1, 1_000), (batch, 1_000), (batch, chance.randint(1, 6))):
+    for size, rows_kept, written in ((1, 1_000, 1.0), (batch, 1_000, 0.2), (batch, chance.randint(1, 6), 0.2), (2, 20, 0.0)):
         with small_memory(rows_kept), new_shard() as (_, shard):
             for first in range(0, len(delivered), size):
-                apply(shard, delivered, first, min(first + size, len(delivered)), columns=size > 1)
+                end, write = min(first + size, len(delivered)), chance.random() < written
+                apply(shard, delivered, first, end, columns=size > 1, write=write)
             shard.finish(NOW)
-            assert counts_of(shard) == expected, (size, rows_kept)
+            assert counts_of(shard) == expected, (size, rows_kept, written)
             shard.close()
 
 
@@ -93,7 +94,10 @@ def check_crashes(log: list[bytes], seed: int) -> None:
             if chance.random() < 0.4:
                 shard = crash(shard, path, log, first, end, chance)
             else:
-                apply(shard, log, max(0, first - chance.randint(0, 3)), end, chance.random() < 0.5)
+                write = chance.random() < 0.5
+                apply(shard, log, max(0, first - chance.randint(0, 3)), end, chance.random() < 0.5, write)
+            if chance.random() < 0.2:
+                shard = kill(shard, path)
         shard.finish(NOW)
         assert counts_of(shard) == expected
         shard.close()
@@ -196,6 +200,12 @@ def crash(shard: Shard, path: Path, log: list[bytes], first: int, end: int, chan
     if chance.random() < 0.5:
         return shard
     shard.close()
+    return Shard.open(path, KEEP_ALL)
+
+
+def kill(shard: Shard, path: Path) -> Shard:
+    """Open a shard anew as after kill -9: what was not written is lost, with its offsets."""
+    shard._con.close()
     return Shard.open(path, KEEP_ALL)
 
 

@@ -1,4 +1,4 @@
-"""Feeds hand a statement the table that was given last under a name, also after a transaction that was undone."""
+"""Feeds hand a statement the table that was given last under a name, and put off what is only added until it must be seen."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def test_what_is_dropped_is_empty(feeds: Feeds) -> None:
 
 
 def test_a_name_that_a_rollback_took_back_comes_again(feeds: Feeds) -> None:
-    feeds.execute("BEGIN")
     total(feeds, pa.table({"n": [1]}))
-    feeds.execute("ROLLBACK")
+    feeds.con.execute("ROLLBACK")
+    feeds.in_transaction = False
     with pytest.raises(duckdb.CatalogException):
         feeds.fetch_table("FROM given", given=pa.table({"n": [2]}))
-    feeds.forget()
+    feeds.roll_back({})
     assert feeds.fetch_table("FROM given", given=pa.table({"n": [2]}))["n"].to_pylist() == [2]
     assert total(feeds, pa.table({"n": [3]})) == 3
 
@@ -60,10 +60,61 @@ def test_a_statement_that_was_planned_reads_what_another_one_made_anew(feeds: Fe
 
 def test_a_statement_that_was_planned_outlives_a_failed_transaction_and_other_columns(feeds: Feeds) -> None:
     feeds.execute("CREATE TABLE kept (n BIGINT)")
+    feeds.commit()
     for kind in (pa.int64(), pa.int32(), pa.int64()):
-        feeds.execute("BEGIN")
         feeds.execute("INSERT INTO kept SELECT n FROM given", given=pa.table({"n": pa.array([1], kind)}))
-        feeds.execute("ROLLBACK")
-        feeds.forget()
+        feeds.roll_back({})
         feeds.execute("INSERT INTO kept SELECT n FROM given", given=pa.table({"n": pa.array([2, 3], kind)}))
+        feeds.commit()
     assert feeds.execute("SELECT sum(n)::BIGINT, count(*) FROM kept").fetchall() == [(15, 6)]
+
+
+ADD, SUM = "INSERT INTO kept SELECT n FROM given", "SELECT coalesce(sum(n), 0)::BIGINT FROM kept"
+
+
+@pytest.fixture
+def kept(feeds: Feeds) -> Feeds:
+    feeds.execute("CREATE TABLE kept (n BIGINT)")
+    feeds.commit()
+    return feeds
+
+
+def add(feeds: Feeds, *numbers: int) -> None:
+    feeds.add(ADD, "given", pa.table({"n": pa.array(numbers, pa.int64())}))
+
+
+def test_what_is_added_waits_until_a_statement_must_see_it_or_it_is_written(kept: Feeds) -> None:
+    add(kept, 1)
+    add(kept)
+    add(kept, 2, 3)
+    assert [table["n"].to_pylist() for table in kept.find_added(ADD)] == [[1], [], [2, 3]]
+    assert (kept.look_up(SUM).fetchall(), kept.in_transaction) == ([(0,)], False)
+    assert kept.look_up_table("FROM kept").num_rows == 0
+    assert (kept.execute(SUM).fetchall(), kept.in_transaction) == ([(6,)], True)
+    assert kept.look_up(SUM).fetchall() == [(6,)], "it sees what its own transaction did"
+    add(kept, 10)
+    kept.commit()
+    assert (kept.look_up(SUM).fetchall(), kept.in_transaction, kept.find_added(ADD)) == ([(16,)], False, [])
+
+
+def test_nobody_else_sees_what_is_added_before_it_is_committed(kept: Feeds) -> None:
+    other = kept.con.cursor()
+    add(kept, 1)
+    kept.begin()
+    assert other.execute(SUM).fetchall() == [(0,)]
+    kept.commit()
+    assert other.execute(SUM).fetchall() == [(1,)]
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_what_was_put_off_before_a_failure_is_put_off_again_and_what_came_after_is_gone(kept: Feeds, seen: bool) -> None:
+    add(kept, 1)
+    before = kept.put_off()
+    add(kept, 2)
+    if seen:
+        assert kept.execute(SUM).fetchall() == [(3,)]
+        add(kept, 4)
+    kept.roll_back(before)
+    assert (kept.look_up(SUM).fetchall(), kept.in_transaction) == ([(0,)], False)
+    kept.commit()
+    assert kept.look_up(SUM).fetchall() == [(1,)]

@@ -25,6 +25,7 @@ class Shards:
         self.gate = asyncio.Event()
         self.gate.set()
         self.busy: dict[int, asyncio.Event] = {}
+        self.tending: dict[int, asyncio.Event] = {}
         self.error: Exception | None = None
 
     async def apply(self, stretch: Stretch, columns: Columns) -> None:
@@ -35,6 +36,12 @@ class Shards:
         if self.error is not None:
             raise self.error
         self.applied.append((stretch.partition, stretch.first_offset, stretch.next_offset, len(columns)))
+
+    async def tend(self, partition: int) -> None:
+        if (gate := self.tending.get(partition)) is not None:
+            await gate.wait()
+        if self.error is not None:
+            raise self.error
 
 
 def run(first: int, last: int, partition: int = 0, generation: int = 0) -> Run:
@@ -206,6 +213,37 @@ def test_an_error_in_decoding_is_a_failure_too(monkeypatch: pytest.MonkeyPatch) 
         await until(lambda: bool(failures))
         assert [str(error) for error in failures] == ["cannot decode"]
         assert shards.applied == []
+
+    play(story)
+
+
+def test_a_shard_that_is_tended_holds_up_nobody_and_takes_one_more_batch() -> None:
+    async def story(made: Pipeline, shards: Shards, failures: list[BaseException]) -> None:
+        shards.tending[0] = asyncio.Event()
+        for offset in range(3):
+            await made.put(run(offset, offset + 1))
+            await until(lambda number=offset: len(shards.applied) == min(number + 1, 2))
+        assert made.waiting_runs == 1
+        for partition in (1, 2, 3):
+            await made.put(run(0, 1, partition))
+        await until(lambda: len(shards.applied) == 5)
+        shards.tending[0].set()
+        await until(lambda: len(shards.applied) == 6)
+        assert shards.applied[-1] == (0, 2, 3, 1)
+
+    play(story)
+
+
+def test_an_error_in_tending_is_a_failure_too() -> None:
+    async def story(made: Pipeline, shards: Shards, failures: list[BaseException]) -> None:
+        shards.tending[0] = asyncio.Event()
+        await made.put(run(0, 1))
+        await until(lambda: len(shards.applied) == 1)
+        shards.error = OSError("disk full")
+        shards.tending[0].set()
+        await until(lambda: len(failures) == 1)
+        await made.put(run(1, 2))
+        assert len(shards.applied) == 1
 
     play(story)
 

@@ -101,9 +101,34 @@ def test_a_shard_that_is_released_interrupts_its_read_and_its_file_is_free(tmp_p
         reader.read(count)
 
 
+async def write_nothing(_: int) -> None:
+    """For a shard whose batches are written as they come."""
+
+
+def test_what_was_applied_before_a_read_was_asked_for_is_written_first(shard: Shard) -> None:
+    written: list[int] = []
+
+    async def write(partition: int) -> None:
+        written.append(partition)
+        shard.write()
+
+    async def story() -> None:
+        held = ShardReaders(write)
+        held.add(3, shard)
+        for number in range(2):
+            feed(shard, [query(f"e{number}", START)], start=number, write=False)
+            assert await held.read({1, 3}, count) == {3: number + 1}
+        await held.read_whole(3, lambda one: one.totals().events)
+        held.remove(3)
+        held.close()
+
+    asyncio.run(story())
+    assert written == [3, 3, 3]
+
+
 def test_only_held_shards_answer_and_too_many_reads_are_refused(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story() -> None:
-        held = ShardReaders()
+        held = ShardReaders(write_nothing)
         held.add(3, shard)
         assert await held.read({1, 3}, count) == {3: 0}
         assert await held.read_whole(3, lambda one: one.totals().events) == 0
@@ -126,7 +151,7 @@ def test_the_threads_of_a_nice_reader_give_way_and_no_others_do(shard: Shard) ->
     async def story() -> None:
         own = priority()
         for nice in (0, 3):
-            held = ShardReaders(nice=nice)
+            held = ShardReaders(write_nothing, nice=nice)
             held.add(0, shard)
             assert await held.read({0}, priority) == {0: own + nice}
             assert priority() == own

@@ -5,22 +5,37 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from streams import shards
 from streams.decoding import decode_columns
 from streams.fetches import Run, cover
-from streams.shards import HeldShards, shard_path
+from streams.shards import WRITE_EVERY_S, HeldShards, shard_path
 from streams.store import CountingRules, Shard, StoreError
 from tests.logs import START, query
 
 RULES = CountingRules(retention_days=0)
 
 
+@dataclass
+class Clock:
+    now: float = START
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @pytest.fixture
-def held(tmp_path: Path) -> Iterator[HeldShards]:
-    shards = HeldShards(tmp_path, RULES, clock=lambda: START)
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def held(tmp_path: Path, clock: Clock) -> Iterator[HeldShards]:
+    shards = HeldShards(tmp_path, RULES, clock)
     yield shards
     shards.close()
 
@@ -49,6 +64,48 @@ def test_a_shard_goes_on_where_it_was_left(held: HeldShards, tmp_path: Path) -> 
         await held.release([0])
         assert sorted(held.totals()) == [1]
         assert await held.take({0: 0, 1: 4}, "log", 2) == {0: 3, 1: 4}
+
+    play(story)
+
+
+def test_what_is_applied_is_written_once_it_is_old_enough_or_much(
+    held: HeldShards, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "WRITE_EVENTS", 6)
+
+    async def written(step: float, first: int, last: int) -> int | None:
+        clock.now += step
+        await apply(held, run(0, first, last))
+        assert held.totals()[0].next_offset == last
+        await held.tend(0)
+        return held.totals()[0].written_offset
+
+    async def story() -> None:
+        await held.take({0: 0}, "log", 1)
+        assert await written(0, 0, 2) == 2, "the first batch of a day marks the day in the file"
+        assert await written(0, 2, 4) == 2
+        assert await written(WRITE_EVERY_S * 0.9, 4, 6) == 2
+        assert await written(WRITE_EVERY_S * 0.1, 6, 7) == 7
+        assert await written(0, 7, 9) == 7
+        assert await written(0, 9, 13) == 13, "six events wait"
+        assert await written(0, 13, 14) == 13
+        assert await written(-1000, 14, 15) == 15, "a clock that was set back does not keep them waiting"
+        assert await written(0, 15, 16) == 15
+        clock.now += WRITE_EVERY_S
+        await held.tend(0)
+        assert held.totals()[0].written_offset == 16, "without another batch"
+
+    play(story)
+
+
+def test_a_read_sees_what_was_applied_before_it(held: HeldShards) -> None:
+    async def story() -> None:
+        await held.take({0: 0}, "log", 1)
+        for first in range(3):
+            await apply(held, run(0, first, first + 1))
+            found = await held.readers.read([0, 5], lambda con: con.execute("SELECT count(*) FROM queries").fetchall()[0][0])
+            assert found == {0: first + 1}
+        await held.write(5)
 
     play(story)
 
@@ -116,10 +173,10 @@ def test_while_one_shard_does_what_can_wait_another_does_not(held: HeldShards, m
         monkeypatch.setattr(Shard, "tend", tend)
         busy = asyncio.ensure_future(held.tend(0))
         assert await asyncio.to_thread(began.wait, 20)
-        await held.tend(1)
         assert await apply(held, run(1, 0, 1)) == 1
+        await held.tend(1)
         done.set()
         await busy
-        assert asked == [False, True, True]
+        assert asked == [False, True]
 
     play(story)

@@ -105,6 +105,84 @@ def test_offsets_are_kept_with_the_counts(tmp_path: Path) -> None:
     again.close()
 
 
+def killed(shard: Shard, path: Path) -> Shard:
+    """A shard opened anew after kill -9."""
+    shard._con.close()
+    return Shard.open(path, KEEP_ALL)
+
+
+def test_what_is_not_written_is_lost_with_its_offsets_and_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "shard.duckdb"
+    shard = Shard.open(path, KEEP_ALL)
+    log = [impression("e1", START), impression("e2", START, "j"), click("e3", START + 1), query("e4", START + 2)]
+    feed(shard, log[:1])
+    feed(shard, log[1:3], batch=1, start=1, write=False)
+    totals = shard.totals()
+    assert (totals.counted, totals.next_offset, totals.written_offset, shard.unwritten_events) == (3, 3, 1, 2)
+    again = killed(shard, path)
+    assert (again.position(), again.totals().counted) == (("t", 1), 1)
+    feed(again, log[1:], batch=1, start=1, write=False)
+    again.write()
+    assert (again.totals().written_offset, again.is_unwritten, again.unwritten_events) == (4, False, 0)
+    last = killed(again, path)
+    assert (last.position(), last.totals().counted, last.totals().duplicates) == (("t", 4), 4, 0)
+    last.close()
+
+
+def test_a_shard_shows_what_it_has_applied_and_writes_it_when_it_is_closed(tmp_path: Path) -> None:
+    path = tmp_path / "shard.duckdb"
+    log = [impression("e1", START), click("e2", START + 1), query("e3", START), query("e4", START + 1)]
+    for show in (Shard.dirty_days, lambda one: one.read("FROM seen"), lambda one: one.windows(DAYS[0]), Shard.close):
+        shard = Shard.open(path, KEEP_ALL)
+        feed(shard, log, write=False)
+        show(shard)
+        assert not shard.is_unwritten
+        killed(shard, path).close()
+        again = Shard.open(path, KEEP_ALL)
+        assert len(again.windows(DAYS[0])) == 2
+        assert len(again.read("FROM queries")) == 2
+        again.close()
+        path.unlink()
+
+
+def test_clicks_wait_and_are_taken_whether_or_not_they_are_written(tmp_path: Path) -> None:
+    shard = Shard.open(tmp_path / "shard.duckdb", KEEP_ALL)
+    feed(shard, [impression("the day's first", START, "x")])
+    clicks = [click(f"c{number}", START + 1, f"i{number}") for number in range(4)]
+    lists = [impression(f"e{number}", START, f"i{number}") for number in range(4)]
+    feed(shard, clicks[:2], start=1)
+    feed(shard, clicks[2:], start=3, write=False)
+    assert shard.totals().pending == 4
+    feed(shard, [lists[0], lists[2]], start=5, write=False)
+    assert (shard.totals().pending, shard.totals().counted, shard.is_unwritten) == (2, 5, True)
+    assert rows(shard.read("SELECT event_id FROM pending ORDER BY event_id")) == [("c1",), ("c3",)]
+    feed(shard, [lists[1], lists[3]], start=7, write=False)
+    assert rows(shard.read("SELECT event_id FROM pending")) == []
+    assert (shard.totals().pending, shard.totals().counted) == (0, 9)
+    shard.close()
+
+
+def test_a_batch_that_fails_after_unwritten_ones_leaves_those(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "shard.duckdb"
+    shard = Shard.open(path, KEEP_ALL)
+    feed(shard, [impression("e1", START), click("w", START + 1, "later")])
+    feed(shard, [click("e2", START + 1), impression("l", START, "later")], start=2, write=False)
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    for write in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr("streams.store.repeats.find_conflicts", fail)
+            with pytest.raises(OSError, match="disk full"):
+                feed(shard, [click("e3", START + 1, position=9)], start=4, write=write)
+        assert (shard.position(), shard.totals().counted) == (("t", 4), 4)
+    shard.write()
+    again = killed(shard, path)
+    assert (again.position(), again.totals().counted, again.totals().pending) == (("t", 4), 4, 0)
+    again.close()
+
+
 def test_records_applied_before_are_dropped_and_a_gap_is_refused(shard: Shard) -> None:
     log = [query(f"e{number}", START + number) for number in range(6)]
     feed(shard, log[:3])
