@@ -45,7 +45,8 @@ class Exporter:
         if self._clock() < self._not_before:
             return done
         for partition in self._shards.totals():
-            found = await self._shards.exports.read([partition], partial(find_mature, settings=self._settings))
+            find = partial(find_mature, settings=self._settings)
+            found = await self._shards.exports.read([partition], find, fresh=False)
             for day in found.get(partition, []):
                 if self._is_due(partition, day) and await self._try(partition, day):
                     done.append((partition, day))

@@ -109,27 +109,35 @@ class ShardReaders:
         if (reader := self._readers.pop(partition, None)) is not None:
             reader.close()
 
-    async def read(self, partitions: Iterable[int], function: Callable[[duckdb.DuckDBPyConnection], T]) -> dict[int, T]:
-        """Return what `function` reads from each of these shards that is held here. Raises ReadersBusy."""
+    async def read(
+        self, partitions: Iterable[int], function: Callable[[duckdb.DuckDBPyConnection], T], fresh: bool = True
+    ) -> dict[int, T]:
+        """Return what `function` reads from each of these shards that is held here; not the last second's where not `fresh`.
+
+        Raises ReadersBusy.
+        """
         held = {partition: reader for partition in partitions if (reader := self._readers.get(partition)) is not None}
-        found = await asyncio.gather(*(self._submit(number, partial(reader.read, function)) for number, reader in held.items()))
+        reads = {partition: partial(reader.read, function) for partition, reader in held.items()}
+        found = await asyncio.gather(*(self._submit(read, partition if fresh else None) for partition, read in reads.items()))
         return {partition: part for partition, part in zip(held, found, strict=True) if part is not None}
 
     async def read_whole(self, partition: int, function: Callable[[Shard], T]) -> T | None:
         """Return what `function` reads from a shard through cursors of its own, None when it is not held. Raises ReadersBusy."""
         reader = self._readers.get(partition)
-        return None if reader is None else await self._submit(partition, partial(reader.read_whole, function))
+        return None if reader is None else await self._submit(partial(reader.read_whole, function), partition)
 
     def close(self) -> None:
         """End the threads."""
         self._threads.shutdown()
 
-    async def _submit(self, partition: int, read: Callable[[], T]) -> T | None:
+    async def _submit(self, read: Callable[[], T], fresh: int | None) -> T | None:
+        """Read on a thread, after what the shard of the partition `fresh` has applied is written."""
         if self._waiting >= MAX_WAITING:
             raise ReadersBusy(f"{MAX_WAITING} reads wait already")
         self._waiting += 1
         try:
-            await self._write(partition)
+            if fresh is not None:
+                await self._write(fresh)
             return await asyncio.get_running_loop().run_in_executor(self._threads, read)
         except ReaderClosed:
             return None

@@ -117,6 +117,7 @@ def test_what_was_applied_before_a_read_was_asked_for_is_written_first(shard: Sh
         held.add(3, shard)
         for number in range(2):
             feed(shard, [query(f"e{number}", START)], start=number, write=False)
+            assert await held.read({1, 3}, count, fresh=False) == {3: 1}
             assert await held.read({1, 3}, count) == {3: number + 1}
         await held.read_whole(3, lambda one: one.totals().events)
         held.remove(3)
