@@ -56,7 +56,7 @@ class Batch:
 class Pipeline:
     """Takes runs and applies them, in order within each partition. All of it is called in one event loop.
 
-    A batch costs some 25 ms of CPU whatever is in it, so after one has begun its partition's next one lingers for `linger_s`
+    A batch costs some 15 ms of CPU whatever is in it, so after one has begun its partition's next one lingers for `linger_s`
     seconds, or longer while more than LINGERING partitions do, unless FULL_BYTES wait. An error in decoding or applying is handed
     to `fail`, and nothing is applied after it.
     """

@@ -139,7 +139,6 @@ class Shard:
         if self.is_unwritten:
             with self._undoing():
                 self._commit(self._totals)
-            self._feeds.drop_tables()
 
     @property
     def is_unwritten(self) -> bool:
@@ -280,8 +279,6 @@ class Shard:
         except _CutPiece as cut:
             pieces[cut.number : cut.number + 1] = cut.parts
             return False
-        finally:
-            self._feeds.drop_tables()
         return True
 
     def _count(self, totals: ShardTotals, batch: Batch) -> tuple[ShardTotals, list[int]]:
@@ -381,3 +378,5 @@ class Shard:
             self._recent = None
             self._feeds.roll_back(put_off)
             raise
+        finally:
+            self._feeds.drop_tables()
