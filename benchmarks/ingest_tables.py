@@ -89,8 +89,12 @@ def _latency(report: dict[str, Any]) -> list[tuple[str, str]]:
         load = f"{one['events_per_s']:,.0f} of {one['full_per_s']:,.0f} events/s"
         times = f"p50 {one['p50_ms']:.0f}, p99 {one['p99_ms']:.0f} ms"
         disk = f"a write of 4 kB: p99 {one['disk_p99_ms']:.0f}, max {one['disk_max_ms']:.0f} ms"
-        read = f"a window read: p50 {one['read_p50_ms']:.0f}, max {one['read_max_ms']:.0f} ms"
-        lines.append((f"  round {number}", f"{load}: {times}; {read}; {disk}"))
+        lines.append((f"  round {number}", f"{load}: {times}; {disk}"))
+    watched = found["watched"]
+    times = f"p50 {watched['p50_ms']:.0f}, p99 {watched['p99_ms']:.0f} ms"
+    if "read_p50_ms" in watched:
+        times += f"; a read takes p50 {watched['read_p50_ms']:.0f}, max {watched['read_max_ms']:.0f} ms"
+    lines.append(("  windows are read every 2 s", f"at {watched['events_per_s']:,.0f} events/s: {times}"))
     little = found["little"]
     batches = f"{little['batches_per_s']:.0f} batches/s take {little['worker_cores']:.2f} cores"
     lines.append(

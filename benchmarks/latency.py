@@ -4,8 +4,8 @@ Full load is what a worker applies of the same traffic when all of it waits for 
 shared machine is twice as fast in one minute as in the next: half of what it did ten minutes ago may be all that it can do now.
 
 A shard's next offset, as its worker's HTTP tells it, moves when the counts are added, and every read that is asked for from then
-on shows them, so an event is visible in its window once that offset is past its record. What such a read takes is measured
-beside it, and the worker bears it. Both clocks are this machine's.
+on shows them, so an event is visible in its window once that offset is past its record. What such a read takes, and what it costs
+the counting, is measured in a round of its own. Both clocks are this machine's.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import threading
 from bisect import bisect_right
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -35,6 +36,7 @@ WARM_UP_S = 10.0
 SETTLE_S = WARM_UP_S + 1.0
 """Seconds of events that a round needs beside those that it measures."""
 P99_GOAL_MS = 500.0
+READ_EVERY_S = 2.0
 LITTLE_PER_S, LITTLE_S = 2_000.0, 10.0
 """A trickle, in which a worker's CPU is what its batches cost whatever is in them."""
 
@@ -43,34 +45,46 @@ PacedRecord = Sequence[float]
 
 
 def measure_latency(site: Site, corpus: Corpus, topic: Topic, repeats: int, seconds: float) -> dict[str, Any]:
-    """Return the section as JSON: all of each round, and the median of each number. `topic` holds traffic of this corpus."""
+    """Return the section as JSON: all of each round, and the median of each number. `topic` holds traffic of this corpus.
+
+    `watched` is one more round at the last one's rate, in which somebody reads; `little` is a trickle.
+    """
+    enough = corpus.events * 0.95  # a small corpus is paced slower
     rounds = []
     for number in range(repeats):
         full = measure_worker(site, topic).per_s
-        # Never more than the corpus holds; a small one is paced slower.
-        enough = corpus.events * 0.95
         rate = min(full / 2, enough / (SETTLE_S + 1.0))
-        found = measure_round(site, corpus, f"paced-{number}", rate, min(seconds, enough / rate - SETTLE_S))
+        lasts_s = min(seconds, enough / rate - SETTLE_S)
+        found = measure_round(site, corpus, f"paced-{number}", rate, lasts_s)
         rounds.append({"full_per_s": full, **found})
         told = f"p50 {found['p50_ms']:.0f}, p99 {found['p99_ms']:.0f}, the disk's p99 {found['disk_p99_ms']:.0f} ms"
         tell(f"latency: round {number + 1} of {repeats}: {told}")
+    watched = measure_round(site, corpus, "paced-watched", rate, lasts_s, READ_EVERY_S)
     little = measure_round(site, corpus, "paced-little", LITTLE_PER_S, LITTLE_S)
-    return {**{key: median(one[key] for one in rounds) for key in rounds[0]}, "rounds": rounds, "little": little}
+    medians = {key: median(one[key] for one in rounds) for key in rounds[0]}
+    return {**medians, "rounds": rounds, "watched": watched, "little": little}
 
 
-def measure_round(site: Site, corpus: Corpus, topic: str, rate: float, seconds: float) -> dict[str, Any]:
-    """Produce `rate` events a second for a warm-up and then `seconds`; return what was seen of the latter."""
+def measure_round(
+    site: Site, corpus: Corpus, topic: str, rate: float, seconds: float, read_every_s: float = 0.0
+) -> dict[str, Any]:
+    """Produce `rate` events a second for a warm-up and then `seconds`; return what was seen of the latter.
+
+    Somebody reads a query's windows every `read_every_s` seconds, nobody where it is 0.
+    """
     tell(f"latency: {rate:,.0f} events/s for {seconds + WARM_UP_S:g} s")
     create_topics(site.bootstrap, KafkaSettings(bootstrap=site.bootstrap, topic=topic, partitions=site.partitions))
     with running_worker(site, topic) as worker, DiskProbe(site.folder / "disk-probe") as disk:
         _await_shards(worker, site.partitions)
         mine, broker = read_usage(worker.pid), read_usage(site.pid)
-        with ReadProbe(*worker.address, _first_query(corpus)) as reads:
+        reader = ReadProbe(*worker.address, _first_query(corpus), read_every_s) if read_every_s else None
+        with reader or nullcontext():
             account, seen = _pace_and_watch(site, corpus, worker, topic, rate, seconds + WARM_UP_S)
         now, now_broker = read_usage(worker.pid), read_usage(site.pid)
     records = account["records"]
     since = min(record[2] for record in records) + WARM_UP_S
     delays = visible_delays([record for record in records if record[2] >= since], seen)
+    reads_s = reader.since(since) if reader else []
     took = now.at_s - mine.at_s
     return {
         "events_per_s": rate,
@@ -78,14 +92,13 @@ def measure_round(site: Site, corpus: Corpus, topic: str, rate: float, seconds: 
         **{f"p{share}_ms": percentile(delays, share / 100) * 1000 for share in (50, 90, 99)},
         "max_ms": max(delays) * 1000,
         "poll_ms": POLL_S * 1000,
-        "read_p50_ms": percentile(reads.since(since), 0.5) * 1000,
-        "read_max_ms": max(reads.since(since)) * 1000,
         "disk_p99_ms": percentile(disk.waits_s, 0.99) * 1000,
         "disk_max_ms": max(disk.waits_s) * 1000,
         "worker_cores": (now.cpu_s - mine.cpu_s) / took,
         "broker_cores": (now_broker.cpu_s - broker.cpu_s) / took,
         "producer_cores": account["cpu_s"] / took,
         "batches_per_s": count_batches(seen) / (seen[-1].at - seen[0].at),
+        **({"read_p50_ms": median(reads_s) * 1000, "read_max_ms": max(reads_s) * 1000} if reads_s else {}),
     }
 
 

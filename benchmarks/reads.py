@@ -1,7 +1,7 @@
 """What a reader of windows waits while events come in: a query's windows, asked for now and then, and how long each answer took.
 
-A read writes what its shards have applied before it looks, so it is part of what a counting worker bears, and its time part of
-how soon somebody sees a count.
+A read writes what its shards have applied before it looks, so it costs the counting something, and its time is part of how soon
+somebody sees a count.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlencode
 
-EVERY_S = 2.0
 TIMEOUT_S = 30.0
 PRIOR_AGE_S = 3600
 """The smoothing's prior reads every window, once in so long: that is another measurement."""
@@ -26,7 +25,7 @@ class ReadProbe:
     RuntimeError when an answer was none.
     """
 
-    def __init__(self, host: str, port: int, query: str, every_s: float = EVERY_S) -> None:
+    def __init__(self, host: str, port: int, query: str, every_s: float) -> None:
         self.waits_s: list[tuple[float, float]] = []
         self._connection = HTTPConnection(host, port, timeout=TIMEOUT_S)
         self._path = f"/v1/windows?{urlencode({'query': query, 'max_age_s': PRIOR_AGE_S})}"

@@ -89,11 +89,10 @@ def test_latency_is_measured_in_rounds_at_half_of_what_the_worker_did_just_befor
 ) -> None:
     fulls, paced = iter([1000.0, 3000.0, 9000.0]), []
 
-    def measure(_site: object, _corpus: object, topic: str, per_s: float, seconds: float) -> dict[str, float]:
+    def measure(_site: object, _corpus: object, topic: str, per_s: float, seconds: float, every_s: float = 0) -> dict[str, float]:
         paced.append((topic, per_s, seconds))
-        shown = dict.fromkeys(
-            ("p50_ms", "p90_ms", "p99_ms", "max_ms", "disk_p99_ms", "disk_max_ms", "read_p50_ms", "read_max_ms"), per_s
-        )
+        shown = dict.fromkeys(("p50_ms", "p90_ms", "p99_ms", "max_ms", "disk_p99_ms", "disk_max_ms"), per_s)
+        shown |= {"read_p50_ms": every_s, "read_max_ms": 321.0} if every_s else {}
         return (
             shown
             | {"events_per_s": per_s, "batches_per_s": 19.5}
@@ -110,12 +109,14 @@ def test_latency_is_measured_in_rounds_at_half_of_what_the_worker_did_just_befor
         ("paced-0", 500.0, 20.0),
         ("paced-1", 1500.0, pytest.approx(14.33, abs=0.01)),
         ("paced-2", 38_000 / 12, 1.0),
+        ("paced-watched", 38_000 / 12, 1.0),
         ("paced-little", 2000.0, 10.0),
     ]
     assert (section["full_per_s"], section["p99_ms"], len(section["rounds"])) == (3000.0, 1500.0, 3)
     print_report({**HEAD, "latency": section}, judge_latency(section))
     text = capsys.readouterr().out
     assert "20 batches/s take 0.50 cores" in text and "500 of 1,000 events/s" in text and "MISSED by 1,000 ms" in text
+    assert "a read takes p50 2, max 321 ms" in text
 
 
 def test_latency_is_judged_by_its_p99() -> None:
