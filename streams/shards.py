@@ -58,7 +58,8 @@ class HeldShards:
     """Opens, applies to, tends and releases shards, each on its thread.
 
     `readers` reads the held shards beside that, `exports` reads them for the lake, which takes longer; `progress` and `stats`
-    tell how applying goes; `places`, where given, tells other workers which shards are here.
+    tell how applying goes; `places`, where given, tells other workers which shards are here. `clock` tells what is in the future,
+    `timer` (seconds) when to write.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class HeldShards:
         rules: CountingRules,
         clock: Callable[[], float] = time.time,
         places: Places | None = None,
+        timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self.data_dir = data_dir
         self.readers = ShardReaders(self.write)
@@ -77,6 +79,7 @@ class HeldShards:
         self._rules = rules
         self._clock = clock
         self._places = places
+        self._timer = timer
         self._log = Log()
         self._shards: dict[int, Shard] = {}
         self._threads: dict[int, ThreadPoolExecutor] = {}
@@ -240,8 +243,8 @@ class HeldShards:
             shard.tend(TEND_S, urgent_only=not is_free)
 
     def _write_in_time(self, partition: int, shard: Shard) -> None:
-        now = self._clock()
-        waits_s = abs(now - self._unwritten_since.setdefault(partition, now))  # a clock may be set back
+        now = self._timer()  # the clock may be one that stands still
+        waits_s = now - self._unwritten_since.setdefault(partition, now)
         due = max(shard.unwritten_events / WRITE_EVENTS, waits_s / WRITE_EVERY_S)
         # One at a time, unless it has waited twice as long: shards that are equally busy are due in the same moment.
         if shard.is_unwritten and due >= 1.0 and self._writing.acquire(blocking=due >= 2.0):
