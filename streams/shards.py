@@ -253,4 +253,4 @@ class HeldShards:
             finally:
                 self._writing.release()
         if not shard.is_unwritten:
-            del self._unwritten_since[partition]
+            self._unwritten_since.pop(partition, None)  # a read may have done so

@@ -98,6 +98,28 @@ def test_what_is_applied_is_written_once_it_is_old_enough_or_much(
     play(story)
 
 
+def test_a_read_that_ends_while_its_shard_is_tended_disturbs_nothing(
+    held: HeldShards, timer: Timer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Shard.write
+
+    def write_while_a_read_ends(shard: Shard) -> None:
+        write(shard)
+        held._unwritten_since.clear()
+
+    async def story() -> None:
+        await held.take({0: 0}, "log", 1)
+        await apply(held, run(0, 0, 1))
+        await apply(held, run(0, 1, 2))
+        await held.tend(0)
+        timer.now += WRITE_EVERY_S
+        monkeypatch.setattr(Shard, "write", write_while_a_read_ends)
+        await held.tend(0)
+        assert held.totals()[0].written_offset == 2
+
+    play(story)
+
+
 def test_a_read_sees_what_was_applied_before_it(held: HeldShards) -> None:
     async def story() -> None:
         await held.take({0: 0}, "log", 1)
