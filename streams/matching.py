@@ -69,12 +69,10 @@ def find_lists(feeds: Feeds, standing: pa.Table, fresh: pa.Table, others: Iterab
     followed, clicked = _find_followed(recent, absent)
     found = [own, *followed]
     absent = _without(absent, *followed)
-    if len(absent):
-        recent.show_unwritten(feeds, recent.lists, recent.clicked)
-    found += _find_near(feeds, absent)
     wanted = pa.table({"impression_id": pa.concat_arrays([*absent["impression_id"].chunks, pa.array(list(others), pa.string())])})
     if len(wanted):
         recent.show_unwritten(feeds, recent.lists, recent.clicked)
+        found += _find_near(feeds, absent)
         found += _find_far(feeds, _without(wanted, *found), absent["ts_us"])
     lists = pa.concat_tables([table if table.schema == own.schema else table.cast(own.schema) for table in found])
     return Lists(lists, len(own), len(own) + sum(map(len, followed)), clicked)
