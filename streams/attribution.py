@@ -25,6 +25,7 @@ from streams.matching import Lists, Plain, find_lists, find_plain, new_positions
 from streams.quarantine import Held
 from streams.recent import Recent
 from streams.rules import CountingRules
+from streams.waiting import pending_state, take_orphans, take_waiting, wait
 
 NEVER_US = 2**62
 """After every event time."""
@@ -145,8 +146,8 @@ def find_orphans(feeds: Feeds, before_us: int, recent: Recent) -> list[Reject]:
     """Take the pending clicks with ts < before_us out of waiting and return them, orphans now."""
     if recent.waiting_us >= before_us:
         return []
-    orphans = clicks.take_orphans(feeds, before_us)
-    first_us = clicks.pending_state(feeds.con)[1]
+    orphans = take_orphans(feeds, before_us)
+    first_us = pending_state(feeds.con)[1]
     recent.waiting_us = NEVER_US if first_us is None else first_us
     detail = "impression_id: no such impression in the time before the click"
     return [_refuse(click, Reason.ORPHAN_CLICK, detail) for click in orphans]
@@ -180,10 +181,11 @@ def _take_in(
 def _gather(feeds: Feeds, batch: Batch, reopened: bool, recent: Recent) -> list[Candidate]:
     """Return the clicks from before the batch that are to be judged: those that waited for its lists, and those reopened."""
     awaited = recent.waiting.contains(batch.impressions["impression_key"].to_numpy())
-    waiting = []
+    taken = []
     if awaited.any():
-        waiting = clicks.take_waiting(feeds, batch.impressions.select(["impression_id"]).filter(pa.array(awaited)))
-    return waiting + (clicks.read_reopened(feeds) if reopened else [])
+        ids = batch.impressions["impression_id"].filter(pa.array(awaited)).to_pylist()
+        taken = take_waiting(feeds, ids, recent.on_file)
+    return taken + (clicks.read_reopened(feeds) if reopened else [])
 
 
 def _find_rejudged(batch: Batch, replaced: list[str], standing: int, waiting: list[Candidate], quarantined: Held) -> Rejudged:
@@ -246,7 +248,7 @@ def _settle(
     change: Change,
 ) -> None:
     """Let clicks wait, or wait on, and note what the batch takes in and what it refuses."""
-    clicks.wait(feeds, judgement.waiting)
+    wait(feeds, judgement.waiting)
     recent.wait(judgement.waiting)
     change.waiting += len(judgement.waiting)
     change.duplicates += len(judgement.repeated)

@@ -1,4 +1,4 @@
-"""Clicks: the ones that were judged and the ones that wait, as rows that attribution judges, and the lists they are judged by."""
+"""Clicks: what attribution judges, the ones that were judged, and the lists they are judged by."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from datetime import date
 from typing import NamedTuple
 
-import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from streams.feeds import Feeds
 from streams.lines import Flags
@@ -20,12 +18,6 @@ CLICK = """
 TABLES = f"CREATE TABLE clicks ({CLICK}, reason VARCHAR, delay_us BIGINT); CREATE TABLE pending ({CLICK});"
 """`key` is hash(impression_id), `reason` null where the click counts, else why not, `delay_us` its time after the impression."""
 
-FIND_WAITING = """
-SELECT rowid, -1, hash(event_id), ts_us, key, impression_id, event_id, position, item_norm, raw, log_offset, line
-FROM pending WHERE impression_id IN (FROM wanted)
-"""
-# What was found is still there: no row of the file moves between two commits.
-DROP_WAITING = "DELETE FROM pending WHERE rowid IN (SELECT row FROM taken_rows)"
 READ_REOPENED = """
 SELECT -1, -1, hash(event_id), ts_us, key, impression_id, event_id, position, item_norm, raw, log_offset, line
 FROM reopened ORDER BY log_offset, line
@@ -55,15 +47,7 @@ KEEP = """
 INSERT INTO clicks
 SELECT ts_us, key, impression_id, event_id, position, item_norm, raw, log_offset, line, reason, delay_us FROM judged
 """
-WAIT = """
-INSERT INTO pending SELECT ts_us, key, impression_id, event_id, position, item_norm, raw, log_offset, line FROM waiting
-"""
-TAKE_ORPHANS = """
-DELETE FROM pending WHERE ts_us < $before
-RETURNING rowid, -1, hash(event_id), ts_us, key, impression_id, event_id, position, item_norm, raw, log_offset, line
-"""
 FORGET_REFUSED = "DELETE FROM clicks WHERE reason IS NOT NULL AND event_id IN (SELECT unnest($ids::VARCHAR[]))"
-PENDING = "SELECT count(*), min(ts_us) FROM pending"
 
 COLUMNS = ["ts_us", "impression_key", "impression_id", "event_id", "position", "item_norm", "raw", "log_offset", "line"]
 """What is kept of a batch's clicks, in the order of SCHEMA."""
@@ -121,35 +105,9 @@ def read_fresh(fresh: pa.Table, chosen: Flags) -> list[Candidate]:
     return sorted((Candidate(-1, *row) for row in rows), key=lambda click: click.seq)
 
 
-def take_waiting(feeds: Feeds, impression_ids: pa.Table) -> list[Candidate]:
-    """Take the clicks that wait for these impressions out of waiting, and return them in the order in which they came."""
-    taken = {row for table in feeds.find_added(DROP_WAITING) for row in table["row"].to_pylist()}
-    rows = sorted(row for row in feeds.look_up(FIND_WAITING, wanted=impression_ids).fetchall() if row[0] not in taken)
-    if rows:
-        feeds.add(DROP_WAITING, "taken_rows", pa.table({"row": pa.array([row[0] for row in rows], pa.int64())}))
-    return [Candidate(*row) for row in rows] + _take_added(feeds, impression_ids["impression_id"])
-
-
-def _take_added(feeds: Feeds, impression_ids: pa.ChunkedArray) -> list[Candidate]:
-    """Take those that are to be written yet."""
-    tables, found = feeds.find_added(WAIT), list[Candidate]()
-    for number, table in enumerate(tables):
-        chosen = pc.is_in(table["impression_id"], value_set=impression_ids.combine_chunks())
-        columns = table.select(["event_key", *SCHEMA.names]).filter(chosen).columns
-        found += [Candidate(0, -1, *row) for row in zip(*(column.to_pylist() for column in columns), strict=True)]
-        tables[number] = table.filter(pc.invert(chosen))
-    return found
-
-
 def read_reopened(feeds: Feeds) -> list[Candidate]:
     """Return the clicks in the relation `reopened`, which `streams.impressions` took back."""
     return [Candidate(*row) for row in feeds.execute(READ_REOPENED).fetchall()]
-
-
-def take_orphans(feeds: Feeds, before_us: int) -> list[Candidate]:
-    """Take the clicks with ts < before_us out of waiting, and return them in the order of the log."""
-    found = [Candidate(*row) for row in feeds.execute(TAKE_ORPHANS, {"before": before_us}).fetchall()]
-    return sorted(found, key=lambda click: (click.log_offset, click.line))
 
 
 def find_lists_between(feeds: Feeds, impression_ids: pa.Array, low_us: int, high_us: int) -> pa.Table:
@@ -191,18 +149,11 @@ def keep(feeds: Feeds, judged: Sequence[tuple[Candidate, str | None, int]], fitt
         table = table.append_column("reason", pa.nulls(len(fitting), pa.string()))
         tables.append(table.append_column("delay_us", fitting["delay_us"]))
     if judged:
-        table = _columns([click for click, _, _ in judged])
+        table = to_columns([click for click, _, _ in judged])
         table = table.append_column("reason", pa.array([reason for _, reason, _ in judged], pa.string()))
         tables.append(table.append_column("delay_us", pa.array([delay for _, _, delay in judged], pa.int64())))
     if tables:
         feeds.add(KEEP, "judged", pa.concat_tables(tables))
-
-
-def wait(feeds: Feeds, waiting: Sequence[Candidate]) -> None:
-    """Let clicks wait for their impressions."""
-    if waiting:
-        keys = pa.array([click.event_key for click in waiting], pa.uint64())
-        feeds.add(WAIT, "waiting", _columns(waiting).append_column("event_key", keys))
 
 
 def forget_refused(feeds: Feeds, event_ids: Sequence[str]) -> None:
@@ -210,12 +161,7 @@ def forget_refused(feeds: Feeds, event_ids: Sequence[str]) -> None:
     feeds.execute(FORGET_REFUSED, {"ids": list(event_ids)})
 
 
-def pending_state(con: duckdb.DuckDBPyConnection) -> tuple[int, int | None]:
-    """Return how many clicks wait and the earliest one's time."""
-    number, first_us = con.execute(PENDING).fetchall()[0]
-    return int(number), first_us
-
-
-def _columns(clicks: Sequence[Candidate]) -> pa.Table:
+def to_columns(clicks: Sequence[Candidate]) -> pa.Table:
+    """Return clicks with the columns of SCHEMA."""
     columns = list(zip(*(click[3:] for click in clicks), strict=True))
     return pa.table([pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)

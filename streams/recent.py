@@ -24,6 +24,7 @@ from streams.lines import Int64s
 from streams.quarantine import Held, load_held
 from streams.ranges import RECENT_US
 from streams.rules import CountingRules
+from streams.waiting import WaitingOnFile
 
 EVENTS, LISTS, CLICKED, QUERIES = 65_536, 65_536, 32_768, 131_072
 """Rows of each kind that are kept, 30 MB in all: half an hour's queries where a shard gets 150 events a second of event time."""
@@ -120,8 +121,9 @@ class Recent:
 
     `events` (event_id, ts_us) by event key, `lists` (`streams.matching.COLUMNS`) and `clicked` (impression_id, position: cells
     that count) by impression key, both ordered by `batch`, `queries` (user queries) by session key, ordered by time. `waiting`
-    holds at least the impression keys of the clicks in `pending`, `waiting_us` is not after the earliest of them. `dirty` are the
-    days that wait for their export, `folds` are as in the table. The batches from `unwritten_from` on are not in the file yet.
+    holds at least the impression keys of the clicks in `pending`, `waiting_us` is not after the earliest of them, `on_file` are
+    these clicks where they are few. `dirty` are the days that wait for their export, `folds` are as in the table. The batches
+    from `unwritten_from` on are not in the file yet.
     """
 
     queries: RecentRows
@@ -132,6 +134,7 @@ class Recent:
     folds: Folds
     batch: int = 0
     unwritten_from: int = ALL_WRITTEN
+    on_file: WaitingOnFile = field(default_factory=WaitingOnFile)
     events: RecentRows = field(default_factory=lambda: RecentRows(EVENTS))
     lists: RecentRows = field(default_factory=lambda: RecentRows(LISTS))
     clicked: RecentRows = field(default_factory=lambda: RecentRows(CLICKED))
@@ -140,6 +143,11 @@ class Recent:
         """Number a batch, which is not written yet."""
         self.batch += 1
         self.unwritten_from = min(self.unwritten_from, self.batch)
+
+    def note_written(self) -> None:
+        """Note that the file has all batches."""
+        self.unwritten_from = ALL_WRITTEN
+        self.on_file.forget()
 
     def show_unwritten(self, feeds: Feeds, *kinds: RecentRows) -> None:
         """Let the file's tables show the batches that are not written, unless memory has all their rows of these kinds."""

@@ -24,7 +24,7 @@ from streams.feeds import Feeds
 from streams.intake import Batch
 from streams.layouts import StoreError, prepare
 from streams.pool import LIMIT, Pool
-from streams.recent import ALL_WRITTEN, Recent, load_recent
+from streams.recent import Recent, load_recent
 from streams.rules import CountingRules
 from streams.totals import Applied, ShardTotals, add_change, difference, load_totals, move, save_totals
 from streams.upkeep import Account, Tended, Upkeep
@@ -358,7 +358,7 @@ class Shard:
         self._feeds.commit()
         self._totals, self._written_events = totals, totals.events
         if self._recent:
-            self._recent.unwritten_from = ALL_WRITTEN
+            self._recent.note_written()
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

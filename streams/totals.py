@@ -10,9 +10,10 @@ from datetime import date
 import duckdb
 import pyarrow as pa
 
-from streams import clicks, days
+from streams import days
 from streams.attribution import Change
 from streams.feeds import Feeds
+from streams.waiting import pending_state
 
 LAYOUT = 3
 """Number of the table layout; a file of another one is refused."""
@@ -107,7 +108,7 @@ def difference(before: ShardTotals, after: ShardTotals) -> Applied:
 def load_totals(con: duckdb.DuckDBPyConnection) -> ShardTotals:
     """Return the totals of a shard's file."""
     topic_id, next_offset, latest_us, events, counted, duplicates, quarantined, earlier = con.execute(LOAD).fetchall()[0]
-    pending, exported = clicks.pending_state(con)[0], days.read_exported(con)
+    pending, exported = pending_state(con)[0], days.read_exported(con)
     place = (topic_id, next_offset, latest_us)
     return ShardTotals(*place, events, counted, duplicates, json.loads(quarantined), pending, exported, earlier, next_offset)
 
