@@ -29,7 +29,7 @@ from benchmarks.peer_venv import PeersUnavailable, peer_python
 from benchmarks.state import build_state, judge_state, later_traffic, measure_state, report_state
 from benchmarks.throughput import BATCHED, SINGLE, judge_throughput, measure_throughput, report_throughput
 from benchmarks.traffic import Mix, Traffic
-from benchmarks.usage import use_two_cores
+from benchmarks.usage import Usage, cores_used, read_stolen, use_two_cores
 from streams.brokers import BrokerError, KafkaBroker
 from streams.processes import ProcessError
 from streams.topics import TopicError
@@ -65,6 +65,7 @@ class Run:
     """What one run has found so far."""
 
     sizes: Sizes
+    stolen: Usage = field(default_factory=read_stolen)
     site: Site = field(init=False)
     corpus: Corpus = field(init=False)
     bytes_an_event: float = 0.0
@@ -75,8 +76,8 @@ class Run:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0; 1 with --check when a goal is missed, or when the benchmark cannot run."""
     options = _parse(argv)
-    run = Run(choose_sizes(options.quick, options.share, options.repeats))
     machine = use_two_cores()
+    run = Run(choose_sizes(options.quick, options.share, options.repeats))
     tell(machine)
     failed = None
     try:
@@ -196,6 +197,7 @@ def _complete(run: Run, machine: str, options: argparse.Namespace, failed: str |
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine,
         "load_at_end": os.getloadavg()[0],
+        "stolen_cores": cores_used(run.stolen, read_stolen()),
         "quick": options.quick,
         "share": options.share,
         "partitions": PARTITIONS,

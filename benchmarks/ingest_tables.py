@@ -27,7 +27,8 @@ def print_report(report: dict[str, Any], goals: Sequence[Goal]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     console = console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=WIDTH)
     kind = "QUICK run, sizes too small to be a result" if report["quick"] else f"run of {report['share']:g} of the full sizes"
-    console.print(f"{kind}: {report['machine']}, {report['load_at_end']:.1f} at the end; {report['measured']}")
+    host = f"{report['load_at_end']:.1f} at the end; the host kept {report['stolen_cores']:.2f} cores of it for others"
+    console.print(f"{kind}: {report['machine']}, {host}; {report['measured']}")
     console.print(f"{report['partitions']} partitions, {report['bytes_an_event']:.0f} bytes an event, real Apache Kafka")
     if "throughput" in report:
         console.print(_throughput(report["throughput"]))
@@ -89,7 +90,8 @@ def _latency(report: dict[str, Any]) -> list[tuple[str, str]]:
         load = f"{one['events_per_s']:,.0f} of {one['full_per_s']:,.0f} events/s"
         times = f"p50 {one['p50_ms']:.0f}, p99 {one['p99_ms']:.0f} ms"
         disk = f"a write of 4 kB: p99 {one['disk_p99_ms']:.0f}, max {one['disk_max_ms']:.0f} ms"
-        lines.append((f"  round {number}", f"{load}: {times}; {disk}"))
+        host = f"{one['stolen_cores']:.2f} cores kept by the host"
+        lines.append((f"  round {number}", f"{load}: {times}; {disk}; {host}"))
     watched = found["watched"]
     times = f"p50 {watched['p50_ms']:.0f}, p99 {watched['p99_ms']:.0f} ms"
     if "read_p50_ms" in watched:

@@ -2,6 +2,7 @@
 
 Full load is what a worker applies of the same traffic when all of it waits for it. It is measured before each round, since a
 shared machine is twice as fast in one minute as in the next: half of what it did ten minutes ago may be all that it can do now.
+What the host took of the cores during a round, and what its disk took to write, is told beside.
 
 A shard's next offset, as its worker's HTTP tells it, moves when the counts are added, and every read that is asked for from then
 on shows them, so an event is visible in its window once that offset is past its record. What such a read takes, and what it costs
@@ -27,7 +28,7 @@ from benchmarks.ours import Progress, Site, Topic, Worker, measure_worker, runni
 from benchmarks.peer_runs import run_peer
 from benchmarks.reads import ReadProbe
 from benchmarks.throughput import BATCHED
-from benchmarks.usage import read_usage
+from benchmarks.usage import cores_used, read_stolen, read_usage
 from streams.topics import KafkaSettings, create_topics
 
 POLL_S = 0.02
@@ -76,16 +77,15 @@ def measure_round(
     create_topics(site.bootstrap, KafkaSettings(bootstrap=site.bootstrap, topic=topic, partitions=site.partitions))
     with running_worker(site, topic) as worker, DiskProbe(site.folder / "disk-probe") as disk:
         _await_shards(worker, site.partitions)
-        mine, broker = read_usage(worker.pid), read_usage(site.pid)
+        mine, broker, stolen = read_usage(worker.pid), read_usage(site.pid), read_stolen()
         reader = ReadProbe(*worker.address, _first_query(corpus), read_every_s) if read_every_s else None
         with reader or nullcontext():
             account, seen = _pace_and_watch(site, corpus, worker, topic, rate, seconds + WARM_UP_S)
-        now, now_broker = read_usage(worker.pid), read_usage(site.pid)
+        now, now_broker, now_stolen = read_usage(worker.pid), read_usage(site.pid), read_stolen()
     records = account["records"]
     since = min(record[2] for record in records) + WARM_UP_S
     delays = visible_delays([record for record in records if record[2] >= since], seen)
     reads_s = reader.since(since) if reader else []
-    took = now.at_s - mine.at_s
     return {
         "events_per_s": rate,
         "events": len(delays),
@@ -94,9 +94,10 @@ def measure_round(
         "poll_ms": POLL_S * 1000,
         "disk_p99_ms": percentile(disk.waits_s, 0.99) * 1000,
         "disk_max_ms": max(disk.waits_s) * 1000,
-        "worker_cores": (now.cpu_s - mine.cpu_s) / took,
-        "broker_cores": (now_broker.cpu_s - broker.cpu_s) / took,
-        "producer_cores": account["cpu_s"] / took,
+        "worker_cores": cores_used(mine, now),
+        "broker_cores": cores_used(broker, now_broker),
+        "producer_cores": account["cpu_s"] / (now.at_s - mine.at_s),
+        "stolen_cores": cores_used(stolen, now_stolen),
         "batches_per_s": count_batches(seen) / (seen[-1].at - seen[0].at),
         **({"read_p50_ms": median(reads_s) * 1000, "read_max_ms": max(reads_s) * 1000} if reads_s else {}),
     }

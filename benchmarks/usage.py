@@ -32,6 +32,17 @@ def read_usage(pid: int) -> Usage:
     return Usage(spent, time.monotonic())
 
 
+def read_stolen() -> Usage:
+    """The CPU seconds that the host of this virtual machine kept from our cores; none where the system tells none."""
+    cores = psutil.cpu_times(percpu=True)
+    return Usage(sum(getattr(cores[core], "steal", 0.0) for core in os.sched_getaffinity(0)), time.monotonic())
+
+
+def cores_used(before: Usage, after: Usage) -> float:
+    """CPU seconds a second between two looks at the same process."""
+    return (after.cpu_s - before.cpu_s) / (after.at_s - before.at_s)
+
+
 def family(pid: int) -> list[int]:
     """The process and those that it started."""
     try:

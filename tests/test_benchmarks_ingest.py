@@ -10,6 +10,7 @@ import threading
 from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,7 +25,7 @@ from benchmarks.ours import Progress, Rate, Site, Topic
 from benchmarks.peer_venv import PeersUnavailable, peer_folder, peer_python
 from benchmarks.reads import ReadProbe
 from benchmarks.throughput import Contest, judge_throughput, report_throughput
-from benchmarks.usage import cpu_seconds, read_threads, read_usage, resident_mib
+from benchmarks.usage import Usage, cores_used, cpu_seconds, read_stolen, read_threads, read_usage, resident_mib
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,6 +34,7 @@ HEAD = {
     "share": 1.0,
     "machine": "m",
     "load_at_end": 1.0,
+    "stolen_cores": 0.25,
     "measured": "now",
     "partitions": 4,
     "bytes_an_event": 300.0,
@@ -96,7 +98,7 @@ def test_latency_is_measured_in_rounds_at_half_of_what_the_worker_did_just_befor
         return (
             shown
             | {"events_per_s": per_s, "batches_per_s": 19.5}
-            | dict.fromkeys(("worker_cores", "broker_cores", "producer_cores"), 0.5)
+            | dict.fromkeys(("worker_cores", "broker_cores", "producer_cores", "stolen_cores"), 0.5)
         )
 
     monkeypatch.setattr(
@@ -117,6 +119,7 @@ def test_latency_is_measured_in_rounds_at_half_of_what_the_worker_did_just_befor
     text = capsys.readouterr().out
     assert "20 batches/s take 0.50 cores" in text and "500 of 1,000 events/s" in text and "MISSED by 1,000 ms" in text
     assert "a read takes p50 2, max 321 ms" in text
+    assert "the host kept 0.25 cores of it for others" in text and "0.50 cores kept by the host" in text
 
 
 def test_latency_is_judged_by_its_p99() -> None:
@@ -149,6 +152,14 @@ def test_a_running_process_is_seen_with_its_threads() -> None:
     assert threads.keys() >= {os.getpid()}
     assert sum(threads.values()) <= read_usage(os.getpid()).cpu_s + 0.1
     assert resident_mib(os.getpid()) > 10
+
+
+def test_what_the_host_keeps_is_that_of_the_cores_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = [SimpleNamespace(steal=2.0), SimpleNamespace(steal=30.0), SimpleNamespace(steal=0.5), SimpleNamespace(user=1.0)]
+    monkeypatch.setattr("benchmarks.usage.psutil.cpu_times", lambda percpu: told)
+    monkeypatch.setattr("benchmarks.usage.os.sched_getaffinity", lambda _pid: {0, 2, 3})
+    assert read_stolen().cpu_s == 2.5
+    assert cores_used(Usage(1.0, 10.0), Usage(2.5, 15.0)) == 0.3
 
 
 @pytest.mark.parametrize("status", [200, 503])
