@@ -87,14 +87,16 @@ class LiveReads:
         return {"worker": self.name, "memory_bytes": read_memory(), **sizes}
 
     def describe_worker(self) -> dict[str, Any]:
-        """This process: memory, logs found anew, and how applying goes."""
-        stats = self.shards.stats
+        """This process: memory, logs found anew, and how applying and writing go."""
+        applies, writes = self.shards.applies, self.shards.writes
         return {
             "name": self.name,
             "memory_bytes": read_memory(),
             "new_topics": self.shards.new_topics,
-            "apply_events": describe_histogram(stats.events),
-            "apply_seconds": describe_histogram(stats.seconds),
+            "apply_events": describe_histogram(applies.events),
+            "apply_seconds": describe_histogram(applies.seconds),
+            "write_events": describe_histogram(writes.events),
+            "write_seconds": describe_histogram(writes.seconds),
         }
 
     def _lag_part(self, partition: int, totals: ShardTotals) -> dict[str, Any]:

@@ -35,6 +35,13 @@ WORKER = {
     "new_topics": ("new_topics", "Times that a log was found lost or made anew since the worker started"),
 }
 
+TIMINGS = {
+    "apply_events": "Events of one apply",
+    "apply_seconds": "Seconds of one apply",
+    "write_events": "Events of one transaction that wrote what was applied",
+    "write_seconds": "Seconds of one such transaction",
+}
+
 
 def render_metrics(shards: Mapping[int, Mapping[str, Any]], missing: Sequence[int]) -> str:
     """Render the parts of `streams.answers.METRICS`, by partition, and how many partitions no worker answered for."""
@@ -88,12 +95,12 @@ def _worker_families(workers: Mapping[str, Mapping[str, Any]]) -> Iterator[list[
     placed = [({"worker": name}, worker) for name, worker in sorted(workers.items())]
     for name, (key, about) in WORKER.items():
         yield _family(name, "gauge", about, [(label, worker[key]) for label, worker in placed])
-    for name, about in (("events", "Events of one apply"), ("seconds", "Seconds of one apply")):
-        samples = [line for label, worker in placed for line in _applies(f"apply_{name}", label, worker[f"apply_{name}"])]
-        yield [*_head(f"apply_{name}", "histogram", about), *samples]
+    for name, about in TIMINGS.items():
+        samples = [line for label, worker in placed for line in _told(name, label, worker[name])]
+        yield [*_head(name, "histogram", about), *samples]
 
 
-def _applies(name: str, label: Mapping[str, object], told: Mapping[str, Any]) -> list[str]:
+def _told(name: str, label: Mapping[str, object], told: Mapping[str, Any]) -> list[str]:
     running, upto = 0, {}
     for bound, count in zip(told["bounds"], told["counts"], strict=False):
         running += count

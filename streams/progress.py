@@ -52,13 +52,13 @@ class Histogram:
 
 
 @dataclass(slots=True)
-class ApplyStats:
-    """How many events and seconds each apply of this process took. Written by one at a time, read anywhere."""
+class Timings:
+    """How many events and seconds each apply of this process took, or each write. Added to by one at a time, read anywhere."""
 
     events: Histogram = field(default_factory=lambda: Histogram(EVENTS))
     seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))
 
     def add(self, events: int, seconds: float) -> None:
-        """Count one apply."""
+        """Count one more."""
         self.events.add(events)
         self.seconds.add(seconds)

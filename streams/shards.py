@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 from streams.columns import Columns
 from streams.events import Decoded
 from streams.pace import Pace
-from streams.progress import ApplyStats, Progress
+from streams.progress import Progress, Timings
 from streams.readers import ShardReaders
 from streams.store import Applied, CountingRules, Shard, ShardTotals
 
@@ -57,9 +57,9 @@ class Log(NamedTuple):
 class HeldShards:
     """Opens, applies to, tends and releases shards, each on its thread.
 
-    `readers` reads the held shards beside that, `exports` reads them for the lake, which takes longer; `progress` and `stats`
-    tell how applying goes; `places`, where given, tells other workers which shards are here. `clock` tells what is in the future,
-    `timer` (seconds) when to write.
+    `readers` reads the held shards beside that, `exports` reads them for the lake, which takes longer; `progress`, `applies` and
+    `writes` tell how counting goes; `places`, where given, tells other workers which shards are here. `clock` tells what is in
+    the future, `timer` (seconds) when to write.
     """
 
     def __init__(
@@ -74,7 +74,8 @@ class HeldShards:
         self.readers = ShardReaders(self.write)
         self.exports = ShardReaders(self.write, nice=EXPORT_NICE, threads=1)
         self.progress: dict[int, Progress] = {}
-        self.stats = ApplyStats()
+        self.applies = Timings()
+        self.writes = Timings()
         self.new_topics = 0
         self._rules = rules
         self._clock = clock
@@ -125,7 +126,7 @@ class HeldShards:
         """Write all that a shard has applied, so that whoever reads its file from now on sees it."""
         shard = self._shards.get(partition)
         if shard is not None and shard.is_unwritten:
-            await self.call(partition, Shard.write)
+            await self.call(partition, self._write)
 
     async def call(self, partition: int, function: Callable[[Shard], T]) -> T | None:
         """Call `function` with a held shard on its thread; None when it is not held any more."""
@@ -228,7 +229,7 @@ class HeldShards:
 
     def _note(self, stretch: Stretch, events: int, seconds: float) -> None:
         with self._noting:
-            self.stats.add(events, seconds)
+            self.applies.add(events, seconds)
         if stretch.records and stretch.timestamp_ms is not None:
             before = self.progress.get(stretch.partition, Progress())
             self.progress[stretch.partition] = before.after(stretch.timestamp_ms, stretch.records, events)
@@ -242,6 +243,12 @@ class HeldShards:
         with self._pace.turn() as is_free:
             shard.tend(TEND_S, urgent_only=not is_free)
 
+    def _write(self, shard: Shard) -> None:
+        events, began = shard.unwritten_events, time.perf_counter()
+        shard.write()
+        with self._noting:
+            self.writes.add(events, time.perf_counter() - began)
+
     def _write_in_time(self, partition: int, shard: Shard) -> None:
         now = self._timer()  # the clock may be one that stands still
         waits_s = now - self._unwritten_since.setdefault(partition, now)
@@ -249,7 +256,7 @@ class HeldShards:
         # One at a time, unless it has waited twice as long: shards that are equally busy are due in the same moment.
         if shard.is_unwritten and due >= 1.0 and self._writing.acquire(blocking=due >= 2.0):
             try:
-                shard.write()
+                self._write(shard)
             finally:
                 self._writing.release()
         if not shard.is_unwritten:

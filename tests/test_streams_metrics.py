@@ -6,17 +6,18 @@ import re
 from typing import Any
 
 from streams.metrics import describe_histogram, render_metrics
-from streams.progress import ApplyStats
+from streams.progress import Timings
 
 
 def part(name: str) -> dict[str, Any]:
     """One shard's part, as a worker tells it."""
-    stats = ApplyStats()
+    stats = Timings()
     stats.add(50, 0.02)
     stats.add(200_000, 1.5)
-    applies = {"apply_events": describe_histogram(stats.events), "apply_seconds": describe_histogram(stats.seconds)}
+    kinds = {"events": describe_histogram(stats.events), "seconds": describe_histogram(stats.seconds)}
+    timings = {f"{work}_{kind}": told for work in ("apply", "write") for kind, told in kinds.items()}
     return {
-        "worker": {"name": name, "memory_bytes": 10, "new_topics": 1, **applies},
+        "worker": {"name": name, "memory_bytes": 10, "new_topics": 1, **timings},
         "status": {"events": 5, "counted": 3, "duplicates": 1, "pending": 0, "quarantined": {"invalid": 1}, "latest_ts": 7.5},
         "lag": {"records": 2, "events": None, "seconds": 0.5, "event_time_seconds": 9.0},
         "state": {"file_bytes": 100, "wal_bytes": 0, "rows": {"seen": 4}, "days": {"number": 2}},
@@ -62,3 +63,4 @@ def test_histograms_are_cumulative_and_end_with_all() -> None:
     applies = [int(n) for n in re.findall(r'apply_events_bucket\{worker="one",le="[^"]+"\} (\d+)', text)]
     assert applies == sorted(applies) and applies[0] == 0 and applies[-1] == 2
     assert 'queryloop_apply_seconds_sum{worker="one"} 1.52' in text
+    assert 'queryloop_write_seconds_count{worker="one"} 2' in text

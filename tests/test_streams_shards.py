@@ -94,6 +94,9 @@ def test_what_is_applied_is_written_once_it_is_old_enough_or_much(
         timer.now += WRITE_EVERY_S
         await held.tend(0)
         assert held.totals()[0].written_offset == 16, "without another batch"
+        await held.write(0)
+        assert (sum(held.applies.events.counts), held.applies.events.total) == (9, 16)
+        assert (sum(held.writes.events.counts), held.writes.events.total) == (4, 14), "the first batch wrote itself"
 
     play(story)
 
