@@ -167,13 +167,15 @@ class Pipeline:
     def _next_arrivals(self) -> list[Arrival]:
         """Take what waits of a partition, up to a batch's size.
 
-        Of those with the fewest batches in hand it is the one whose first run has waited longest. One batch being applied, or its
-        shard being tended after it, and one that is ready are enough of a partition.
+        Of those with the fewest batches in hand it is the one whose first run has waited longest. While a batch is applied, or
+        its shard tended after it, the next one of its partition can only wait for that, and would keep a hand from the others:
+        where no more partitions than hands are busy it is decoded meanwhile.
         """
+        most = 1 if self._count_busy() > IN_HAND else 2
         chosen = [
             (self._in_hand[partition], waiting[0].number, partition)
             for partition, waiting in self._waiting.items()
-            if waiting and self._in_hand[partition] < 2 and self._is_worth_it(partition)
+            if waiting and self._in_hand[partition] < most and self._is_worth_it(partition)
         ]
         if not chosen:
             return []
@@ -186,6 +188,11 @@ class Pipeline:
                 break
             taken.append(waiting.popleft())
         return taken
+
+    def _count_busy(self) -> int:
+        """Return how many partitions have something that waits or is in hand, or had a moment ago."""
+        moving = self._lingers | {partition for partition, waiting in self._waiting.items() if waiting}
+        return len(moving | {partition for partition, batches in self._in_hand.items() if batches})
 
     def _is_worth_it(self, partition: int) -> bool:
         return partition not in self._lingers or sum(one.size for one in self._waiting[partition]) >= FULL_BYTES

@@ -264,3 +264,23 @@ def test_a_busy_shard_does_not_hold_up_the_others() -> None:
         assert of_zero[-1][1] == 6
 
     play(story)
+
+
+def test_where_more_partitions_than_hands_are_busy_none_has_a_second_batch_in_hand() -> None:
+    async def story(made: Pipeline, shards: Shards, _: list[BaseException]) -> None:
+        shards.busy[0] = asyncio.Event()
+        shards.tending = {1: asyncio.Event(), 2: asyncio.Event()}
+        for partition in range(3):
+            await made.put(run(0, 1, partition))
+        await until(lambda: len(shards.applied) == 2)
+        for first in range(1, 4):
+            await made.put(run(first, first + 1))
+        await asyncio.sleep(0.02)
+        assert made.waiting_runs == 3, "it would only wait for the first one, with the hand that is free"
+        await made.put(run(0, 1, 3))
+        await until(lambda: len(shards.applied) == 3)
+        shards.busy[0].set()
+        await until(lambda: len(shards.applied) == 5)
+        assert shards.applied[2:] == [(3, 0, 1, 1), (0, 0, 1, 1), (0, 1, 4, 3)]
+
+    play(story)
