@@ -184,7 +184,7 @@ def _gather(feeds: Feeds, batch: Batch, reopened: bool, recent: Recent) -> list[
     taken = []
     if awaited.any():
         ids = batch.impressions["impression_id"].filter(pa.array(awaited)).to_pylist()
-        taken = take_waiting(feeds, ids, recent.on_file)
+        taken = take_waiting(feeds, ids, recent.waiting_on_file)
     return taken + (clicks.read_reopened(feeds) if reopened else [])
 
 

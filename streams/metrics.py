@@ -96,11 +96,11 @@ def _worker_families(workers: Mapping[str, Mapping[str, Any]]) -> Iterator[list[
     for name, (key, about) in WORKER.items():
         yield _family(name, "gauge", about, [(label, worker[key]) for label, worker in placed])
     for name, about in TIMINGS.items():
-        samples = [line for label, worker in placed for line in _told(name, label, worker[name])]
+        samples = [line for label, worker in placed for line in _timings(name, label, worker[name])]
         yield [*_head(name, "histogram", about), *samples]
 
 
-def _told(name: str, label: Mapping[str, object], told: Mapping[str, Any]) -> list[str]:
+def _timings(name: str, label: Mapping[str, object], told: Mapping[str, Any]) -> list[str]:
     running, upto = 0, {}
     for bound, count in zip(told["bounds"], told["counts"], strict=False):
         running += count

@@ -121,9 +121,9 @@ class Recent:
 
     `events` (event_id, ts_us) by event key, `lists` (`streams.matching.COLUMNS`) and `clicked` (impression_id, position: cells
     that count) by impression key, both ordered by `batch`, `queries` (user queries) by session key, ordered by time. `waiting`
-    holds at least the impression keys of the clicks in `pending`, `waiting_us` is not after the earliest of them, `on_file` are
-    these clicks where they are few. `dirty` are the days that wait for their export, `folds` are as in the table. The batches
-    from `unwritten_from` on are not in the file yet.
+    holds at least the impression keys of the clicks in `pending`, `waiting_us` is not after the earliest of them,
+    `waiting_on_file` are those of the file. `dirty` are the days that wait for their export, `folds` are as in the table.
+    The batches from `unwritten_from` on are not in the file yet.
     """
 
     queries: RecentRows
@@ -134,7 +134,7 @@ class Recent:
     folds: Folds
     batch: int = 0
     unwritten_from: int = ALL_WRITTEN
-    on_file: WaitingOnFile = field(default_factory=WaitingOnFile)
+    waiting_on_file: WaitingOnFile = field(default_factory=WaitingOnFile)
     events: RecentRows = field(default_factory=lambda: RecentRows(EVENTS))
     lists: RecentRows = field(default_factory=lambda: RecentRows(LISTS))
     clicked: RecentRows = field(default_factory=lambda: RecentRows(CLICKED))
@@ -147,7 +147,7 @@ class Recent:
     def note_written(self) -> None:
         """Note that the file has all batches."""
         self.unwritten_from = ALL_WRITTEN
-        self.on_file.forget()
+        self.waiting_on_file.forget()
 
     def show_unwritten(self, feeds: Feeds, *kinds: RecentRows) -> None:
         """Let the file's tables show the batches that are not written, unless memory has all their rows of these kinds."""

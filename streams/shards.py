@@ -244,6 +244,8 @@ class HeldShards:
             shard.tend(TEND_S, urgent_only=not is_free)
 
     def _write(self, shard: Shard) -> None:
+        if not shard.is_unwritten:
+            return  # another read had it written meanwhile
         events, began = shard.unwritten_events, time.perf_counter()
         shard.write()
         with self._noting:
