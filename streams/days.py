@@ -20,7 +20,7 @@ ADD = "INSERT INTO days SELECT day, false, true FROM unnest($days::DATE[]) t(day
 SOIL = "UPDATE days SET dirty = true WHERE NOT dirty AND day IN (SELECT unnest($days::DATE[]))"
 DIRTY = "SELECT day FROM days WHERE dirty ORDER BY day"
 EXPORTED = "SELECT day FROM days WHERE exported ORDER BY day"
-MARK_EXPORTED = "UPDATE days SET exported = true, dirty = false WHERE day = $day"
+MARK_EXPORTED = "UPDATE days SET exported = true, dirty = $changed WHERE day = $day"
 
 EVENTS = ("seen", "queries", "impressions", "clicks")
 COUNTS = ("window_deltas", "cooccurrence_deltas", "compacted", "folds", "days")
@@ -56,9 +56,9 @@ def read_exported(con: duckdb.DuckDBPyConnection) -> list[date]:
     return [day for (day,) in con.execute(EXPORTED).fetchall()]
 
 
-def mark_exported(con: duckdb.DuckDBPyConnection, day: date) -> None:
-    """Say of a day that the lake holds it as it is."""
-    con.execute(MARK_EXPORTED, {"day": day})
+def mark_exported(con: duckdb.DuckDBPyConnection, day: date, changed: bool) -> None:
+    """Say of a day that the lake holds it: as it is, or, where it `changed` meanwhile, as it was."""
+    con.execute(MARK_EXPORTED, {"day": day, "changed": changed})
 
 
 def find_cut(con: duckdb.DuckDBPyConnection, latest_us: int, rules: CountingRules) -> int:

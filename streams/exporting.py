@@ -1,8 +1,9 @@
 """Exporting: mature days go to the lake beside the counting.
 
 A day's rows are read in one snapshot and written on a thread of their own, however long the lake takes. The shard's own thread is
-asked only how often the day had changed before, and to mark it afterwards; a day that changed in between stays to be exported. A
-shard is not given up while one of its files is on the way, so an older file never lands on a newer holder's.
+asked only how often the day had changed before, and to mark it afterwards; a day that changed in between stays to be exported
+again, though the lake holds it. A shard is not given up while one of its files is on the way, so an older file never lands on a
+newer holder's.
 """
 
 from __future__ import annotations

@@ -220,15 +220,17 @@ class Shard:
         return self._changes[day]
 
     def mark_exported(self, day: date, changes: int | None = None) -> bool:
-        """Say of a day that the lake holds it as it stands, or as it stood at `changes`; False where it changed since then."""
-        if changes is not None and changes != self._changes[day]:
-            return False
+        """Say of a day that the lake holds it as it stands, or as it stood at `changes`.
+
+        False where it changed since then: it is still to be exported again.
+        """
+        changed = changes is not None and changes != self._changes[day]
         with self._transaction():
-            days.mark_exported(self._con, day)
-        if self._recent:
+            days.mark_exported(self._con, day, changed)
+        if self._recent and not changed:
             self._recent.dirty.discard(day)
         self._totals = replace(self._totals, days_exported=days.read_exported(self._con))
-        return True
+        return not changed
 
     def tend(self, budget_s: float = 0.25, urgent_only: bool = False) -> list[Tended]:
         """Do the upkeep that is due (a checkpoint, which is urgent, expiry, compaction) for about `budget_s` seconds.

@@ -136,7 +136,8 @@ async def test_counting_goes_on_while_a_file_is_written_and_what_it_changes_is_e
         go.set()
         assert await export == []
         assert clicked(lake) == [[False, False]]
-        assert shards.totals()[0].days_exported == []
+        assert shards.totals()[0].days_exported == [DAY]  # whoever waits for the day need not wait until it stands still
+        assert await shards.call(0, Shard.dirty_days) == [DAY, date(2021, 3, 16)]
         assert await exporter.export() == [(0, DAY)]
         assert clicked(lake) == [[True, False]]
         assert shards.totals()[0].days_exported == [DAY]
