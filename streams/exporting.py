@@ -84,22 +84,26 @@ class Exporter:
         if rows is None:
             return False
         self._retry_s = RETRY_S
-        self._exported[partition, day] = self._clock()
-        holds = await self._shards.call(partition, partial(_mark, day, *stood)) or False
+        holds = await self._shards.call(partition, partial(_mark, day, *stood))
+        if holds is not None:
+            self._exported[partition, day] = self._clock()
         log.info(
             "event=day_exported partition=%d day=%s rows=%d seconds=%.3f as_it_stands=%s",
             partition,
             day,
             sum(rows.values()),
             self._clock() - began,
-            holds,
+            bool(holds),
         )
-        return holds
+        return bool(holds)
 
     def _write(self, partition: int, day: date, con: duckdb.DuckDBPyConnection) -> dict[str, int]:
         return export_day(con, self._lake, partition, day)
 
 
-def _mark(day: date, shard: Shard, changes: int, held: Shard) -> bool:
-    """Mark a day exported; not where the shard went away and came back meanwhile, since somebody else may have changed it."""
-    return held is shard and shard.mark_exported(day, changes)
+def _mark(day: date, shard: Shard, changes: int, held: Shard) -> bool | None:
+    """Mark a day exported, and say whether the lake holds it as it stands.
+
+    None where the shard went away and came back meanwhile, since somebody else may have changed it: it is not marked then.
+    """
+    return shard.mark_exported(day, changes) if held is shard else None

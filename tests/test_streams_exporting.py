@@ -114,11 +114,11 @@ async def test_a_mature_day_is_exported_once_and_again_when_a_repair_changes_it(
 
 @asynccontextmanager
 async def held_while_a_file_is_written(
-    tmp_path: Path, lake: Lake, begun: threading.Event
+    tmp_path: Path, lake: Lake, begun: threading.Event, settings: LakeSettings = SETTINGS
 ) -> AsyncIterator[tuple[HeldShards, Exporter, asyncio.Task[list[tuple[int, date]]]]]:
     """A shard with one impression on a mature day, and the export of that day, which has begun to write its file."""
     async with held(tmp_path) as shards:
-        exporter = Exporter(shards, lake, SETTINGS)
+        exporter = Exporter(shards, lake, settings)
         await count(shards, impression("e1", NOON), MATURE)
         export = asyncio.create_task(exporter.export())
         assert await asyncio.to_thread(begun.wait, 30)
@@ -148,7 +148,8 @@ async def test_a_shard_is_given_up_after_the_file_in_hand_and_not_marked_when_it
     tmp_path: Path, lake: Lake, gate: tuple[threading.Event, threading.Event]
 ) -> None:
     begun, go = gate
-    async with held_while_a_file_is_written(tmp_path, lake, begun) as (shards, exporter, export):
+    seldom = LakeSettings(reexport_s=600)
+    async with held_while_a_file_is_written(tmp_path, lake, begun, seldom) as (shards, exporter, export):
         release = asyncio.create_task(shards.release([0]))
         await asyncio.sleep(0)
         assert not release.done()
