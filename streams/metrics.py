@@ -100,12 +100,12 @@ def _worker_families(workers: Mapping[str, Mapping[str, Any]]) -> Iterator[list[
         yield [*_head(name, "histogram", about), *samples]
 
 
-def _timings(name: str, label: Mapping[str, object], told: Mapping[str, Any]) -> list[str]:
+def _timings(name: str, label: Mapping[str, object], timings: Mapping[str, Any]) -> list[str]:
     running, upto = 0, {}
-    for bound, count in zip(told["bounds"], told["counts"], strict=False):
+    for bound, count in zip(timings["bounds"], timings["counts"], strict=False):
         running += count
         upto[bound] = running
-    return _histogram(name, label, upto, sum(told["counts"]), told["total"])
+    return _histogram(name, label, upto, sum(timings["counts"]), timings["total"])
 
 
 def _histogram(name: str, label: Mapping[str, object], upto: Mapping[float, int], number: int, total: float) -> list[str]:
