@@ -101,6 +101,21 @@ def test_the_recount_equals_the_store(case: tuple[list[bytes], CountingRules], s
         shard.close()
 
 
+def test_what_came_before_a_refused_line_does_not_withdraw_it_later() -> None:
+    log = [
+        click("y", START + DAY + 1, "i", 0),
+        impression("i0", START + 1, "i", ["a"]),
+        impression("i1", START, "i", ["a"]),
+        b'{"type":"click","event_id":"y"}',
+    ]
+    with TemporaryDirectory() as folder:
+        shard = Shard.open(Path(folder) / "shard.duckdb", KEEP_ALL)
+        feed(shard, log)
+        assert shard.totals().quarantined == {"late_click": 1, "invalid": 1}
+        assert_equal(verify(shard, log))
+        shard.close()
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(log=difficult_logs())
 def test_the_recount_equals_plain_python(log: list[bytes]) -> None:

@@ -124,10 +124,11 @@ def add_counted(con: duckdb.DuckDBPyConnection, told: Told) -> None:
 
 def _follow(lines: list[Line], versions: dict[str, list[Version]], waiting: Waiting, retention_us: int, told: Told) -> None:
     """Follow one id to the end of the log."""
-    state = _Id()
+    state, since = _Id(), -1
     for line in lines:
         now = waiting._replace(latest_us=line.before_us)
-        _stir(state, versions, now, line.seq)
+        _stir(state, versions, now, since, line.seq)
+        since = line.seq
         if state.holder is not None and state.holder.ts_us >= max(line.before_us, line.ts_us) - retention_us:
             if line.kind == TAKEN:
                 told.later.append(line.seq)
@@ -137,16 +138,19 @@ def _follow(lines: list[Line], versions: dict[str, list[Version]], waiting: Wait
             state.clicks.append(line)
         else:
             state.reasons.add(line.kind)
-    _stir(state, versions, waiting, FOREVER_US)
+    _stir(state, versions, waiting, since, FOREVER_US)
     _tell(state, versions, waiting, told)
 
 
-def _stir(state: _Id, versions: dict[str, list[Version]], waiting: Waiting, seq: int) -> None:
-    """Let what came since the last line take its effect: a click that held the id may have lost it, another one gained it."""
+def _stir(state: _Id, versions: dict[str, list[Version]], waiting: Waiting, since: int, seq: int) -> None:
+    """Let what came since the last line take its effect: a click that held the id may have lost it, another one gained it.
+
+    What came before that line has had its effect: a click that counted then does not withdraw what was refused afterwards.
+    """
     if state.holder is not None and state.holder.kind == TAKEN:
         return
     clicks = [*([state.holder] if state.holder else []), *state.clicks]
-    came = {v.seq: v.arrival_us for c in clicks for v in versions.get(c.impression_id, []) if c.seq < v.seq < seq}
+    came = {v.seq: v.arrival_us for c in clicks for v in versions.get(c.impression_id, []) if max(c.seq, since) <= v.seq < seq}
     for at, latest_us in [*((s + 1, came[s]) for s in sorted(came)), (seq, waiting.latest_us)]:
         moment = waiting._replace(latest_us=latest_us)
         if state.holder is not None and verdict(state.holder, versions, moment, at) not in TAKEN_IN:
