@@ -14,12 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from streams.columns import event_days
 from streams.feeds import Feeds
 from streams.keys import Keys
 from streams.lines import Int64s
 from streams.ranges import group_times
 from streams.recent import Recent, RecentRows
-from streams.rules import WINDOW_DAYS, CountingRules
+from streams.rules import DAY_US, WINDOW_DAYS, CountingRules
 
 TABLES = """
 CREATE TABLE queries (
@@ -42,11 +43,11 @@ WITH spans AS (
     FROM fresh_sessions GROUP BY ALL
 ),
 hits AS MATERIALIZED (
-    SELECT s.session_id AS span_id, q.session_id, q.ts_us, q.event_id, q.query_norm, q.day
+    SELECT s.session_id AS span_id, q.session_id, q.ts_us, q.event_id, q.query_norm
     FROM queries q JOIN spans s ON q.session_key = s.session_key
     WHERE q.ts_us BETWEEN $low AND $high AND q.ts_us BETWEEN s.low AND s.high AND q.source = 'user'
 )
-SELECT session_id, ts_us, event_id, query_norm, day FROM hits WHERE session_id = span_id
+SELECT session_id, ts_us, event_id, query_norm FROM hits WHERE session_id = span_id
 """
 
 APPEND = "INSERT INTO cooccurrence_deltas SELECT day, query, next_query, count FROM edges"
@@ -57,9 +58,10 @@ NEIGHBOUR_COLUMNS = pa.schema(
         ("ts_us", pa.int64()),
         ("event_id", pa.string()),
         ("query_norm", pa.string()),
-        ("day", pa.date32()),
     ]
 )
+
+EDGE_COLUMNS = ["day", "query", "next_query", "count"]
 
 READ = """
 SELECT query, next_query, sum(count)::BIGINT AS count
@@ -79,80 +81,80 @@ def count_queries(feeds: Feeds, queries: pa.Table, rules: CountingRules, recent:
     """Keep the batch's queries, append what they change in co-occurrence, and return the days that changed."""
     if not len(queries):
         return set()
-    gap = rules.session_gap_us
+    days = queries["day"].chunks
     new = queries.select(["session_key", *NEIGHBOUR_COLUMNS.names]).filter(pc.equal(queries["source"], "user"))
-    old = _find_neighbours(feeds, new, gap, recent.queries)
+    if len(new):
+        keys, ts_us, new = new["session_key"].to_numpy(), new["ts_us"].to_numpy(), new.select(NEIGHBOUR_COLUMNS.names)
+        old = _find_neighbours(feeds, new, keys, rules.session_gap_us, recent.queries)
+        recent.queries.add(keys, new, int(ts_us.max()))
+        edges = find_changes(old, new, rules.session_gap_us)
+        if len(edges):
+            feeds.add(APPEND, "edges", edges)
+            days += edges["day"].chunks
     feeds.add(KEEP, "fresh_queries", queries)
-    recent.queries.add(new["session_key"].to_numpy(), new.select(old.column_names), pc.max(new["ts_us"]).as_py())
-    edges = find_changes(old, new.select(old.column_names), gap)
-    if len(edges):
-        feeds.add(APPEND, "edges", edges)
-    return {*edges["day"].unique().to_pylist(), *queries["day"].unique().to_pylist()}
+    return set(pa.chunked_array(days).unique().to_pylist())
 
 
-def _find_neighbours(feeds: Feeds, new: pa.Table, gap_us: int, recent: RecentRows) -> pa.Table:
-    """Return the queries on file, or among the recent ones, that stand within a gap of a new one in its session."""
+def _find_neighbours(feeds: Feeds, new: pa.Table, keys: Keys, gap_us: int, recent: RecentRows) -> pa.Table:
+    """Return the queries on file, or among the recent ones, that stand within a gap of a new one in its session, and maybe more.
+
+    `keys` are the keys of the new ones' sessions.
+    """
     ts_us = new["ts_us"].to_numpy()
-    sessions = new.select(["session_id", "session_key", "ts_us"])
     late = ts_us - gap_us < recent.complete_from
-    found = [_find_recent(sessions if not late.any() else sessions.filter(pa.array(~late)), gap_us, recent)]
+    if not late.any():
+        return _find_recent(keys, ts_us, gap_us, recent)
+    found = [_find_recent(keys[~late], ts_us[~late], gap_us, recent)]
+    sessions = new.select(["session_id", "ts_us"]).append_column("session_key", pa.array(keys))
     for rows in group_times(ts_us[late]):
-        chosen = np.flatnonzero(late)[rows]
+        chosen = late.nonzero()[0][rows]
         span = {"gap": gap_us, "low": int(ts_us[chosen].min()) - gap_us, "high": int(ts_us[chosen].max()) + gap_us}
         found.append(feeds.fetch_table(NEIGHBOURS, span, fresh_sessions=sessions.take(pa.array(chosen))))
     old = pa.concat_tables(found)
-    return old if len(found) == 1 else old.group_by(old.column_names).aggregate([])
+    return old.group_by(old.column_names).aggregate([])
 
 
-def _find_recent(sessions: pa.Table, gap_us: int, recent: RecentRows) -> pa.Table:
-    """Return the neighbours of queries (session_id, session_key, ts_us) no older than what is in memory, which holds all."""
-    names = sessions["session_id"].combine_chunks().dictionary_encode()
-    rows, found = recent.find(_firsts(names.indices.to_numpy(), sessions["session_key"].to_numpy()))
+def _find_recent(keys: Keys, ts_us: Int64s, gap_us: int, recent: RecentRows) -> pa.Table:
+    """Return the queries in memory of sessions with these keys that stand within a gap of the span of these times."""
+    if not len(keys):
+        return NEIGHBOUR_COLUMNS.empty_table()
+    low, high = int(ts_us.min()) - gap_us, int(ts_us.max()) + gap_us
+    _, found = recent.find(np.unique(keys), low)
     if found is None:
         return NEIGHBOUR_COLUMNS.empty_table()
-    ts_us, old_us = sessions["ts_us"].to_numpy(), found["ts_us"].to_numpy()
-    low, high = np.full(len(names.dictionary), np.iinfo(np.int64).max), np.zeros(len(names.dictionary), np.int64)
-    np.minimum.at(low, names.indices.to_numpy(), ts_us)
-    np.maximum.at(high, names.indices.to_numpy(), ts_us)
-    near = (old_us >= low[rows] - gap_us) & (old_us <= high[rows] + gap_us)
-    same = pc.equal(found["session_id"], names.dictionary.take(pa.array(rows))).to_numpy()
-    return found.filter(pa.array(same & near))
-
-
-def _firsts(codes: Int64s, keys: Keys) -> Keys:
-    """Return for each code, in order, the key of its first row."""
-    _, first = np.unique(codes, return_index=True)
-    return keys[first]
+    old_us = found["ts_us"].to_numpy()
+    near = (old_us >= low) & (old_us <= high)
+    return found if near.all() else found.filter(pa.array(near))
 
 
 def find_changes(old: pa.Table, new: pa.Table, gap_us: int) -> pa.Table:
     """Return day, query, next_query, count: the edges that sessions gain and lose (count < 0) by new queries.
 
-    An edge is two consecutive queries in a session, within the gap and different. Both tables have NEIGHBOUR_COLUMNS; a session's
-    order is (ts_us, event_id). An edge of two old queries that are still consecutive does not change.
+    An edge is two consecutive queries in a session, within the gap and different; its day is the first one's. Both tables have
+    NEIGHBOUR_COLUMNS; a session's order is (ts_us, event_id). `old` are at least all within a gap of a new one in its session:
+    others are in no edge that changes, since an edge of two old queries that are still consecutive does not.
     """
     rows = pa.concat_tables([old, new])
-    session = rows["session_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    session_id, event_id, queries = (rows[name].combine_chunks() for name in ("session_id", "event_id", "query_norm"))
+    session, query = session_id.dictionary_encode().indices.to_numpy(), queries.dictionary_encode().indices.to_numpy()
     ts_us = rows["ts_us"].to_numpy()
-    order = _session_order(session, ts_us, rows["event_id"])
+    order = _session_order(session, ts_us, event_id)
     is_old = order < len(old)
-    places = np.flatnonzero(is_old)
-    parted = np.diff(places) > 1
+    places = is_old.nonzero()[0]
+    parted = places[1:] - places[:-1] > 1
     has_new = ~(is_old[:-1] & is_old[1:])
     first = np.concatenate([order[:-1][has_new], order[places[:-1][parted]]])
     second = np.concatenate([order[1:][has_new], order[places[1:][parted]]])
     count = np.ones(len(first), np.int64)
-    count[len(first) - int(parted.sum()) :] = -1
-    query = rows["query_norm"].combine_chunks().dictionary_encode().indices.to_numpy()
+    count[has_new.sum() :] = -1
     is_edge = (session[first] == session[second]) & (ts_us[second] - ts_us[first] <= gap_us) & (query[first] != query[second])
     first, second, count = first[is_edge], second[is_edge], count[is_edge]
     pairs = query[first].astype(np.int64) << 32 | query[second]
     if not set(pairs[count < 0].tolist()).isdisjoint(pairs[count > 0].tolist()):
-        chosen, count = _net(pairs, rows["day"].cast(pa.int32()).to_numpy()[first], count)
+        chosen, count = _net(pairs, ts_us[first] // DAY_US, count)
         first, second = first[chosen], second[chosen]
-    queries = rows["query_norm"].combine_chunks()
-    columns = {"day": rows["day"].take(pa.array(first)), "query": queries.take(pa.array(first))}
-    return pa.table(columns | {"next_query": queries.take(pa.array(second)), "count": count})
+    texts = [queries.take(pa.array(ends)) for ends in (first, second)]
+    return pa.Table.from_arrays([event_days(ts_us[first]), *texts, pa.array(count)], names=EDGE_COLUMNS)
 
 
 def _net(pairs: Int64s, day: Int64s, count: Int64s) -> tuple[Int64s, Int64s]:
@@ -164,7 +166,7 @@ def _net(pairs: Int64s, day: Int64s, count: Int64s) -> tuple[Int64s, Int64s]:
     return first[sums != 0], sums[sums != 0]
 
 
-def _session_order(session: Int64s, ts_us: Int64s, event_id: pa.ChunkedArray) -> Int64s:
+def _session_order(session: Int64s, ts_us: Int64s, event_id: pa.Array) -> Int64s:
     """Return the rows in the order of (session, ts_us, event_id)."""
     order = np.lexsort((ts_us, session))
     before, after = order[:-1], order[1:]

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from datetime import date, timedelta
+from datetime import timedelta
 from itertools import pairwise, permutations
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.cooccurrence import find_changes, sum_cooccurrence
+from streams.columns import event_days
+from streams.cooccurrence import APPEND, count_queries, find_changes, sum_cooccurrence
+from streams.feeds import Feeds
+from streams.keys import KeySet
+from streams.quarantine import Held
+from streams.recent import Recent, RecentRows
 from streams.store import CountingRules, Shard
 from tests.logs import START, day, feed, query, rows
 
@@ -68,6 +74,21 @@ def test_an_edge_over_midnight_counts_on_the_first_querys_day(shard: Shard) -> N
     assert len(shard.cooccurrence(first_day)) == 0
 
 
+def test_sessions_with_equal_keys_keep_apart() -> None:
+    batches = [[("s", 0, "a"), ("t", 1, "x")], [("s", 2, "b"), ("s", 5, "d"), ("t", 6, "y")], [("t", 3, "z"), ("s", 4, "c")]]
+    feeds, recent = Feeds(duckdb.connect()), Recent(RecentRows(100), KeySet(), 0, Held(), set(), {})
+    for number, batch in enumerate(batches):
+        queries = table_of([(session, ts, f"e{number}{ts}", text) for session, ts, text in batch])
+        numbers = {"session_key": pa.array([7] * len(batch), pa.uint64()), "day": event_days(queries["ts_us"].to_numpy())}
+        for name, column in (numbers | {"source": pa.array(["user"] * len(batch))}).items():
+            queries = queries.append_column(name, column)
+        count_queries(feeds, queries, CountingRules(), recent)
+    edges: Counter[tuple[str, str]] = Counter()
+    for _, first, second, count in (row for table in feeds.find_added(APPEND) for row in rows(table)):
+        edges[first, second] += count
+    assert +edges == Counter([("a", "b"), ("b", "c"), ("c", "d"), ("x", "z"), ("z", "y")])
+
+
 def test_tables_of_shards_are_summed() -> None:
     parts = [pa.table({"query": ["a"], "next_query": ["b"], "count": [n]}) for n in (2, 3)]
     assert rows(sum_cooccurrence(parts)) == [("a", "b", 5)]
@@ -96,7 +117,6 @@ def table_of(queries: list[tuple[str, int, str, str]]) -> pa.Table:
             "ts_us": pa.array(columns[1], pa.int64()),
             "event_id": pa.array(columns[2], pa.string()),
             "query_norm": pa.array(columns[3], pa.string()),
-            "day": pa.array([date(2021, 3, 1)] * len(queries), pa.date32()),
         }
     )
 

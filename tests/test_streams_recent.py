@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from hypothesis import given, settings
 
-from streams.recent import RUN_ROWS, RecentRows, load_recent
+from streams.recent import FEW_ROWS, RUN_ROWS, RecentRows, load_recent
 from streams.store import CountingRules, Shard
 from tests.logs import START, click, feed, impression, query
 
@@ -63,6 +63,23 @@ def test_many_small_batches_lie_in_few_runs() -> None:
     assert sum(sizes) == 50_000
     assert max(sizes) <= RUN_ROWS
     assert len(sizes) < 20
+
+
+def test_few_rows_and_many_are_found_in_one_chunk() -> None:
+    rows = RecentRows(limit=100_000)
+    added = numbered(rows, [[(key, 0) for key in [1, 2, 1, 2, 2]], [(key % 3, 1) for key in range(9 * FEW_ROWS)]])
+    asked = [[7, 2], [2, 1, 0], [1]]
+    assert [find(rows, keys) for keys in asked] == [sorted(row for row in added if row[0] in keys) for keys in asked]
+    _, table = rows.find(np.array([2, 1], np.uint64))
+    assert table is not None and table["number"].num_chunks == 1
+
+
+def test_what_is_older_than_asked_for_may_be_left_out_and_nothing_else() -> None:
+    rows = RecentRows(limit=100_000)
+    numbered(rows, [[(1, batch)] * 2**batch for batch in range(5, -1, -1)])
+    _, table = rows.find(np.array([1], np.uint64), since=3)
+    assert table is not None and {3, 4, 5} <= set(table["order"].to_pylist()) < set(range(6))
+    assert rows.find(np.array([1], np.uint64), since=6)[1] is None
 
 
 def test_cleared_rows_are_gone_and_later_ones_complete() -> None:
