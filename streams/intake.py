@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -17,6 +20,8 @@ from streams.columns import Columns
 from streams.events import Reason, Reject
 from streams.lines import Flags, Int64s, Spans
 from streams.rules import CountingRules
+
+Value = TypeVar("Value", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,24 +61,29 @@ def take_in(columns: Columns, latest_us: int | None, rules: CountingRules, now_u
     """Place a batch in the log's order; what is ahead of the clock or older than the retention becomes a reject."""
     tables = [columns.queries, columns.impressions, columns.clicks]
     rejects = list(columns.rejects)
-    horizon = now_us + rules.future_tolerance_us
-    early = [_numbers(table, "ts_us") > horizon for table in tables]
-    if any(flags.any() for flags in early):
+    ts_us = _joined(tables, "ts_us")
+    early = ts_us > now_us + rules.future_tolerance_us
+    if early.any():
         detail = f"ts: more than {rules.future_tolerance_us / 1e6:.0f} s ahead of the clock"
         tables = _refuse_where(tables, columns.texts, early, rejects, Reason.FUTURE_EVENT, detail)
-    seqs, reject_seq = _log_order(tables, rejects)
-    arrivals, reject_arrival, after = _arrivals(tables, seqs, reject_seq, latest_us)
+        ts_us = ts_us[~early]
+    seq, reject_seq = _log_order(tables, rejects)
+    arrival, reject_arrival, after = _arrivals(ts_us, seq, reject_seq, latest_us)
     if not rules.retention_us:
-        arrivals, reject_arrival = [arrival * 0 for arrival in arrivals], reject_arrival * 0
-    tables = [_place(*placed) for placed in zip(tables, seqs, arrivals, strict=True)]
-    if rules.retention_us:
-        old = [_numbers(t, "ts_us") < a - rules.retention_us for t, a in zip(tables, arrivals, strict=True)]
-        if any(flags.any() for flags in old):
-            detail = f"ts: more than {rules.retention_days} days before the latest event seen"
-            reject_seq = np.concatenate([reject_seq, *(s[flags] for s, flags in zip(seqs, old, strict=True))])
-            reject_arrival = np.concatenate([reject_arrival, *(a[flags] for a, flags in zip(arrivals, old, strict=True))])
-            tables = _refuse_where(tables, columns.texts, old, rejects, Reason.TOO_OLD, detail)
+        arrival, reject_arrival = arrival * 0, reject_arrival * 0
+    tables = [_place(*placed) for placed in zip(tables, cut(seq, tables), cut(arrival, tables), strict=True)]
+    if rules.retention_us and (old := ts_us < arrival - rules.retention_us).any():
+        detail = f"ts: more than {rules.retention_days} days before the latest event seen"
+        reject_seq = np.concatenate([reject_seq, seq[old]])
+        reject_arrival = np.concatenate([reject_arrival, arrival[old]])
+        tables = _refuse_where(tables, columns.texts, old, rejects, Reason.TOO_OLD, detail)
     return Batch(tables[0], tables[1], tables[2], columns.texts, rejects, reject_seq, reject_arrival, after)
+
+
+def cut(values: npt.NDArray[Value], tables: Iterable[pa.Table]) -> list[npt.NDArray[Value]]:
+    """Cut what is told of all rows, table after table, into what is told of each table's."""
+    ends = accumulate(map(len, tables), initial=0)
+    return [values[low:high] for low, high in pairwise(ends)]
 
 
 def split(batch: Batch, starts: Sequence[int], latest_us: int | None) -> list[Batch]:
@@ -98,31 +108,31 @@ def _numbers(table: pa.Table, name: str) -> Int64s:
     return table[name].to_numpy()  # type: ignore[no-any-return]
 
 
-def _log_order(tables: Iterable[pa.Table], rejects: Sequence[Reject]) -> tuple[list[Int64s], Int64s]:
-    """Return for each table's rows and for the rejects one number that grows with (offset, line)."""
-    places = [(_numbers(t, "log_offset"), _numbers(t, "line")) for t in tables]
-    places.append((np.array([r.offset for r in rejects], np.int64), np.array([r.line for r in rejects], np.int64)))
-    width = max((int(lines.max()) for _, lines in places if len(lines)), default=0) + 2
-    first = min((int(offsets.min()) for offsets, _ in places if len(offsets)), default=0)
-    seqs = [(offsets - first) * width + lines + 1 for offsets, lines in places]
-    return seqs[:-1], seqs[-1]
+def _joined(tables: Iterable[pa.Table], name: str) -> Int64s:
+    return np.concatenate([_numbers(table, name) for table in tables])
 
 
-def _arrivals(
-    tables: Sequence[pa.Table], seqs: Sequence[Int64s], reject_seq: Int64s, latest_us: int | None
-) -> tuple[list[Int64s], Int64s, int | None]:
+def _log_order(tables: Sequence[pa.Table], rejects: Sequence[Reject]) -> tuple[Int64s, Int64s]:
+    """Return for the rows, table after table, and for the rejects one number that grows with (offset, line)."""
+    offsets, lines = _joined(tables, "log_offset"), _joined(tables, "line")
+    events = len(offsets)
+    if rejects:
+        offsets = np.concatenate([offsets, [reject.offset for reject in rejects]])
+        lines = np.concatenate([lines, [reject.line for reject in rejects]])
+    first = offsets.min() if len(offsets) else 0
+    seq = (offsets - first) * (lines.max(initial=0) + 2) + lines + 1
+    return seq[:events], seq[events:]
+
+
+def _arrivals(ts_us: Int64s, seq: Int64s, reject_seq: Int64s, latest_us: int | None) -> tuple[Int64s, Int64s, int | None]:
     """Return the latest event time seen when each event arrived, itself included, and when each reject did; and the last one."""
-    ts_us, seq = np.concatenate([_numbers(t, "ts_us") for t in tables]), np.concatenate(seqs)
-    order = np.argsort(seq, kind="stable")
-    running = np.maximum.accumulate(ts_us[order])
+    order = seq.argsort(kind="stable")
     before = -1 if latest_us is None else latest_us
-    running = np.maximum(running, before)
-    arrival = np.empty_like(running)
-    arrival[order] = running
-    steps = np.concatenate([np.array([before], np.int64), running])
-    of_rejects = steps[np.searchsorted(seq[order], reject_seq, side="left")]
-    bounds = np.cumsum([len(t) for t in tables])[:-1]
-    return np.split(arrival, bounds), of_rejects, int(running[-1]) if len(running) else latest_us
+    running = np.maximum.accumulate(np.concatenate([[before], ts_us[order]]))
+    arrival = np.empty_like(ts_us)
+    arrival[order] = running[1:]
+    of_rejects = running[seq[order].searchsorted(reject_seq)]
+    return arrival, of_rejects, int(running[-1]) if len(ts_us) else latest_us
 
 
 def _place(table: pa.Table, seq: Int64s, arrival: Int64s) -> pa.Table:
@@ -130,11 +140,11 @@ def _place(table: pa.Table, seq: Int64s, arrival: Int64s) -> pa.Table:
 
 
 def _refuse_where(
-    tables: Sequence[pa.Table], texts: Spans, bad: Sequence[Flags], rejects: list[Reject], reason: Reason, detail: str
+    tables: Sequence[pa.Table], texts: Spans, bad: Flags, rejects: list[Reject], reason: Reason, detail: str
 ) -> list[pa.Table]:
     """Return the tables without the rows flagged in `bad`, which join the rejects."""
     kept = []
-    for table, flags in zip(tables, bad, strict=True):
+    for table, flags in zip(tables, cut(bad, tables), strict=True):
         refused = table.filter(pa.array(flags))
         known = (refused[name].to_pylist() for name in ("event_id", "ts_us", "log_offset", "line"))
         rejects += [Reject(reason, detail, *row) for row in zip(texts.take(refused["row"].to_numpy()), *known, strict=True)]
