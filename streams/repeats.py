@@ -6,7 +6,7 @@ its id, so that a repaired version is judged like a new event.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,8 +17,8 @@ from streams import quarantine
 from streams.attribution import Rejudged
 from streams.events import MAX_TS_US, Reason, Reject
 from streams.feeds import Feeds
-from streams.intake import Batch
-from streams.keys import Keys, KeySet, hash_texts
+from streams.intake import Batch, cut
+from streams.keys import KeySet, hash_texts
 from streams.lines import Flags, Int64s
 from streams.ranges import group_times
 from streams.recent import Recent, RecentRows
@@ -42,68 +42,73 @@ REMEMBER = "INSERT INTO seen SELECT ts_us, key, event_id FROM fresh"
 
 
 NEVER = (2**62, 0)
-REPEATS = pa.schema([("event_id", pa.string()), ("row", pa.int64()), ("seq", pa.int64())])
+ASKED = pa.schema([("event_id", pa.string()), ("ts_us", pa.int64()), ("seq", pa.int64()), ("arrival_us", pa.int64())])
 
 
 @dataclass(frozen=True, slots=True)
 class Sifted:
-    """A batch without its repeats (`fresh`), and the repeated events: event_id, row, seq.
+    """A batch without its repeats (`fresh`); `gone` flags these among the batch's events, table after table.
 
     `outlived` are rejects of events in `fresh` that came when those were older than the retention.
     """
 
     fresh: Batch
-    repeats: pa.Table
+    gone: Flags
     rejects_repeated: int
     outlived: list[Reject]
 
 
-def add_keys(feeds: Feeds, batch: Batch) -> tuple[Batch, Keys]:
-    """Return the batch with the keys of its ids, and the keys of its rejects' event ids.
+def add_keys(feeds: Feeds, batch: Batch) -> tuple[list[pa.Table], pa.Table]:
+    """Return the batch's tables with the keys of their ids; and in one table its events, table after table, and then its rejects.
 
-    `key` is that of an event id; queries get `session_key`, impressions and clicks `impression_key`.
+    `key` is that of an event id; queries get `session_key`, impressions and clicks `impression_key`. The one table has ASKED and
+    `key`; a reject whose time is not known has -1.
     """
-    tables = list(batch.tables)
-    ids = [table["event_id"] for table in tables]
-    ids += [tables[0]["session_id"], tables[1]["impression_id"], tables[2]["impression_id"]]
-    hashed = hash_texts(feeds, [*ids, pa.array([reject.event_id for reject in batch.rejects], pa.string())])
+    queries, impressions, clicks = batch.tables
+    asked = pa.concat_tables([*(table.select(ASKED.names) for table in batch.tables), *_asked_of_rejects(batch)]).combine_chunks()
+    others = [queries["session_id"], impressions["impression_id"], clicks["impression_id"]]
+    keys, *other_keys = hash_texts(feeds, [asked["event_id"], *others])
     names = ("session_key", "impression_key", "impression_key")
     keyed = [
-        table.append_column("key", pa.array(hashed[row])).append_column(names[row], pa.array(hashed[row + 3]))
-        for row, table in enumerate(tables)
+        table.append_column("key", pa.array(own)).append_column(name, pa.array(other))
+        for table, own, name, other in zip(batch.tables, cut(keys, batch.tables), names, other_keys, strict=True)
     ]
-    return replace(batch, queries=keyed[0], impressions=keyed[1], clicks=keyed[2]), hashed[6]
+    return keyed, asked.append_column("key", pa.array(keys))
 
 
-def drop_repeats(feeds: Feeds, unkeyed: Batch, rules: CountingRules, known: KeySet, recent: Recent) -> Sifted:
+def _asked_of_rejects(batch: Batch) -> list[pa.Table]:
+    if not batch.rejects:
+        return []
+    ids = [reject.event_id for reject in batch.rejects]
+    times = [-1 if reject.ts_us is None else reject.ts_us for reject in batch.rejects]
+    columns = zip(ASKED.names, (ids, times, batch.reject_seq, batch.reject_arrival_us), strict=True)
+    return [pa.table(dict(columns), schema=ASKED)]
+
+
+def drop_repeats(feeds: Feeds, batch: Batch, rules: CountingRules, known: KeySet, recent: Recent) -> Sifted:
     """Tell the batch's new events from what this shard has taken in and from repeats inside it; remember the new ones.
 
     `known` holds the keys of what it has taken in.
     """
-    batch, reject_keys = add_keys(feeds, unkeyed)
-    tables = list(batch.tables)
-    events = pa.concat_tables([table.select(["event_id", "key", "ts_us", "seq", "arrival_us"]) for table in tables])
-    occupied = _find_seen(feeds, events, batch, reject_keys, rules, known, recent)
-    gone, rejects_gone = occupied[: len(events)], occupied[len(events) :]
+    tables, asked = add_keys(feeds, batch)
+    occupied = _find_seen(feeds, asked, rules, known, recent)
+    number = len(batch) - len(batch.rejects)
+    events, gone, rejects_gone = asked.slice(0, number), occupied[:number], occupied[number:]
     gone |= _repeated(events, gone, rules.retention_us)
-    repeats = REPEATS.empty_table()
+    new = events.select(["event_id", "key", "ts_us"])
     if gone.any():
-        bounds = np.cumsum([len(table) for table in tables])[:-1]
-        flagged = [(row, flags) for row, flags in enumerate(np.split(gone, bounds)) if flags.any()]
-        repeats = pa.concat_tables([tables[row].select(REPEATS.names).filter(pa.array(flags)) for row, flags in flagged])
-        for row, flags in flagged:
-            tables[row] = tables[row].filter(pa.array(~flags))
-        events = events.filter(pa.array(~gone))
-    keys = events["key"].to_numpy()
+        new = new.filter(pa.array(~gone))
+        tables = [table.filter(pa.array(flags)) for table, flags in zip(tables, cut(~gone, tables), strict=True)]
+    keys = new["key"].to_numpy()
     known.add(keys)
-    recent.events.add(keys, events.select(["event_id", "ts_us"]), recent.batch)
+    recent.events.add(keys, new.select(["event_id", "ts_us"]), recent.batch)
     if len(keys):
-        feeds.add(REMEMBER, "fresh", events.select(["event_id", "key", "ts_us"]))
-    outlived = _find_outlived(events, batch, rules.retention_us) & ~rejects_gone
+        feeds.add(REMEMBER, "fresh", new)
+    outlived = _find_outlived(tables, batch, rules.retention_us) & ~rejects_gone
     kept = [reject for reject, is_gone in zip(batch.rejects, rejects_gone | outlived, strict=True) if not is_gone]
     fresh = replace(batch, queries=tables[0], impressions=tables[1], clicks=tables[2], rejects=kept)
     late = [reject for reject, is_late in zip(batch.rejects, outlived, strict=True) if is_late]
-    return Sifted(fresh, repeats, int(rejects_gone.sum()), late)
+    return Sifted(fresh, gone, int(rejects_gone.sum()), late)
 
 
 def find_conflicts(batch: Batch, sifted: Sifted, freed: list[Reject], rejudged: Rejudged) -> list[int]:
@@ -113,7 +118,7 @@ def find_conflicts(batch: Batch, sifted: Sifted, freed: list[Reject], rejudged: 
     the refusal, which a batch as a whole does not tell; at the beginning of a batch it is clear. So is that of a click whose list
     gave way to another one in the batch: one list may have refused it, and the next one not.
     """
-    found = _find_freed(batch, sifted, freed) | _find_rejudged(sifted, rejudged)
+    found = _find_freed(batch, sifted, freed) | _find_rejudged(batch, sifted, rejudged)
     if not found:
         return []
     seqs = [seq for seq in _seqs(batch) if len(seq)]
@@ -123,10 +128,10 @@ def find_conflicts(batch: Batch, sifted: Sifted, freed: list[Reject], rejudged: 
 
 def _find_freed(batch: Batch, sifted: Sifted, freed: list[Reject]) -> set[int]:
     """Return where ids come again that the batch freed; the same bytes are refused again in the same way, except an orphan."""
-    if not freed or not (len(sifted.repeats) or batch.rejects):
+    if not freed or not (sifted.gone.any() or batch.rejects):
         return set()
     reasons = {reject.event_id: reject for reject in freed}
-    again = _with_ids(sifted.repeats, reasons)
+    again = _with_ids(_find_repeats(batch, sifted.gone), reasons)
     texts = batch.texts.take(again["row"].to_numpy())
     found = {
         seq
@@ -136,15 +141,21 @@ def _find_freed(batch: Batch, sifted: Sifted, freed: list[Reject]) -> set[int]:
     return found | {int(seq) for r, seq in zip(batch.rejects, batch.reject_seq, strict=True) if r.event_id in reasons}
 
 
-def _find_rejudged(sifted: Sifted, rejudged: Rejudged) -> set[int]:
+def _find_rejudged(batch: Batch, sifted: Sifted, rejudged: Rejudged) -> set[int]:
     """Return the places of events, and those after them, that have the id of another click that was judged by several lists."""
     found = []
     if rejudged.earlier:
         found += [_with_ids(table.select(["event_id", "seq"]), rejudged.earlier) for table in sifted.fresh.tables]
     if rejudged.earlier or rejudged.fresh:
-        found.append(_with_ids(sifted.repeats, rejudged.earlier | rejudged.fresh))
+        found.append(_with_ids(_find_repeats(batch, sifted.gone), rejudged.earlier | rejudged.fresh))
     places = [seq for table in found for seq in table["seq"].to_pylist()]
     return {*places, *(seq + 1 for seq in places)}
+
+
+def _find_repeats(batch: Batch, gone: Flags) -> pa.Table:
+    """Return event_id, row, seq of a batch's repeats."""
+    tables = [table.select(["event_id", "row", "seq"]) for table in batch.tables]
+    return pa.concat_tables([table.filter(pa.array(flags)) for table, flags in zip(tables, cut(gone, tables), strict=True)])
 
 
 def _with_ids(events: pa.Table, ids: Iterable[str | None]) -> pa.Table:
@@ -155,60 +166,47 @@ def _seqs(batch: Batch) -> list[Int64s]:
     return [*(table["seq"].to_numpy() for table in batch.tables), batch.reject_seq]
 
 
-def _find_seen(
-    feeds: Feeds,
-    events: pa.Table,
-    batch: Batch,
-    reject_keys: Keys,
-    rules: CountingRules,
-    known: KeySet,
-    recent: Recent,
-) -> Flags:
+def _find_seen(feeds: Feeds, asked: pa.Table, rules: CountingRules, known: KeySet, recent: Recent) -> Flags:
     """Say of the events and then the rejects whose id is occupied."""
-    keys = np.concatenate([events["key"].to_numpy(), reject_keys])
+    keys = asked["key"].to_numpy()
     found = np.zeros(len(keys), np.bool_)
-    maybe = np.flatnonzero(known.contains(keys))
+    maybe = known.contains(keys).nonzero()[0]
     if not len(maybe):
         return found
-    ids = pa.chunked_array([*events["event_id"].chunks, pa.array([r.event_id for r in batch.rejects], pa.string())])
-    times = np.concatenate([events["ts_us"].to_numpy(), [-1 if r.ts_us is None else r.ts_us for r in batch.rejects]])
-    arrival = np.concatenate([events["arrival_us"].to_numpy(), batch.reject_arrival_us])
-    columns = {
-        "row": maybe,
-        "event_id": ids.take(pa.array(maybe)),
-        "key": keys[maybe],
-        "oldest_us": arrival[maybe] - rules.retention_us,
-    }
-    wanted = pa.table(columns)
-    is_recent = _find_recent(wanted, recent.events)
+    oldest_us = asked["arrival_us"].to_numpy() - rules.retention_us
+    is_recent = _find_recent(asked, maybe, oldest_us, recent.events)
     hits = maybe[is_recent]
     if not is_recent.all():
         recent.show_unwritten(feeds, recent.events)
-        hits = np.concatenate([hits, _look_up(feeds, wanted.filter(pa.array(~is_recent)), times[maybe[~is_recent]])])
+        hits = np.concatenate([hits, _look_up(feeds, asked, maybe[~is_recent], oldest_us)])
     refused = hits[recent.quarantined.ids.contains(keys[hits])]
     if len(refused):
+        ids = asked["event_id"]
         free = pa.array(quarantine.find_free(feeds, ids.take(pa.array(refused))), pa.string())
         hits = hits[~pc.is_in(ids.take(pa.array(hits)), value_set=free).to_numpy()]
     found[hits] = True
     return found
 
 
-def _find_recent(wanted: pa.Table, recent: RecentRows) -> Flags:
-    """Flag the rows of `wanted` that are among the events seen last."""
-    found = np.zeros(len(wanted), np.bool_)
-    rows, events = recent.find(wanted["key"].to_numpy())
+def _find_recent(asked: pa.Table, maybe: Int64s, oldest_us: Int64s, recent: RecentRows) -> Flags:
+    """Flag which of the rows `maybe` of `asked` are among the events seen last, not before `oldest_us` (one a row of it)."""
+    found = np.zeros(len(maybe), np.bool_)
+    places, events = recent.find(asked["key"].to_numpy()[maybe])
     if events is not None:
-        asked = wanted.select(["event_id", "oldest_us"]).take(pa.array(rows))
-        same = pc.and_(pc.equal(events["event_id"], asked["event_id"]), pc.greater_equal(events["ts_us"], asked["oldest_us"]))
-        found[rows[same.to_numpy()]] = True
+        rows = maybe[places]
+        same = pc.equal(events["event_id"], asked["event_id"].take(pa.array(rows))).to_numpy()
+        found[places[same & (events["ts_us"].to_numpy() >= oldest_us[rows])]] = True
     return found
 
 
-def _look_up(feeds: Feeds, wanted: pa.Table, ts_us: Int64s) -> Int64s:
-    """Return which rows of `wanted` (row, event_id, key, oldest_us) are in `seen`.
+def _look_up(feeds: Feeds, asked: pa.Table, maybe: Int64s, oldest_us: Int64s) -> Int64s:
+    """Return which of the rows `maybe` of `asked` are in `seen`, not before `oldest_us` (one a row of it).
 
     A repeat has its event's own time, so that is where it is looked for first; what is not there is looked for everywhere.
     """
+    chosen = asked.select(["event_id", "key"]).take(pa.array(maybe))
+    wanted = chosen.append_column("row", pa.array(maybe)).append_column("oldest_us", pa.array(oldest_us[maybe]))
+    ts_us = asked["ts_us"].to_numpy()[maybe]
     hits, rest = [], np.ones(len(wanted), np.bool_)
     for rows in group_times(ts_us):
         hits.append(_search(feeds, wanted.take(pa.array(rows)), int(ts_us[rows].min()), int(ts_us[rows].max())))
@@ -254,19 +252,21 @@ def _find_shared(events: pa.Table) -> Int64s:
     """Return the rows whose key is another row's too, by key and then in the order of the log."""
     keys = events["key"].to_numpy()
     order = keys.argsort()
-    again = (keys[order[1:]] == keys[order[:-1]]).nonzero()[0]
-    rows: Int64s = np.unique(np.concatenate([order[again], order[again + 1]]))
+    ascending = keys[order]
+    again = ascending[1:] == ascending[:-1]
+    rows: Int64s = order[np.append(again, False) | np.append(False, again)] if again.any() else order[:0]
     return rows[np.lexsort((events["seq"].to_numpy()[rows], keys[rows]))]
 
 
-def _find_outlived(events: pa.Table, batch: Batch, retention_us: int) -> Flags:
-    """Flag the rejects that came after an event of their id in the same batch, when it was older than the retention."""
+def _find_outlived(tables: Sequence[pa.Table], batch: Batch, retention_us: int) -> Flags:
+    """Flag the rejects that came after an event of their id in the batch (`tables`), when it was older than the retention."""
     found = np.zeros(len(batch.rejects), np.bool_)
     if not retention_us or not len(found):
         return found
     ids = pa.array({reject.event_id for reject in batch.rejects}, pa.string()).drop_null()
+    events = pa.concat_tables([table.select(["event_id", "seq", "ts_us"]) for table in tables])
     same = events.filter(pc.is_in(events["event_id"], value_set=ids))
-    columns = (same[name].to_pylist() for name in ("event_id", "seq", "ts_us"))
+    columns = (column.to_pylist() for column in same.columns)
     standing = {event_id: (seq, ts_us) for event_id, seq, ts_us in zip(*columns, strict=True)}
     for row, reject in enumerate(batch.rejects):
         seq, ts_us = standing.get(reject.event_id, NEVER)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 
 from streams import attribution, clicks, compaction, cooccurrence, days, folds, intake, keys, quarantine, repeats, windows
@@ -326,17 +327,18 @@ class Shard:
         rejected += quarantine.add_rejects(self._feeds, outlived, fresh.latest_us, recent.quarantined)
         change.quarantined.subtract(str(reason) for _, reason in withdrawn)
         change.quarantined.update(str(reason) for _, reason in rejected)
-        change.duplicates += len(sifted.repeats) + sifted.rejects_repeated + len(withdrawn)
+        change.duplicates += int(sifted.gone.sum()) + sifted.rejects_repeated + len(withdrawn)
         change.duplicates += len(fresh.rejects) + len(outlived) - len(rejected)
 
     def _withdraw(self, fresh: Batch, change: attribution.Change, recent: Recent) -> list[tuple[str, Reason]]:
         """Withdraw what is in quarantine of the events that were taken in, and forget the refused clicks among it."""
-        ids, event_keys = list(change.taken_in), list(change.taken_in.values())
-        judged = pa.table({"event_id": pa.array(ids, pa.string()), "key": pa.array(event_keys, pa.uint64())})
-        tables = [fresh.queries, fresh.impressions, judged, *([change.fitting] if change.fitting else [])]
-        taken_in = pa.concat_tables([table.select(["event_id", "key"]) for table in tables])
-        maybe = recent.quarantined.ids.contains(taken_in["key"].to_numpy())
-        withdrawn = quarantine.withdraw(self._feeds, taken_in["event_id"].filter(pa.array(maybe))) if maybe.any() else []
+        tables = [fresh.queries, fresh.impressions, *([change.fitting] if change.fitting else [])]
+        event_keys = [*(table["key"].to_numpy() for table in tables), np.array([*change.taken_in.values()], np.uint64)]
+        maybe = recent.quarantined.ids.contains(np.concatenate(event_keys))
+        if not maybe.any():
+            return []
+        ids = [chunk for table in tables for chunk in table["event_id"].chunks] + [pa.array([*change.taken_in], pa.string())]
+        withdrawn = quarantine.withdraw(self._feeds, pa.chunked_array(ids).filter(pa.array(maybe)))
         if versions := [event_id for event_id, reason in withdrawn if reason in quarantine.CLICK_REASONS]:
             clicks.forget_refused(self._feeds, versions)
         return withdrawn

@@ -12,8 +12,12 @@ import pytest
 from hypothesis import given, settings
 
 from streams import keys
+from streams.columns import columns_of
+from streams.events import Decoded, Reason, Reject
 from streams.feeds import Feeds
+from streams.intake import take_in
 from streams.keys import KeySet, hash_texts, load_keys
+from streams.repeats import add_keys
 from streams.store import CountingRules, Shard
 from tests.logs import START, click, feed, impression, query
 
@@ -75,3 +79,28 @@ def test_a_file_is_read_in_pieces_each_of_which_stays_a_run(tmp_path: Path, monk
     assert known.seen.contains(np.append(held, np.uint64(1))).tolist() == [True] * 5000 + [False]
     assert len(known.seen._runs) == 3
     assert (len(known.seen), len(known.impressions)) == (5000, 10)
+
+
+def test_ids_that_share_a_key_are_told_apart_inside_a_batch_and_between_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "HASH", "SELECT 7::UBIGINT AS key FROM texts")
+    shard = Shard.open(tmp_path / "shard.duckdb", CountingRules())
+    one, two, three, four = (query(f"e{n}", START + n) for n in range(4))
+    feed(shard, [one, two, two, one])
+    feed(shard, [three, one, two, four, three], start=4)
+    assert (shard.totals().counted, shard.totals().duplicates) == (4, 5)
+    shard.close()
+
+
+def test_keys_of_a_batch_stand_beside_its_events_and_then_its_rejects(tmp_path: Path) -> None:
+    rejects = [Reject(Reason.INVALID, "", b"{}", None, None, 3, 1), Reject(Reason.INVALID, "", b"{}", "e1", START, 0, 5)]
+    columns = columns_of(Decoded([], [], [], rejects))
+    batch = take_in(columns, None, CountingRules(), START)
+    with duckdb.connect(str(tmp_path / "keys.duckdb")) as con:
+        tables, asked = add_keys(Feeds(con), batch)
+        (hashed,) = hash_texts(Feeds(con), [pa.array(["e1"])])
+    assert asked.select(["event_id", "ts_us"]).to_pydict() == {"event_id": [None, "e1"], "ts_us": [-1, START]}
+    assert asked["seq"].to_pylist() == batch.reject_seq.tolist() == [23, 6]
+    assert asked["key"][1].as_py() == hashed[0]
+    assert [table.num_rows for table in tables] == [0, 0, 0]
