@@ -86,8 +86,8 @@ def attribute(feeds: Feeds, batch: Batch, rules: CountingRules, known_keys: KeyS
     waiting = _gather(feeds, batch, bool(replaced), recent)
     change.waiting -= sum(click.row >= 0 for click in waiting)
     change.rejudged = _find_rejudged(batch, replaced, len(standing), waiting, recent.quarantined)
-    lists = find_lists(feeds, standing, batch.clicks, (click.impression_id for click in waiting), known_keys, recent)
-    _take_in(feeds, batch, standing, lists.own(), known_keys, recent, change)
+    lists = find_lists(feeds, standing, batch.clicks, [click.impression_id for click in waiting], known_keys, recent)
+    _take_in(feeds, batch, standing, lists.own, known_keys, recent, change)
     # Most clicks simply fit: whole columns tell which. The others, and what depends on the order of arrival, are judged singly.
     plain = find_plain(batch.clicks, lists, window_us, _last_arrival(batch)) if not replaced else no_plain(batch.clicks)
     candidates = waiting + clicks.read_fresh(batch.clicks, ~plain.fits)
@@ -95,7 +95,7 @@ def attribute(feeds: Feeds, batch: Batch, rules: CountingRules, known_keys: KeyS
     versions = _versions(batch.impressions, known, shown)
     judgement = judge(candidates, shown, versions, window_us)
     cells = new_positions(feeds, lists, batch.clicks, plain, _cells(judgement), window_us, recent)
-    windows.count(feeds, folds.find_folded(lists.own(), recent.folds), cells)
+    windows.count(feeds, folds.find_folded(lists.own, recent.folds), cells)
     _keep_counted(feeds, batch.clicks, plain, lists, judgement, change)
     _settle(feeds, judgement, lists, versions, recent, change)
     return change

@@ -5,7 +5,7 @@ Nearly all clicks do. What is left, and every click whose fate depends on what c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from streams import clicks
 from streams.events import MAX_TS_US
 from streams.feeds import Feeds
-from streams.keys import KeySet
+from streams.keys import Keys, KeySet
 from streams.lines import Flags, Int64s
 from streams.ranges import group_times
 from streams.recent import Recent
@@ -30,23 +30,20 @@ FAR_US = 2 * DAY_US
 
 @dataclass(frozen=True, slots=True)
 class Lists:
-    """The lists by which a batch's clicks are judged (COLUMNS; items normalised): first the batch's own, `fresh` of them.
+    """The lists by which a batch's clicks are judged (COLUMNS; items normalised): first the batch's `own`.
 
-    Of the first `followed` lists all positions that are clicked already, (impression_id, position), are in `clicked`.
+    Of the first `followed` lists memory has all positions that are clicked already. `place` is for each of the batch's clicks
+    the row of its list, -1 where it is not here.
     """
 
+    own: pa.Table
     table: pa.Table
-    fresh: int
     followed: int
-    clicked: set[tuple[str, int]]
-
-    def own(self) -> pa.Table:
-        """Return the batch's own."""
-        return self.table.slice(0, self.fresh)
+    place: Int64s
 
     def on_file(self) -> set[str]:
         """Return the ids of those that came before the batch."""
-        return set(self.table["impression_id"].slice(self.fresh).to_pylist())
+        return set(self.table["impression_id"].slice(len(self.own)).to_pylist())
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,24 +55,62 @@ class Plain:
     delay_us: Int64s
 
 
-def find_lists(feeds: Feeds, standing: pa.Table, fresh: pa.Table, others: Iterable[str], known: KeySet, recent: Recent) -> Lists:
+def find_lists(feeds: Feeds, standing: pa.Table, fresh: pa.Table, others: Sequence[str], known: KeySet, recent: Recent) -> Lists:
     """Return the batch's standing impressions, and those on file for its other clicks and for the impression ids in `others`."""
+    own = _own_lists(standing)
+    table = _join([own, *_find_followed(recent, fresh["impression_key"].to_numpy())])
+    followed, place = len(table), _find_places(fresh, table)
+    absent = _find_absent(fresh, place, known)
+    if len(absent) or others:
+        found = _find_on_file(feeds, fresh.select(["impression_id", "ts_us"]).take(pa.array(absent)), others, table, recent)
+        table = _join([table, *found])
+        place = _find_places(fresh, table)
+    return Lists(own, table, followed, place)
+
+
+def _own_lists(standing: pa.Table) -> pa.Table:
     norms = standing["items_norm"].combine_chunks()
     items = standing["items"].combine_chunks()
     items = items if norms.null_count == len(norms) else pc.if_else(pc.is_valid(norms), norms, items)
-    own = standing.select(COLUMNS[:-1]).append_column("items", items)
-    absent = _without(fresh.select(["impression_id", "impression_key", "ts_us"]), own)
-    absent = absent.filter(pa.array(known.contains(absent["impression_key"].to_numpy())))
-    followed, clicked = _find_followed(recent, absent)
-    found = [own, *followed]
-    absent = _without(absent, *followed)
-    wanted = pa.table({"impression_id": pa.concat_arrays([*absent["impression_id"].chunks, pa.array(list(others), pa.string())])})
-    if len(wanted):
-        recent.show_unwritten(feeds, recent.lists, recent.clicked)
-        found += _find_near(feeds, absent)
-        found += _find_far(feeds, _without(wanted, *found), absent["ts_us"])
-    lists = pa.concat_tables([table if table.schema == own.schema else table.cast(own.schema) for table in found])
-    return Lists(lists, len(own), len(own) + sum(map(len, followed)), clicked)
+    return standing.select(COLUMNS[:-1]).append_column("items", items)
+
+
+def _join(tables: Sequence[pa.Table]) -> pa.Table:
+    """Return lists as one table, whose columns have one chunk."""
+    schema = tables[0].schema
+    return pa.concat_tables([table if table.schema == schema else table.cast(schema) for table in tables]).combine_chunks()
+
+
+def _find_places(fresh: pa.Table, lists: pa.Table) -> Int64s:
+    """Return for each click the row of its list, -1 where it is not among these."""
+    if not len(fresh) or not len(lists):
+        return np.full(len(fresh), -1)
+    wanted, keys = fresh["impression_key"].to_numpy(), lists["impression_key"].to_numpy()
+    order = keys.argsort()
+    row = order.take(keys[order].searchsorted(wanted), mode="clip")
+    is_key = keys[row] == wanted
+    same = pc.equal(fresh["impression_id"], lists["impression_id"].take(pa.array(row))).to_numpy()
+    if not same[is_key].all():  # different texts of one key
+        place = pc.index_in(fresh["impression_id"], value_set=lists["impression_id"].combine_chunks())
+        return place.fill_null(-1).to_numpy().astype(np.int64)  # type: ignore[no-any-return]
+    return np.where(is_key, row, -1)
+
+
+def _find_absent(fresh: pa.Table, place: Int64s, known: KeySet) -> Int64s:
+    """Return the rows of clicks without a list yet that the file may have one for."""
+    rows = (place < 0).nonzero()[0]
+    return rows[known.contains(fresh["impression_key"].to_numpy()[rows])] if len(rows) else rows
+
+
+def _find_on_file(feeds: Feeds, absent: pa.Table, others: Sequence[str], at_hand: pa.Table, recent: Recent) -> list[pa.Table]:
+    """Return the lists of these clicks and those of the ids in `others`, but for the lists at hand."""
+    ids = [*absent["impression_id"].chunks, pa.array(others, pa.string())]
+    wanted = _without(pa.table({"impression_id": pa.concat_arrays(ids)}), at_hand)
+    if not len(wanted):
+        return []
+    recent.show_unwritten(feeds, recent.lists, recent.clicked)
+    near = _find_near(feeds, absent)
+    return near + _find_far(feeds, _without(wanted, *near), absent["ts_us"])
 
 
 def _without(rows: pa.Table, *lists: pa.Table) -> pa.Table:
@@ -86,28 +121,14 @@ def _without(rows: pa.Table, *lists: pa.Table) -> pa.Table:
     return rows
 
 
-def _find_followed(recent: Recent, absent: pa.Table) -> tuple[list[pa.Table], set[tuple[str, int]]]:
-    """Return the lists of these clicks that are in memory with all that was clicked on them since, and what was."""
-    names = absent["impression_id"].combine_chunks()
-    _, first = np.unique(names.dictionary_encode().indices.to_numpy(), return_index=True)
-    keys = absent["impression_key"].to_numpy()[first]
-    rows, lists = recent.lists.find(keys)
+def _find_followed(recent: Recent, keys: Keys) -> list[pa.Table]:
+    """Return the lists with these keys that are in memory with all that was clicked on them since."""
+    _, lists = recent.lists.find(np.unique(keys))
     if lists is None:
-        return [], set()
-    same = pc.equal(lists["impression_id"], names.take(pa.array(first[rows]))).to_numpy()
-    followed = same & (lists["batch"].to_numpy() >= recent.clicked.complete_from)
-    if not followed.all():
-        lists = lists.filter(pa.array(followed))
-    return [lists.select(COLUMNS)], _recall_clicked(recent, lists)
-
-
-def _recall_clicked(recent: Recent, lists: pa.Table) -> set[tuple[str, int]]:
-    """Return impression_id and position of what is known in memory to be clicked on these lists."""
-    of_list, cells = recent.clicked.find(lists["impression_key"].to_numpy())
-    if cells is None:
-        return set()
-    cells = cells.filter(pc.equal(cells["impression_id"], lists["impression_id"].take(pa.array(of_list))))
-    return set(zip(*(column.to_pylist() for column in cells.columns), strict=True))
+        return []
+    followed = lists["batch"].to_numpy() >= recent.clicked.complete_from
+    lists = lists.select(COLUMNS)
+    return [lists if followed.all() else lists.filter(pa.array(followed))]
 
 
 def _find_near(feeds: Feeds, absent: pa.Table) -> list[pa.Table]:
@@ -139,17 +160,16 @@ def find_plain(fresh: pa.Table, lists: Lists, window_us: int, last_arrival_us: i
     ts_us, position = fresh["ts_us"].to_numpy(), fresh["position"].to_numpy()
     if not len(ts_us) or not len(lists.table):
         return no_plain(fresh)
-    ids = lists.table["impression_id"].combine_chunks()
-    place = pc.fill_null(pc.index_in(fresh["impression_id"], value_set=ids), -1).to_numpy().astype(np.int64)
-    row = np.maximum(place, 0)
+    row = np.maximum(lists.place, 0)
     delay_us = ts_us - lists.table["ts_us"].to_numpy()[row]
     items = lists.table["items"].combine_chunks()
     starts = items.offsets.to_numpy()
-    inside = position < np.diff(starts)[row]
-    shown = items.values.take(pa.array(np.where(inside, starts[row] + position, starts[row])))
+    first = starts[row]
+    inside = position < starts[row + 1] - first
+    shown = items.values.take(pa.array(np.where(inside, first + position, first)))
     same = pc.fill_null(pc.equal(fresh["item_norm"].combine_chunks(), shown), True).to_numpy(zero_copy_only=False)
     in_time = (delay_us >= 0) & (delay_us <= window_us) & (ts_us + window_us >= last_arrival_us)
-    return Plain((place >= 0) & in_time & inside & same, row, delay_us)
+    return Plain((lists.place >= 0) & in_time & inside & same, row, delay_us)
 
 
 def no_plain(fresh: pa.Table) -> Plain:
@@ -171,28 +191,42 @@ def new_positions(
 
     `others` are rows of `lists` and positions of clicks that were judged singly and count. What is returned is remembered.
     """
-    rows = np.concatenate([plain.row[plain.fits], np.array([row for row, _ in others], np.int64)])
-    position = np.concatenate([fresh["position"].to_numpy()[plain.fits], np.array([p for _, p in others], np.int64)])
-    cells = np.unique(rows << 32 | position)
+    cells = plain.row[plain.fits] << 32 | fresh["position"].to_numpy()[plain.fits]
+    if others:
+        cells = np.concatenate([cells, np.array([row << 32 | position for row, position in others], np.int64)])
+    cells = np.unique(cells)
+    cells = cells[~np.isin(cells, _find_clicked(feeds, lists, cells >> 32, window_us, recent), kind="sort")]
     rows, position = cells >> 32, cells & 0xFFFFFFFF
-    before = lists.clicked | _find_clicked(
-        feeds, lists.table.take(pa.array(np.unique(rows[rows >= lists.followed]))), window_us, recent
-    )
-    if before:
-        names = lists.table["impression_id"].take(pa.array(rows)).to_pylist()
-        is_new = np.array([cell not in before for cell in zip(names, position.tolist(), strict=True)], np.bool_)
-        rows, position = rows[is_new], position[is_new]
     items = lists.table["items"].combine_chunks()
-    found = lists.table.select(["impression_key", "impression_id", "day", "query_norm"]).take(pa.array(rows))
+    found = lists.table.select(["impression_id", "day", "query_norm"]).take(pa.array(rows))
     item_norm = items.values.take(pa.array(items.offsets.to_numpy()[rows] + position))
-    cells = found.append_column("item_norm", item_norm).append_column("position", pa.array(position, pa.int32()))
-    recent.clicked.add(cells["impression_key"].to_numpy(), cells.select(["impression_id", "position"]), recent.batch)
-    return cells.select(["day", "query_norm", "item_norm", "position"])
+    place = pa.array(position, pa.int32())
+    keys = lists.table["impression_key"].to_numpy()[rows]
+    recent.clicked.add(keys, pa.table({"impression_id": found["impression_id"], "position": place}), recent.batch)
+    columns = {"day": found["day"], "query_norm": found["query_norm"], "item_norm": item_norm, "position": place}
+    return pa.table(columns)
 
 
-def _find_clicked(feeds: Feeds, lists: pa.Table, window_us: int, recent: Recent) -> set[tuple[str, int]]:
-    """Return impression_id and position of what was clicked before on lists that are not followed in memory."""
-    if not len(lists):
-        return set()
+def _find_clicked(feeds: Feeds, lists: Lists, rows: Int64s, window_us: int, recent: Recent) -> Int64s:
+    """Return as row << 32 | position what was clicked before on lists, given by their rows in ascending order."""
+    rows = np.unique(rows[rows.searchsorted(len(lists.own)) :])
+    if not len(rows):
+        return rows
+    clicked = _recall_clicked(recent, lists.table, rows)
+    if rows[-1] < lists.followed:
+        return clicked
     recent.show_unwritten(feeds, recent.clicked)
-    return clicks.find_clicked(feeds, lists, window_us) | _recall_clicked(recent, lists)
+    row_of = {lists.table["impression_id"][row].as_py(): row for row in rows[rows >= lists.followed].tolist()}
+    found = clicks.find_clicked(feeds, lists.table.take(pa.array(list(row_of.values()))), window_us)
+    return np.concatenate([clicked, np.array([row_of[name] << 32 | position for name, position in found], np.int64)])
+
+
+def _recall_clicked(recent: Recent, lists: pa.Table, rows: Int64s) -> Int64s:
+    """Return in the same way what is known in memory to be clicked on these lists."""
+    of_list, cells = recent.clicked.find(lists["impression_key"].to_numpy()[rows])
+    if cells is None:
+        return of_list
+    row = rows[of_list]
+    same = pc.equal(cells["impression_id"], lists["impression_id"].take(pa.array(row))).to_numpy()
+    clicked: Int64s = (row << 32 | cells["position"].to_numpy())[same]
+    return clicked

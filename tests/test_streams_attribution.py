@@ -156,10 +156,13 @@ def test_nothing_stops_waiting_in_an_isolated_log_before_its_end(shard: Shard) -
     assert rows(shard.windows(AFTER))[0] == ("q", "a", 0, 1, 1)
 
 
-def outcome(log: list[bytes], batch: int) -> tuple[Any, ...]:
+def outcome(log: list[bytes], batch: int, write: bool = True, key: str | None = None) -> tuple[Any, ...]:
     with TemporaryDirectory() as folder:
         shard = Shard.open(Path(folder) / "shard.duckdb", CountingRules(retention_days=10))
-        feed(shard, log, batch)
+        if key:
+            with shard.reader() as con:
+                con.execute(f"CREATE MACRO hash(x) AS if(x IS NULL, system.main.hash(NULL), {key})")
+        feed(shard, log, batch, write=write)
         windows = [rows(shard.windows(date.fromordinal(day(START).toordinal() + ahead))) for ahead in (1, 8, 15, 22, 36)]
         found = windows, sorted(refused(shard).items(), key=repr), shard.totals()
         shard.close()
@@ -172,3 +175,19 @@ def test_with_a_retention_the_counts_depend_on_the_log_alone_not_on_the_batching
     windows, found, totals = outcome(log, batch)
     assert outcome(log, 1) == (windows, found, totals)
     assert totals.events == totals.counted + totals.duplicates + sum(totals.quarantined.values()) + totals.pending
+
+
+@settings(max_examples=40, deadline=None)
+@given(log=difficult_logs().flatmap(st.permutations), batch=st.integers(1, 30), write=st.booleans(), keys=st.integers(1, 3))
+def test_nothing_depends_on_different_texts_having_different_keys(log: list[bytes], batch: int, write: bool, keys: int) -> None:
+    assert outcome(log, batch, write, f"system.main.hash(x) % {keys}") == outcome(log, batch)
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_a_click_finds_its_list_among_others_of_the_same_key(write: bool) -> None:
+    shown = [impression(f"i{name}", START, name, query=name) for name in "abc"]
+    clicked = [click(f"c{row}", START + 1 + row, name) for row, name in enumerate("acaxc")]
+    for batch in (1, 2, 3, 5, 10):
+        windows, found, totals = outcome(shown + clicked, batch, write, "1::UBIGINT")
+        cells = [(name, item, place, 1, int(name != "b" and not place)) for name in "abc" for place, item in enumerate("ab")]
+        assert (windows[0], found, totals.counted, totals.pending) == (cells, [], 7, 1)
