@@ -7,7 +7,7 @@ when an earlier impression replaces the one on file its clicks are judged anew. 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 
@@ -17,10 +17,11 @@ import pyarrow.compute as pc
 
 from streams import clicks, folds, impressions, quarantine, windows
 from streams.clicks import Candidate, Shown
+from streams.days import find_days
 from streams.events import Reason, Reject
 from streams.feeds import Feeds
 from streams.intake import Batch
-from streams.keys import KeySet
+from streams.keys import Keys, KeySet
 from streams.matching import Lists, Plain, find_lists, find_plain, new_positions, no_plain
 from streams.quarantine import Held
 from streams.recent import Recent
@@ -91,8 +92,9 @@ def attribute(feeds: Feeds, batch: Batch, rules: CountingRules, known_keys: KeyS
     # Most clicks simply fit: whole columns tell which. The others, and what depends on the order of arrival, are judged singly.
     plain = find_plain(batch.clicks, lists, window_us, _last_arrival(batch)) if not replaced else no_plain(batch.clicks)
     candidates = waiting + clicks.read_fresh(batch.clicks, ~plain.fits)
-    shown = _shown(lists.table, {click.impression_id for click in candidates})
-    versions = _versions(batch.impressions, known, shown)
+    wanted = np.array([click.key for click in candidates], np.uint64)
+    shown = _shown(lists.table, wanted)
+    versions = _versions(batch.impressions, known, wanted) if shown else {}
     judgement = judge(candidates, shown, versions, window_us)
     cells = new_positions(feeds, lists, batch.clicks, plain, _cells(judgement), window_us, recent)
     windows.count(feeds, folds.find_folded(lists.own, recent.folds), cells)
@@ -202,27 +204,28 @@ def _find_rejudged(batch: Batch, replaced: list[str], standing: int, waiting: li
 
 
 def _last_arrival(batch: Batch) -> int:
-    return int(pc.max(batch.impressions["arrival_us"]).as_py() or 0)
+    return int(batch.impressions["arrival_us"].to_numpy().max(initial=0))
 
 
-def _shown(lists: pa.Table, wanted: set[str]) -> dict[str, Shown]:
-    """Return the lists by which single clicks are judged."""
-    if not wanted:
+def _shown(lists: pa.Table, wanted: Keys) -> dict[str, Shown]:
+    """Return the lists with these keys, by which single clicks are judged."""
+    rows = np.isin(lists["impression_key"].to_numpy(), wanted, kind="sort").nonzero()[0]
+    if not len(rows):
         return {}
-    rows = np.flatnonzero(pc.is_in(lists["impression_id"], value_set=pa.array(list(wanted), pa.string())).to_numpy())
     chosen = lists.select(["impression_id", "ts_us", "day", "query_norm", "items"]).take(pa.array(rows))
     columns = (column.to_pylist() for column in chosen.columns)
     return {name: Shown(row, *shown) for row, name, *shown in zip(rows.tolist(), *columns, strict=True)}
 
 
-def _versions(fresh: pa.Table, known: pa.Table, wanted: Collection[str]) -> dict[str, list[Version]]:
-    """Return when each version of an impression came: a click waits only for one that comes while it still waits."""
+def _versions(fresh: pa.Table, known: pa.Table, wanted: Keys) -> dict[str, list[Version]]:
+    """Return when each version of an impression with one of these keys came.
+
+    A click waits only for one that comes while it still waits.
+    """
     versions: dict[str, list[Version]] = defaultdict(list)
-    if not wanted:
-        return versions
-    chosen = fresh.filter(pc.is_in(fresh["impression_id"], value_set=pa.array(list(wanted), pa.string())))
-    columns = (chosen[name].to_pylist() for name in ("impression_id", "ts_us", "seq", "arrival_us"))
-    for name, ts_us, seq, arrival_us in zip(*columns, strict=True):
+    rows = np.isin(fresh["impression_key"].to_numpy(), wanted, kind="sort").nonzero()[0]
+    chosen = fresh.select(["impression_id", "ts_us", "seq", "arrival_us"]).take(pa.array(rows))
+    for name, ts_us, seq, arrival_us in zip(*(column.to_pylist() for column in chosen.columns), strict=True):
         versions[name].append((ts_us, seq, arrival_us))
     for row in known.to_pylist():
         versions[row["impression_id"]].append((row["ts_us"], -2, 0))
@@ -267,12 +270,12 @@ def _cells(judgement: Judgement) -> list[tuple[int, int]]:
 
 def _keep_counted(feeds: Feeds, fresh: pa.Table, plain: Plain, lists: Lists, judgement: Judgement, change: Change) -> None:
     """Keep the clicks that count."""
-    fits = pa.array(plain.fits)
-    fitting = fresh.select(["key", *clicks.COLUMNS]).append_column("delay_us", pa.array(plain.delay_us)).filter(fits)
+    fitting = fresh.select(["key", *clicks.COLUMNS]).append_column("delay_us", pa.array(plain.delay_us))
+    fitting = fitting.filter(pa.array(plain.fits))
     clicks.keep(feeds, [(click, None, click.ts_us - shown.ts_us) for click, shown in judgement.counted], fitting)
     change.fitting = fitting.select(["event_id", "key"])
     change.counted += len(judgement.counted) + len(fitting)
-    change.days.update(lists.table["day"].take(pa.array(plain.row[plain.fits])).unique().to_pylist())
+    change.days |= find_days(lists.table["day"].to_numpy()[plain.row[plain.fits]])
     change.days.update(shown.day for _, shown in judgement.counted)
 
 

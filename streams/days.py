@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from datetime import date, timedelta
 
 import duckdb
+import numpy as np
+import numpy.typing as npt
 
 from streams.feeds import Feeds
 from streams.rules import DAY_US, WINDOW_DAYS, CountingRules
@@ -35,6 +37,11 @@ EXPIRE = (
     | {table: f"DELETE FROM {table} WHERE day < $cut" for table in COUNTS}
 )
 EPOCH = date(1970, 1, 1)
+
+
+def find_days(days: npt.NDArray[np.datetime64]) -> set[date]:
+    """Return the distinct ones of a day column's values (datetime64[D])."""
+    return set(np.unique(days).tolist())
 
 
 def soil_days(feeds: Feeds, days: Iterable[date], dirty: set[date]) -> None:

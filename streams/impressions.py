@@ -10,9 +10,11 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import date
 
+import numpy as np
 import pyarrow as pa
 
 from streams import quarantine, windows
+from streams.days import find_days
 from streams.feeds import Feeds
 from streams.keys import KeySet
 
@@ -82,12 +84,12 @@ def find_known(feeds: Feeds, fresh: pa.Table, keys: KeySet) -> pa.Table:
 
 def choose_earliest(fresh: pa.Table, known: pa.Table) -> tuple[pa.Table, list[str]]:
     """Return the new impressions that stand, one an impression_id, and the ids whose impression on file gives way to them."""
-    ids = fresh["impression_id"].to_pylist()
-    if not len(known) and len(set(ids)) == len(ids):
+    keys = np.sort(fresh["impression_key"].to_numpy())
+    if not len(known) and (keys[1:] != keys[:-1]).all():
         return fresh, []
     best = {row["impression_id"]: (row["ts_us"], row["event_id"], -1) for row in known.to_pylist()}
     times, names = fresh["ts_us"].to_pylist(), fresh["event_id"].to_pylist()
-    for row, impression_id in enumerate(ids):
+    for row, impression_id in enumerate(fresh["impression_id"].to_pylist()):
         version = (times[row], names[row], row)
         best[impression_id] = min(best.get(impression_id, version), version)
     rows = sorted(row for _, _, row in best.values() if row >= 0)
@@ -114,4 +116,4 @@ def keep_impressions(feeds: Feeds, standing: pa.Table) -> set[date]:
     """Keep the impressions that stand, and return their days."""
     if len(standing):
         feeds.add(KEEP, "shown_lists", standing)
-    return set(standing["day"].unique().to_pylist())
+    return find_days(standing["day"].to_numpy())

@@ -14,7 +14,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from streams.clicks import SCHEMA, Candidate, to_columns
+from streams.clicks import SCHEMA, Candidate, to_table
 from streams.feeds import Feeds
 
 FEW = 2_000
@@ -29,6 +29,7 @@ WAIT = """
 INSERT INTO pending SELECT ts_us, key, impression_id, event_id, position, item_norm, raw, log_offset, line FROM waiting
 """
 TAKE_ORPHANS = f"DELETE FROM pending WHERE ts_us < $before RETURNING {CANDIDATE}"
+WAITING = pa.schema([("event_key", pa.uint64()), *SCHEMA])
 PENDING = "SELECT count(*), min(ts_us) FROM pending"
 
 
@@ -74,8 +75,7 @@ def take_waiting(feeds: Feeds, impression_ids: Sequence[str], on_file: WaitingOn
 def wait(feeds: Feeds, waiting: Sequence[Candidate]) -> None:
     """Let clicks wait for their impressions."""
     if waiting:
-        keys = pa.array([click.event_key for click in waiting], pa.uint64())
-        feeds.add(WAIT, "waiting", to_columns(waiting).append_column("event_key", keys))
+        feeds.add(WAIT, "waiting", to_table([click[2:] for click in waiting], WAITING))
 
 
 def take_orphans(feeds: Feeds, before_us: int) -> list[Candidate]:
@@ -107,7 +107,9 @@ def _take_added(feeds: Feeds, impression_ids: Sequence[str]) -> list[Candidate]:
     if not tables:
         return []
     waiting = pa.concat_tables(tables).combine_chunks()
-    chosen = pc.is_in(waiting["impression_id"], value_set=pa.array(impression_ids, pa.string()))
-    columns = waiting.select(["event_key", *SCHEMA.names]).filter(chosen).columns
-    tables[:] = [waiting.filter(pc.invert(chosen))]
+    chosen = pc.is_in(waiting["impression_id"], value_set=pa.array(impression_ids, pa.string())).to_numpy()
+    if not chosen.any():
+        return []
+    tables[:] = [waiting.filter(pa.array(~chosen))]
+    columns = waiting.take(pa.array(chosen.nonzero()[0])).columns
     return [Candidate(0, -1, *row) for row in zip(*(column.to_pylist() for column in columns), strict=True)]

@@ -106,10 +106,10 @@ def count(feeds: Feeds, lists: pa.Table, clicked: pa.Table) -> None:
 
     `clicked` has one a row: day, query_norm, item_norm, position.
     """
-    shown = _cells(lists)
-    cells = pa.concat_tables([_numbered(shown, 1, 0), _numbered(clicked, 0, 1)])
-    if len(cells):
-        feeds.add(COUNT, "cells", cells)
+    if len(lists):
+        feeds.add(COUNT, "cells", _numbered(_cells(lists), 1, 0))
+    if len(clicked):
+        feeds.add(COUNT, "cells", _numbered(clicked, 0, 1))
 
 
 def take_back(feeds: Feeds) -> None:
@@ -130,9 +130,8 @@ def _cells(lists: pa.Table) -> pa.Table:
 
 
 def _numbered(cells: pa.Table, impressions: int, clicks: int) -> pa.Table:
-    for name, number in (("impressions", impressions), ("clicks", clicks)):
-        cells = cells.append_column(name, pa.array(np.full(len(cells), number)))
-    return cells
+    numbers = [pa.array(np.full(len(cells), number)) for number in (impressions, clicks)]
+    return pa.Table.from_arrays([*cells.columns, *numbers], [*cells.column_names, "impressions", "clicks"])
 
 
 def read_windows(con: duckdb.DuckDBPyConnection, as_of: date) -> pa.Table:
