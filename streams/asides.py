@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from operator import attrgetter
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 
-from streams.lines import Flags, Int64s
+from streams.lines import Flags, Int64s, Spans
 
 COMPANIONS = ("context", "response")
 """What comes with the impressions of our own server beside the schema's fields, in the order in which `extra` has them."""
 ASIDE = ("decoding", *COMPANIONS)
 ABSENT = msgspec.Raw(b"")
+_FIRST = b',"%s":' % ASIDE[0].encode()
 
 _Aside: Any = msgspec.defstruct("Aside", [(name, msgspec.Raw, ABSENT) for name in ASIDE], gc=False)
 _decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Aside)
@@ -34,31 +35,32 @@ class Asides(NamedTuple):
     extra: pa.Array
     doubtful: Flags
 
-    def spread(self, rows: Int64s, length: int) -> Asides:
-        """Return `length` rows, these at `rows` and nothing elsewhere."""
-        if len(rows) == length:
-            return self
-        place = np.full(length, -1, np.int64)
-        place[rows] = np.arange(len(rows))
-        doubtful = np.zeros(length, np.bool_)
-        doubtful[rows] = self.doubtful
-        take = pa.array(place, mask=place < 0)
-        return Asides(self.decoding.take(take), self.extra.take(take), doubtful)
+    def spread(self, rows: Int64s) -> Asides:
+        """Return these rows of it; nothing for -1."""
+        take = pa.array(rows, mask=rows < 0)
+        return Asides(self.decoding.take(take), self.extra.take(take), np.append(self.doubtful, False)[rows])
 
 
-def read_asides(lines: Sequence[bytes]) -> Texts:
-    """Return these fields of lines that are JSON objects; of one that is not they are absent.
+def read_asides(lines: Spans, rows: Int64s) -> tuple[Texts, Int64s]:
+    """Return these fields of some lines, each of which is one JSON object, and which row of them is each line's.
 
-    So is a field that none of the lines has by its plain name, without escapes: its key then counts as one that nobody read.
+    A line is read from the last `,"decoding":` on. In JSON that stands outside of any string, and where what follows ends the
+    one object that it is in, and so does the line, that is the line's own. Where it does not the fields are absent, and so is
+    one before that place: their keys then count as such that nobody read.
     """
-    text = b"\n".join(lines)
-    try:
-        asides = _decoder.decode_lines(text)
-    except REFUSED:
-        asides = [_decode(line) for line in lines]
-    found = {name: list(map(attrgetter(name), asides)) for name in ASIDE}
-    is_there = {name: raws.count(ABSENT) < len(raws) and b'"%s"' % name.encode() in text for name, raws in found.items()}
-    return {name: list(map(bytes, raws)) if is_there[name] else [b""] * len(lines) for name, raws in found.items()}
+    starts, ends = lines.starts[rows], lines.ends[rows].tolist()
+    begins = np.maximum(list(map(lines.text.rfind, repeat(_FIRST), starts.tolist(), ends)), starts)
+    numbers: dict[bytes, int] = {}
+    tails = [lines.text[begin:end] for begin, end in zip(begins.tolist(), ends, strict=True)]
+    which = np.array([numbers.setdefault(tail, len(numbers)) for tail in tails], np.int64)
+    asides = _decode_each([b"{" + tail[1:] for tail in numbers])
+    return {name: [bytes(getattr(aside, name)) for aside in asides] for name in ASIDE}, which
+
+
+def count_keys(texts: Texts) -> Int64s:
+    """Return how often `":` stands in each row's fields and at their names."""
+    rows = zip(*texts.values(), strict=True)
+    return np.array([sum(1 + text.count(b'":') for text in row if text) for row in rows], np.int64)
 
 
 def make_asides(texts: Texts) -> Asides:
@@ -73,9 +75,19 @@ def make_asides(texts: Texts) -> Asides:
     return Asides(pa.array([text or None for text in decoding], pa.string()), extra, doubtful)
 
 
-def _decode(line: bytes) -> Any:
+def _decode_each(objects: list[bytes]) -> list[Any]:
+    """Return what each holds, nothing of one that is no object; each begins with { and ends with }."""
     try:
-        return _decoder.decode(line)
+        asides: list[Any] = _decoder.decode_lines(b"\n".join(objects))
+    except REFUSED:
+        asides = []
+    # After a } no value goes on with a {: as many values as lines are one on each.
+    return asides if len(asides) == len(objects) else list(map(_decode, objects))
+
+
+def _decode(text: bytes) -> Any:
+    try:
+        return _decoder.decode(text)
     except REFUSED:
         return _Aside()
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import json
 
-from streams.asides import ASIDE, make_asides, read_asides
+from streams.asides import ASIDE, count_keys, make_asides, read_asides
 from streams.events import Impression
 from streams.lines import Flags, Int64s, Spans
 from streams.normalising import normalise_column
@@ -89,7 +89,7 @@ def _take_apart(found: pa.RecordBatch, lines: Spans, low: int, high: int) -> Ite
             unread += column.is_null().to_numpy(zero_copy_only=False)
         doubts = doubtful[rows]
         if kind is Impression:
-            aside, strange = _read_aside(lines.take(rows[unread > 0] + low), unread)
+            aside, strange = _read_aside(lines, rows + low, unread)
             fields, doubts = fields | aside, doubts | strange
         ts_us = to_micros_column(fill_nulls(fields["ts"], np.nan).to_numpy())
         yield Wire(kind, fields, ts_us, rows + low, doubts | (unread != 0))
@@ -112,12 +112,12 @@ def _count_keys(lines: Spans, low: int, high: int) -> tuple[Int64s, Flags]:
     return keys, apart
 
 
-def _read_aside(lines: list[bytes], unread: Int64s) -> tuple[dict[str, pa.Array], Flags]:
-    """Return the fields that are kept as text, of the impressions with something unread, and take their keys off `unread`."""
-    rows = np.flatnonzero(unread > 0)
-    texts = read_asides(lines)
-    for found in filter(any, texts.values()):
-        keys = {text: 1 + text.count(b'":') if text else 0 for text in set(found)}
-        unread[rows] -= np.array([keys[text] for text in found], np.int64)
-    decoding, extra, doubtful = make_asides(texts).spread(rows, len(unread))
+def _read_aside(lines: Spans, rows: Int64s, unread: Int64s) -> tuple[dict[str, pa.Array], Flags]:
+    """Return the fields of impressions that are kept as text, and take their keys off `unread`."""
+    some = (unread > 0).nonzero()[0]
+    texts, which = read_asides(lines, rows[some])
+    unread[some] -= count_keys(texts)[which]
+    places = np.full(len(unread), -1)
+    places[some] = which
+    decoding, extra, doubtful = make_asides(texts).spread(places)
     return {"decoding": decoding, "extra": extra}, doubtful
