@@ -46,7 +46,7 @@ def _read_in_bulk(lines: Lines, limits: EventSettings, horizon: float) -> tuple[
     left = np.ones(len(lines.spans), np.bool_)
     readable = lines.braced & (lines.spans.ends - lines.spans.starts <= limits.max_line_bytes)
     for read in (read_json_lines, read_struct_lines):
-        rows = np.flatnonzero(left & readable)
+        rows = (left & readable).nonzero()[0]
         for wire in read(lines.spans.select(rows)) if len(rows) else ():
             own = rows[wire.rows]
             table, doubtful = event_columns(wire, _place(wire.kind, lines, own), limits, horizon)
@@ -54,7 +54,7 @@ def _read_in_bulk(lines: Lines, limits: EventSettings, horizon: float) -> tuple[
                 table, own = table.filter(pa.array(~doubtful)), own[~doubtful]
             tables[wire.kind].append(table)
             left[own] = False
-    return tables, np.flatnonzero(left)
+    return tables, left.nonzero()[0]
 
 
 def _place(kind: Kind, lines: Lines, rows: Int64s) -> dict[str, pa.Array]:

@@ -27,8 +27,9 @@ PIECE_BYTES = 4 * 1024 * 1024
 LEAST_BYTES = 64 * 1024
 """A piece that cannot be read is halved down to this size; the lines of one so small are given up."""
 
-_FIELDS = {kind: [name for name in kind.__struct_fields__ if name not in ASIDE] for kind in KINDS}
-_SCHEMA = pa.schema([(name, WIRE_TYPES.get(name, pa.string())) for name in ("type", *dict.fromkeys(chain(*_FIELDS.values())))])
+_FIELDS = {kind: [name for name in kind.__struct_fields__ if name not in ("ts", *ASIDE)] for kind in KINDS}
+_NAMES = ("type", "ts", *dict.fromkeys(chain(*_FIELDS.values())))
+_SCHEMA = pa.schema([(name, WIRE_TYPES.get(name, pa.string())) for name in _NAMES])
 _PARSE = json.ParseOptions(explicit_schema=_SCHEMA, unexpected_field_behavior="ignore")
 _TAGS = pa.array([str(kind.__struct_config__.tag) for kind in KINDS])
 _COLON_APART = re.compile(rb'"[ \t\r\n]+:')
@@ -40,7 +41,8 @@ def read_json_lines(lines: Spans) -> Iterator[Wire]:
 
     A line that is in nothing that is yielded could not be read here.
     """
-    bounds = [0, *(np.flatnonzero(np.diff(lines.starts // PIECE_BYTES)) + 1).tolist(), len(lines)]
+    pieces = lines.starts // PIECE_BYTES
+    bounds = [0, *((pieces[1:] != pieces[:-1]).nonzero()[0] + 1).tolist(), len(lines)]
     for low, high in pairwise(bounds):
         yield from _read_halving(lines, low, high)
 
@@ -78,21 +80,21 @@ def _take_apart(found: pa.RecordBatch, lines: Spans, low: int, high: int) -> Ite
     """Yield the events of each kind that were read of the lines from `low` up to `high`."""
     keys, doubtful = _count_keys(lines, low, high)
     code = fill_nulls(pc.index_in(found["type"], value_set=_TAGS), -1).to_numpy()
+    ts_us = to_micros_column(fill_nulls(found["ts"], np.nan).to_numpy())
     found = found.append_column("query_norm", normalise_column(fill_nulls(found["query"], "")))
     for number, kind in enumerate(KINDS):
-        if not len(rows := np.flatnonzero(code == number)):
+        if not len(rows := (code == number).nonzero()[0]):
             continue
         chosen = found.select([*_FIELDS[kind], "query_norm"]).take(pa.array(rows))
         fields = dict(zip(chosen.schema.names, chosen.columns, strict=True))
-        unread = keys[rows] - 1 - len(_FIELDS[kind])
+        unread = keys[rows] - 2 - len(_FIELDS[kind])  # type and ts are there: without either it is no event
         for column in filter(attrgetter("null_count"), chosen.columns):
             unread += column.is_null().to_numpy(zero_copy_only=False)
         doubts = doubtful[rows]
         if kind is Impression:
             aside, strange = _read_aside(lines, rows + low, unread)
             fields, doubts = fields | aside, doubts | strange
-        ts_us = to_micros_column(fill_nulls(fields["ts"], np.nan).to_numpy())
-        yield Wire(kind, fields, ts_us, rows + low, doubts | (unread != 0))
+        yield Wire(kind, fields, ts_us[rows], rows + low, doubts | (unread != 0))
 
 
 def _count_keys(lines: Spans, low: int, high: int) -> tuple[Int64s, Flags]:
@@ -103,12 +105,14 @@ def _count_keys(lines: Spans, low: int, high: int) -> tuple[Int64s, Flags]:
     start = int(lines.starts[low])
     ends = lines.ends[low:high] - start
     data = np.frombuffer(lines.text, np.uint8, int(ends[-1]), start)
-    colons = np.flatnonzero(data == _COLON)
+    colons = (data == _COLON).nonzero()[0]
     before = data[colons - 1]  # no line begins with a colon
-    keys = np.diff(np.searchsorted(colons[before == _QUOTE], ends), prepend=0)
+    keys = colons[before == _QUOTE].searchsorted(ends)
+    keys[1:] -= keys[:-1].copy()
     apart = np.zeros(high - low, np.bool_)
-    suspects = np.unique(np.searchsorted(ends, colons[before <= _SPACE], side="right"))
-    apart[suspects] = [_COLON_APART.search(line) is not None for line in lines.take(suspects + low)]
+    if len(spaced := colons[before <= _SPACE]):
+        suspects = np.unique(ends.searchsorted(spaced, side="right"))
+        apart[suspects] = [_COLON_APART.search(line) is not None for line in lines.take(suspects + low)]
     return keys, apart
 
 

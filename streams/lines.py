@@ -71,19 +71,19 @@ def split_records(records: Sequence[tuple[int, bytes]]) -> Lines:
     """Return the lines of (offset, value) records, in log order."""
     text = b"\n".join([value for _, value in records])
     data = np.frombuffer(text, np.uint8)
-    breaks = np.flatnonzero(data == _BREAK)
+    breaks = (data == _BREAK).nonzero()[0]
     # Where every line break stands between two braces, no line is blank or has white space around it.
     if not _is_braced(text) or (data[breaks - 1] != _CLOSE).any() or (data[breaks + 1] != _OPEN).any():
         return _split_each(records)
     offsets = np.array([offset for offset, _ in records], np.int64)
-    spans = Spans(text, np.append(0, breaks + 1), np.append(breaks, len(text)))
+    bounds = np.concatenate([[-1], breaks, [len(text)]])
+    spans = Spans(text, bounds[:-1] + 1, bounds[1:])
     braced = np.ones(len(spans), np.bool_)
     if len(spans) == len(records):
         return Lines(spans, offsets, np.zeros(len(spans), np.int64), braced)
-    ends = np.cumsum([len(value) + 1 for _, value in records]) - 1
-    sizes = np.diff(np.searchsorted(breaks, ends) + 1, prepend=0)
-    numbers = np.arange(len(spans)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return Lines(spans, np.repeat(offsets, sizes), numbers, braced)
+    sizes = np.array([value.count(b"\n") + 1 for _, value in records], np.int64)
+    numbers = np.arange(len(spans)) - (sizes.cumsum() - sizes).repeat(sizes)
+    return Lines(spans, offsets.repeat(sizes), numbers, braced)
 
 
 def _split_each(records: Sequence[tuple[int, bytes]]) -> Lines:

@@ -6,6 +6,7 @@ A plain text is ASCII with single spaces inside; its normal form is itself in lo
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -25,20 +26,27 @@ def normalise_column(texts: pa.StringArray) -> pa.StringArray:
     return pc.replace_with_mask(lowered, pa.array(special), norms)
 
 
+def text_bounds(texts: pa.StringArray) -> npt.NDArray[np.int32]:
+    """Return where each text starts in their buffer, and where the last one ends; nothing of no texts."""
+    if not len(texts):
+        return np.empty(0, np.int32)
+    return np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + len(texts) + 1]
+
+
 def find_special(texts: pa.StringArray) -> Flags:
     """Flag the texts that are not plain, and perhaps some that are."""
-    buffers = texts.buffers()
-    starts = np.frombuffer(buffers[1], np.int32)[texts.offset : texts.offset + len(texts) + 1]
-    if not len(texts) or starts[-1] == starts[0]:
+    bounds = text_bounds(texts)
+    if not len(texts) or bounds[-1] == bounds[0]:
         return np.ones(len(texts), np.bool_)
-    text = np.frombuffer(buffers[2], np.uint8)[starts[0] : starts[-1]]
-    bounds = starts - starts[0]
+    text = np.frombuffer(texts.buffers()[2], np.uint8)[bounds[0] : bounds[-1]]
+    bounds = bounds - bounds[0]
     odd = (text < SPACE) | (text > LAST_ASCII)
     space = text == SPACE
     odd[1:] |= space[1:] & space[:-1]
     empty = bounds[1:] == bounds[:-1]
-    first = space[np.minimum(bounds[:-1], len(text) - 1)]
-    last = space[np.maximum(bounds[1:] - 1, 0)]
+    first = space.take(bounds[:-1], mode="clip")
+    last = space.take(bounds[1:] - 1, mode="clip")
     special: Flags = empty | first | last
-    special[np.searchsorted(bounds, odd.nonzero()[0], side="right") - 1] = True
+    if odd.any():
+        special[np.searchsorted(bounds, odd.nonzero()[0], side="right") - 1] = True
     return special

@@ -13,10 +13,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from streams.columns import CLICKS, IMPRESSIONS, QUERIES, event_days
+from streams.columns import CLICKS, IMPRESSIONS, QUERIES, TEXTS, event_days
 from streams.events import MAX_ID_CHARS, MAX_TS_US, Click, EventSettings, Impression, Query, normalise
 from streams.lines import Flags, Int64s
-from streams.normalising import normalise_column
+from streams.normalising import normalise_column, text_bounds
 
 Kind = type[Query] | type[Impression] | type[Click]
 KINDS: tuple[Kind, ...] = (Query, Impression, Click)
@@ -39,9 +39,9 @@ Fields = Mapping[str, pa.Array]
 class Wire:
     """Events of one kind as they came.
 
-    `fields` has an array for each wire field, `query_norm` (of null that of ""), and `extra` of impressions; `ts_us` is -1 for a
-    time outside 1970 to 9999. `rows` says which of the lines each one is. Of a row in `doubtful` nothing is certain, and any
-    value may be null.
+    `fields` has an array for each wire field but ts, `query_norm` (of null that of ""), and `extra` of impressions; `ts_us` is
+    -1 for a time outside 1970 to 9999. `rows` says which of the lines each one is. Of a row in `doubtful` nothing is certain,
+    and any value may be null.
     """
 
     kind: Kind
@@ -84,17 +84,24 @@ def _impressions(fields: Fields, limits: EventSettings) -> tuple[Fields, Flags]:
     starts = items.offsets.to_numpy()
     texts = fill_nulls(items.values, "")
     norms = normalise_column(texts)
-    changed = _any_of(pc.not_equal(texts, norms).to_numpy(zero_copy_only=False), starts)
-    sizes = np.diff(starts)
+    sizes = starts[1:] - starts[:-1]
     doubtful = _any_of(_is_strange(texts, norms, limits), starts) | (sizes < 1) | (sizes > limits.max_items)
     doubtful |= _lacks_a_number(fields) | _is_no_id(fields["impression_id"])
     doubtful |= _is_no_id(fields["task"], optional=True) | _is_no_id(fields["release"], optional=True)
-    return {"items_norm": pa.ListArray.from_arrays(items.offsets, norms, mask=pa.array(~changed))}, doubtful
+    return {"items_norm": _changed(items.offsets, texts, norms)}, doubtful
+
+
+def _changed(offsets: pa.Array, texts: pa.StringArray, norms: pa.StringArray) -> pa.Array:
+    """Return the lists of normal forms, null where each is the text itself."""
+    if texts.equals(norms):
+        return pa.nulls(len(offsets) - 1, TEXTS)
+    changed = _any_of(pc.not_equal(texts, norms).to_numpy(zero_copy_only=False), offsets.to_numpy())
+    return pa.ListArray.from_arrays(offsets, norms, mask=pa.array(~changed))
 
 
 def _clicks(fields: Fields, limits: EventSettings) -> tuple[Fields, Flags]:
     position = fill_nulls(fields["position"], -1).to_numpy()
-    sizes = fill_nulls(pc.binary_length(fields["item"]), 1).to_numpy()
+    sizes = _sizes(fields["item"], of_null=1)
     doubtful = (position < 0) | (position > MAX_POSITION) | (sizes < 1) | (sizes > limits.max_query_chars)
     return {"item_norm": _norms(fields["item"])}, doubtful | _is_no_id(fields["impression_id"])
 
@@ -103,13 +110,12 @@ def _has_strange_shared(fields: Fields, limits: EventSettings) -> Flags:
     """Flag events with a strange value in a field that all kinds have."""
     strange = _is_strange(fields["query"], fields["query_norm"], limits)
     strange |= _is_no_id(fields["event_id"]) | _is_no_id(fields["session_id"])
-    strange |= fill_nulls(pc.binary_length(fields["user_id"]), 0).to_numpy() > MAX_ID_CHARS
-    return strange
+    return strange | (_sizes(fields["user_id"]) > MAX_ID_CHARS)
 
 
 def _is_no_id(column: pa.Array, optional: bool = False) -> Flags:
     """Flag what is empty, or longer in bytes than an id may be in characters."""
-    sizes: Int64s = fill_nulls(pc.binary_length(column), 1 if optional else 0).to_numpy()
+    sizes = _sizes(column, of_null=1 if optional else 0)
     return (sizes < 1) | (sizes > MAX_ID_CHARS)
 
 
@@ -123,8 +129,17 @@ def _lacks_a_number(fields: Fields) -> Flags:
 
 def _is_strange(texts: pa.StringArray, norms: pa.StringArray, limits: EventSettings) -> Flags:
     """Flag texts that may be too long or only white space."""
-    lengths, left = fill_nulls(pc.binary_length(texts), 0).to_numpy(), pc.binary_length(norms).to_numpy()
-    return (lengths > limits.max_query_chars) | (left == 0)  # type: ignore[no-any-return]
+    strange: Flags = (_sizes(texts) > limits.max_query_chars) | (_sizes(norms) == 0)
+    return strange
+
+
+def _sizes(texts: pa.StringArray, of_null: int = 0) -> npt.NDArray[np.int32]:
+    """Return how many bytes each text has."""
+    bounds = text_bounds(texts)
+    sizes: npt.NDArray[np.int32] = bounds[1:] - bounds[:-1]
+    if texts.null_count:
+        sizes[texts.is_null().to_numpy(zero_copy_only=False)] = of_null
+    return sizes
 
 
 def _norms(texts: pa.StringArray) -> pa.Array:
@@ -136,5 +151,7 @@ def _norms(texts: pa.StringArray) -> pa.Array:
 
 def _any_of(flags: Flags, starts: npt.NDArray[np.int32]) -> Flags:
     """Say of each list whether one of its elements is flagged."""
-    before = np.concatenate([[0], np.cumsum(flags)])[starts]
-    return np.diff(before) > 0
+    if not flags.any():
+        return np.zeros(len(starts) - 1, np.bool_)
+    before = np.append(0, flags.cumsum())[starts]
+    return before[1:] > before[:-1]

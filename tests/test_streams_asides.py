@@ -58,7 +58,9 @@ def test_keys_are_counted_with_their_names() -> None:
 
 
 def test_rows_are_spread_and_elsewhere_is_nothing() -> None:
-    made = make_asides({"decoding": [b"{}", b"1"], "context": [b"", b"2"], "response": [b"", b""]}).spread(np.array([1, -1, 0, 1]))
+    made = make_asides({"decoding": [b"{}", b"1"], "context": [b"", b"2"], "response": [b"", b""]}).spread(
+        np.array([1, -1, 0, 1])
+    )
     assert made.decoding.to_pylist() == [None, None, "{}", None]
     assert made.extra.to_pylist() == ['{"context":2}', None, None, '{"context":2}']
     assert made.doubtful.tolist() == [True, False, False, True]

@@ -7,7 +7,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 
 from streams.events import normalise
-from streams.normalising import find_special, normalise_column
+from streams.normalising import find_special, normalise_column, text_bounds
 
 PIECES = st.sampled_from(["Red", "shoes", " ", "  ", "\t", "\x1f", "\x00", "\x7f", "É", "ｒ", "ß", "\u2003", "", "a", "Z"])
 TEXTS = st.lists(PIECES, max_size=4).map("".join) | st.text(max_size=6)
@@ -23,3 +23,10 @@ def test_a_column_is_normalised_as_its_texts_are(texts: list[str], skipped: int,
 def test_plain_texts_are_told_from_others() -> None:
     texts = ["red shoes", "Red Shoes", " red", "red ", "red  shoes", "r\u00e9d", "", "a\tb", "x"]
     assert find_special(pa.array(texts)).nonzero()[0].tolist() == [2, 3, 4, 5, 6, 7]
+
+
+def test_bounds_are_those_of_the_texts_that_are_left() -> None:
+    column = pa.array(["ab", "", None, "c"], pa.string())
+    assert text_bounds(column).tolist() == [0, 2, 2, 2, 3]
+    assert text_bounds(column.slice(1)).tolist() == [2, 2, 2, 3]
+    assert text_bounds(column.slice(4)).tolist() == []
