@@ -194,7 +194,8 @@ def _find_recent(asked: pa.Table, maybe: Int64s, oldest_us: Int64s, recent: Rece
     places, events = recent.find(asked["key"].to_numpy()[maybe])
     if events is not None:
         rows = maybe[places]
-        same = pc.equal(events["event_id"], asked["event_id"].take(pa.array(rows))).to_numpy()
+        equal = pc.equal(events["event_id"], asked["event_id"].take(pa.array(rows)))
+        same = pc.fill_null(equal, False).to_numpy()  # a reject without an id has a key too
         found[places[same & (events["ts_us"].to_numpy() >= oldest_us[rows])]] = True
     return found
 

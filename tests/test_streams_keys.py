@@ -93,6 +93,16 @@ def test_ids_that_share_a_key_are_told_apart_inside_a_batch_and_between_batches(
     shard.close()
 
 
+def test_a_line_without_an_id_may_share_its_key_with_an_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys, "HASH", "SELECT 7::UBIGINT AS key FROM texts")
+    shard = Shard.open(tmp_path / "shard.duckdb", CountingRules())
+    feed(shard, [query("e1", START), b"{", b"{}"], batch=1)
+    feed(shard, [b"{", b"[", query("e1", START)], start=3)
+    totals = shard.totals()
+    assert (totals.counted, totals.duplicates, totals.quarantined) == (1, 2, {"malformed": 2, "invalid": 1})
+    shard.close()
+
+
 def test_keys_of_a_batch_stand_beside_its_events_and_then_its_rejects(tmp_path: Path) -> None:
     rejects = [Reject(Reason.INVALID, "", b"{}", None, None, 3, 1), Reject(Reason.INVALID, "", b"{}", "e1", START, 0, 5)]
     columns = columns_of(Decoded([], [], [], rejects))
