@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import repeat
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from streams.events import is_deep
 from streams.lines import Flags, Int64s, Spans
 
 COMPANIONS = ("context", "response")
@@ -17,6 +19,8 @@ COMPANIONS = ("context", "response")
 ASIDE = ("decoding", *COMPANIONS)
 ABSENT = msgspec.Raw(b"")
 _FIRST = b',"%s":' % ASIDE[0].encode()
+_QUOTED = [b'"%s"' % name.encode() for name in ASIDE]
+_ESCAPED_LETTER = re.compile(rb"\\u00[67]")
 
 _Aside: Any = msgspec.defstruct("Aside", [(name, msgspec.Raw, ABSENT) for name in ASIDE], gc=False)
 _decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Aside)
@@ -55,6 +59,11 @@ def read_asides(lines: Spans, rows: Int64s) -> tuple[Texts, Int64s]:
     which = np.array([numbers.setdefault(tail, len(numbers)) for tail in tails], np.int64)
     asides = _decode_each([b"{" + tail[1:] for tail in numbers])
     return {name: [bytes(getattr(aside, name)) for aside in asides] for name in ASIDE}, which
+
+
+def may_repeat(line: bytes) -> bool:
+    """Say whether a line may have one of these fields twice; its key may be escaped, as no writer of JSON does with a letter."""
+    return any(line.count(name) > 1 for name in _QUOTED) or _ESCAPED_LETTER.search(line) is not None
 
 
 def count_keys(texts: Texts) -> Int64s:
@@ -102,9 +111,11 @@ def _extra(texts: Sequence[bytes]) -> str:
 
 
 def _decoding_text(text: bytes) -> str | None:
-    """Return an object's JSON as it is stored, "" for null or nothing, None for what is neither."""
+    """Return an object's JSON as it is stored, "" for null or nothing, None for what is neither or too deep."""
     try:
         value = _object_decoder.decode(text or b"null")
     except REFUSED:
+        return None
+    if value and is_deep(value):
         return None
     return "" if value is None else msgspec.json.encode(value).decode()

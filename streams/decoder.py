@@ -15,6 +15,7 @@ import msgspec
 from streams.events import (
     DEFAULT_LIMITS,
     KNOWN,
+    MAX_DEPTH,
     MAX_TS_US,
     SPACE,
     Click,
@@ -26,6 +27,7 @@ from streams.events import (
     Impression,
     Reason,
     Reject,
+    is_deep,
     printable,
     to_micros,
 )
@@ -145,7 +147,10 @@ def _decode_with_extra(line: bytes) -> tuple[Event, bytes]:
 
 def _type_of(fields: Mapping[str, msgspec.Raw]) -> str:
     """Return the event's type, which may stand behind the unknown field that stopped the strict decoder."""
-    tag = msgspec.json.decode(fields["type"]) if "type" in fields else None
+    try:
+        tag = msgspec.json.decode(fields["type"], type=str) if "type" in fields else None
+    except msgspec.ValidationError as error:
+        raise EventError(Reason.INVALID, f"type: {printable(str(error))}") from error
     if tag not in KNOWN:
         raise EventError(Reason.INVALID, f"type: {printable(repr(tag))} is not one of {', '.join(sorted(KNOWN))}")
     return str(tag)
@@ -184,7 +189,7 @@ def _fault(event: Event, ts_us: int, size: int, limits: EventSettings, horizon: 
     # A text has no more characters than its line has bytes.
     if size > limits.max_query_chars and (long := _too_long(event, limits.max_query_chars)):
         return Reason.TOO_LARGE, long
-    if type(event) is Impression and (fault := _items_fault(event.items, limits)):
+    if type(event) is Impression and (fault := _impression_fault(event, limits)):
         return fault
     if ts_us > horizon:
         return (
@@ -204,11 +209,13 @@ def _too_long(event: Event, limit: int) -> str | None:
     return None
 
 
-def _items_fault(items: tuple[str, ...], limits: EventSettings) -> tuple[Reason, str] | None:
-    if len(items) > limits.max_items:
-        return Reason.TOO_LARGE, f"items: {len(items)} of them, at most {limits.max_items} are allowed"
-    if any(map(str.isspace, items)):
+def _impression_fault(event: Impression, limits: EventSettings) -> tuple[Reason, str] | None:
+    if len(event.items) > limits.max_items:
+        return Reason.TOO_LARGE, f"items: {len(event.items)} of them, at most {limits.max_items} are allowed"
+    if any(map(str.isspace, event.items)):
         return Reason.INVALID, "items: one is only white space"
+    if event.decoding and is_deep(event.decoding):
+        return Reason.INVALID, f"decoding: nested more than {MAX_DEPTH} deep"
     return None
 
 

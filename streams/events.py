@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import unicodedata
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -21,6 +21,8 @@ from pydantic import BaseModel, Field
 MAX_ID_CHARS = 256
 MAX_TS_US = 253_402_300_800 * 1_000_000
 """Event times lie in [0, MAX_TS_US) microseconds: 1970 to 9999. A ts in milliseconds falls outside and is refused as invalid."""
+MAX_DEPTH = 64
+"""Objects and lists in each other in `decoding`: far from where reading or writing JSON runs out of stack."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -186,10 +188,24 @@ def normalise(text: str) -> str:
 
 
 def to_micros(ts: float | datetime) -> int:
-    """Return microseconds since the epoch for seconds (rounded) or an aware datetime."""
+    """Return microseconds since the epoch for seconds (rounded) or an aware datetime, MAX_TS_US or -1 for what is far outside."""
     if isinstance(ts, datetime):
         return (ts - EPOCH) // MICROSECOND
-    return round(ts * 1_000_000)
+    return round(ts * 1_000_000) if abs(ts) < MAX_TS_US else MAX_TS_US if ts > 0 else -1
+
+
+def is_deep(value: object) -> bool:
+    """Say whether a JSON value has objects and lists more than MAX_DEPTH deep."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [inner for outer in level for inner in _members(outer)]
+    return bool(level)
+
+
+def _members(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def make_event_id() -> str:

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from streams.asides import ABSENT, ASIDE, REFUSED, make_asides
+from streams.asides import ABSENT, ASIDE, REFUSED, make_asides, may_repeat
 from streams.events import MAX_TS_US, Impression, to_micros
 from streams.lines import Int64s, Spans
 from streams.normalising import normalise_column
@@ -51,6 +51,7 @@ def read_struct_lines(lines: Spans) -> Iterator[Wire]:
     """Read lines that each begin with { and end with }; one that is in nothing that is yielded could not be read here."""
     found: list[dict[str, list[Any]]] = [{name: [] for name in getters} for getters in _GETTERS]
     rows: list[list[int]] = [[] for _ in KINDS]
+    doubtful: list[int] = []
     first = 0
     for chunk in _chunks(lines.take(np.arange(len(lines)))):
         events = _decode_lines(chunk)
@@ -59,10 +60,11 @@ def read_struct_lines(lines: Spans) -> Iterator[Wire]:
             of_kind = [event for event in events if type(event) is bare]
             for name, get in getters.items():
                 fields[name].extend(map(get, of_kind))
+        doubtful += [row for row, line in enumerate(chunk, first) if may_repeat(line)]
         first += len(chunk)
     for kind, fields, own in zip(KINDS, found, rows, strict=True):
         if own:
-            yield _wire(kind, fields, np.array(own, np.int64))
+            yield _wire(kind, fields, np.array(own, np.int64), doubtful)
 
 
 def _chunks(texts: list[bytes]) -> Iterator[list[bytes]]:
@@ -98,14 +100,16 @@ def _decode(line: bytes) -> Any:
         return None
 
 
-def _wire(kind: Kind, found: dict[str, list[Any]], rows: Int64s) -> Wire:
-    doubtful = np.zeros(len(rows), np.bool_)
+def _wire(kind: Kind, found: dict[str, list[Any]], rows: Int64s, repeating: list[int]) -> Wire:
+    """Return events of one kind; of those in the rows `repeating` only the last of equal fields was looked at."""
+    doubtful = np.isin(rows, repeating)
     texts = {name: list(map(bytes, found.pop(name))) for name in ASIDE if name in found}
     ts_us = _micros(found.pop("ts"))
     fields = {name: pa.array(values, WIRE_TYPES.get(name, pa.string())) for name, values in found.items()}
     fields["query_norm"] = normalise_column(fields["query"])
     if texts:
-        decoding, extra, doubtful = make_asides(texts)
+        decoding, extra, strange = make_asides(texts)
+        doubtful |= strange
         fields |= {"decoding": decoding, "extra": extra}
     return Wire(kind, fields, ts_us, rows, doubtful)
 

@@ -58,7 +58,8 @@ def fill_nulls(column: pa.Array, value: object) -> pa.Array:
 
 def to_micros_column(seconds: npt.NDArray[np.float64]) -> Int64s:
     """Return microseconds since the epoch, -1 for what is outside 1970 to 9999 or no number."""
-    rounded = np.rint(seconds * 1_000_000)
+    with np.errstate(over="ignore"):
+        rounded = np.rint(seconds * 1_000_000)
     inside = (rounded >= 0) & (rounded < MAX_TS_US)
     return np.where(inside, rounded, -1).astype(np.int64)
 

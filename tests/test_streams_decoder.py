@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 
 from streams.decoder import decode_record, decode_records, parse_line
-from streams.events import Click, Decoded, Event, EventSettings, Impression, Query, Reason, Reject
+from streams.events import MAX_DEPTH, Click, Decoded, Event, EventSettings, Impression, Query, Reason, Reject
 
 QUERY: dict[str, Any] = {"type": "query", "event_id": "e", "ts": 1.5, "session_id": "s", "query": "q"}
 IMPRESSION: dict[str, Any] = {**QUERY, "type": "impression", "impression_id": "i", "items": ["a", "b"]}
@@ -19,6 +19,13 @@ CLICK: dict[str, Any] = {**QUERY, "type": "click", "impression_id": "i", "positi
 
 def line(event: dict[str, Any], /, **changed: Any) -> bytes:
     return json.dumps({name: value for name, value in {**event, **changed}.items() if value is not ...}).encode()
+
+
+def nested(depth: int) -> dict[str, Any]:
+    value: Any = 1
+    for _ in range(depth):
+        value = {"a": value}
+    return dict(value)
 
 
 def accepted(raw: bytes) -> Event:
@@ -120,6 +127,11 @@ def test_what_is_not_json_in_utf8_is_malformed(raw: bytes) -> None:
         (line(QUERY, ts=-1), "ts"),
         (line(QUERY, ts=1614556800000), "ts"),
         (line(QUERY, ts=1e300), "ts"),
+        (line(QUERY, ts=1e305), "ts"),
+        (line(CLICK, ts=-1e308), "ts"),
+        (b'{"type":"query","own":1,"type":[]}', "type"),
+        (b'{"type":"query","own":1,"type":{}}', "type"),
+        (b'{"type":"query","own":1,"type":1e999}', "type"),
         (line(QUERY, ts=10**400), "ts"),
         (line(QUERY, ts="1614556800"), "ts"),
         (line(QUERY, ts="2021-03-01T00:00:00"), "ts"),
@@ -133,6 +145,8 @@ def test_what_is_not_json_in_utf8_is_malformed(raw: bytes) -> None:
         (line(IMPRESSION, items="a"), "items"),
         (line(IMPRESSION, impression_id=...), "impression_id"),
         (line(IMPRESSION, predicted=[True]), "predicted"),
+        (line(IMPRESSION, decoding=nested(MAX_DEPTH + 1)), "decoding"),
+        (line(IMPRESSION, decoding=nested(500)), "decoding"),
         (line(CLICK, position=...), "position"),
         (line(CLICK, position=-1), "position"),
         (line(CLICK, position=True), "position"),
@@ -164,6 +178,11 @@ def test_what_is_over_a_limit_is_too_large(raw: bytes, named: str) -> None:
     reject = refused(raw)
     assert reject.reason is Reason.TOO_LARGE
     assert named in reject.detail
+
+
+def test_what_a_model_was_asked_to_do_may_be_nested_to_a_depth() -> None:
+    event = accepted(line(IMPRESSION, decoding=nested(MAX_DEPTH)))
+    assert isinstance(event, Impression) and event.decoding == nested(MAX_DEPTH)
 
 
 def test_limits_are_inclusive_and_settable() -> None:
