@@ -156,7 +156,7 @@ def keep(feeds: Feeds, judged: Sequence[tuple[Candidate, str | None, int]], fitt
 
 def forget_refused(feeds: Feeds, event_ids: Sequence[str]) -> None:
     """Forget refused versions of events of which a good version counts now."""
-    feeds.execute(FORGET_REFUSED, {"ids": list(event_ids)})
+    feeds.change(FORGET_REFUSED, {"ids": list(event_ids)})
 
 
 def to_table(rows: Sequence[tuple[object, ...]], schema: pa.Schema) -> pa.Table:

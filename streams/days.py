@@ -48,8 +48,8 @@ def soil_days(feeds: Feeds, days: Iterable[date], dirty: set[date]) -> None:
     """Say of days that their counts changed; `dirty` are those that are known to have, and becomes all of them."""
     changed = sorted(set(days) - dirty)
     if changed:
-        feeds.execute(SOIL, {"days": changed})
-        feeds.execute(ADD, {"days": changed})
+        feeds.change(SOIL, {"days": changed})
+        feeds.change(ADD, {"days": changed})
         dirty.update(changed)
 
 

@@ -55,6 +55,13 @@ class Feeds:
         self.begin()
         return self._run(sql, params, tables)
 
+    def change(self, sql: str, params: dict[str, Any] | None = None, **tables: pa.Table) -> None:
+        """Run a constant INSERT, UPDATE, DELETE or definition over these tables in the same way, to its end.
+
+        DuckDB was seen to run a DELETE whose result nobody fetched only in part before the next query looked at the table.
+        """
+        self.execute(sql, params, **tables).fetchall()
+
     def fetch_table(self, sql: str, params: dict[str, Any] | None = None, **tables: pa.Table) -> pa.Table:
         """Return what a query over these tables gives, in the transaction, over all that was added before."""
         self.begin()
@@ -90,7 +97,7 @@ class Feeds:
         put_off, self._put_off = self._put_off, {}
         for sql, (name, tables) in put_off.items():
             if any(map(len, tables)):
-                self._run(sql, None, {name: pa.concat_tables(tables)})
+                self._run(sql, None, {name: pa.concat_tables(tables)}).fetchall()  # as in `change`
 
     def commit(self) -> None:
         """Write what was put off, and all that the transaction did."""

@@ -48,7 +48,7 @@ def read_folds(con: duckdb.DuckDBPyConnection) -> Folds:
 def open_days(feeds: Feeds, days: Iterable[date], folds: Folds) -> None:
     """Give days that have lists for the first time a fold, in the table and in `folds`."""
     if new := sorted(set(days) - folds.keys()):
-        feeds.execute(OPEN, {"days": new})
+        feeds.change(OPEN, {"days": new})
         folds.update(dict.fromkeys(new, ""))
 
 

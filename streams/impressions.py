@@ -103,12 +103,12 @@ def retract(feeds: Feeds, replaced: list[str]) -> Retraction:
         return Retraction(0, Counter(), set())
     feeds.feed("replaced_ids", pa.table({"impression_id": pa.array(replaced, pa.string())}))
     for sql in (REOPENED, REPLACED, RETRACTED_POSITIONS, TAKEN_BACK):
-        feeds.execute(sql)
+        feeds.change(sql)
     windows.take_back(feeds)
     quarantined = quarantine.take_back(feeds)
     days = {day for (day,) in feeds.execute(REPLACED_DAYS).fetchall()}
     for sql in (DROP_REPLACED, DROP_REOPENED, "DROP TABLE replaced_lists"):
-        feeds.execute(sql)
+        feeds.change(sql)
     return Retraction(feeds.execute(REOPENED_COUNTED).fetchall()[0][0], quarantined, days)
 
 

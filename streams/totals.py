@@ -126,5 +126,5 @@ def save_totals(feeds: Feeds, totals: ShardTotals) -> None:
         "quarantined": json.dumps(totals.quarantined),
         "earlier_events": totals.earlier_events,
     }
-    feeds.execute(UNSAVE)
-    feeds.execute(SAVE, totals=pa.Table.from_pylist([row], ROW))
+    feeds.change(UNSAVE)
+    feeds.change(SAVE, totals=pa.Table.from_pylist([row], ROW))

@@ -114,8 +114,8 @@ def count(feeds: Feeds, lists: pa.Table, clicked: pa.Table) -> None:
 
 def take_back(feeds: Feeds) -> None:
     """Uncount the lists in the relation `replaced_lists` and the rows of `clicked_positions`."""
-    feeds.execute(TAKE_BACK_IMPRESSIONS)
-    feeds.execute(TAKE_BACK_CLICKS)
+    feeds.change(TAKE_BACK_IMPRESSIONS)
+    feeds.change(TAKE_BACK_CLICKS)
 
 
 def _cells(lists: pa.Table) -> pa.Table:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from streams import compaction, folds, impressions, windows
+from streams.feeds import Feeds
 from streams.rules import DAY_US
 from streams.store import CountingRules, Shard
 from tests.logs import START, click, day, feed, impression, rows
@@ -42,7 +43,7 @@ def test_lists_beyond_the_fold_are_cells_where_they_stand(con: duckdb.DuckDBPyCo
         show(con, query, ["x", "y"])
     assert cells(con) == [], "of a day without a fold nothing is known"
     known: folds.Folds = {}
-    folds.open_days(con, [DAY], known)
+    folds.open_days(Feeds(con, in_transaction=True), [DAY], known)
     assert known == folds.read_folds(con) == {DAY: ""}
     assert len(cells(con)) == 6
     folds.move_fold(con, DAY, "b")
@@ -52,7 +53,7 @@ def test_lists_beyond_the_fold_are_cells_where_they_stand(con: duckdb.DuckDBPyCo
 
 
 def test_a_fold_never_goes_back(con: duckdb.DuckDBPyConnection) -> None:
-    folds.open_days(con, [DAY], {})
+    folds.open_days(Feeds(con, in_transaction=True), [DAY], {})
     for upto, left in (("m", "m"), ("c", "m"), ("é", "é"), (None, None), ("z", None)):
         folds.move_fold(con, DAY, upto)
         assert folds.read_folds(con) == {DAY: left}
@@ -62,10 +63,10 @@ def test_a_fold_never_goes_back(con: duckdb.DuckDBPyConnection) -> None:
 
 def test_a_day_is_opened_once(con: duckdb.DuckDBPyConnection) -> None:
     known: folds.Folds = {}
-    folds.open_days(con, [DAY], known)
+    folds.open_days(Feeds(con, in_transaction=True), [DAY], known)
     folds.move_fold(con, DAY, None)
     known = folds.read_folds(con)
-    folds.open_days(con, [NEXT, DAY], known)
+    folds.open_days(Feeds(con, in_transaction=True), [NEXT, DAY], known)
     assert known == folds.read_folds(con) == {DAY: None, NEXT: ""}
     assert folds.find_unfolded(con, NEXT) == []
     assert folds.find_unfolded(con, NEXT + timedelta(days=1)) == [NEXT]
