@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from streams.events import is_deep
-from streams.lines import Flags, Int64s, Spans
+from streams.lines import REFUSED, Flags, Int64s, Spans, decode_objects
 
 COMPANIONS = ("context", "response")
 """What comes with the impressions of our own server beside the schema's fields, in the order in which `extra` has them."""
@@ -25,7 +25,6 @@ _ESCAPED_LETTER = re.compile(rb"\\u00[67]")
 _Aside: Any = msgspec.defstruct("Aside", [(name, msgspec.Raw, ABSENT) for name in ASIDE], gc=False)
 _decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Aside)
 _object_decoder = msgspec.json.Decoder(dict[str, Any] | None)
-REFUSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for text that it refuses."""
 
 Texts = Mapping[str, Sequence[bytes]]
@@ -57,7 +56,7 @@ def read_asides(lines: Spans, rows: Int64s) -> tuple[Texts, Int64s]:
     numbers: dict[bytes, int] = {}
     tails = [lines.text[begin:end] for begin, end in zip(begins.tolist(), ends, strict=True)]
     which = np.array([numbers.setdefault(tail, len(numbers)) for tail in tails], np.int64)
-    asides = _decode_each([b"{" + tail[1:] for tail in numbers])
+    asides = [aside or _Aside() for aside in decode_objects(_decoder, [b"{" + tail[1:] for tail in numbers])]
     return {name: [bytes(getattr(aside, name)) for aside in asides] for name in ASIDE}, which
 
 
@@ -82,23 +81,6 @@ def make_asides(texts: Texts) -> Asides:
         made = [_extra(pair) if any(pair) else None for pair in zip(*(texts[name] for name in COMPANIONS), strict=True)]
         extra, doubtful = pa.array(made, pa.string()), doubtful | np.array([text == "" for text in made], np.bool_)
     return Asides(pa.array([text or None for text in decoding], pa.string()), extra, doubtful)
-
-
-def _decode_each(objects: list[bytes]) -> list[Any]:
-    """Return what each holds, nothing of one that is no object; each begins with { and ends with }."""
-    try:
-        asides: list[Any] = _decoder.decode_lines(b"\n".join(objects))
-    except REFUSED:
-        asides = []
-    # After a } no value goes on with a {: as many values as lines are one on each.
-    return asides if len(asides) == len(objects) else list(map(_decode, objects))
-
-
-def _decode(text: bytes) -> Any:
-    try:
-        return _decoder.decode(text)
-    except REFUSED:
-        return _Aside()
 
 
 def _extra(texts: Sequence[bytes]) -> str:

@@ -191,7 +191,9 @@ def to_micros(ts: float | datetime) -> int:
     """Return microseconds since the epoch for seconds (rounded) or an aware datetime, MAX_TS_US or -1 for what is far outside."""
     if isinstance(ts, datetime):
         return (ts - EPOCH) // MICROSECOND
-    return round(ts * 1_000_000) if abs(ts) < MAX_TS_US else MAX_TS_US if ts > 0 else -1
+    if abs(ts) >= MAX_TS_US:  # microseconds of it might be no number
+        return MAX_TS_US if ts > 0 else -1
+    return round(ts * 1_000_000)
 
 
 def is_deep(value: object) -> bool:

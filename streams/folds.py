@@ -14,7 +14,6 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from streams.days import find_days
 from streams.feeds import Feeds
 
 TABLES = """
@@ -54,9 +53,9 @@ def open_days(feeds: Feeds, days: Iterable[date], folds: Folds) -> None:
 
 def find_folded(lists: pa.Table, folds: Folds) -> pa.Table:
     """Return those lists (day, query_norm) that belong to a part of a day that is folded."""
-    if all(folds[day] == "" for day in find_days(lists["day"].to_numpy())):
-        return lists.slice(0, 0)
     days = lists["day"].unique()
+    if not any(folds[day] != "" for day in days.to_pylist()):
+        return lists.slice(0, 0)
     upto = pa.array([folds[day] for day in days.to_pylist()], pa.string()).take(pc.index_in(lists["day"], value_set=days))
     return lists.filter(pc.fill_null(pc.less(lists["query_norm"], upto), fill_value=True))
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -17,6 +19,8 @@ from streams.events import SPACE
 Int64s = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
+REFUSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What reading JSON that cannot be read raises."""
 _OPEN, _CLOSE, _BREAK = b"{}\n"
 
 
@@ -99,3 +103,23 @@ def _split_each(records: Sequence[tuple[int, bytes]]) -> Lines:
 
 def _is_braced(text: bytes) -> bool:
     return text.startswith(b"{") and text.endswith(b"}")
+
+
+def decode_objects(decoder: msgspec.json.Decoder[Any], lines: Sequence[bytes]) -> list[Any]:
+    """Return what the decoder makes of each line, None of one that it refuses. Each begins with { and ends with }.
+
+    `decode_lines` lets two values share a line. None of these goes on in the next line, and each holds one value or more; when
+    there are as many values as lines, each holds one.
+    """
+    try:
+        found: list[Any] = decoder.decode_lines(b"\n".join(lines))
+    except REFUSED:
+        found = []
+    return found if len(found) == len(lines) else [_decode_object(decoder, line) for line in lines]
+
+
+def _decode_object(decoder: msgspec.json.Decoder[Any], line: bytes) -> Any:
+    try:
+        return decoder.decode(line)
+    except REFUSED:
+        return None

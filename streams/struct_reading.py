@@ -15,9 +15,9 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from streams.asides import ABSENT, ASIDE, REFUSED, make_asides, may_repeat
+from streams.asides import ABSENT, ASIDE, make_asides, may_repeat
 from streams.events import MAX_TS_US, Impression, to_micros
-from streams.lines import Int64s, Spans
+from streams.lines import Int64s, Spans, decode_objects
 from streams.normalising import normalise_column
 from streams.wire_columns import KINDS, WIRE_TYPES, Kind, Wire, to_micros_column
 
@@ -51,20 +51,20 @@ def read_struct_lines(lines: Spans) -> Iterator[Wire]:
     """Read lines that each begin with { and end with }; one that is in nothing that is yielded could not be read here."""
     found: list[dict[str, list[Any]]] = [{name: [] for name in getters} for getters in _GETTERS]
     rows: list[list[int]] = [[] for _ in KINDS]
-    doubtful: list[int] = []
+    repeating: list[int] = []
     first = 0
     for chunk in _chunks(lines.take(np.arange(len(lines)))):
-        events = _decode_lines(chunk)
+        events = decode_objects(_decoder, chunk)
         for bare, fields, getters, own in zip(_BARE, found, _GETTERS, rows, strict=True):
             own += [row for row, event in enumerate(events, first) if type(event) is bare]
             of_kind = [event for event in events if type(event) is bare]
             for name, get in getters.items():
                 fields[name].extend(map(get, of_kind))
-        doubtful += [row for row, line in enumerate(chunk, first) if may_repeat(line)]
+        repeating += [row for row, line in enumerate(chunk, first) if may_repeat(line)]
         first += len(chunk)
     for kind, fields, own in zip(KINDS, found, rows, strict=True):
         if own:
-            yield _wire(kind, fields, np.array(own, np.int64), doubtful)
+            yield _wire(kind, fields, np.array(own, np.int64), repeating)
 
 
 def _chunks(texts: list[bytes]) -> Iterator[list[bytes]]:
@@ -78,26 +78,6 @@ def _chunks(texts: list[bytes]) -> Iterator[list[bytes]]:
             chunk, size = [], 0
     if chunk:
         yield chunk
-
-
-def _decode_lines(lines: list[bytes]) -> list[Any]:
-    """Return the event of each line, None of one that is none.
-
-    `decode_lines` lets two values share a line. Each line begins with { and ends with }, so none goes on in the next one, and
-    each holds one value or more; when there are as many values as lines, each holds one.
-    """
-    try:
-        events: list[Any] = _decoder.decode_lines(b"\n".join(lines))
-    except REFUSED:
-        events = []
-    return events if len(events) == len(lines) else list(map(_decode, lines))
-
-
-def _decode(line: bytes) -> Any:
-    try:
-        return _decoder.decode(line)
-    except REFUSED:
-        return None
 
 
 def _wire(kind: Kind, found: dict[str, list[Any]], rows: Int64s, repeating: list[int]) -> Wire:
