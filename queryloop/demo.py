@@ -96,8 +96,13 @@ def find_differences(measured: Measured) -> list[str]:
         "quarantined": (counters["quarantined"], dict(account.spoiled)),
         "clicks still waiting": (counters["pending"], 0),
     }
-    reasons = [f"{reason} ({count} times)" for reason, count in account.failures.most_common(3)]
-    return [f"{name}: {found}, expected {expected}" for name, (found, expected) in pairs.items() if found != expected] + reasons
+    wrong = [f"{name}: {found}, expected {expected}" for name, (found, expected) in pairs.items() if found != expected]
+    return wrong + describe_failures(account)
+
+
+def describe_failures(account: Account) -> list[str]:
+    """Return why calls failed, the most frequent reasons first."""
+    return [f"{reason} ({count} times)" for reason, count in account.failures.most_common(3)]
 
 
 def _run_stack(settings: Settings, plan: DemoPlan, world: World, stages: Stages) -> Measured:
@@ -147,7 +152,7 @@ async def _go_round(demo: Demo, name: str, first: int, size: Round) -> None:
         # The last day is mature some hours into the next one.
         morning = demo.day(first + size.days) + demo.plan.morning_s
         await demo.traffic.run(morning, round(size.lists / size.days * demo.plan.morning_s / DAY_S))
-        await wait_for_events(demo.http, demo.stack.urls.worker, demo.traffic.sent)
+        await _wait_for_sent(demo)
         days = [day_of(demo.day(first + number)) for number in range(size.days)]
         await wait_for_days(demo.http, demo.stack.urls.worker, days)
     stop = asyncio.Event()
@@ -201,7 +206,15 @@ async def _finish(demo: Demo) -> Counters:
     with demo.stages.stage("last traffic") as tell:
         await demo.traffic.run(demo.day(demo.plan.days), last.lists, lambda lists: tell(lists / last.lists))
         await demo.traffic.finish()
+        return await _wait_for_sent(demo)
+
+
+async def _wait_for_sent(demo: Demo) -> Counters:
+    """Wait until all that the product sent is applied. What a call that failed did not bring is not, so that is said too."""
+    try:
         return await wait_for_events(demo.http, demo.stack.urls.worker, demo.traffic.sent)
+    except MilestoneError as error:
+        raise MilestoneError("; ".join([str(error), *describe_failures(demo.traffic.account)])) from None
 
 
 def _first_day(plan: DemoPlan, now: datetime) -> float:

@@ -54,11 +54,17 @@ def sum_shards(shards: list[dict[str, Any]]) -> Counters:
 async def wait_for_events(http: aiohttp.ClientSession, worker: str, events: int, deadline_s: float = 60.0) -> Counters:
     """Return the worker's account once it has applied `events` events."""
 
-    async def applied() -> Counters | None:
-        counters = await read_counters(http, worker)
-        return counters if counters.events >= events else None
+    last: Counters | None = None
 
-    return await _wait(applied, deadline_s, f"the worker has applied {events} events")
+    async def applied() -> Counters | None:
+        nonlocal last
+        last = await read_counters(http, worker)
+        return last if last.events >= events else None
+
+    try:
+        return await _wait(applied, deadline_s, f"the worker has applied {events} events")
+    except MilestoneError as error:
+        raise MilestoneError(f"{error}; it says {last.events if last else 'nothing'}") from None
 
 
 async def wait_for_days(http: aiohttp.ClientSession, worker: str, days: list[str], deadline_s: float = 60.0) -> None:

@@ -131,6 +131,7 @@ def configure(app: FastAPI, serving: ServingSettings) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         limit_concurrency=2 * (serving.queue_limit + serving.max_batch) + SPARE_CONNECTIONS,
+        timeout_keep_alive=serving.keep_alive_s,
         timeout_graceful_shutdown=int(serving.deadline_s) + 1,
     )
 

@@ -41,6 +41,12 @@ class ServingSettings(BaseModel, frozen=True, extra="forbid"):
     batch_wait_ms: float = Field(default=5.0, ge=0, le=1000, description="milliseconds a request waits for company when idle")
     queue_limit: int = Field(default=1024, ge=1, description="requests waiting, at most; more are answered 503")
     deadline_s: float = Field(default=5.0, gt=0, description="seconds until a request is answered 504")
+    keep_alive_s: int = Field(
+        default=20,
+        ge=1,
+        description="seconds that an idle connection stays open; more than the idle timeout of your clients and load balancers, "
+        "or a call of theirs may fail as it is closed",
+    )
     poll_s: float = Field(default=0.5, gt=0, description="seconds between two looks at the rollout")
     retry_s: float = Field(default=30.0, gt=0, description="seconds until a release that failed to load is tried again")
     max_body_bytes: int = Field(default=262_144, ge=1024, description="bytes of one request's body, at most")

@@ -74,6 +74,8 @@ def test_it_waits_until_the_events_are_applied() -> None:
 
 
 def test_it_says_what_did_not_come() -> None:
+    with pytest.raises(MilestoneError, match="the worker has applied 8 events; it says 3"):
+        against([{"shards": [shard(3, [])]}], [], lambda http, url: wait_for_events(http, url, 8, deadline_s=0.3))
     with pytest.raises(MilestoneError, match="the lake holds the days x to x"):
         against([{"shards": [shard(3, [])]}], [], lambda http, url: wait_for_days(http, url, ["x"], deadline_s=0.3))
 

@@ -19,9 +19,10 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from serving import releases
-from serving.__main__ import bind, main
+from serving.__main__ import bind, configure, main
 from serving.settings import ServingSettings
 from streams import artifacts
 from streams.brokers import Broker
@@ -29,6 +30,8 @@ from streams.processes import free_port
 from streams.topics import KafkaSettings, create_topics
 from tests.models import make_tiny_policy
 
+AIOHTTP_KEEPS_S = 15.0
+"""An idle connection, in a pool with its documented default."""
 STARTED = re.compile(r"event=listening url=(\S+)")
 
 
@@ -84,6 +87,12 @@ def test_a_port_in_use_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pyte
         monkeypatch.setenv("QUERYLOOP_SERVING_PORT", str(port))
         assert main([]) == 2
     assert f"cannot listen on 127.0.0.1 port {port}: Address already in use" in capsys.readouterr().err
+
+
+def test_an_idle_connection_outlives_the_pools_of_clients() -> None:
+    """One that both sides give up at the same time fails the call that was just sent on it, and a POST is not sent again."""
+    assert configure(FastAPI(), ServingSettings()).timeout_keep_alive > AIOHTTP_KEEPS_S
+    assert configure(FastAPI(), ServingSettings(keep_alive_s=75)).timeout_keep_alive == 75
 
 
 def test_a_free_port_is_found() -> None:
