@@ -37,6 +37,12 @@ def start(tmp_path: Path, *options: str) -> subprocess.Popen[str]:
     )
 
 
+def tails(work: Path, lines: int = 40) -> str:
+    """The ends of all logs of a demo that failed and kept its folder."""
+    logs = sorted(work.glob("queryloop-demo-*/logs/*.log"))
+    return "".join(f"\n--- {log.name}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) for log in logs)
+
+
 def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """All processes under this one."""
     return psutil.Process(process.pid).children(recursive=True)
@@ -53,7 +59,7 @@ def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 @pytest.mark.full
 def test_the_loop_closes_and_the_loop_counts_what_the_product_sent(tmp_path: Path, running: subprocess.Popen[str]) -> None:
     out, said = running.communicate(timeout=600)
-    assert running.returncode == 0, said
+    assert running.returncode == 0, said + tails(tmp_path / "work")
     report = json.loads(out)
     assert report == json.loads((tmp_path / "out" / "report.json").read_text())
     assert set(report) == {"releases", "requests", "events", "swaps", "seconds"}
