@@ -16,16 +16,19 @@ from rich.table import Table
 
 from queryloop.exits import Exit
 from serving.releases import ReleaseError, read_rollout
+from streams.events import printable
 from trainers.ledger import Ledger
 
 if TYPE_CHECKING:
     from queryloop.settings import Settings
 
 TIMEOUT_S = 3.0
+MAX_ERROR_BYTES = 4096
+NOT_READY = 503
 
 
 def show_status(settings: Settings, *, as_json: bool) -> int:
-    """Print the status; the exit code is 3 when the worker, the server or the trainers are down."""
+    """Print the status; the exit code is 3 when the worker, the server or the trainers are down or not ready."""
     found = read_status(settings)
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
@@ -59,13 +62,15 @@ def read_running(folder: Path) -> dict[str, Any]:
 
 
 def fetch(url: str, key: SecretStr | None) -> dict[str, Any]:
-    """Return the JSON object that a room's page answers with `up` added, or {"up": False, "error"}."""
+    """Return the JSON object of a room's page with `up` added, or {"up": False, "error"} and the HTTP `status`, if any."""
     headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S) as answer:
             body = answer.read()
     except urllib.error.HTTPError as error:
-        return {"up": False, "url": url, "error": f"HTTP {error.code}: {error.read(500).decode('utf-8', 'replace')}"}
+        body = error.read(MAX_ERROR_BYTES)
+        said = _as_object(body).get("error") or printable(body.decode("utf-8", "replace"))
+        return {"up": False, "url": url, "status": error.code, "error": str(said)}
     except OSError as error:
         return {"up": False, "url": url, "error": str(getattr(error, "reason", error))}
     return {"up": True, "url": url, **_as_object(body)}
@@ -104,14 +109,22 @@ def _print_status(found: dict[str, Any]) -> None:
     console = Console()
     for room in ("streams", "serving", "trainers"):
         state = found[room]
-        word = "[green]up[/]" if state.get("up") else f"[red]down[/]: {escape(str(state.get('error', '')))}"
-        console.print(f"{room:9} {word}", soft_wrap=True)
+        console.print(f"{room:9} {_describe_room(state)}", soft_wrap=True)
     rollout = found["rollout"]
     console.print(f"release   {escape(str(rollout.get('error') or rollout.get('champion') or 'none yet'))}", soft_wrap=True)
     if shards := found["streams"].get("shards"):
         console.print(_shard_table(shards))
     if runs := found["trainers"]["runs"]:
         console.print(_run_table(runs))
+
+
+def _describe_room(state: dict[str, Any]) -> str:
+    """A room's state with rich's markup: one that answers, but not with 200, runs and is not ready."""
+    if state.get("up"):
+        return "[green]up[/]"
+    status = state.get("status")
+    word = "[red]down[/]" if status is None else "[yellow]not ready[/]" if status == NOT_READY else f"[red]HTTP {status}[/]"
+    return f"{word}: {escape(str(state.get('error', '')))}"
 
 
 def _shard_table(shards: list[dict[str, Any]]) -> Table:

@@ -32,6 +32,8 @@ from streams.topics import topic_id
 if TYPE_CHECKING:
     from queryloop.settings import Settings
 
+SOURCES = {"kafka": "Kafka", "lake": "the lake", "log": "the log file"}
+
 
 def verify(options: argparse.Namespace, settings: Settings) -> int:
     """Verify as the options say and print the outcome; 0 equal, 1 different, 6 equal as far as it can be told."""
@@ -157,7 +159,7 @@ def _print_text(verdicts: Sequence[Verdict], source: str, seconds: float, limit:
     events, equal = sum(verdict.lines for verdict in verdicts), all(verdict.equal for verdict in verdicts)
     complete = all(verdict.complete for verdict in verdicts)
     word = "DIFFERENT" if not equal else "equal" if complete else "equal as far as it can be told"
-    print(f"{word}: {events:,} lines from the {source} in {seconds:.1f} s")
+    print(f"{word}: {events:,} lines from {SOURCES[source]} in {seconds:.1f} s")
 
 
 def _describe(verdict: Verdict) -> str:

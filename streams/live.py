@@ -110,7 +110,8 @@ def describe_lag(totals: ShardTotals, progress: Progress, end: int | None, now: 
     `events` is the records behind times the events a record of late, `seconds` the age of the last applied record while the shard
     is behind (0 when it is not, null when nothing was applied since the start), `event_time_seconds` the age of the latest event.
     """
-    behind = None if end is None or totals.next_offset is None else max(end - totals.next_offset, 0)
+    reached = 0 if end == 0 else totals.next_offset  # a log that never had a record holds up nobody
+    behind = None if end is None or reached is None else max(end - reached, 0)
     age = None if progress.timestamp_ms is None else max(now - progress.timestamp_ms / 1000, 0.0)
     return {
         "next_offset": totals.next_offset,

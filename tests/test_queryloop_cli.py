@@ -6,6 +6,8 @@ import json
 import shlex
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -133,6 +135,32 @@ def test_status_says_what_is_down(elsewhere: Path, capsys: pytest.CaptureFixture
     assert found["trainers"]["runs"][0]["state"] == "failed"
     assert cli.main(["status"]) == Exit.UNAVAILABLE
     assert "[red]no clicks[/red]" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_a_server_without_a_release_is_not_down_but_not_ready(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NotReady(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps({"ready": False, "release": None, "error": "no release [yet]"}).encode()
+            self.send_response(503)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), NotReady) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("QUERYLOOP_WORKER_PORT", "1")
+        monkeypatch.setenv("QUERYLOOP_SERVING_PORT", str(server.server_port))
+        assert cli.main(["status"]) == Exit.UNAVAILABLE
+        told = capsys.readouterr().out
+        assert "serving   not ready: no release [yet]\n" in told
+        assert "streams   down: " in told
+        assert cli.main(["status", "--json"]) == Exit.UNAVAILABLE
+        serving = json.loads(capsys.readouterr().out)["serving"]
+        assert (serving["up"], serving["status"], serving["error"]) == (False, 503, "no release [yet]")
+        server.shutdown()
 
 
 def test_a_defect_of_ours_is_not_dressed_up_as_an_error_of_the_user(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:

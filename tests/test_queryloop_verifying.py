@@ -90,7 +90,7 @@ def answer(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
 
 def test_equal_then_one_changed_row_is_named(counted: Counted, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert counted.verify() == Exit.DONE
-    assert "equal: 1,355 lines from the kafka" in capsys.readouterr().out
+    assert "equal: 1,355 lines from Kafka" in capsys.readouterr().out
     with gzip.open(tmp_path / "log.jsonl.gz", "wb") as log:
         log.write(b"\n".join(product_log()))
     assert counted.verify("--log", str(tmp_path / "log.jsonl.gz"), "--json") == Exit.DONE

@@ -24,6 +24,7 @@ NOW = 1000.0
         (10, 9, Progress(900_000, 1.0), (0, 0, 0.0)),  # the broker's answer is older than the last batch
         (10, None, Progress(900_000, 1.0), (None, None, 100.0)),
         (None, 3, Progress(), (None, None, None)),
+        (None, 0, Progress(), (0, 0, 0.0)),  # a partition that nothing was ever sent to
     ],
 )
 def test_lag_is_records_events_and_seconds_behind(
