@@ -119,7 +119,16 @@ def judge(
         else:
             counted.add(click.event_id)
             judgement.counted.append((click, lists))
+    _withdraw_refused(judgement)
     return judgement
+
+
+def _withdraw_refused(judgement: Judgement) -> None:
+    """Make repeats of clicks from before the batch that are refused, where another version of their id from before it counts."""
+    counted = {click.event_id for click, _ in judgement.counted if click.seq < 0}
+    for refused in [one for one in judgement.refused if one[0].seq < 0 and one[0].event_id in counted]:
+        judgement.refused.remove(refused)
+        judgement.repeated.append(refused[0])
 
 
 def find_fault(click: Candidate, shown: Shown, window_us: int) -> Reason | None:
@@ -138,8 +147,12 @@ def keep_refused(feeds: Feeds, change: Change, arrived_us: int | None, quarantin
     if not change.refused:
         return Counter()
     added = quarantine.add_rejects(feeds, [reject for _, reject, _ in change.refused], arrived_us, quarantined)
-    kept = {(row.event_id, row.reason): (click, str(row.reason), delay) for click, row, delay in reversed(change.refused)}
-    clicks.keep(feeds, [kept[name] for name in kept.keys() & added])
+    firsts = {(row.event_id, row.reason): number for number, (_, row, _) in reversed([*enumerate(change.refused)])}
+    shown = {firsts[name] for name in firsts.keys() & added}
+    kept = [(click, str(row.reason), delay) for click, row, delay in change.refused]
+    clicks.keep(feeds, [kept[number] for number in sorted(shown)])
+    # They have no row of their own, and may yet count when their list gives way to an earlier one.
+    clicks.keep_unlike(feeds, [one for number, one in enumerate(kept) if number not in shown])
     change.duplicates += len(change.refused) - len(added)
     return Counter(str(reason) for _, reason in added)
 
@@ -163,7 +176,7 @@ def _take_back(feeds: Feeds, replaced: list[str], recent: Recent, change: Change
     recent.forget_lists()
     change.days |= back.days
     change.counted -= len(replaced) + back.clicks
-    change.duplicates += len(replaced)
+    change.duplicates += len(replaced) - back.repeats
     change.quarantined.subtract(back.quarantined)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import date
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from streams.feeds import Feeds
@@ -46,6 +47,16 @@ SELECT DISTINCT impression_id, position FROM hits WHERE impression_id = wanted_i
 KEEP = """
 INSERT INTO clicks
 SELECT ts_us, key, impression_id, event_id, position, item_norm, raw, log_offset, line, reason, delay_us FROM judged
+"""
+# What is the same in all that a click is judged by will always be judged the same: of such versions one is enough.
+KEEP_UNLIKE = """
+INSERT INTO clicks
+SELECT ts_us, key, impression_id, event_id, position, item_norm, raw, log_offset, line, reason, delay_us
+FROM judged ANTI JOIN (
+    SELECT key AS of_list, ts_us AS at_us, impression_id AS list_id, event_id AS click_id, position AS place, item_norm AS item
+    FROM clicks WHERE ts_us BETWEEN $low AND $high AND reason IS NOT NULL
+) ON key = of_list AND ts_us = at_us AND impression_id = list_id AND event_id = click_id AND position = place
+    AND item_norm IS NOT DISTINCT FROM item
 """
 FORGET_REFUSED = "DELETE FROM clicks WHERE reason IS NOT NULL AND event_id IN (SELECT unnest($ids::VARCHAR[]))"
 
@@ -152,6 +163,19 @@ def keep(feeds: Feeds, judged: Sequence[tuple[Candidate, str | None, int]], fitt
         tables.append(to_table([(*click[3:], reason, delay) for click, reason, delay in judged], JUDGED))
     if tables:
         feeds.add(KEEP, "judged", pa.concat_tables(tables))
+
+
+def keep_unlike(feeds: Feeds, refused: Sequence[tuple[Candidate, str, int]]) -> None:
+    """Keep refused clicks as `keep` does, but for those of which a version that is judged alike is kept."""
+    distinct = {
+        (click.event_id, click.impression_id, click.ts_us, click.position, click.item_norm): (*click[3:], reason, delay)
+        for click, reason, delay in reversed(refused)
+    }
+    rows = list(distinct.values())
+    for chosen in group_times(np.array([row[0] for row in rows], np.int64)):
+        some = to_table([rows[row] for row in chosen.tolist()], JUDGED)
+        times = some["ts_us"].to_numpy()
+        feeds.change(KEEP_UNLIKE, {"low": int(times.min()), "high": int(times.max())}, judged=some)
 
 
 def forget_refused(feeds: Feeds, event_ids: Sequence[str]) -> None:

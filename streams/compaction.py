@@ -16,6 +16,7 @@ import duckdb
 
 from streams import folds
 from streams.days import to_day
+from streams.feeds import run_to_end
 from streams.rules import HOUR_US
 
 TABLES = "CREATE TABLE compacted (relation VARCHAR, day DATE, rows BIGINT);"
@@ -133,12 +134,12 @@ def compact_slice(con: duckdb.DuckDBPyConnection, deltas: Deltas, piece: Slice) 
     """
     params = {"day": piece.day, "low": piece.low, "high": piece.high}
     where = WHERE.format(first=deltas.keys[0])
-    con.execute(SUM.format(cells=deltas.cells, where=where, keys=_list(deltas.keys), sums=_sums(deltas)), params)
+    run_to_end(con, SUM.format(cells=deltas.cells, where=where, keys=_list(deltas.keys), sums=_sums(deltas)), params)
     before = int(con.execute(HELD_BEFORE).fetchall()[0][0])
-    con.execute(DROP.format(table=deltas.table, where=where), params)
+    run_to_end(con, DROP.format(table=deltas.table, where=where), params)
     any_count = " OR ".join(f"{name} <> 0" for name in deltas.counts)
     after = int(con.execute(KEEP.format(table=deltas.table, any_count=any_count)).fetchall()[0][0])
-    con.execute("DROP TABLE compacted_slice")
+    run_to_end(con, "DROP TABLE compacted_slice")
     if deltas.lists:
         folds.move_fold(con, piece.day, piece.high)
     return before, after
@@ -146,8 +147,8 @@ def compact_slice(con: duckdb.DuckDBPyConnection, deltas: Deltas, piece: Slice) 
 
 def remember_compacted(con: duckdb.DuckDBPyConnection, deltas: Deltas, day: date, rows: int) -> None:
     """Note that a day was compacted and left with so many rows."""
-    con.execute(FORGET, {"relation": deltas.table, "day": day})
-    con.execute(REMEMBER, {"relation": deltas.table, "day": day, "rows": rows})
+    run_to_end(con, FORGET, {"relation": deltas.table, "day": day})
+    run_to_end(con, REMEMBER, {"relation": deltas.table, "day": day, "rows": rows})
 
 
 def _sums(deltas: Deltas) -> str:

@@ -13,7 +13,7 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 
-from streams.feeds import Feeds
+from streams.feeds import Feeds, run_to_end
 from streams.rules import DAY_US, WINDOW_DAYS, CountingRules
 
 TABLES = "CREATE TABLE days (day DATE, exported BOOLEAN, dirty BOOLEAN);"
@@ -65,7 +65,7 @@ def read_exported(con: duckdb.DuckDBPyConnection) -> list[date]:
 
 def mark_exported(con: duckdb.DuckDBPyConnection, day: date, changed: bool) -> None:
     """Say of a day that the lake holds it: as it is, or, where it `changed` meanwhile, as it was."""
-    con.execute(MARK_EXPORTED, {"day": day, "changed": changed})
+    run_to_end(con, MARK_EXPORTED, {"day": day, "changed": changed})
 
 
 def find_cut(con: duckdb.DuckDBPyConnection, latest_us: int, rules: CountingRules) -> int:

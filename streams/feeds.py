@@ -25,6 +25,14 @@ NO_TABLES: Mapping[str, pa.Table] = MappingProxyType({})
 PLANNED = (duckdb.StatementType.SELECT, duckdb.StatementType.INSERT, duckdb.StatementType.DELETE)
 
 
+def run_to_end(con: duckdb.DuckDBPyConnection, sql: str, params: dict[str, Any] | None = None) -> None:
+    """Run an INSERT, UPDATE, DELETE or definition to its end.
+
+    DuckDB was seen to run a DELETE whose result nobody fetched only in part before the next query looked at the table.
+    """
+    con.execute(sql, params).fetchall()
+
+
 @dataclass(slots=True)
 class _Feed:
     """What DuckDB reads under a name: an Arrow stream (the PyCapsule interface) of the table that is there now."""
@@ -56,10 +64,7 @@ class Feeds:
         return self._run(sql, params, tables)
 
     def change(self, sql: str, params: dict[str, Any] | None = None, **tables: pa.Table) -> None:
-        """Run a constant INSERT, UPDATE, DELETE or definition over these tables in the same way, to its end.
-
-        DuckDB was seen to run a DELETE whose result nobody fetched only in part before the next query looked at the table.
-        """
+        """Run a constant INSERT, UPDATE, DELETE or definition over these tables in the same way, to its end."""
         self.execute(sql, params, **tables).fetchall()
 
     def fetch_table(self, sql: str, params: dict[str, Any] | None = None, **tables: pa.Table) -> pa.Table:
@@ -97,7 +102,7 @@ class Feeds:
         put_off, self._put_off = self._put_off, {}
         for sql, (name, tables) in put_off.items():
             if any(map(len, tables)):
-                self._run(sql, None, {name: pa.concat_tables(tables)}).fetchall()  # as in `change`
+                self._run(sql, None, {name: pa.concat_tables(tables)}).fetchall()  # as in `run_to_end`
 
     def commit(self) -> None:
         """Write what was put off, and all that the transaction did."""

@@ -14,7 +14,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from streams.feeds import Feeds
+from streams.feeds import Feeds, run_to_end
 
 TABLES = """
 CREATE TABLE folds (day DATE, upto VARCHAR);
@@ -65,7 +65,7 @@ def move_fold(con: duckdb.DuckDBPyConnection, day: date, upto: str | None) -> No
     found = con.execute(CLOSE, {"day": day}).fetchall()
     if found:
         ((before,),) = found
-        con.execute(MOVE, {"day": day, "upto": None if upto is None or before is None else max(before, upto)})
+        run_to_end(con, MOVE, {"day": day, "upto": None if upto is None or before is None else max(before, upto)})
 
 
 def find_unfolded(con: duckdb.DuckDBPyConnection, before: date) -> list[date]:

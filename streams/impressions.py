@@ -7,7 +7,7 @@ clicks are judged anew by `streams.attribution`.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 
 import numpy as np
@@ -42,7 +42,16 @@ SELECT ts_us, day, impression_key, impression_id, event_id, session_id, user_id,
 FROM shown_lists
 """
 
-REOPENED = "CREATE OR REPLACE TEMP TABLE reopened AS FROM clicks WHERE impression_id IN (SELECT impression_id FROM replaced_ids)"
+# Quarantine has one row for all versions of an event that were refused for one reason, so these are judged anew together.
+REOPENED = """
+CREATE OR REPLACE TEMP TABLE reopened AS
+WITH own AS MATERIALIZED (FROM clicks WHERE impression_id IN (SELECT impression_id FROM replaced_ids))
+FROM own
+UNION ALL
+FROM clicks
+WHERE reason IS NOT NULL AND impression_id NOT IN (SELECT impression_id FROM replaced_ids)
+    AND (event_id, reason) IN (SELECT (event_id, reason) FROM own WHERE reason IS NOT NULL)
+"""
 REPLACED = """
 CREATE OR REPLACE TEMP TABLE replaced_lists AS FROM impressions WHERE impression_id IN (SELECT impression_id FROM replaced_ids)
 """
@@ -54,9 +63,13 @@ WHERE c.reason IS NULL
 """
 TAKEN_BACK = "CREATE OR REPLACE TEMP VIEW taken_back AS SELECT event_id, reason FROM reopened WHERE reason IS NOT NULL"
 DROP_REPLACED = "DELETE FROM impressions WHERE impression_id IN (SELECT impression_id FROM replaced_ids)"
-DROP_REOPENED = "DELETE FROM clicks WHERE impression_id IN (SELECT impression_id FROM replaced_ids)"
+DROP_REOPENED = """
+DELETE FROM clicks
+WHERE impression_id IN (SELECT impression_id FROM replaced_ids)
+    OR (reason IS NOT NULL AND (event_id, reason) IN (SELECT (event_id, reason) FROM taken_back))
+"""
 REPLACED_DAYS = "SELECT DISTINCT day FROM replaced_lists"
-REOPENED_COUNTED = "SELECT count(*) FROM reopened WHERE reason IS NULL"
+REOPENED_NUMBERS = "SELECT count(*) FILTER (reason IS NULL), count(reason) FROM reopened"
 
 
 NONE_KNOWN = pa.table(
@@ -66,11 +79,15 @@ NONE_KNOWN = pa.table(
 
 @dataclass(frozen=True, slots=True)
 class Retraction:
-    """What replaced impressions took back: counted clicks and quarantined clicks (to be judged anew), and the days touched."""
+    """What replaced impressions took back: clicks (to be judged anew) and the days touched.
 
-    clicks: int
-    quarantined: Counter[str]
-    days: set[date]
+    `clicks` of them counted, `quarantined` are rows of quarantine by reason, `repeats` refused ones beside such a row.
+    """
+
+    clicks: int = 0
+    quarantined: Counter[str] = field(default_factory=Counter)
+    repeats: int = 0
+    days: set[date] = field(default_factory=set)
 
 
 def find_known(feeds: Feeds, fresh: pa.Table, keys: KeySet) -> pa.Table:
@@ -100,7 +117,7 @@ def choose_earliest(fresh: pa.Table, known: pa.Table) -> tuple[pa.Table, list[st
 def retract(feeds: Feeds, replaced: list[str]) -> Retraction:
     """Take back the impressions of these ids and what they counted; their clicks are left in the relation `reopened`."""
     if not replaced:
-        return Retraction(0, Counter(), set())
+        return Retraction()
     feeds.feed("replaced_ids", pa.table({"impression_id": pa.array(replaced, pa.string())}))
     for sql in (REOPENED, REPLACED, RETRACTED_POSITIONS, TAKEN_BACK):
         feeds.change(sql)
@@ -109,7 +126,8 @@ def retract(feeds: Feeds, replaced: list[str]) -> Retraction:
     days = {day for (day,) in feeds.execute(REPLACED_DAYS).fetchall()}
     for sql in (DROP_REPLACED, DROP_REOPENED, "DROP TABLE replaced_lists"):
         feeds.change(sql)
-    return Retraction(feeds.execute(REOPENED_COUNTED).fetchall()[0][0], quarantined, days)
+    counted, refused = feeds.execute(REOPENED_NUMBERS).fetchall()[0]
+    return Retraction(counted, quarantined, refused - quarantined.total(), days)
 
 
 def keep_impressions(feeds: Feeds, standing: pa.Table) -> set[date]:

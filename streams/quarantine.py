@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from streams.events import Reason, Reject
-from streams.feeds import Feeds
+from streams.feeds import Feeds, run_to_end
 from streams.keys import Keys, KeySet
 
 TABLES = """
@@ -124,7 +124,7 @@ def read_unpublished(con: duckdb.DuckDBPyConnection, limit: int) -> pa.Table:
 
 def mark_published(con: duckdb.DuckDBPyConnection, ids: Sequence[int]) -> None:
     """Say of rows that they are in the quarantine topic."""
-    con.execute(PUBLISH, {"ids": list(ids)})
+    run_to_end(con, PUBLISH, {"ids": list(ids)})
 
 
 def _digest(reject: Reject) -> bytes:

@@ -18,7 +18,10 @@ NEEDED = {"impression": {"impression_id", "items"}, "click": {"impression_id", "
 
 @dataclass
 class Ledger:
-    """Who holds each id, which bad versions are in quarantine (by id, reason), which refused clicks may fit later."""
+    """Who holds each id, which bad versions are in quarantine (by id, reason), which refused clicks may fit later.
+
+    Several versions that were refused for one reason share a row, and each of them may fit later.
+    """
 
     held: dict[str, dict[str, Any]] = field(default_factory=dict)
     rows: dict[tuple[Any, str], Any] = field(default_factory=dict)
@@ -55,9 +58,10 @@ class Ledger:
         self.standing[event["impression_id"]] = event
         waiting = [e for e in self.held.values() if e["type"] == "click" and e["impression_id"] == event["impression_id"]]
         reopened = [e for e in self.refused if e["impression_id"] == event["impression_id"]]
-        for click in reopened:
-            self.rows.pop((click["event_id"], click["reason"]))
-            self.refused.remove(click)
+        self.refused = [e for e in self.refused if e["impression_id"] != event["impression_id"]]
+        still = {(e["event_id"], e["reason"]) for e in self.refused}
+        for name in {(click["event_id"], click["reason"]) for click in reopened} - still:
+            del self.rows[name]
         for click in waiting:
             del self.held[click["event_id"]]
         for click in waiting + reopened:
@@ -69,7 +73,7 @@ class Ledger:
         reason = self.fault(click)
         if reason is None:
             self.hold(click)
-        elif (click["event_id"], reason) not in self.rows:
+        else:
             self.rows[click["event_id"], reason] = None
             self.refused.append(click | {"reason": reason})
 

@@ -101,6 +101,52 @@ def test_the_recount_equals_the_store(case: tuple[list[bytes], CountingRules], s
         shard.close()
 
 
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_a_click_refused_beside_another_version_for_the_same_reason_counts_once_its_list_gives_way(batch: int) -> None:
+    log = [
+        click("x", START, "i", 1),
+        impression("j0", START + 1, "j", ["a"]),
+        impression("i0", START, "i", ["a"]),
+        click("x", START + 10, "j", 1),
+        impression("j1", START, "j", ["a", "b"]),
+    ]
+    with TemporaryDirectory() as folder:
+        shard = Shard.open(Path(folder) / "shard.duckdb", KEEP_ALL)
+        feed(shard, log, batch)
+        assert (shard.totals().counted, shard.totals().quarantined) == (3, {})
+        assert_equal(verify(shard, log))
+        shard.close()
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_versions_of_one_click_refused_for_the_same_reason_are_told_apart_when_one_list_gives_way(batch: int) -> None:
+    log = [
+        click("x", START, "i", 1),
+        impression("j0", START + 1, "j", ["a"]),
+        impression("i0", START, "i", ["a"]),
+        click("x", START + DAY + 1, "j", 1),
+        impression("j1", START, "j", ["a"]),
+    ]
+    with TemporaryDirectory() as folder:
+        shard = Shard.open(Path(folder) / "shard.duckdb", KEEP_ALL)
+        feed(shard, log, batch)
+        assert shard.totals().quarantined == {"position_out_of_range": 1, "late_click": 1}
+        assert_equal(verify(shard, log))
+        shard.close()
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_a_version_that_counts_withdraws_the_other_one_that_is_judged_anew_with_it(turn: int) -> None:
+    versions = [click("x", START + 2, "j", 1), click("x", START + 2, "j", 0, item="b")][::turn]
+    log = [impression("j0", START + 1, "j", ["a"]), *versions, impression("j1", START, "j", ["b"])]
+    with TemporaryDirectory() as folder:
+        shard = Shard.open(Path(folder) / "shard.duckdb", KEEP_ALL)
+        feed(shard, log, 1)
+        assert (shard.totals().counted, shard.totals().duplicates, shard.totals().quarantined) == (2, 2, {})
+        assert_equal(verify(shard, log))
+        shard.close()
+
+
 def test_what_came_before_a_refused_line_does_not_withdraw_it_later() -> None:
     log = [
         click("y", START + DAY + 1, "i", 0),

@@ -71,6 +71,63 @@ def busy_log(days: int, a_day: int) -> list[bytes]:
     return log
 
 
+CHANGES = ("INSERT", "UPDATE", "DELETE", "CREATE", "DROP", "EXECUTE")
+
+
+class Watched:
+    """A connection that notes what changed something and was not run to its end before the next statement."""
+
+    def __init__(self, con: duckdb.DuckDBPyConnection) -> None:
+        self.con = con
+        self.changed = 0
+        self.left: list[str] = []
+        self._running: str | None = None
+
+    def execute(self, statement: str | duckdb.Statement, params: object = None) -> Watched:
+        text = (statement if isinstance(statement, str) else statement.query).strip()
+        self.left += [self._running] if self._running else []
+        self._running = text if text.startswith(CHANGES) else None
+        self.changed += self._running is not None
+        self.con.execute(statement, params)
+        return self
+
+    def fetchall(self) -> list[tuple[object, ...]]:
+        self._running = None
+        return self.con.fetchall()
+
+    def fetchnumpy(self) -> dict[str, object]:
+        self._running = None
+        return self.con.fetchnumpy()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.con, name)
+
+
+def test_every_statement_that_changes_something_is_run_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eager: None
+) -> None:
+    """DuckDB may leave a part of one undone whose result nobody fetches."""
+    connect, watched = duckdb.connect, []
+
+    def watch(*args: object, **options: object) -> Watched:
+        watched.append(Watched(connect(*args, **options)))  # type: ignore[arg-type]
+        return watched[-1]
+
+    shard = Shard.open(tmp_path / "shard.duckdb", TWO_DAYS)  # the tables, which are made in one script
+    shard.close()
+    monkeypatch.setattr(store.duckdb, "connect", watch)
+    shard = Shard.open(tmp_path / "shard.duckdb", TWO_DAYS)
+    earlier = [impression("e1", START - 60, "imp1", ["x", "z"], query="q1"), click("o1", START, "nowhere")]
+    log = busy_log(6, 10)
+    feed(shard, [*log[:20], *earlier, *log[20:], click("z", START + 5 * DAY_S, "imp199", 7), *log[-9:]], batch=7)
+    while shard.tend():
+        export_all(shard)
+    shard.mark_published([row["id"] for row in shard.unpublished().to_pylist()])
+    shard.close()
+    assert watched[0].changed > 100
+    assert watched[0].left == []
+
+
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(log=difficult_logs(), seed=st.integers(0, 2**32), batch=st.integers(1, 12), rules=st.sampled_from([KEEP_ALL, TWO_DAYS]))
 def test_upkeep_anywhere_between_batches_changes_no_table(log: list[bytes], seed: int, batch: int, rules: CountingRules) -> None:
