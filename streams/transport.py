@@ -109,6 +109,10 @@ class Consumer(driver.Consumer):
 
     async def perform_seek(self) -> None:
         """Seek every assigned partition to the offset that its shard wants next."""
+        self._sought_again.clear()
+        await self._seek_wanted()
+
+    async def _seek_wanted(self) -> None:
         async with self._seeking:
             self._expected = {}
             self.generation += 1
@@ -133,9 +137,11 @@ class Consumer(driver.Consumer):
                 return
             if active is not None and tp not in active and tp not in self._buffered_partitions:
                 continue
-            if run.first_offset != self._expected[tp] and tp not in self._sought_again:
-                await self._seek_again(tp, run.first_offset)
-                return
+            if run.first_offset != self._expected[tp]:
+                if tp not in self._sought_again:
+                    await self._seek_again(tp, run.first_offset)
+                    return
+                self._refuse_truncated(tp, run.first_offset)
             self._sought_again.discard(tp)
             self._expected[tp] = run.next_offset
             self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
@@ -154,16 +160,20 @@ class Consumer(driver.Consumer):
     async def _seek_again(self, tp: TP, offset: int) -> None:
         """Records came that were not expected: let the shards decide anew where to read, by the topic's id.
 
-        Behind what was read: the broker lost its log. Ahead of it: the run is from before a seek, or the log has a gap; in that
-        case it comes again, is delivered, and the shard refuses it.
+        They may be from before a seek: Kafka's client fetches a partition as soon as it is assigned, from where the group stands.
+        Behind what was read: the broker lost its log, or, if they come again, its end. Ahead of it: the log has a gap; then they
+        come again, are delivered, and the shard refuses them.
         """
         log.warning("event=unexpected_offset partition=%d offset=%d expected=%d", tp.partition, offset, self._expected[tp])
-        await self.perform_seek()
-        if (wanted := self._expected.get(tp, 0)) > offset:
+        await self._seek_wanted()
+        self._sought_again.add(tp)
+
+    def _refuse_truncated(self, tp: TP, offset: int) -> None:
+        """Raise LogTruncated where the log was sought and its first records are still behind what was counted."""
+        if (wanted := self._expected[tp]) > offset:
             raise LogTruncated(
                 f"{tp.topic}-{tp.partition} ends before offset {wanted}, which was counted: the broker lost its end"
             )
-        self._sought_again.add(tp)
 
     def _to_run_message(self, tp: TP, run: Run) -> ConsumerMessage:
         generation = self.app.consumer_generation_id

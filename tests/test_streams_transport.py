@@ -141,9 +141,31 @@ def test_a_log_that_starts_anew_makes_the_shards_decide_again(play: Play, offset
 def test_the_same_log_without_its_end_is_an_error_not_a_loop(play: Play) -> None:
     async def story(consumer: Scripted) -> None:
         await consumer.perform_seek()
-        consumer.fetched = [{ZERO: run(0, 3)}]
+        consumer.fetched = [{ZERO: run(0, 3)}, {ZERO: run(0, 3)}]
+        assert await delivered(consumer) == []  # it may be from before the seek
         with pytest.raises(LogTruncated, match="events-0 ends before offset 10"):
             await delivered(consumer)
+        assert len(consumer.sought) == 2
+
+    play(story)
+
+
+def test_a_run_that_was_fetched_before_a_seek_and_comes_after_it_is_read_again(play: Play) -> None:
+    """A partition that has just been assigned is fetched from where the group stands until the shard says otherwise."""
+
+    async def story(consumer: Scripted) -> None:
+        async def seek_meanwhile(timeout: float) -> Any:
+            await consumer.perform_seek()
+            return {ZERO: run(0, 3), ONE: run(20, 21, 1)}, {ZERO, ONE}
+
+        fetch, consumer._wait_next_records = consumer._wait_next_records, seek_meanwhile  # type: ignore[method-assign]
+        assert await delivered(consumer) == []
+        consumer._wait_next_records = fetch  # type: ignore[method-assign]
+        assert len(consumer.sought) == 2
+        consumer.fetched = [{ZERO: run(10, 11), ONE: run(20, 21, 1)}, {ZERO: run(12, 12)}]
+        assert [one.first_offset for one in await delivered(consumer)] == [10, 20]
+        assert [one.first_offset for one in await delivered(consumer)] == [12]
+        assert len(consumer.sought) == 2
 
     play(story)
 
