@@ -97,10 +97,10 @@ def find_differences(measured: Measured) -> list[str]:
         "clicks still waiting": (counters["pending"], 0),
     }
     wrong = [f"{name}: {found}, expected {expected}" for name, (found, expected) in pairs.items() if found != expected]
-    return wrong + describe_failures(account)
+    return wrong + _describe_failures(account)
 
 
-def describe_failures(account: Account) -> list[str]:
+def _describe_failures(account: Account) -> list[str]:
     """Return why calls failed, the most frequent reasons first."""
     return [f"{reason} ({count} times)" for reason, count in account.failures.most_common(3)]
 
@@ -214,7 +214,7 @@ async def _wait_for_sent(demo: Demo) -> Counters:
     try:
         return await wait_for_events(demo.http, demo.stack.urls.worker, demo.traffic.sent)
     except MilestoneError as error:
-        raise MilestoneError("; ".join([str(error), *describe_failures(demo.traffic.account)])) from None
+        raise MilestoneError("; ".join([str(error), *_describe_failures(demo.traffic.account)])) from None
 
 
 def _first_day(plan: DemoPlan, now: datetime) -> float:

@@ -148,11 +148,11 @@ def keep_refused(feeds: Feeds, change: Change, arrived_us: int | None, quarantin
         return Counter()
     added = quarantine.add_rejects(feeds, [reject for _, reject, _ in change.refused], arrived_us, quarantined)
     firsts = {(row.event_id, row.reason): number for number, (_, row, _) in reversed([*enumerate(change.refused)])}
-    shown = {firsts[name] for name in firsts.keys() & added}
-    kept = [(click, str(row.reason), delay) for click, row, delay in change.refused]
-    clicks.keep(feeds, [kept[number] for number in sorted(shown)])
-    # They have no row of their own, and may yet count when their list gives way to an earlier one.
-    clicks.keep_unlike(feeds, [one for number, one in enumerate(kept) if number not in shown])
+    with_row = {firsts[name] for name in firsts.keys() & added}
+    refused = [(click, str(row.reason), delay) for click, row, delay in change.refused]
+    clicks.keep(feeds, [one for number, one in enumerate(refused) if number in with_row])
+    # The others have no row of their own, and may yet count when their list gives way to an earlier one.
+    clicks.keep_unlike(feeds, [one for number, one in enumerate(refused) if number not in with_row])
     change.duplicates += len(change.refused) - len(added)
     return Counter(str(reason) for _, reason in added)
 

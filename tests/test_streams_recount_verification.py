@@ -22,7 +22,7 @@ from streams.recount import arrivals, definitions
 from streams.recount.arrivals import Arrivals
 from streams.recount.verification import EXPIRED, UNCOVERED, Log, Verdict, no_counts, rows, verify_shard
 from streams.rules import CountingRules
-from streams.store import Shard
+from streams.store import Shard, ShardTotals
 from tests.logs import HOUR, NOW, START, click, day, difficult_logs, feed, impression, query, sum_windows
 from tests.recount import recount
 
@@ -101,6 +101,16 @@ def test_the_recount_equals_the_store(case: tuple[list[bytes], CountingRules], s
         shard.close()
 
 
+def count(log: list[bytes], batch: int = 10_000) -> ShardTotals:
+    """The account of a shard that keeps all, once the recount has agreed with it."""
+    with TemporaryDirectory() as folder:
+        shard = Shard.open(Path(folder) / "shard.duckdb", KEEP_ALL)
+        feed(shard, log, batch)
+        assert_equal(verify(shard, log))
+        shard.close()
+        return shard.totals()
+
+
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_a_click_refused_beside_another_version_for_the_same_reason_counts_once_its_list_gives_way(batch: int) -> None:
     log = [
@@ -110,12 +120,8 @@ def test_a_click_refused_beside_another_version_for_the_same_reason_counts_once_
         click("x", START + 10, "j", 1),
         impression("j1", START, "j", ["a", "b"]),
     ]
-    with TemporaryDirectory() as folder:
-        shard = Shard.open(Path(folder) / "shard.duckdb", KEEP_ALL)
-        feed(shard, log, batch)
-        assert (shard.totals().counted, shard.totals().quarantined) == (3, {})
-        assert_equal(verify(shard, log))
-        shard.close()
+    totals = count(log, batch)
+    assert (totals.counted, totals.quarantined) == (3, {})
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
@@ -127,24 +133,16 @@ def test_versions_of_one_click_refused_for_the_same_reason_are_told_apart_when_o
         click("x", START + DAY + 1, "j", 1),
         impression("j1", START, "j", ["a"]),
     ]
-    with TemporaryDirectory() as folder:
-        shard = Shard.open(Path(folder) / "shard.duckdb", KEEP_ALL)
-        feed(shard, log, batch)
-        assert shard.totals().quarantined == {"position_out_of_range": 1, "late_click": 1}
-        assert_equal(verify(shard, log))
-        shard.close()
+    totals = count(log, batch)
+    assert totals.quarantined == {"position_out_of_range": 1, "late_click": 1}
 
 
 @pytest.mark.parametrize("turn", [1, -1])
 def test_a_version_that_counts_withdraws_the_other_one_that_is_judged_anew_with_it(turn: int) -> None:
     versions = [click("x", START + 2, "j", 1), click("x", START + 2, "j", 0, item="b")][::turn]
     log = [impression("j0", START + 1, "j", ["a"]), *versions, impression("j1", START, "j", ["b"])]
-    with TemporaryDirectory() as folder:
-        shard = Shard.open(Path(folder) / "shard.duckdb", KEEP_ALL)
-        feed(shard, log, 1)
-        assert (shard.totals().counted, shard.totals().duplicates, shard.totals().quarantined) == (2, 2, {})
-        assert_equal(verify(shard, log))
-        shard.close()
+    totals = count(log, 1)
+    assert (totals.counted, totals.duplicates, totals.quarantined) == (2, 2, {})
 
 
 def test_what_came_before_a_refused_line_does_not_withdraw_it_later() -> None:
@@ -154,12 +152,8 @@ def test_what_came_before_a_refused_line_does_not_withdraw_it_later() -> None:
         impression("i1", START, "i", ["a"]),
         b'{"type":"click","event_id":"y"}',
     ]
-    with TemporaryDirectory() as folder:
-        shard = Shard.open(Path(folder) / "shard.duckdb", KEEP_ALL)
-        feed(shard, log)
-        assert shard.totals().quarantined == {"late_click": 1, "invalid": 1}
-        assert_equal(verify(shard, log))
-        shard.close()
+    totals = count(log)
+    assert totals.quarantined == {"late_click": 1, "invalid": 1}
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
