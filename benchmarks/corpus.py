@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.traffic import Line
-from streams.records import partition_of
+from streams.emitter.record_batches import partition_of
 
 
 @dataclass(frozen=True)

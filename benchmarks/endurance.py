@@ -15,7 +15,7 @@ from benchmarks.narration import tell
 from benchmarks.ours import Site, Topic, running_worker
 from benchmarks.traffic import START, Traffic
 from benchmarks.usage import resident_mib
-from streams.processes import ProcessError
+from streams.runtime.processes import ProcessError
 
 FULL_LOG_EVENTS = 28_600_000
 MEMORY_GOAL = 0.20

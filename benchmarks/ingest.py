@@ -30,9 +30,9 @@ from benchmarks.state import build_state, judge_state, later_traffic, measure_st
 from benchmarks.throughput import BATCHED, SINGLE, judge_throughput, measure_throughput, report_throughput
 from benchmarks.traffic import Mix, Traffic
 from benchmarks.usage import Usage, cores_used, read_stolen, use_two_cores
-from streams.brokers import BrokerError, KafkaBroker
-from streams.processes import ProcessError
-from streams.topics import TopicError
+from streams.brokers.broker import BrokerError, KafkaBroker
+from streams.brokers.topics import TopicError
+from streams.runtime.processes import ProcessError
 
 SECTIONS = ("throughput", "latency", "memory", "state", "replay")
 PARTITIONS = 4

@@ -29,7 +29,7 @@ from benchmarks.peer_runs import run_peer
 from benchmarks.reads import ReadProbe
 from benchmarks.throughput import BATCHED
 from benchmarks.usage import cores_used, read_stolen, read_usage
-from streams.topics import KafkaSettings, create_topics
+from streams.brokers.topics import KafkaSettings, create_topics
 
 POLL_S = 0.02
 WARM_UP_S = 10.0

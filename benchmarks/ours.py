@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.usage import Usage, read_threads, read_usage
-from streams.processes import ProcessError, free_port
-from streams.settings import DataSettings
-from streams.topics import KafkaSettings
-from streams.worker import StreamsSettings, WorkerSettings
-from streams.worker_process import WorkerProcess
+from queryloop.up.worker_process import WorkerProcess
+from streams.brokers.topics import KafkaSettings
+from streams.runtime.processes import ProcessError, free_port
+from streams.runtime.settings import DataSettings
+from streams.worker.settings import StreamsSettings, WorkerSettings
 
 STALL_S = 60.0
 POLL_S = 0.05

@@ -11,8 +11,8 @@ from benchmarks.corpus import Corpus
 from benchmarks.ours import Rate, Site, Topic
 from benchmarks.peer_venv import PEERS, peer_python
 from benchmarks.usage import read_usage
-from streams.processes import Child, ProcessError
-from streams.topics import KafkaSettings, create_topics
+from streams.brokers.topics import KafkaSettings, create_topics
+from streams.runtime.processes import Child, ProcessError
 
 LIMIT_S = 900.0
 

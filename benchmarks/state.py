@@ -26,11 +26,12 @@ from benchmarks.ours import Rate, Site, Topic, measure_worker
 from benchmarks.throughput import ratios
 from benchmarks.traffic import DAY_S, START, Mix, Traffic
 from benchmarks.usage import CORES
-from streams.decoding import decode_columns
-from streams.lake import Lake, LakeSettings, export_mature
-from streams.processes import Child, ProcessError
-from streams.shards import shard_path
-from streams.store import CountingRules, Shard
+from streams.events.batch_decoder import decode_columns
+from streams.lake.files import Lake, LakeSettings
+from streams.runtime.processes import Child, ProcessError
+from streams.store.held_shards import shard_path
+from streams.store.lake_export import export_mature
+from streams.store.shard import CountingRules, Shard
 
 DAYS = 14
 BATCH = 50_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from streams.emitter import Emitter, EmitterSettings
+    from streams.emitter.emitter import Emitter, EmitterSettings
 
 __all__ = ["Emitter", "EmitterSettings"]
 
@@ -13,7 +13,7 @@ __all__ = ["Emitter", "EmitterSettings"]
 def __getattr__(name: str) -> Any:
     """Import a public name at its first use, so that `import queryloop` stays cheap."""
     if name in __all__:
-        import streams.emitter
+        import streams.emitter.emitter
 
-        return getattr(streams.emitter, name)
+        return getattr(streams.emitter.emitter, name)
     raise AttributeError(f"module 'queryloop' has no attribute {name!r}; public names: {', '.join(__all__)}")

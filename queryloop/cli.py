@@ -241,7 +241,7 @@ def _day(text: str) -> date:
 
 
 def _reason(text: str) -> str:
-    from streams.events import Reason
+    from streams.events.schema import Reason
 
     if text not in list(Reason):
         raise argparse.ArgumentTypeError(f"{text!r} is no reason: {', '.join(Reason)}")
@@ -274,7 +274,7 @@ def _factor(text: str) -> float:
 def read_settings(options: argparse.Namespace) -> Settings:
     """Return all settings with `--broker` folded in. Raises SettingsError."""
     from queryloop.settings import Settings
-    from streams.settings import load_settings
+    from streams.runtime.settings import load_settings
 
     settings = load_settings(Settings, options.config)
     chosen = getattr(options, "broker", None)
@@ -283,42 +283,42 @@ def read_settings(options: argparse.Namespace) -> Settings:
 
 def up(options: argparse.Namespace) -> int:
     """`queryloop up`."""
-    from queryloop.up import run as run_up
+    from queryloop.up.machine import run as run_up
 
     return run_up(read_settings(options))
 
 
 def demo(options: argparse.Namespace) -> int:
     """`queryloop demo`."""
-    from queryloop.demo import main as run_demo
+    from queryloop.demo.run import main as run_demo
 
     return run_demo(read_settings(options), seed=options.seed, out=options.out, as_json=options.json, quick=options.quick)
 
 
 def replay(options: argparse.Namespace) -> int:
     """`queryloop replay`."""
-    from queryloop.replaying import replay_log
+    from queryloop.commands.replay import replay_log
 
     return replay_log(options, read_settings(options))
 
 
 def broker(options: argparse.Namespace) -> int:
     """`queryloop broker`."""
-    from queryloop.broker import keep_broker
+    from queryloop.commands.broker import keep_broker
 
     return keep_broker(read_settings(options), options.port)
 
 
 def run(options: argparse.Namespace) -> int:
     """`queryloop run`."""
-    from queryloop.running import run_job
+    from queryloop.commands.run import run_job
 
     return run_job(read_settings(options), options.kind, as_json=options.json)
 
 
 def releases(options: argparse.Namespace) -> int:
     """`queryloop releases`."""
-    from queryloop.rollout import change_rollout, show_releases
+    from queryloop.commands.releases import change_rollout, show_releases
 
     folder = read_settings(options).data.dir
     if (options.step == "promote") != (options.id is not None):
@@ -330,21 +330,21 @@ def releases(options: argparse.Namespace) -> int:
 
 def status(options: argparse.Namespace) -> int:
     """`queryloop status`."""
-    from queryloop.status import show_status
+    from queryloop.commands.status import show_status
 
     return show_status(read_settings(options), as_json=options.json)
 
 
 def read(options: argparse.Namespace) -> int:
     """`queryloop windows`, `successors`, `lag`, `delays`."""
-    from queryloop.reading import show_read
+    from queryloop.commands.counts import show_read
 
     return show_read(read_settings(options), options.what, options)
 
 
 def verify(options: argparse.Namespace) -> int:
     """`queryloop verify`."""
-    from queryloop.verifying import verify as verify_counts
+    from queryloop.commands.verify import verify as verify_counts
 
     return verify_counts(options, read_settings(options))
 
@@ -359,7 +359,7 @@ def torture(options: argparse.Namespace) -> int:
 
 def quarantine(options: argparse.Namespace) -> int:
     """`queryloop quarantine`."""
-    from queryloop.quarantine import run as run_quarantine
+    from queryloop.commands.quarantine import run as run_quarantine
 
     return run_quarantine(options, read_settings(options))
 

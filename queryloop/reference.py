@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from queryloop.settings import Settings
-from serving.tasks import DEFAULT_TASKS, Task
+from serving.policy.tasks import DEFAULT_TASKS, Task
 
 INTRODUCTION = """\
 # Settings

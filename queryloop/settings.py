@@ -9,8 +9,8 @@ from pydantic import BaseModel, SecretStr
 
 from queryloop.product.settings import ProductSettings
 from serving.settings import ServingRoot
-from streams.worker import StreamsSettings
-from trainers.settings import TrainerSettings
+from streams.worker.settings import StreamsSettings
+from trainers.jobs.settings import TrainerSettings
 
 MASK = "**********"
 

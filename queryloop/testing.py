@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from queryloop.trials.rows import Quarantined, Successor, Window
+from queryloop.pytest_plugin.rows import Quarantined, Successor, Window
 
 if TYPE_CHECKING:
-    from queryloop.trials.clock import Clock
-    from queryloop.trials.stations import Stations
-    from queryloop.trials.trial import Trial
+    from queryloop.pytest_plugin.clock import Clock
+    from queryloop.pytest_plugin.stations import Stations
+    from queryloop.pytest_plugin.trial import Trial
 
 __all__ = ["Clock", "Quarantined", "Successor", "Trial", "Window"]
 
@@ -29,11 +29,11 @@ ABOUT_MARK = (
 def __getattr__(name: str) -> Any:
     """Import a type at its first use: annotations need them, collecting tests does not."""
     if name == "Trial":
-        from queryloop.trials.trial import Trial
+        from queryloop.pytest_plugin.trial import Trial
 
         return Trial
     if name == "Clock":
-        from queryloop.trials.clock import Clock
+        from queryloop.pytest_plugin.clock import Clock
 
         return Clock
     raise AttributeError(f"module 'queryloop.testing' has no attribute {name!r}; public names: {', '.join(__all__)}")
@@ -57,10 +57,10 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def queryloop_stations() -> Iterator[Stations]:
     """The brokers of this run, each started when a test first wants it, and a worker started ahead for the next test."""
-    from queryloop.trials.hosts import Hosts
+    from queryloop.pytest_plugin.hosts import Hosts
 
     with Hosts() as hosts:
-        from queryloop.trials.stations import Stations  # slow: meanwhile the first worker's process imports too
+        from queryloop.pytest_plugin.stations import Stations  # slow: meanwhile the first worker's process imports too
 
         with Stations(hosts) as stations:
             yield stations
@@ -69,7 +69,7 @@ def queryloop_stations() -> Iterator[Stations]:
 @pytest.fixture
 def queryloop(request: pytest.FixtureRequest, queryloop_stations: Stations) -> Iterator[Trial]:
     """A Queryloop of this test's own: `replay`, `emit`, `windows`, `cooccurrence`, `quarantine`, `wait_applied`, `clock`."""
-    from queryloop.trials.trial import Trial
+    from queryloop.pytest_plugin.trial import Trial
 
     broker, sections = _read_mark(request.node)
     with Trial(queryloop_stations, broker, more_to_come=_has_later_test(request, broker)) as trial:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from serving.metrics import ServingMetrics
+    from serving.releases.slot import Slot
     from serving.settings import ServingRoot, ServingSettings
-    from serving.slot import Slot
-    from streams.emitter import Emitter
+    from streams.emitter.emitter import Emitter
 
 # OpenMP reads these once, when torch is imported: waiting threads must not spin on a machine that also trains.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -37,9 +37,9 @@ refusal is a bare 503, without the reason and the Retry-After that the door give
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until SIGINT or SIGTERM. Exit code 0, or 2 with one line when it cannot start."""
-    from streams.emitter import OutboxError
-    from streams.logs import configure_logs
-    from streams.settings import SettingsError, load_settings
+    from streams.emitter.emitter import OutboxError
+    from streams.runtime.logs import configure_logs
+    from streams.runtime.settings import SettingsError, load_settings
 
     arguments = _read_arguments(argv)
     configure_logs(logging.getLevelNamesMapping()[arguments.log_level.upper()])
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def open_emitter(root: ServingRoot, bootstrap: str) -> Emitter:
     """The emitter of this process, with an outbox of its own unless `serving.outbox` is off. Raises OutboxError."""
-    from streams.emitter import Emitter
+    from streams.emitter.emitter import Emitter
 
     folder = (root.emitter.outbox_dir or root.data.dir / "outbox") / "serving" if root.serving.outbox else None
     return Emitter(bootstrap, root.emitter.model_copy(update={"outbox_dir": folder}), topic=root.kafka.topic, limits=root.events)
@@ -80,9 +80,9 @@ def serve(root: ServingRoot, emitter: Emitter, listener: socket.socket) -> int:
     """Run the app on a bound socket until a signal comes, then deliver what is buffered; what cannot be stays in the outbox."""
     import uvicorn
 
-    from serving.app import create_app
-    from serving.bundles import import_engine
+    from serving.http.app import create_app
     from serving.metrics import ServingMetrics
+    from serving.releases.loader import import_engine
 
     keep_freed_memory()
     threading.Thread(target=import_engine, name="import", daemon=True).start()
@@ -108,8 +108,8 @@ def hold_signals() -> None:
 
 def make_slot(root: ServingRoot, metrics: ServingMetrics) -> Slot:
     """The slot over the data folder's releases, loading them as the settings say."""
-    from serving.bundles import load_bundle
-    from serving.slot import Slot
+    from serving.releases.loader import load_bundle
+    from serving.releases.slot import Slot
 
     serving = root.serving
     return Slot(

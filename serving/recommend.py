@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from serving.engines import Decoding, Engine, Generation
-from serving.lists import name_auxiliary, repair_items
-from serving.tasks import Task, clean_text, render_prompt
+from serving.policy.engines import Decoding, Engine, Generation
+from serving.policy.lists import name_auxiliary, repair_items
+from serving.policy.tasks import Task, clean_text, render_prompt
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +21,7 @@ class Retriever(Protocol):
 
 
 class Scorer(Protocol):
-    """What serving needs of a predictor (`serving.predictor.Predictor`): p_k of each position, one array a list."""
+    """What serving needs of a predictor (`serving.predictor.scorer.Predictor`): p_k of each position, one array a list."""
 
     def score(self, queries: Sequence[str], lists: Sequence[Sequence[str]]) -> list[np.ndarray]: ...
 

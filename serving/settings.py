@@ -7,11 +7,11 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, Field, SecretStr, field_validator, model_validator
 
-from serving.tasks import DEFAULT_TASKS, Tasks
-from streams.emitter import EmitterSettings
-from streams.events import EventSettings
-from streams.settings import DataSettings, is_loopback
-from streams.topics import KafkaSettings
+from serving.policy.tasks import DEFAULT_TASKS, Tasks
+from streams.brokers.topics import KafkaSettings
+from streams.emitter.emitter import EmitterSettings
+from streams.events.schema import EventSettings
+from streams.runtime.settings import DataSettings, is_loopback
 
 ORIGIN = re.compile(r"https?://[a-z0-9.\-]+(:\d{1,5})?|https?://\[[0-9a-f:]+\](:\d{1,5})?")
 """An origin as browsers send it: lower case, without a path."""

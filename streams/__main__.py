@@ -8,9 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-from streams.logs import configure_logs
-from streams.without_pandas import do_without_pandas
-from streams.zen4 import sort_without_avx512
+from streams.runtime.logs import configure_logs
+from streams.worker.tuning import do_without_pandas, sort_without_avx512
 
 EXAMPLE = "example: QUERYLOOP_KAFKA_BOOTSTRAP=127.0.0.1:9092 python -m streams --config queryloop.toml"
 
@@ -18,8 +17,9 @@ EXAMPLE = "example: QUERYLOOP_KAFKA_BOOTSTRAP=127.0.0.1:9092 python -m streams -
 def main(argv: list[str] | None = None) -> int:
     """Read the settings and run the worker until it is told to stop."""
     # Not before the lines at the end: this imports numpy.
-    from streams.settings import SettingsError, load_settings
-    from streams.worker import StreamsSettings, WorkerError, run_worker
+    from streams.runtime.settings import SettingsError, load_settings
+    from streams.worker.main import WorkerError, run_worker
+    from streams.worker.settings import StreamsSettings
 
     parser = argparse.ArgumentParser(prog="python -m streams", description=__doc__, epilog=EXAMPLE)
     parser.add_argument("--config", type=Path, help="settings file (default: $QUERYLOOP_CONFIG or ./queryloop.toml)")

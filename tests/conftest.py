@@ -17,14 +17,14 @@ from pathlib import Path
 
 import pytest
 
-from streams.brokers import Broker, EmbeddedBroker, ExternalBroker, KafkaBroker
-from streams.kafka_jars import missing_tool
+from streams.brokers.broker import Broker, EmbeddedBroker, ExternalBroker, KafkaBroker
+from streams.brokers.jars import missing_tool
 
 with warnings.catch_warnings():
     # kafka-python reads its message schemas with a function that Python 3.11 deprecates and later versions restored.
     warnings.simplefilter("ignore", DeprecationWarning)
     # With our mends, so that no client of a test leaves a socket to a later one.
-    import streams.kafka_clients  # noqa: F401
+    import streams.brokers.clients  # noqa: F401
 
 # The legs use the variable themselves; to the code under test it must not look like a setting of the person who runs the tests.
 EXTERNAL = os.environ.pop("QUERYLOOP_KAFKA_BOOTSTRAP", "")

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from streams.logs import configure_logs
-from streams.settings import DataSettings, SettingsError, load_settings
-from trainers.ledger import KINDS, Ledger, LedgerError
-from trainers.processes import ENVIRON
-from trainers.timetable import TimetableSettings
+from streams.runtime.logs import configure_logs
+from streams.runtime.settings import DataSettings, SettingsError, load_settings
+from trainers.jobs.ledger import KINDS, Ledger, LedgerError
+from trainers.jobs.processes import ENVIRON
+from trainers.jobs.timetable import TimetableSettings
 
 EXAMPLE = "examples:\n  python -m trainers\n  python -m trainers job ctr\n  python -m trainers alive"
 
@@ -55,8 +55,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _run_job(arguments: argparse.Namespace) -> int:
     for name, value in ENVIRON.items():
         os.environ.setdefault(name, value)  # before torch is imported
-    from trainers.jobs import run_recorded
-    from trainers.settings import TrainerSettings
+    from trainers.jobs.job import run_recorded
+    from trainers.jobs.settings import TrainerSettings
 
     signal.signal(signal.SIGTERM, _stop)
     return run_recorded(arguments.kind, load_settings(TrainerSettings, arguments.config), arguments.run)
@@ -68,8 +68,8 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _run_timetable(config: Path | None) -> int:
-    from trainers.settings import TrainerSettings
-    from trainers.timetable import run
+    from trainers.jobs.settings import TrainerSettings
+    from trainers.jobs.timetable import run
 
     run(load_settings(TrainerSettings, config))
     return 0

@@ -14,7 +14,7 @@ from typing import Any
 
 from queryloop.product.account import Account, Shown
 from queryloop.product.clicks import item_probabilities
-from queryloop.product.door import Door
+from queryloop.product.http_client import Door
 from queryloop.product.outbox import Outbox
 from queryloop.product.settings import ProductSettings
 from queryloop.product.visits import first_query, next_query

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from queryloop.torture.log import AGAIN, COUNTED, ORPHAN, REPEATED, Line
-from streams.events import Reason
-from streams.records import partition_of
+from streams.emitter.record_batches import partition_of
+from streams.events.schema import Reason
 
 Account = dict[int, dict[str, int]]
 """For each partition: `counted`, `orphan_click` (those that still wait included) and the other reasons, as far as not 0."""

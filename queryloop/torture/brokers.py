@@ -7,10 +7,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from streams.brokers import BrokerError, EmbeddedBroker, KafkaBroker
-from streams.cluster import KafkaCluster
-from streams.processes import steady_ports
-from streams.topics import KafkaSettings, create_topics, topic_id
+from streams.brokers.broker import BrokerError, EmbeddedBroker, KafkaBroker
+from streams.brokers.cluster import KafkaCluster
+from streams.brokers.topics import KafkaSettings, create_topics, topic_id
+from streams.runtime.processes import steady_ports
 
 DOWN_S = 2.0
 Rest = Callable[[float], None]

@@ -13,10 +13,10 @@ from datetime import UTC, datetime, timedelta, timezone
 from functools import cached_property
 from typing import NamedTuple
 
-from queryloop.torture.faults import FAULTS
+from queryloop.torture.bad_lines import FAULTS
 from queryloop.torture.texts import make_texts
-from streams.events import EPOCH, Reason
-from streams.rules import DAY_US
+from streams.events.rules import DAY_US
+from streams.events.schema import EPOCH, Reason
 
 START_US = 20_100 * DAY_US
 """2025-01-12, where every torture's log begins."""

@@ -22,10 +22,10 @@ from pydantic import BaseModel, Field
 
 from queryloop.torture.log import TortureLog
 from queryloop.torture.stage_files import Progress, StageFiles
-from streams.emitter import Emitter, EmitterSettings, QueueFull
-from streams.logs import configure_logs
-from streams.settings import load_settings
-from streams.topics import KafkaSettings
+from streams.brokers.topics import KafkaSettings
+from streams.emitter.emitter import Emitter, EmitterSettings, QueueFull
+from streams.runtime.logs import configure_logs
+from streams.runtime.settings import load_settings
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from queryloop.product.account import percentile
-from queryloop.torture.acts import Diary
-from queryloop.torture.stand import Surprise
+from queryloop.torture.faults import Diary
+from queryloop.torture.harness import Surprise
 from queryloop.torture.workers import Restart
 
 GOAL_S = 2.0

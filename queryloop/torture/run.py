@@ -19,22 +19,22 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from queryloop.exits import CommandError, Exit
 from queryloop.torture.account import account_of, differences, expected_account
-from queryloop.torture.acts import Diary, do
 from queryloop.torture.brokers import TortureBroker, open_broker
+from queryloop.torture.faults import Diary, do
 from queryloop.torture.flow import Flow
+from queryloop.torture.harness import Producer, Stand, TortureError
 from queryloop.torture.log import MIN_EVENTS, TortureLog
 from queryloop.torture.producer import ProducerSettings
 from queryloop.torture.report import Result, render
 from queryloop.torture.schedule import Sizes, Step, draw_schedule
 from queryloop.torture.stage_files import StageFiles
-from queryloop.torture.stand import Producer, Stand, TortureError
 from queryloop.torture.verification import run_verify
 from queryloop.torture.workers import Worker
-from streams.emitter import EmitterSettings
-from streams.processes import steady_ports
-from streams.settings import DataSettings
-from streams.topics import KafkaSettings, end_offsets, topic_id
-from streams.worker import StreamsSettings, WorkerSettings
+from streams.brokers.topics import KafkaSettings, end_offsets, topic_id
+from streams.emitter.emitter import EmitterSettings
+from streams.runtime.processes import steady_ports
+from streams.runtime.settings import DataSettings
+from streams.worker.settings import StreamsSettings, WorkerSettings
 
 PARTITIONS = 4
 """At least, and two for each worker: Faust gives no worker more than its share rounded up, so of 4 a third one would get none."""

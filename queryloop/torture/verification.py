@@ -8,9 +8,9 @@ import sys
 from typing import Any
 
 from queryloop.exits import Exit
-from queryloop.torture.stand import TortureError
-from streams.environ import environ_of
-from streams.worker import StreamsSettings
+from queryloop.torture.harness import TortureError
+from streams.runtime.environment import environ_of
+from streams.worker.settings import StreamsSettings
 
 LIMIT_S = 1800.0
 SHOWN = 20

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from streams.environ import environ_of
-from streams.processes import Child
-from streams.worker import StreamsSettings
-from streams.worker_process import WorkerProcess, read_status
+from queryloop.up.worker_process import WorkerProcess, read_status
+from streams.runtime.environment import environ_of
+from streams.runtime.processes import Child
+from streams.worker.settings import StreamsSettings
 
 STATUS_S = 0.2
 STATUS_TIMEOUT_S = 0.5

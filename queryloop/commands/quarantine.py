@@ -1,0 +1,169 @@
+"""`queryloop quarantine`: what could not be counted, row by row, and its repair: original or fixed lines sent again.
+
+A row is named PARTITION:ID. Its text was written by whoever sent it: it is shown escaped, and only `show --raw` gives the bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from queryloop.commands.quarantine_repair import check_lines, send_again
+from queryloop.commands.workers import ask_shard
+from queryloop.exits import CommandError, Exit
+from streams.api.quarantine_rows import RowsCall, dump_rows
+from streams.events.schema import Reason, printable
+
+if TYPE_CHECKING:
+    from queryloop.settings import Settings
+
+PAGE = 200
+MAX_FILE_BYTES = 256 * 1024 * 1024
+
+Row = dict[str, Any]
+
+
+def run(options: argparse.Namespace, settings: Settings) -> int:
+    """Do the chosen step. Raises CommandError."""
+    if options.step == "list":
+        return _list(settings, options.reason, options.limit, as_json=options.json)
+    if options.step == "show":
+        return _show(settings, options.id, raw=options.raw, as_json=options.json)
+    return _replay(settings, options)
+
+
+def fetch_rows(settings: Settings, partition: int, call: RowsCall) -> dict[str, Any] | None:
+    """Return a shard's rows as `dump_rows` tells them, each named in `row`; None where there is no shard."""
+    parameters = {name: value for name, value in call.model_dump(mode="json").items() if value is not None}
+    path = f"/v1/shards/{partition}/quarantine?{urlencode(parameters)}"
+    answer = ask_shard(settings, partition, path, partial(dump_rows, call=call))
+    if answer is None:
+        return None
+    found: dict[str, Any] = json.loads(answer)
+    return found | {"rows": [{"row": f"{partition}:{row['id']}", **row} for row in found["rows"]]}
+
+
+def _list(settings: Settings, reason: Reason | None, limit: int, *, as_json: bool) -> int:
+    call = RowsCall(reason=reason, limit=max(min(limit, 500), 1))
+    told = [fetch_rows(settings, partition, call) for partition in range(settings.kafka.partitions)]
+    parts = [part for part in told if part is not None]
+    if not parts:
+        where = settings.data.dir / "shards"
+        raise CommandError(f"there are no shards in {where}: start `queryloop up`, or set data.dir", Exit.UNAVAILABLE)
+    counts = sum((Counter(part["counts"]) for part in parts), Counter())
+    rows = sorted((row for part in parts for row in part["rows"]), key=lambda row: -(row["ts_us"] or 0))[:limit]
+    if as_json:
+        shown = [{name: value for name, value in row.items() if name != "raw"} for row in rows]
+        print(json.dumps({"counts": dict(sorted(counts.items())), "rows": shown}, indent=2))
+        return Exit.DONE
+    print("\n".join(f"{number:>10,}  {name}" for name, number in sorted(counts.items())) or "quarantine is empty")
+    for row in rows:
+        print(
+            f"{row['row']:>10}  {row['reason']:<22} {_time(row['ts_us'])}  {printable(row['event_id'] or '-')}  {row['detail']}"
+        )
+    return Exit.DONE
+
+
+def _show(settings: Settings, name: str, *, raw: bool, as_json: bool) -> int:
+    row = find_row(settings, name)
+    original = base64.b64decode(row["raw"])
+    if raw:
+        if sys.stdout.isatty():
+            raise CommandError("the original bytes may hold commands to your terminal: send --raw into a file", Exit.USAGE)
+        sys.stdout.buffer.write(original)
+        sys.stdout.buffer.flush()
+        return Exit.DONE
+    if as_json:
+        print(json.dumps(row, indent=2))
+        return Exit.DONE
+    told = {key: row[key] for key in ("row", "reason", "detail", "event_id", "offset", "line", "published")}
+    told |= {"ts": _time(row["ts_us"]), "bytes": len(original), "raw": escaped(original)}
+    for key, value in told.items():
+        print(f"{key:<10} {escaped(str(value).encode()) if key == 'event_id' else value}")
+    return Exit.DONE
+
+
+def escaped(raw: bytes) -> str:
+    """Return bytes as printable ASCII, nothing left out."""
+    return raw.decode("utf-8", "backslashreplace").encode("unicode_escape").decode("ascii")
+
+
+def find_row(settings: Settings, name: str) -> Row:
+    """Return one row whole. Raises CommandError where there is none of this name (any more)."""
+    partition, _, number = name.partition(":")
+    if not (partition.isdecimal() and number.isdecimal() and int(partition) < settings.kafka.partitions):
+        raise CommandError(f"{name!r} names no row: write PARTITION:ID, as `queryloop quarantine list` does", Exit.USAGE)
+    rows = _shard_rows(settings, int(partition), RowsCall(id=int(number), limit=1))
+    if not rows:
+        raise CommandError(f"there is no row {name}: it expired, or the event was repaired", Exit.FAILED)
+    return rows[0]
+
+
+def _shard_rows(settings: Settings, partition: int, call: RowsCall) -> list[Row]:
+    found = fetch_rows(settings, partition, call)
+    return [] if found is None else found["rows"]
+
+
+def _rows_of(settings: Settings, reason: Reason) -> Iterator[Row]:
+    """Yield every row of a reason, whole, page by page."""
+    for partition in range(settings.kafka.partitions):
+        after = -1
+        while rows := _shard_rows(settings, partition, RowsCall(reason=reason, limit=PAGE, after=after, whole=True)):
+            yield from rows
+            after = rows[-1]["id"]
+
+
+def _replay(settings: Settings, options: argparse.Namespace) -> int:
+    given = [bool(options.ids), options.reason is not None, options.file is not None]
+    if sum(given) != 1:
+        raise CommandError("say what to send: row ids, --reason REASON, or --file FIXED.jsonl", Exit.USAGE)
+    events = check_lines(list(_named_lines(settings, options)), settings.events, time.time())
+    outcomes = send_again(events, settings)
+    if options.json:
+        print(json.dumps({"sent": len(outcomes), "outcomes": outcomes}, indent=2))
+    else:
+        _print_outcomes(outcomes)
+    return Exit.FAILED if any(one["outcome"] == "quarantined" for one in outcomes) else Exit.DONE
+
+
+def _named_lines(settings: Settings, options: argparse.Namespace) -> Iterator[tuple[str, bytes]]:
+    """Yield where each line is from, and the line."""
+    if options.file is not None:
+        for number, line in enumerate(_read_file(options.file), 1):
+            if line.strip():
+                yield f"{options.file}:{number}", line.strip()
+        return
+    rows = _rows_of(settings, options.reason) if options.reason else (find_row(settings, name) for name in options.ids)
+    for row in rows:
+        yield row["row"], base64.b64decode(row["raw"])
+
+
+def _read_file(path: Path) -> list[bytes]:
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise CommandError(f"{path}: over {MAX_FILE_BYTES:,} bytes; `queryloop replay` sends a log", Exit.USAGE)
+        return path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise CommandError(f"{path}: cannot be read: {error}", Exit.USAGE) from error
+
+
+def _print_outcomes(outcomes: Sequence[Row]) -> None:
+    for one in outcomes:
+        why = f" ({one['reason']})" if one["reason"] else ""
+        print(f"{one['from']}  {printable(one['event_id'])}  {one['outcome']}{why}")
+    told = Counter(one["outcome"] for one in outcomes)
+    print(", ".join(f"{number} {name}" for name, number in sorted(told.items())) or "nothing to send")
+
+
+def _time(ts_us: int | None) -> str:
+    return "-" if ts_us is None else datetime.fromtimestamp(ts_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

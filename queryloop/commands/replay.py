@@ -1,0 +1,107 @@
+"""`queryloop replay`: which broker a log goes to, what is printed when it is there, and the dry run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from queryloop.commands.status import read_running
+from queryloop.exits import CommandError, Exit
+from queryloop.replay.replay import Pace, replay, replay_isolated
+from streams.events.schema import printable
+from streams.importers.mapping import Mapping, read_mapping
+from streams.importers.preview import Preview, preview
+from streams.worker.settings import StreamsSettings
+
+if TYPE_CHECKING:
+    from queryloop.settings import Settings
+
+
+def replay_log(options: argparse.Namespace, settings: Settings) -> int:
+    """Replay as the options say and print the summary. Raises CommandError for options that do not go together."""
+    if options.check:
+        return _check(options, settings)
+    summary = _isolated(options, settings) if options.isolated else _running(options, settings)
+    print(json.dumps(summary, indent=2, default=str) if options.json else _describe(summary, options.out))
+    return Exit.DONE
+
+
+def _check(options: argparse.Namespace, settings: Settings) -> Exit:
+    """Say what would be sent; FAILED when a line of it would be refused."""
+    if options.isolated or options.out is not None or options.as_of or options.speed is not None:
+        raise CommandError("--check sends nothing: it goes with --mapping and --json alone", Exit.USAGE)
+    found = preview(options.log, time.time(), _mapping(options), settings.events)
+    print(json.dumps(asdict(found), indent=2) if options.json else _describe_preview(options.log.name, found))
+    return Exit.FAILED if found.reasons else Exit.DONE
+
+
+def _mapping(options: argparse.Namespace) -> Mapping | None:
+    return None if options.mapping is None else read_mapping(options.mapping)
+
+
+def _isolated(options: argparse.Namespace, settings: Settings) -> dict[str, Any]:
+    if options.speed is not None:
+        raise CommandError("--speed goes with a replay to a running broker; an isolated one goes as fast as it can", Exit.USAGE)
+    if options.out is None or not options.as_of:
+        raise CommandError("--isolated needs --out DIR and at least one --as-of YYYY-MM-DD", Exit.USAGE)
+    rooms = StreamsSettings(**{name: getattr(settings, name) for name in StreamsSettings.model_fields})
+    return replay_isolated(
+        options.log, options.as_of, options.out, settings.kafka.broker, rooms, settings.emitter, _mapping(options)
+    )
+
+
+def _running(options: argparse.Namespace, settings: Settings) -> dict[str, Any]:
+    if options.out is not None or options.as_of:
+        raise CommandError("--out and --as-of go with --isolated", Exit.USAGE)
+    bootstrap = settings.kafka.bootstrap or read_running(settings.data.dir).get("bootstrap")
+    if not bootstrap:
+        raise CommandError(
+            "no broker runs here: start `queryloop up`, set QUERYLOOP_KAFKA_BOOTSTRAP, or replay with --isolated",
+            Exit.UNAVAILABLE,
+        )
+    mapping = _mapping(options)
+    counters, positions = replay(options.log, bootstrap, settings.kafka, settings.emitter, Pace(options.speed), mapping)
+    return {"log": options.log.name, "bootstrap": bootstrap, **asdict(counters), "positions": positions}
+
+
+def _describe(summary: dict[str, Any], out: Path | None) -> str:
+    if out is None:
+        return f"{summary['log']}: {summary['delivered']:,} events delivered to {summary['bootstrap']}"
+    bad = ", ".join(f"{reason} {number:,}" for reason, number in summary["quarantined"].items()) or "none"
+    said = [
+        f"{summary['log']}: {summary['lines']:,} lines on {summary['broker']} in {summary['seconds']:.1f} s",
+        f"counted {summary['counted']:,}, duplicates {summary['duplicates']:,}, quarantined: {bad}",
+        f"tables in {out}/",
+    ]
+    if empty := [day for day, rows in summary["rows"].items() if not rows["windows"]]:
+        latest = summary["latest_ts"]
+        last = "the log has no readable event" if latest is None else f"the log's latest event is of {_shown_time(latest)}"
+        said.append(f"no windows as of {', '.join(empty)}: no impression of the 14 days before counts; {last}")
+    return "\n".join(said)
+
+
+def _describe_preview(name: str, found: Preview) -> str:
+    """The dry run for people. Whatever stands in the log, only printable characters reach the terminal."""
+    types = ", ".join(f"{kind} {number:,}" for kind, number in found.types.items()) or "none"
+    bad = ", ".join(f"{reason} {number:,}" for reason, number in found.reasons.items()) or "none"
+    said = [f"{name}: {found.lines:,} lines; events: {types}; to quarantine: {bad}"]
+    if found.first_ts is not None and found.last_ts is not None:
+        said.append(f"from {_shown_time(found.first_ts)} to {_shown_time(found.last_ts)}")
+    said += ["first lines:", *(f"  {printable(line)}" for line in found.first_lines)]
+    if found.first_refused:
+        said.append("first to be refused:")
+        said += [f"  {_place(one.line, one.row)}: {one.reason}: {one.detail}" for one in found.first_refused]
+    return "\n".join(said)
+
+
+def _place(line: int, row: int | None) -> str:
+    return f"line {line}" if row is None else f"row {row}"
+
+
+def _shown_time(ts: float) -> str:
+    return datetime.fromtimestamp(ts, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

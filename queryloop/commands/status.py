@@ -1,0 +1,144 @@
+"""`queryloop status`: what runs on this machine, what the worker has counted, which release answers, what was trained last."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+from pydantic import SecretStr
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from queryloop.exits import Exit
+from serving.releases.registry import ReleaseError, read_rollout
+from streams.events.schema import printable
+from trainers.jobs.ledger import Ledger
+
+if TYPE_CHECKING:
+    from queryloop.settings import Settings
+
+TIMEOUT_S = 3.0
+MAX_ERROR_BYTES = 4096
+NOT_READY = 503
+
+
+def show_status(settings: Settings, *, as_json: bool) -> int:
+    """Print the status; the exit code is 3 when the worker, the server or the trainers are down or not ready."""
+    found = read_status(settings)
+    if as_json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        _print_status(found)
+    alive = all(found[room].get("up") for room in ("streams", "serving", "trainers"))
+    return Exit.DONE if alive else Exit.UNAVAILABLE
+
+
+def read_status(settings: Settings) -> dict[str, Any]:
+    """Return what each room says of itself, as JSON values; a room that is down says why."""
+    running = read_running(settings.data.dir)
+    worker = running.get("worker") or f"http://{settings.worker.host}:{settings.worker.port}"
+    door = running.get("serving") or f"http://{settings.serving.host}:{settings.serving.port}"
+    return {
+        "up": running or None,
+        "streams": fetch(f"{worker}/status", settings.worker.key),
+        "serving": fetch(f"{door}/readyz", settings.serving.key),
+        "trainers": _read_trainers(settings.data.dir),
+        "rollout": _read_rollout(settings.data.dir),
+    }
+
+
+def read_running(folder: Path) -> dict[str, Any]:
+    """Return what `queryloop up` wrote of itself, empty when it does not run."""
+    path = folder / "run" / "up.json"
+    if not path.exists():
+        return {}
+    written: dict[str, Any] = json.loads(path.read_text())
+    return written if psutil.pid_exists(int(written["pid"])) else {}
+
+
+def fetch(url: str, key: SecretStr | None) -> dict[str, Any]:
+    """Return the JSON object of a room's page with `up` added, or {"up": False, "error"} and the HTTP `status`, if any."""
+    headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S) as answer:
+            body = answer.read()
+    except urllib.error.HTTPError as error:
+        body = error.read(MAX_ERROR_BYTES)
+        said = _as_object(body).get("error") or printable(body.decode("utf-8", "replace"))
+        return {"up": False, "url": url, "status": error.code, "error": str(said)}
+    except OSError as error:
+        return {"up": False, "url": url, "error": str(getattr(error, "reason", error))}
+    return {"up": True, "url": url, **_as_object(body)}
+
+
+def _as_object(body: bytes) -> dict[str, Any]:
+    try:
+        read = json.loads(body)
+    except ValueError:
+        return {}
+    return read if isinstance(read, dict) else {"answer": read}
+
+
+def _read_trainers(folder: Path) -> dict[str, Any]:
+    path = folder / "ledger.sqlite"
+    if not path.exists():
+        return {"up": False, "error": f"{path} does not exist: nothing was trained here yet", "runs": []}
+    ledger = Ledger(path)
+    runs = [
+        {"id": r.id, "kind": r.kind, "state": r.state, "started_at": r.started_at, "ended_at": r.ended_at, "outcome": r.outcome}
+        for r in ledger.runs(limit=10)
+    ]
+    lives = ledger.daemon_lives()
+    return {"up": lives, **({} if lives else {"error": "the timetable gives no sign of life"}), "runs": runs}
+
+
+def _read_rollout(folder: Path) -> dict[str, Any]:
+    try:
+        rollout = read_rollout(folder)
+    except ReleaseError as error:
+        return {"error": str(error)}
+    return {"champion": rollout.champion, "challenger": rollout.challenger, "previous": rollout.previous}
+
+
+def _print_status(found: dict[str, Any]) -> None:
+    console = Console()
+    for room in ("streams", "serving", "trainers"):
+        state = found[room]
+        console.print(f"{room:9} {_describe_room(state)}", soft_wrap=True)
+    rollout = found["rollout"]
+    console.print(f"release   {escape(str(rollout.get('error') or rollout.get('champion') or 'none yet'))}", soft_wrap=True)
+    if shards := found["streams"].get("shards"):
+        console.print(_shard_table(shards))
+    if runs := found["trainers"]["runs"]:
+        console.print(_run_table(runs))
+
+
+def _describe_room(state: dict[str, Any]) -> str:
+    """A room's state with rich's markup: one that answers, but not with 200, runs and is not ready."""
+    if state.get("up"):
+        return "[green]up[/]"
+    status = state.get("status")
+    word = "[red]down[/]" if status is None else "[yellow]not ready[/]" if status == NOT_READY else f"[red]HTTP {status}[/]"
+    return f"{word}: {escape(str(state.get('error', '')))}"
+
+
+def _shard_table(shards: list[dict[str, Any]]) -> Table:
+    table = Table("shard", "events", "counted", "duplicates", "quarantined", "pending", "days in the lake")
+    for shard in shards:
+        numbers = (shard[name] for name in ("partition", "events", "counted", "duplicates"))
+        bad = sum(shard["quarantined"].values())
+        table.add_row(*(str(n) for n in numbers), str(bad), str(shard["pending"]), str(len(shard["days_exported"])))
+    return table
+
+
+def _run_table(runs: list[dict[str, Any]]) -> Table:
+    table = Table("run", "job", "state", "seconds", "detail")
+    for run in runs:
+        seconds = f"{run['ended_at'] - run['started_at']:.0f}" if run["ended_at"] and run["started_at"] else ""
+        table.add_row(str(run["id"]), run["kind"], run["state"], seconds, escape(str(run["outcome"].get("detail", ""))))
+    return table

@@ -1,0 +1,118 @@
+"""What the demo waits for: events applied, days in the lake, a job's end, a release that answers. Each wait has a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import aiohttp
+
+from trainers.jobs.ledger import Kind, Ledger, Run
+
+POLL_S = 0.25
+Found = TypeVar("Found")
+
+
+class MilestoneError(RuntimeError):
+    """Something did not come in time, or failed; the text says what, and where the log is when there is one."""
+
+
+@dataclass(frozen=True)
+class Counters:
+    """The worker's totals over its shards. `days` are those that every shard has exported."""
+
+    events: int
+    counted: int
+    duplicates: int
+    pending: int
+    quarantined: dict[str, int]
+    days: frozenset[str]
+
+
+async def read_counters(http: aiohttp.ClientSession, worker: str) -> Counters:
+    """Ask the worker for its account. Raises aiohttp.ClientError when it does not answer."""
+    async with http.get(f"{worker}/status") as response:
+        response.raise_for_status()
+        return sum_shards((await response.json())["shards"])
+
+
+def sum_shards(shards: list[dict[str, Any]]) -> Counters:
+    """Return the sums over the shards; a day counts as exported when every shard that saw events has it."""
+    quarantined: Counter[str] = Counter()
+    for shard in shards:
+        quarantined.update(shard["quarantined"])
+    exported = [frozenset(shard["days_exported"]) for shard in shards if shard["events"]]
+    totals = {name: sum(int(shard[name]) for shard in shards) for name in ("events", "counted", "duplicates", "pending")}
+    days = frozenset.intersection(*exported) if exported else frozenset()
+    return Counters(**totals, quarantined=dict(quarantined), days=days)
+
+
+async def wait_for_events(http: aiohttp.ClientSession, worker: str, events: int, deadline_s: float = 60.0) -> Counters:
+    """Return the worker's account once it has applied `events` events."""
+
+    last: Counters | None = None
+
+    async def applied() -> Counters | None:
+        nonlocal last
+        last = await read_counters(http, worker)
+        return last if last.events >= events else None
+
+    try:
+        return await _wait(applied, deadline_s, f"the worker has applied {events} events")
+    except MilestoneError as error:
+        raise MilestoneError(f"{error}; it says {last.events if last else 'nothing'}") from None
+
+
+async def wait_for_days(http: aiohttp.ClientSession, worker: str, days: list[str], deadline_s: float = 60.0) -> None:
+    """Return once every shard has exported these days to the lake."""
+
+    async def exported() -> bool | None:
+        return set(days) <= (await read_counters(http, worker)).days or None
+
+    await _wait(exported, deadline_s, f"the lake holds the days {days[0]} to {days[-1]}")
+
+
+async def wait_for_release(http: aiohttp.ClientSession, serving: str, release: str, deadline_s: float = 60.0) -> None:
+    """Return once serving answers from this release. Raises MilestoneError with serving's own reason when it cannot load it."""
+
+    async def live() -> bool | None:
+        async with http.get(f"{serving}/readyz") as response:
+            state = await response.json()
+        if state.get("error") and response.status == 200:
+            raise MilestoneError(f"serving keeps {state['release']}: {state['error']}")
+        return state.get("release") == release or None
+
+    await _wait(live, deadline_s, f"serving answers from {release}")
+
+
+async def run_job(ledger: Ledger, kind: Kind, told: Callable[[float], None], deadline_s: float = 600.0) -> Run:
+    """Request a run of a job and return it once it succeeded; `told` hears the seconds since the request."""
+    number, begun = ledger.request(kind), time.monotonic()
+
+    async def ended() -> Run | None:
+        told(time.monotonic() - begun)
+        run = ledger.run(number)
+        return run if run.ended else None
+
+    run = await _wait(ended, deadline_s, f"the {kind} job has ended")
+    if run.state != "succeeded":
+        said = run.outcome.get("detail") or "it gave no reason"
+        raise MilestoneError(f"the {kind} job {run.state}: {said}; its log is {run.log}")
+    return run
+
+
+async def _wait(look: Callable[[], Awaitable[Found | None]], deadline_s: float, what: str) -> Found:
+    """Poll until `look` finds something; a server that does not answer yet is asked again."""
+    deadline, trouble = time.monotonic() + deadline_s, ""
+    while time.monotonic() < deadline:
+        try:
+            if (found := await look()) is not None:
+                return found
+        except (aiohttp.ClientError, TimeoutError) as error:
+            trouble = f" (last: {type(error).__name__} {error})"
+        await asyncio.sleep(POLL_S)
+    raise MilestoneError(f"waited {deadline_s:.0f} s in vain until {what}{trouble}")

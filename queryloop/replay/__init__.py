@@ -1,0 +1,1 @@
+"""`queryloop replay`: a log file sent through the real parts again."""

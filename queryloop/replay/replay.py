@@ -1,0 +1,222 @@
+"""Replay: a log file sent through the real parts again, in whatever format it is (`streams.importers.log_files`).
+
+`replay` sends it to a broker that runs, as fast as it goes or in its own time scaled; `replay_isolated` starts a broker and a
+worker on temporary state, waits until every event is applied, and writes what was counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from queryloop.replay.result_files import write_results, write_summary
+from queryloop.up.worker_process import WorkerProcess, read_progress
+from streams.brokers.broker import EmbeddedBroker, KafkaBroker
+from streams.brokers.topics import KafkaSettings, create_topics
+from streams.emitter.emitter import Counters, Emitter, EmitterSettings, QueueFull
+from streams.emitter.record_batches import MAX_RECORD_BYTES
+from streams.importers.log_files import LogFile, LogFileError, read_log, session_of, time_of
+from streams.runtime.processes import ProcessError, free_port
+from streams.worker.settings import StreamsSettings
+
+__all__ = ["LogFileError", "Pace", "ProcessError", "ReplayError", "read_log", "replay", "replay_isolated"]
+
+if TYPE_CHECKING:
+    from streams.importers.mapping import Mapping
+
+log = logging.getLogger(__name__)
+
+FLUSH_S = 60.0
+STALL_S = 120.0
+POLL_S = 0.05
+NEVER_S = 1e12
+# The embedded broker admits a worker after half of its session timeout, Apache Kafka at once.
+SESSION_S = {"embedded": 2.0, "kafka": 6.0}
+
+BrokerKind = Literal["embedded", "kafka"]
+
+
+class ReplayError(RuntimeError):
+    """A replay that could not be brought to its end; the text says why. Nothing is left running, no summary is written."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """When each line is due: distances of event time divided by `speed`; None is as fast as it goes."""
+
+    speed: float | None = None
+    clock: Callable[[], float] = time.monotonic
+    wait: Callable[[float], object] = threading.Event().wait
+
+    def keep(self, lines: Iterable[tuple[str, int | None, bytes]]) -> Iterator[tuple[str, bytes]]:
+        """Yield (session_id, line), each when it is due; a line without a time, or an early one, is due at once."""
+        began, first_us = self.clock(), None
+        for session_id, ts_us, line in lines:
+            if self.speed is not None and ts_us is not None:
+                first_us = ts_us if first_us is None else first_us
+                ahead = began + (ts_us - first_us) / 1_000_000 / self.speed - self.clock()
+                if ahead > 0:
+                    self.wait(ahead)
+            yield session_id, line
+
+
+FULL_SPEED = Pace()
+
+
+def replay(
+    path: Path,
+    bootstrap: str,
+    kafka: KafkaSettings,
+    emitter: EmitterSettings | None = None,
+    pace: Pace = FULL_SPEED,
+    mapping: Mapping | None = None,
+) -> tuple[Counters, dict[int, int]]:
+    """Send a log to the events topic of a running broker; topics are created where they are missing.
+
+    Returns what was delivered and, for each partition, the offset after the last delivered record. Raises LogFileError (before
+    anything is sent, where the file or its mapping cannot be used at all), TopicError and, when the broker did not take every
+    line, ReplayError.
+    """
+    with LogFile(path, mapping) as lines:
+        create_topics(bootstrap, kafka)
+        with _progress(bytes_read=True) as bars, Emitter(bootstrap, emitter, topic=kafka.topic) as sender:
+            bar = bars.add_task("sent", total=lines.size or None)
+            for number, (session_id, line) in enumerate(pace.keep(_sessions(lines, timed=pace.speed is not None)), 1):
+                send_line(sender, line, session_id)
+                if number % 1000 == 0:
+                    bars.update(bar, completed=lines.position)
+            if not sender.flush(FLUSH_S):
+                raise ReplayError(f"the broker at {bootstrap} did not take every line of {path}: {sender.counters()}")
+            return sender.counters(), sender.positions()
+
+
+def replay_isolated(
+    path: Path,
+    as_of: Sequence[date],
+    out: Path,
+    broker: BrokerKind = "embedded",
+    settings: StreamsSettings | None = None,
+    emitter: EmitterSettings | None = None,
+    mapping: Mapping | None = None,
+) -> dict[str, Any]:
+    """Replay a log on a broker and a worker of its own, write the result files into `out`, return the summary.
+
+    Everything is kept (retention 0), so each day in `as_of` can be asked. Nothing is left running and no temporary state stays,
+    whatever happens. Raises ReplayError, ProcessError, LogFileError, BrokerError.
+    """
+    began = time.monotonic()
+    with LogFile(path, mapping):
+        pass  # a log or a mapping that cannot be used is said before anything starts
+    with _terminable(), tempfile.TemporaryDirectory(prefix="queryloop-replay-") as folder:
+        data_dir = Path(folder)
+        with EmbeddedBroker() if broker == "embedded" else KafkaBroker(data_dir) as running:
+            mine = isolate(settings or StreamsSettings(), data_dir, running.bootstrap, broker)
+            create_topics(running.bootstrap, mine.kafka)
+            lines = _count_log(path, mine, emitter, mapping, data_dir / "worker.log")
+        rules = mine.worker.rules(mine.events)
+        account = write_results(data_dir, mine.kafka.partitions, rules, as_of, out, time.time())
+    seconds = time.monotonic() - began
+    summary = {"log": path.name, "as_of": list(as_of), "broker": broker, "lines": lines, **account, "seconds": round(seconds, 3)}
+    write_summary(out, summary)
+    return summary
+
+
+def isolate(settings: StreamsSettings, data_dir: Path, bootstrap: str, broker: BrokerKind) -> StreamsSettings:
+    """The same settings for a worker that has broker, data folder and port to itself, keeps everything and exports nothing."""
+    # The embedded broker takes 3 s longer to admit a static member, and there is no second worker here that would gain by it.
+    kafka = {"bootstrap": bootstrap, "broker": broker, "session_timeout_s": SESSION_S[broker]}
+    worker = {"host": "127.0.0.1", "port": free_port(), "retention_days": 0, "static": broker == "kafka", "key": None}
+    return settings.model_copy(
+        update={
+            "data": settings.data.model_copy(update={"dir": data_dir}),
+            "kafka": settings.kafka.model_copy(update=kafka),
+            "worker": settings.worker.model_copy(update=worker),
+            "lake": settings.lake.model_copy(update={"maturity_floor_s": NEVER_S}),
+        }
+    )
+
+
+def _count_log(
+    path: Path, settings: StreamsSettings, emitter: EmitterSettings | None, mapping: Mapping | None, log_file: Path
+) -> int:
+    """Send the log while the worker starts, wait until all of it is applied, stop the worker; return the lines sent."""
+    assert settings.kafka.bootstrap is not None
+    with WorkerProcess(settings, log_file) as worker:
+        counters, positions = replay(path, settings.kafka.bootstrap, settings.kafka, emitter, mapping=mapping)
+        _await_applied(worker, settings, positions, counters.delivered)
+        worker.stop()
+    return counters.delivered
+
+
+def _await_applied(worker: WorkerProcess, settings: StreamsSettings, positions: dict[int, int], events: int) -> None:
+    """Poll the worker until every shard has passed its position. Raises ProcessError when nothing moves for STALL_S."""
+    moved_at, last = time.monotonic(), -1
+    with _progress() as bars:
+        bar = bars.add_task("applied", total=events)
+        while True:
+            offsets, applied = read_progress(settings)
+            if all(offsets.get(partition, 0) >= position for partition, position in positions.items()):
+                return
+            if applied > last:
+                moved_at, last = time.monotonic(), applied
+                bars.update(bar, completed=applied)
+            if time.monotonic() - moved_at > STALL_S:
+                raise ReplayError(f"the worker applied nothing for {STALL_S:g} s; its log ends:\n{worker.child.tail()}")
+            worker.child.sleep(POLL_S)
+            worker.keep_alive()
+
+
+def _sessions(lines: Iterable[bytes], timed: bool) -> Iterator[tuple[str, int | None, bytes]]:
+    for line in lines:
+        yield session_of(line), time_of(line) if timed else None, line
+
+
+def send_line(sender: Emitter, line: bytes, session_id: str) -> None:
+    """Emit a line, waiting while the buffer is full. One longer than a record holds is cut: it is too large anyway."""
+    if len(line) > MAX_RECORD_BYTES:
+        log.warning("event=line_cut bytes=%d kept=%d", len(line), MAX_RECORD_BYTES)
+        line = line[:MAX_RECORD_BYTES]
+    try:
+        sender.emit_line(line, session_id)
+    except QueueFull:
+        if not sender.flush(FLUSH_S):
+            raise
+        sender.emit_line(line, session_id)
+
+
+def _progress(bytes_read: bool = False) -> Progress:
+    """A bar on standard error, where that is a terminal."""
+    console = Console(stderr=True)
+    amount = DownloadColumn() if bytes_read else MofNCompleteColumn()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), amount, TimeElapsedColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end this process as Ctrl-C does, through the `with` blocks that stop what was started."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,103 @@
+"""The result files of an isolated replay: what was counted, summed over the shards, as CSV and JSON.
+
+The CSV is the csv module's: comma, quotes where needed, a quote doubled, UTF-8, lines ended by a line feed. Texts stand exactly
+as they were counted. A query such as `=1+1` is therefore not disarmed for spreadsheets: import the columns there as text.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from datetime import date
+from pathlib import Path
+from typing import IO, Any
+
+from streams.counting.windows import sum_windows
+from streams.lake.reader import sum_cooccurrence
+from streams.store.held_shards import shard_path
+from streams.store.shard import CountingRules, Shard
+
+WINDOWS = ("query", "item", "position", "impressions", "clicks")
+COOCCURRENCE = ("query", "next_query", "count")
+QUARANTINE = ("event_id", "reason")
+SUMMARY = "summary.json"
+
+
+def write_results(
+    data_dir: Path, partitions: int, rules: CountingRules, as_of: Sequence[date], out: Path, now: float
+) -> dict[str, Any]:
+    """Finish the shards of an ended log and write their tables; return their account, and the rows of each day's tables.
+
+    One day: out/windows.csv and out/cooccurrence.csv; several: in a folder for each day. summary.json of an earlier run is
+    removed first; the caller writes it last, so its presence says that the files beside it are whole and belong together.
+    """
+    (out / SUMMARY).unlink(missing_ok=True)
+    with ExitStack() as stack:
+        shards = [Shard.open(shard_path(data_dir, partition), rules) for partition in range(partitions)]
+        for shard in shards:
+            stack.callback(shard.close)
+        for shard in shards:
+            shard.finish(now)
+        rows = {}
+        for day in as_of:
+            folder = out if len(as_of) == 1 else out / day.isoformat()
+            windows, pairs = sum_windows(s.windows(day) for s in shards), sum_cooccurrence(s.cooccurrence(day) for s in shards)
+            write_csv(folder / "windows.csv", WINDOWS, _rows(windows))
+            write_csv(folder / "cooccurrence.csv", COOCCURRENCE, _rows(pairs))
+            rows[day.isoformat()] = {"windows": len(windows), "cooccurrence": len(pairs)}
+        write_csv(out / "quarantine.csv", QUARANTINE, _quarantined(shards))
+        return {**_account(shards), "rows": rows}
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table beside `path`, make it durable, and move it over `path`."""
+
+    def fill(file: IO[str]) -> None:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+    _replace(path, fill)
+
+
+def write_summary(out: Path, summary: dict[str, Any]) -> None:
+    """Write summary.json, the last of the files."""
+    _replace(out / SUMMARY, lambda file: json.dump(summary, file, indent=2, default=str))
+
+
+def _replace(path: Path, fill: Callable[[IO[str]], None]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.writing")
+    with beside.open("w", encoding="utf-8", newline="") as file:
+        fill(file)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def _rows(table: Any) -> Iterable[Sequence[Any]]:
+    return zip(*(column.to_pylist() for column in table.columns), strict=True)
+
+
+def _quarantined(shards: Iterable[Shard]) -> list[tuple[str, str]]:
+    tables = [shard.quarantine().select(["event_id", "reason"]).to_pylist() for shard in shards]
+    return sorted((row["event_id"] or "", row["reason"]) for table in tables for row in table)
+
+
+def _account(shards: Sequence[Shard]) -> dict[str, Any]:
+    """The shards' account together: events = counted + duplicates + sum of quarantined, nothing pending after `finish`.
+
+    `latest_ts` is the latest event time in seconds, None where no event was readable.
+    """
+    totals = [shard.totals() for shard in shards]
+    reasons: Counter[str] = Counter()
+    for one in totals:
+        reasons.update(one.quarantined)
+    numbers = {name: sum(getattr(one, name) for one in totals) for name in ("events", "counted", "duplicates", "pending")}
+    latest_us = max((one.latest_us for one in totals if one.latest_us is not None), default=None)
+    latest_ts = None if latest_us is None else latest_us / 1e6
+    return {**numbers, "quarantined": dict(sorted(reasons.items())), "latest_ts": latest_ts}

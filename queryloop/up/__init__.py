@@ -1,0 +1,1 @@
+"""Processes of one machine: started in order, watched, started again, stopped."""

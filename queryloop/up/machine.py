@@ -1,0 +1,282 @@
+"""All processes of one machine: broker, worker, serving and trainers, started in order, watched, and stopped in reverse.
+
+`queryloop up` and the demo use the same `Stack`. Each process gets the effective settings as variables, so all of them agree.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from queryloop.up.supervisor import Keeper, Room, Say, answers_http, room_environ
+from streams.brokers.broker import Broker, BrokerError, EmbeddedBroker, KafkaBroker, choose_broker
+from streams.brokers.jars import KafkaUnavailable
+from streams.brokers.topics import KafkaSettings, TopicError, create_topics
+from streams.runtime.environment import environ_of
+from streams.runtime.processes import Child, ProcessError, free_port, port_is_free
+from trainers.jobs.ledger import Ledger, LedgerError
+from trainers.jobs.processes import count_cores
+
+if TYPE_CHECKING:
+    from queryloop.settings import Settings
+
+log = logging.getLogger(__name__)
+ROOMS = ("streams", "serving", "trainers")
+NO_RELEASE = "events are taken; lists are refused (503) until a release is live: `queryloop run policy` makes the first one"
+WATCH_S = 0.2
+EMBEDDED_SESSION_S = 6.0
+UNAVAILABLE = 3
+"""Exit code of `queryloop up` when it cannot start."""
+
+
+class UpError(RuntimeError):
+    """The processes cannot be started; the text names what is in the way and the setting to change."""
+
+
+@dataclass(frozen=True)
+class Urls:
+    """Where the processes of a stack are reached."""
+
+    serving: str
+    worker: str
+
+
+class Stack:
+    """The processes of one machine, as a context manager: they are ready on entry, and none is left after it.
+
+    Entering raises UpError, after having stopped what was started."""
+
+    def __init__(self, settings: Settings, rooms: Sequence[str] = ROOMS, say: Say | None = None) -> None:
+        self.settings = _with_ports(settings)
+        self.rooms = rooms
+        self.broker: Broker = choose_broker(settings.kafka, settings.data.dir)
+        self._say = say or (lambda line: log.warning("event=stack message=%r", line))
+        self._keepers: dict[str, Keeper] = {}
+        self._open = ExitStack()
+        self._watcher = Watcher(self._tend)
+
+    @property
+    def bootstrap(self) -> str:
+        return self.broker.bootstrap
+
+    @property
+    def urls(self) -> Urls:
+        serving, worker = self.settings.serving, self.settings.worker
+        return Urls(f"http://{serving.host}:{serving.port}", f"http://{worker.host}:{worker.port}")
+
+    @property
+    def restarts(self) -> dict[str, int]:
+        """How often each room's process had to be started again."""
+        return {name: keeper.restarts for name, keeper in self._keepers.items()}
+
+    def child(self, room: str) -> Child:
+        """The running process of a room. Raises KeyError for a room that is not part of the stack."""
+        child = self._keepers[room].child
+        if child is None:
+            raise KeyError(room)
+        return child
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except (BrokerError, KafkaUnavailable, TopicError, ProcessError, LedgerError) as error:
+            self._open.close()
+            raise UpError(str(error)) from error
+        except BaseException:
+            self._open.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._open.close()
+
+    def _start(self) -> None:
+        folder = self.settings.data.dir
+        self._open.callback(self._watcher.end)
+        self._open.enter_context(_hold_folder(folder))
+        _refuse_busy_ports(self.settings, self.rooms)
+        self._open.enter_context(self.broker)
+        create_topics(self.bootstrap, self.settings.kafka)
+        self._say(self.broker.describe())
+        for room in _describe_rooms(self.settings, self.bootstrap, self.urls, self.rooms):
+            keeper = self._keepers[room.name] = Keeper(room, self._say)
+            self._open.callback(keeper.stop)
+            keeper.start(time.monotonic())
+        for keeper in self._keepers.values():
+            keeper.wait_ready()
+        self._open.enter_context(_published(folder / "run" / "up.json", self.bootstrap, self.urls))
+        self._open.enter_context(self._watcher)
+
+    def _tend(self) -> None:
+        try:
+            self._tend_broker()
+        except (BrokerError, TopicError) as error:
+            self._say(f"the broker cannot be started again, next try soon: {error}")
+        for keeper in self._keepers.values():
+            keeper.tend(time.monotonic())
+
+    def _tend_broker(self) -> None:
+        """Start a broker of ours that died again, at the same address; the embedded one comes back empty."""
+        if not isinstance(self.broker, EmbeddedBroker | KafkaBroker):
+            return
+        child = self.broker.child
+        if child is not None and child.returncode is None:
+            return
+        code = None if child is None else child.returncode
+        self._say(f"the broker ended with code {code}, starting it again: {self.broker.describe()}")
+        self.broker.stop()
+        self.broker.start()
+        create_topics(self.bootstrap, self.settings.kafka)
+
+
+class Watcher:
+    """Calls `tend` several times a second while its `with` block is open.
+
+    A process dies with the thread that started it. So the thread outlives the block, until `end`: what it started
+    again is stopped in between, in order."""
+
+    def __init__(self, tend: Callable[[], None]) -> None:
+        self._tend = tend
+        self._leave, self._idle, self._over = threading.Event(), threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._leave.set()
+        while self._thread.is_alive() and not self._idle.wait(WATCH_S):
+            pass
+
+    def end(self) -> None:
+        self._over.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._leave.wait(WATCH_S):
+            self._tend()
+        self._idle.set()
+        self._over.wait()
+
+
+def run(settings: Settings) -> int:
+    """`queryloop up`: everything runs until Ctrl-C or SIGTERM. Exit code 0 after a clean stop, 3 when it could not start."""
+    started = time.monotonic()
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGHUP, _interrupt)
+    try:
+        with Stack(settings, say=_print) as stack:
+            _wait_for_interrupt(
+                f"ready in {time.monotonic() - started:.1f} s: serving {stack.urls.serving}, worker {stack.urls.worker}/status",
+                *([] if answers_http(f"{stack.urls.serving}/readyz") else [NO_RELEASE]),
+                f"logs in {settings.data.dir / 'logs'}; Ctrl-C stops everything",
+            )
+            _print("stopping trainers, serving, worker, broker")
+    except UpError as error:
+        print(f"queryloop up: {error}", file=sys.stderr)
+        return UNAVAILABLE
+    except KeyboardInterrupt:
+        _print("stopped before everything was ready")
+    return 0
+
+
+def _wait_for_interrupt(*lines: str) -> None:
+    """Say that all is ready and wait for the first signal; from then on none interrupts the stopping."""
+    try:
+        for line in lines:
+            _print(line)
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
+def _with_ports(settings: Settings) -> Settings:
+    """The same settings with a real port where 0 lets the system choose."""
+    changed = {
+        name: section.model_copy(update={"port": section.port or free_port(section.host)})
+        for name, section in (("serving", settings.serving), ("worker", settings.worker))
+    }
+    return settings.model_copy(update=changed)
+
+
+def _refuse_busy_ports(settings: Settings, rooms: Sequence[str]) -> None:
+    for room, name, section in (("streams", "worker", settings.worker), ("serving", "serving", settings.serving)):
+        if room in rooms and not port_is_free(section.host, section.port):
+            raise UpError(
+                f"port {section.port} on {section.host} is in use: stop what runs there, or choose another one with "
+                f"{name}.port (QUERYLOOP_{name.upper()}_PORT)"
+            )
+
+
+def _describe_rooms(settings: Settings, bootstrap: str, urls: Urls, rooms: Sequence[str]) -> Iterator[Room]:
+    environ = environ_of(settings.model_copy(update={"kafka": _reach(settings.kafka, bootstrap)}))
+    folder = settings.data.dir
+    ledger = Ledger(folder / "ledger.sqlite")
+    ready: dict[str, Callable[[Child], bool]] = {
+        "streams": lambda child: answers_http(f"{urls.worker}/healthz"),
+        "serving": lambda child: answers_http(f"{urls.serving}/healthz"),
+        "trainers": lambda child: (beat := ledger.heartbeat()) is not None and beat.pid == child.pid,
+    }
+    threads = {"streams": 1, "serving": settings.serving.threads, "trainers": count_cores()}
+    for name in (room for room in ROOMS if room in rooms):
+        yield Room(name, room_environ(environ, threads[name]), folder / "logs" / f"{name}.log", ready[name])
+
+
+def _reach(kafka: KafkaSettings, bootstrap: str) -> KafkaSettings:
+    """The log as the rooms reach it. The embedded broker lets a worker join only after most of the session timeout: at its
+    least, events are counted after 7 s instead of 33 s."""
+    embedded = kafka.bootstrap is None and kafka.broker == "embedded"
+    timeout = EMBEDDED_SESSION_S if embedded else kafka.session_timeout_s
+    return kafka.model_copy(update={"bootstrap": bootstrap, "session_timeout_s": min(timeout, kafka.session_timeout_s)})
+
+
+@contextmanager
+def _hold_folder(data_dir: Path) -> Iterator[None]:
+    """One stack at a time works in a data folder. Raises UpError naming the other one."""
+    place = data_dir / "run"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        file = (place / "up.lock").open("w")
+    except OSError as error:
+        raise UpError(f"data.dir = {str(data_dir)!r} cannot be used: {error}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UpError(f"another queryloop up works in {data_dir}: stop it, or choose another folder with data.dir") from None
+        yield
+
+
+@contextmanager
+def _published(path: Path, bootstrap: str, urls: Urls) -> Iterator[None]:
+    """Others on this machine read from this file where a running stack is reached."""
+    aside = path.with_suffix(".part")
+    aside.write_text(json.dumps({"pid": os.getpid(), "bootstrap": bootstrap, **asdict(urls)}) + "\n", encoding="utf-8")
+    aside.replace(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,100 @@
+"""A worker as a child process: started with given settings, asked over its HTTP. For isolated replays and for tests."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from streams.runtime.environment import environ_of
+from streams.runtime.processes import Child, ProcessError
+from streams.worker.settings import StreamsSettings
+
+log = logging.getLogger(__name__)
+
+RESTARTS = 3
+
+
+class WorkerProcess:
+    """`python -m streams` with exactly these settings, its output in `log_file`; started again when somebody kills it.
+
+    Use it in a `with` block: leaving stops it.
+    """
+
+    COMMAND = (sys.executable, "-m", "streams")
+
+    def __init__(self, settings: StreamsSettings, log_file: Path) -> None:
+        self._settings = settings
+        self._log_file = log_file
+        self._restarts = 0
+        self.child = self._start()
+
+    def keep_alive(self) -> None:
+        """Start it again when a signal ended it. Raises ProcessError when it ended by itself, or was killed too often."""
+        code = self.child.returncode
+        if code is None:
+            return
+        if code >= 0 or self._restarts == RESTARTS:
+            raise ProcessError(f"the worker ended with code {code}; its log ends:\n{self.child.tail()}")
+        self._restarts += 1
+        log.warning("event=worker_restarted signal=%d restarts=%d", -code, self._restarts)
+        self.child = self._start()
+
+    def stop(self) -> None:
+        """Stop it in order. Raises ProcessError when it ends with another code than 0."""
+        if (code := self.child.stop(grace_s=30.0)) != 0:
+            raise ProcessError(f"the worker ended with code {code}; its log ends:\n{self.child.tail()}")
+
+    def _start(self) -> Child:
+        return Child("worker", self.COMMAND, self._log_file, environ_of(self._settings))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.child.stop(grace_s=5.0)
+
+
+def fetch_from_worker(settings: StreamsSettings, path: str, timeout_s: float = 30.0) -> bytes:
+    """What a worker answers to GET `path`. Raises ProcessError when it refuses or does not answer."""
+    worker = settings.worker
+    request = urllib.request.Request(f"http://{worker.host}:{worker.port}{path}")
+    if worker.key is not None:
+        request.add_header("Authorization", f"Bearer {worker.key.get_secret_value()}")
+    try:
+        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
+            body: bytes = answer.read()
+            return body
+    except urllib.error.HTTPError as error:
+        raise ProcessError(f"worker {worker.name} at port {worker.port}: {error.code}: {error.read().decode()[:1000]}") from error
+    except OSError as error:
+        raise ProcessError(f"worker {worker.name} at port {worker.port} does not answer: {error}") from error
+
+
+def ask_worker(settings: StreamsSettings, path: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What a worker's read answers. Raises ProcessError as `fetch_from_worker` does."""
+    answer: dict[str, Any] = json.loads(fetch_from_worker(settings, f"{path}?{urllib.parse.urlencode(parameters)}"))
+    return answer
+
+
+def read_status(settings: StreamsSettings, timeout_s: float = 5.0) -> dict[str, Any] | None:
+    """What a worker's /status says, None while it does not answer."""
+    try:
+        status: dict[str, Any] = json.loads(fetch_from_worker(settings, "/status", timeout_s))
+        return status
+    except ProcessError:
+        return None
+
+
+def read_progress(settings: StreamsSettings) -> tuple[dict[int, int], int]:
+    """The next offset of each shard that a worker holds, and the events it has applied; empty while it does not answer."""
+    shards = (read_status(settings) or {"shards": []})["shards"]
+    offsets = {shard["partition"]: shard["next_offset"] or 0 for shard in shards}
+    return offsets, sum(shard["events"] for shard in shards)

@@ -1,0 +1,170 @@
+"""Arrivals: the lines of one partition's log as rows, in the order in which they came, for a recount.
+
+Every line goes through the strict line decoder and keeps its place in the log and the latest event time seen until then. Nothing
+is judged here but what the line and its place decide alone: malformed, invalid, too large, future, too old.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from streams.events.line_decoder import parse_line
+from streams.events.rules import CountingRules
+from streams.events.schema import SPACE, Click, EventSettings, Impression, Query, Reason, Reject
+
+ROWS_A_CHUNK = 50_000
+CLOCK_SKEW_US = 60_000_000
+"""How far a worker's clock may be behind the one that stamped a record."""
+
+SCHEMAS = {
+    "queries": pa.schema(
+        [
+            ("seq", pa.int64()),
+            ("before_us", pa.int64()),
+            ("ts_us", pa.int64()),
+            ("event_id", pa.string()),
+            ("session_id", pa.string()),
+            ("query", pa.string()),
+            ("by_user", pa.bool_()),
+        ]
+    ),
+    "impressions": pa.schema(
+        [
+            ("seq", pa.int64()),
+            ("before_us", pa.int64()),
+            ("ts_us", pa.int64()),
+            ("event_id", pa.string()),
+            ("impression_id", pa.string()),
+            ("query", pa.string()),
+            ("items", pa.list_(pa.string())),
+        ]
+    ),
+    "clicks": pa.schema(
+        [
+            ("seq", pa.int64()),
+            ("before_us", pa.int64()),
+            ("ts_us", pa.int64()),
+            ("event_id", pa.string()),
+            ("impression_id", pa.string()),
+            ("position", pa.int64()),
+            ("item", pa.string()),
+        ]
+    ),
+    "refused": pa.schema(
+        [
+            ("seq", pa.int64()),
+            ("before_us", pa.int64()),
+            ("reason", pa.string()),
+            ("event_id", pa.string()),
+            ("known_by", pa.binary()),
+        ]
+    ),
+}
+"""Rows by outcome. `seq` is the line's number in the log, `before_us` the latest event time before it; texts are folded."""
+
+TYPES = {"int64": "BIGINT", "string": "VARCHAR", "bool": "BOOLEAN", "binary": "BLOB", "list<item: string>": "VARCHAR[]"}
+TABLES = "\n".join(
+    f"CREATE TABLE {name} ({', '.join(f'{one.name} {TYPES[str(one.type)]}' for one in schema)});"
+    for name, schema in SCHEMAS.items()
+)
+
+LogRecord = tuple[int, int | None, bytes | None]
+"""Offset, time of the record in microseconds (None where it has none), value."""
+
+
+@dataclass(slots=True)
+class Arrivals:
+    """Fills the tables of `TABLES` in `con`. `future` are the event_ids that the worker's clock refused, `now_us` is this clock.
+
+    After `load`, `lines` counts the lines and `latest_us` is the latest event time, None where there was none.
+    """
+
+    con: duckdb.DuckDBPyConnection
+    rules: CountingRules
+    limits: EventSettings
+    now_us: int
+    future: frozenset[str] = frozenset()
+    forgotten_us: int = 0
+    lines: int = 0
+    latest_us: int | None = None
+    _rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=lambda: {name: [] for name in SCHEMAS})
+
+    def load(self, records: Iterable[LogRecord]) -> None:
+        """File every line of the records."""
+        flushed = self.lines
+        for offset, moment_us, value in records:
+            if value is None:
+                self._refuse(Reject(Reason.MALFORMED, "", b"", None, None, offset, 0))
+            for line in (value or b"").split(b"\n"):
+                if stripped := line.strip(SPACE):
+                    self._file(parse_line(stripped, self.limits), moment_us)
+            if self.lines - flushed >= ROWS_A_CHUNK:
+                flushed = self.lines
+                self._flush()
+        self._flush()
+
+    def _file(self, found: Query | Impression | Click | Reject, moment_us: int | None) -> None:
+        if isinstance(found, Reject):
+            self._refuse(found)
+            return
+        ts_us = found.ts_us
+        if self._is_future(found.event_id, ts_us, moment_us):
+            self._refuse(found, Reason.FUTURE_EVENT)
+            return
+        before = self.latest_us or 0
+        if self.rules.retention_us and ts_us < before - self.rules.retention_us:
+            self._refuse(found, Reason.TOO_OLD)
+            return
+        self.latest_us = max(before, ts_us)
+        seq, self.lines = self.lines, self.lines + 1
+        row: tuple[Any, ...] = (seq, before, ts_us, found.event_id)
+        if isinstance(found, Query):
+            self._rows["queries"].append((*row, found.session_id, fold(found.query), found.source == "user"))
+        elif isinstance(found, Impression):
+            items = [fold(item) for item in found.items]
+            self._rows["impressions"].append((*row, found.impression_id, fold(found.query), items))
+        else:
+            item = None if found.item is None else fold(found.item)
+            self._rows["clicks"].append((*row, found.impression_id, found.position, item))
+
+    def _is_future(self, event_id: str, ts_us: int, moment_us: int | None) -> bool:
+        """Whether the worker's clock refused the event, which the log does not tell: the shard's word counts where it can be so.
+
+        It can be where the event is ahead of the record's own time. What the shard has forgotten is judged by that time.
+        """
+        tolerance = self.rules.future_tolerance_us
+        if moment_us is not None and ts_us <= moment_us + tolerance - CLOCK_SKEW_US:
+            return False
+        if ts_us > self.now_us + tolerance or event_id in self.future:
+            return True
+        return moment_us is not None and ts_us > moment_us + tolerance and (self.latest_us or 0) < self.forgotten_us
+
+    def _refuse(self, found: Query | Impression | Click | Reject, reason: Reason | None = None) -> None:
+        seq, self.lines = self.lines, self.lines + 1
+        reason = found.reason if isinstance(found, Reject) else reason
+        event_id = found.event_id
+        known_by = blake2b(found.raw if event_id is None else event_id.encode(), digest_size=16).digest()
+        self._rows["refused"].append((seq, self.latest_us or 0, str(reason), event_id, known_by))
+
+    def _flush(self) -> None:
+        for name, rows in self._rows.items():
+            if rows:
+                columns = [pa.array(values, one.type) for values, one in zip(zip(*rows, strict=True), SCHEMAS[name], strict=True)]
+                self.con.register("chunk", pa.Table.from_arrays(columns, schema=SCHEMAS[name]))
+                self.con.execute(f"INSERT INTO {name} FROM chunk")
+                self.con.unregister("chunk")
+                rows.clear()
+
+
+@lru_cache(maxsize=65_536)
+def fold(text: str) -> str:
+    """Return the form in which queries compare: NFKC, case folded, white space collapsed. Written anew: it checks the other."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

@@ -1,0 +1,1 @@
+"""The HTTP app: recommend a list, take events, say how things are."""

@@ -1,0 +1,221 @@
+"""The HTTP door: recommend a list, take events, say how things are."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from fastapi import Request as HttpRequest
+from fastapi.exceptions import RequestValidationError
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from serving.http.browsers import EVENTS_PATH, SCHEMA_PATH, SNIPPET_PATH, KnownOrigins, answer_schema, answer_snippet
+from serving.http.event_intake import BatchError, split_batch, take_events
+from serving.http.impressions import EventSink, ImpressionLog, make_impression
+from serving.http.micro_batcher import Batcher, BusyError, DeadlineError
+from serving.http.middleware import BearerKey, CountRequests, LimitBody
+from serving.http.recommend_request import CallError, RecommendCall, read_request, read_time
+from serving.metrics import ServingMetrics
+from serving.policy.engines import Decoding
+from serving.recommend import Recommendation, Request, recommend
+from serving.releases.registry import Release, ReleaseError, list_broken, list_releases, read_rollout
+from serving.releases.slot import NoReleaseError, Slot
+from serving.settings import ServingRoot
+from streams.events.schema import printable
+
+PATHS = frozenset({"/v1/recommend", EVENTS_PATH, SNIPPET_PATH, SCHEMA_PATH, "/v1/releases", "/healthz", "/readyz", "/metrics"})
+_RETRY = {"Retry-After": "1"}
+
+
+def create_app(
+    root: ServingRoot, slot: Slot, sink: EventSink, metrics: ServingMetrics, clock: Callable[[], float] = time.time
+) -> FastAPI:
+    """The ASGI application. Its lifespan runs the batches and watches the rollout; `clock` gives epoch seconds."""
+    door = Door(root, slot, sink, metrics, clock)
+    app = FastAPI(title="Queryloop", openapi_url="/v1/openapi.json", docs_url=None, redoc_url=None, lifespan=door.lifespan)
+    app.add_api_route("/v1/recommend", door.recommend, methods=["POST"])
+    app.add_api_route("/v1/events", door.take, methods=["POST"])
+    app.add_api_route(SNIPPET_PATH, answer_snippet, methods=["GET"])
+    app.add_api_route(SCHEMA_PATH, door.schema, methods=["GET"])
+    app.add_api_route("/v1/releases", door.releases, methods=["GET"])
+    app.add_api_route("/healthz", door.health, methods=["GET"])
+    app.add_api_route("/readyz", door.readiness, methods=["GET"])
+    app.add_api_route("/metrics", door.render_metrics, methods=["GET"])
+    app.add_exception_handler(RequestValidationError, _explain)
+    serving = root.serving
+    key = serving.key.get_secret_value() if serving.key else None
+    # The last one added is the first one passed.
+    app.add_middleware(LimitBody, max_bytes=serving.max_body_bytes, timeout_s=serving.deadline_s)
+    app.add_middleware(BearerKey, key=key, write_key=serving.write_key.get_secret_value() if serving.write_key else None)
+    app.add_middleware(KnownOrigins, origins=frozenset(serving.origins))
+    app.add_middleware(
+        CORSMiddleware, allow_origins=list(serving.origins), allow_methods=["GET", "POST"], allow_headers=["*"], max_age=3600
+    )
+    app.add_middleware(CountRequests, metrics=metrics, paths=PATHS)
+    return app
+
+
+class Door:
+    """The routes, and what they share."""
+
+    def __init__(
+        self, root: ServingRoot, slot: Slot, sink: EventSink, metrics: ServingMetrics, clock: Callable[[], float]
+    ) -> None:
+        serving = root.serving
+        self._root = root
+        self._slot = slot
+        self._sink = sink
+        self._metrics = metrics
+        self._clock = clock
+        self._impressions = ImpressionLog(sink, metrics)
+        self._decoding = Decoding(temperature=serving.temperature, top_p=serving.top_p, redraws=serving.redraws)
+        self._batcher: Batcher[Request, Recommendation] = Batcher(
+            self._answer_batch,
+            metrics,
+            max_batch=serving.max_batch,
+            wait_s=serving.batch_wait_ms / 1000,
+            queue_limit=serving.queue_limit,
+        )
+
+    @asynccontextmanager
+    async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
+        self._batcher.start()
+        self._slot.start()
+        try:
+            yield
+        finally:
+            await self._batcher.stop()
+            await asyncio.to_thread(self._slot.stop)
+
+    async def recommend(self, call: RecommendCall) -> Response:
+        """A list of recommended queries from the live release (G1, G2)."""
+        limits = self._root.events
+        try:
+            request = read_request(call, self._root.tasks, self._decoding, limits)
+            ts = read_time(call, limits, self._clock())
+        except CallError as error:
+            return _error(422, str(error))
+        if self._slot.release is None:
+            return _error(503, self._slot.reason, _RETRY)
+        try:
+            answer = await self._batcher.submit(request, self._root.serving.deadline_s)
+        except (BusyError, NoReleaseError) as error:
+            return _error(503, str(error), _RETRY)
+        except DeadlineError as error:
+            return _error(504, str(error))
+        impression_id = call.impression_id or uuid.uuid4().hex
+        impression = make_impression(
+            request,
+            answer,
+            impression_id=impression_id,
+            session_id=call.session_id,
+            user_id=call.user_id,
+            ts=ts,
+            context=call.context,
+        )
+        self._impressions.emit(impression)
+        return JSONResponse({"impression_id": impression_id, **_describe_answer(request, answer)})
+
+    async def take(self, request: HttpRequest) -> Response:
+        """A batch of events: {"events": [...]}, or NDJSON. 202 says that they are in the outbox and survive this process."""
+        content_type = request.headers.get("content-type", "")
+        try:
+            lines = split_batch(await request.body(), content_type, self._root.serving.max_events)
+        except BatchError as error:
+            return _error(error.status, str(error))
+        taken = take_events(lines, self._sink, self._root.events, self._clock())
+        self._metrics.events_accepted.add(amount=taken.accepted)
+        for refusal in taken.rejected:
+            self._metrics.events_rejected.add(refusal.reason)
+        stored = await asyncio.to_thread(self._sink.store, self._root.serving.deadline_s) if taken.accepted else True
+        answer: dict[str, Any] = {"accepted": taken.accepted, "rejected": [asdict(refusal) for refusal in taken.rejected]}
+        if taken.full:
+            said = f"{taken.full}; send the batch again later, events that were taken count once"
+            return JSONResponse({"error": said, **answer}, 503, _RETRY)
+        if not stored:
+            said = "the events could not be written to disk in time; send the batch again later, they count once"
+            return JSONResponse({"error": said, **answer}, 503, _RETRY)
+        return JSONResponse(answer, 202)
+
+    async def schema(self, request: HttpRequest) -> Response:
+        """The JSON Schema of one event."""
+        return answer_schema(request, self._root.events)
+
+    async def releases(self) -> Response:
+        """All releases, which ones the rollout names, and which one answers."""
+        return await asyncio.to_thread(self._list_releases)
+
+    async def health(self) -> Response:
+        """200 while the process runs."""
+        return JSONResponse({"ok": True})
+
+    async def readiness(self) -> Response:
+        """200 when lists can be answered, else 503 with the reason; `error` says why a promoted release is not live."""
+        live = self._slot.release
+        if live is None:
+            return JSONResponse({"ready": False, "release": None, "error": self._slot.reason}, 503)
+        return JSONResponse({"ready": True, "release": live, "error": self._slot.error})
+
+    async def render_metrics(self) -> Response:
+        """Prometheus' text format."""
+        for state, count in asdict(self._sink.counters()).items():
+            self._metrics.emitter.set(state, value=count)
+        return PlainTextResponse(self._metrics.render(), media_type="text/plain; version=0.0.4")
+
+    def _answer_batch(self, requests: Sequence[Request]) -> Sequence[Recommendation]:
+        """Runs in the batch thread. The release is fixed here for the whole batch, and stamped on its answers."""
+        with self._slot.lease() as bundle:
+            answers = recommend(bundle.release.id, bundle.engine, bundle.index, bundle.predictor, requests)
+        for request, answer in zip(requests, answers, strict=True):
+            self._metrics.lists.add(answer.release, request.task.name, answer.form)
+            self._metrics.list_tokens.add(answer.release, request.task.name, amount=answer.tokens)
+        return answers
+
+    def _list_releases(self) -> Response:
+        data = self._root.data.dir
+        try:
+            rollout: dict[str, Any] = msgspec.to_builtins(read_rollout(data))
+        except ReleaseError as error:
+            return _error(500, str(error))
+        shown = [_describe_release(release) for release in list_releases(data)]
+        broken = [str(error) for error in list_broken(data)]
+        return JSONResponse(
+            {"live": self._slot.release, "error": self._slot.error, "rollout": rollout, "releases": shown, "broken": broken}
+        )
+
+
+def _describe_answer(request: Request, answer: Recommendation) -> dict[str, Any]:
+    return {
+        "release": answer.release,
+        "task": request.task.name,
+        "items": list(answer.items),
+        "auxiliary": dict(answer.auxiliary),
+        "predicted": list(answer.predicted) if answer.predicted is not None else None,
+        "logprob": answer.logprob,
+        "decoding": answer.decoding.describe() if answer.decoding else None,
+    }
+
+
+def _describe_release(release: Release) -> dict[str, Any]:
+    return {"id": release.id, "created": release.created.isoformat(), "gate": release.gate, "meta": release.meta}
+
+
+def _error(status: int, text: str, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse({"error": text}, status, headers)
+
+
+async def _explain(_request: HttpRequest, error: Exception) -> Response:
+    """422 with the fields at fault; what the user typed is not repeated."""
+    faults = error.errors() if isinstance(error, RequestValidationError) else []
+    said = [
+        f"{'.'.join(part for part in fault['loc'][1:] if isinstance(part, str)) or 'body'}: {fault['msg']}" for fault in faults
+    ]
+    return _error(422, printable("; ".join(said)) or "the body is not valid")

@@ -1,0 +1,97 @@
+"""Impressions: what was shown, to whom, by which release. They go to the emitter, and an answer never waits for them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from serving.metrics import ServingMetrics
+from serving.policy.tasks import clean_session, clean_text
+from serving.recommend import Recommendation, Request
+from streams.emitter.emitter import Counters, QueueFull
+from streams.events.schema import Event, EventError, Impression, make_event_id, with_extra
+
+log = logging.getLogger(__name__)
+_LOG_EVERY_S = 10.0
+
+
+class EventSink(Protocol):
+    """What serving needs of the emitter: `emit` buffers or raises and never waits, `store` waits for the disk."""
+
+    def emit(self, event: Event) -> None: ...
+
+    def store(self, timeout: float) -> bool: ...
+
+    def counters(self) -> Counters: ...
+
+
+def make_impression(
+    request: Request,
+    answer: Recommendation,
+    *,
+    impression_id: str,
+    session_id: str,
+    user_id: str | None,
+    ts: float,
+    context: dict[str, Any] | None,
+) -> Event:
+    """The impression of an answered list. What shaped the prompt travels along, as served, under `context` and `response`."""
+    impression = Impression(
+        event_id=make_event_id(),
+        ts=ts,
+        session_id=session_id,
+        user_id=user_id,
+        query=request.query,
+        impression_id=impression_id,
+        task=request.task.name,
+        items=answer.items,
+        release=answer.release,
+        predicted=answer.predicted,
+        logprob=answer.logprob,
+        decoding=answer.decoding.describe() if answer.decoding else None,
+    )
+    shaped = {
+        **(context or {}),
+        "session": clean_session(request.task, request.session),
+        "related": list(answer.related),
+        "form": answer.form,
+    }
+    extra: dict[str, Any] = {"context": shaped}
+    if request.response:
+        extra["response"] = clean_text(request.response, request.task.max_response_chars)
+    return with_extra(impression, extra)
+
+
+class ImpressionLog:
+    """Hands impressions to the emitter; counts the ones it cannot take, and says so at most once in ten seconds."""
+
+    def __init__(self, sink: EventSink, metrics: ServingMetrics, clock: Callable[[], float] = time.monotonic) -> None:
+        self._sink = sink
+        self._metrics = metrics
+        self._clock = clock
+        self._unsaid = 0
+        self._silent_until = -1.0
+
+    def emit(self, impression: Event) -> bool:
+        """True when the emitter took it."""
+        try:
+            self._sink.emit(impression)
+        except QueueFull as error:
+            return self._lose("queue_full", str(error))
+        except EventError as error:
+            return self._lose(error.reason.value, error.detail)
+        except RuntimeError as error:
+            return self._lose("emitter_closed", str(error))
+        self._metrics.impressions.add()
+        return True
+
+    def _lose(self, reason: str, detail: str) -> bool:
+        self._metrics.impressions_lost.add(reason)
+        self._unsaid += 1
+        if self._clock() >= self._silent_until:
+            log.warning("event=impression_lost reason=%s lost=%d detail=%r", reason, self._unsaid, detail)
+            self._unsaid = 0
+            self._silent_until = self._clock() + _LOG_EVERY_S
+        return False

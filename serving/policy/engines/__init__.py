@@ -1,0 +1,66 @@
+"""What an engine is: the one thing that runs a policy. Serving answers with it and the trainers search and sample with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from serving.policy.lists import RecommendedList
+from serving.policy.tasks import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How tokens are drawn. `max_new_tokens` None is the task's own limit. A `seed` makes one row's draw its own, whatever batch
+    it is in. `redraws`: how often in a list an item that repeats an earlier one is drawn anew. `greedy` takes the likeliest token
+    and ignores all the others."""
+
+    temperature: float = 0.9
+    top_p: float = 0.95
+    max_new_tokens: int | None = None
+    seed: int | None = None
+    redraws: int = 0
+    greedy: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.temperature <= 10.0:
+            raise ValueError(f"temperature {self.temperature} is not in (0, 10]; greedy=True takes the likeliest token")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p {self.top_p} is not in (0, 1]")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens {self.max_new_tokens} is not at least 1")
+        if self.redraws < 0:
+            raise ValueError(f"redraws {self.redraws} is less than 0")
+
+    def describe(self) -> dict[str, Any]:
+        """What an impression records: only what shaped the draw."""
+        if self.greedy:
+            return {"greedy": True}
+        unused = {"greedy"} if self.redraws else {"greedy", "redraws"}
+        return {key: value for key, value in asdict(self).items() if value is not None and key not in unused}
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One generated list. `logprob` is its log-probability under the policy itself (temperature 1, all tokens), summed over
+    `token_ids` (which end with EOS when the list ended)."""
+
+    list: RecommendedList
+    token_ids: tuple[int, ...]
+    logprob: float
+    decoding: Decoding
+
+
+class Engine(Protocol):
+    """A loaded policy."""
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        decoding: Decoding | Sequence[Decoding],
+        task: Task | Sequence[Task],
+        samples: int = 1,
+    ) -> list[Generation]:
+        """One list a prompt, or `samples` of each (p0 s0, p0 s1, …); one decoding and task for all, or one a prompt."""
+        ...

@@ -1,0 +1,167 @@
+"""The text form of a list: auxiliary texts, each ended by <AUX>, then items joined by <SEP>, then EOS (G1).
+
+Lists are taken apart by token id: decoding first would delete <SEP>, and a user's typed "<SEP>" would look like the real one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from serving.policy.tasks import Task, clean_text
+from streams.events.schema import normalise
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SEP = "<SEP>"
+AUX = "<AUX>"
+_MAX_TEXT_CHARS = 512
+_BROKEN_UTF8 = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclass(frozen=True, slots=True)
+class RecommendedList:
+    """One list of the policy. `items` and `auxiliary` are as generated (possibly empty); `tokens` counts up to and with EOS.
+
+    `well_formed`: exactly `task.n` non-empty items after all non-empty auxiliary texts, ended by EOS."""
+
+    items: tuple[str, ...]
+    auxiliary: tuple[str, ...]
+    well_formed: bool
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ListTokens:
+    """The ids of the tokens that give a list its form; `special` are all tokens that are no text."""
+
+    sep: int
+    aux: int
+    eos: int
+    special: frozenset[int]
+
+
+def add_list_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Teach a tokenizer <SEP> and <AUX>; returns how many were new (the policy's embeddings must then be resized)."""
+    from tokenizers import AddedToken
+
+    tokens = [AddedToken(text, special=True, normalized=False) for text in (SEP, AUX)]
+    return int(tokenizer.add_tokens(tokens, special_tokens=True))
+
+
+def find_list_tokens(tokenizer: PreTrainedTokenizerBase) -> ListTokens:
+    """Raises ValueError when the tokenizer has no EOS, or <SEP> or <AUX> is not one special token of it."""
+    special = {str(token): index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    if missing := [text for text in (SEP, AUX) if text not in special]:
+        raise ValueError(
+            f"the tokenizer has no special token {' and '.join(missing)}: add them with serving.policy.lists.add_list_tokens"
+        )
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no EOS token: lists could not end")
+    return ListTokens(special[SEP], special[AUX], int(tokenizer.eos_token_id), frozenset(special.values()))
+
+
+def parse(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, task: Task) -> RecommendedList:
+    """Take one generated list apart. What follows the first EOS is ignored; a text cut off by the token limit is kept."""
+    form = find_list_tokens(tokenizer)
+    ended = form.eos in token_ids
+    body = list(token_ids[: list(token_ids).index(form.eos)]) if ended else list(token_ids)
+    *auxiliary_ids, item_ids = _split(body, form.aux)
+    auxiliary = tuple(_decode(ids, tokenizer) for ids in auxiliary_ids)
+    items = tuple(_decode(ids, tokenizer) for ids in _split(item_ids, form.sep))
+    counted = len(items) == task.n and len(auxiliary) == len(task.auxiliary)
+    # A <SEP> among the auxiliary texts is an <AUX> that came after an item.
+    pure = not any(form.special.intersection(ids) for ids in auxiliary_ids) and form.special.intersection(item_ids) <= {form.sep}
+    legible = all(map(is_legible, (*auxiliary, *items)))
+    return RecommendedList(items, auxiliary, ended and counted and pure and legible, len(body) + ended)
+
+
+def parse_part(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[str, ...], bool]:
+    """The auxiliary texts, if any, and the one item of a piece of a list without its end, and whether all of it is legible."""
+    form = find_list_tokens(tokenizer)
+    texts = tuple(_decode(ids, tokenizer) for ids in _split(token_ids, form.aux))
+    return texts, form.special.intersection(token_ids) <= {form.aux} and all(map(is_legible, texts))
+
+
+def is_legible(text: str) -> bool:
+    """Not empty, and no piece of a character was cut off."""
+    return bool(text) and _BROKEN_UTF8 not in text
+
+
+def encode_list(items: Sequence[str], auxiliary: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a list, EOS at the end; the inverse of `parse` for texts without special tokens."""
+    form = find_list_tokens(tokenizer)
+    ids: list[int] = []
+    for text in auxiliary:
+        ids += [*_encode(text, tokenizer), form.aux]
+    for text in items:
+        ids += [*_encode(text, tokenizer), form.sep]
+    return [*ids[:-1], form.eos] if items else [*ids, form.eos]
+
+
+def join_list(items: Sequence[str], auxiliary: Sequence[str] = ()) -> str:
+    """The same list as text, without EOS, for trainers that tokenize text themselves."""
+    return "".join(f"{clean_text(text, _MAX_TEXT_CHARS)}{AUX}" for text in auxiliary) + SEP.join(
+        clean_text(text, _MAX_TEXT_CHARS) for text in items
+    )
+
+
+def repair_items(items: Iterable[str], n: int) -> tuple[str, ...]:
+    """At most `n` usable items for display: empty, illegible and repeated ones dropped, order kept."""
+    kept: dict[str, str] = {}
+    for item in items:
+        key = normalise(item)
+        if key and is_legible(item) and key not in kept:
+            kept[key] = item
+    return tuple(kept.values())[:n]
+
+
+def name_auxiliary(texts: Sequence[str], task: Task) -> Mapping[str, str]:
+    """Auxiliary texts under their field names; a missing one is an empty text."""
+    padded = (*texts, *[""] * len(task.auxiliary))
+    return dict(zip(task.auxiliary, padded, strict=False))
+
+
+@lru_cache(maxsize=65536)
+def character_ngrams(text: str, size: int = 3) -> frozenset[str]:
+    """Character n-grams of the normalised text, a space at each end."""
+    padded = f" {normalise(text)} "
+    return frozenset(padded[start : start + size] for start in range(max(1, len(padded) - size + 1)))
+
+
+def jaccard(first: str, second: str) -> float:
+    """Jaccard similarity of the character 3-grams of two texts, 0 to 1."""
+    a, b = character_ngrams(first), character_ngrams(second)
+    return len(a & b) / len(a | b)
+
+
+def find_duplicates(items: Sequence[str], threshold: float = 0.6) -> list[int]:
+    """Positions of items that repeat an earlier one (G10): equal when normalised, or Jaccard >= `threshold`."""
+    return [k for k, item in enumerate(items) if any(is_duplicate(item, earlier, threshold) for earlier in items[:k])]
+
+
+def is_duplicate(first: str, second: str, threshold: float = 0.6) -> bool:
+    return normalise(first) == normalise(second) or jaccard(first, second) >= threshold
+
+
+def _split(ids: Sequence[int], separator: int) -> Iterator[list[int]]:
+    part: list[int] = []
+    for token in ids:
+        if token == separator:
+            yield part
+            part = []
+        else:
+            part.append(token)
+    yield part
+
+
+def _decode(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    return " ".join(str(tokenizer.decode(list(ids), skip_special_tokens=True)).split())
+
+
+def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    clean = clean_text(text, _MAX_TEXT_CHARS)
+    return [int(token) for token in tokenizer(clean, add_special_tokens=False)["input_ids"]]

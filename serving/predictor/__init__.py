@@ -1,0 +1,1 @@
+"""The CTR predictor as it is run: network, text, calibration, scorer."""

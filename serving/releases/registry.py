@@ -1,0 +1,256 @@
+"""Releases: which policy, predictor and index go live together, and which release is live.
+
+A release is an immutable folder `releases/<id>` in the data folder. Its manifest names artifact folders, relative to the data
+folder, with the checksum of each one's own manifest, so nothing can be exchanged underneath. `releases/rollout.json` says which
+one is champion and is replaced atomically. Nothing here deletes: a folder may be in use.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from streams.runtime import artifacts
+
+_T = TypeVar("_T")
+_MANIFEST = "manifest.json"
+_ROLLOUT = "rollout.json"
+_ID = re.compile(r"r\d{4,}")
+PARTS = ("policy", "predictor", "judge", "index")
+
+
+class ReleaseError(RuntimeError):
+    """A release that is missing, incomplete or changed, or a rollout step that is not possible; the text names the file."""
+
+
+class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One artifact of a release: its folder relative to the data folder, and the SHA-256 of the manifest in it."""
+
+    path: str
+    sha256: str
+
+
+class _Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    id: str
+    created: datetime
+    parts: dict[str, Part]
+    gate: dict[str, Any]
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Release:
+    """A published release. The artifact folders are full paths; only the policy is always there. `gate` is the gate's record."""
+
+    id: str
+    path: Path
+    policy: Path
+    predictor: Path | None
+    judge: Path | None
+    index: Path | None
+    gate: dict[str, Any]
+    created: datetime
+    meta: dict[str, Any]
+    parts: Mapping[str, Part]
+
+
+class Rollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which release answers, which one waits for the gate, and which one answered before."""
+
+    champion: str | None = None
+    challenger: str | None = None
+    previous: str | None = None
+
+
+def publish(
+    root: Path,
+    *,
+    policy: Path,
+    predictor: Path | None = None,
+    judge: Path | None = None,
+    index: Path | None = None,
+    gate: Mapping[str, Any] | None = None,
+    meta: Mapping[str, Any] | None = None,
+) -> Release:
+    """Publish a release of artifacts that lie in the data folder `root`, under the next id; no rollout follows.
+
+    Raises ReleaseError for an artifact outside `root`, ArtifactError for one that is incomplete."""
+    folders = {"policy": policy, "predictor": predictor, "judge": judge, "index": index}
+    parts = {kind: _describe_part(root, folder) for kind, folder in folders.items() if folder is not None}
+    place = root / "releases"
+    place.mkdir(parents=True, exist_ok=True)
+    with _lock(place):
+        name = _next_id(place)
+        manifest = _Manifest(name, datetime.now(UTC), parts, dict(gate or {}), dict(meta or {}))
+        aside = place / f".{name}.part"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        _write(aside / _MANIFEST, manifest)
+        aside.rename(place / name)
+        _sync(place)
+    return read_release(root, name)
+
+
+def read_release(root: Path, name: str) -> Release:
+    """The release of that id. Its artifacts are not checked (see `verify`). Raises ReleaseError naming the file."""
+    if not _ID.fullmatch(name):
+        raise ReleaseError(f"{name!r} is no release id (r0000, r0001, …)")
+    path = root / "releases" / name
+    manifest = _read(path / _MANIFEST, _Manifest)
+    if manifest.id != name or "policy" not in manifest.parts or not manifest.parts.keys() <= set(PARTS):
+        raise ReleaseError(f"{path / _MANIFEST}: is not the manifest of release {name}")
+    folders = {kind: root / part.path for kind, part in manifest.parts.items()}
+    optional = {kind: folders.get(kind) for kind in PARTS if kind != "policy"}
+    return Release(
+        name,
+        path,
+        folders["policy"],
+        gate=manifest.gate,
+        created=manifest.created,
+        meta=manifest.meta,
+        parts=manifest.parts,
+        **optional,
+    )
+
+
+def verify(root: Path, release: Release) -> None:
+    """Read every byte of a release and compare checksums. Raises ReleaseError naming the file that is missing or changed."""
+    base = root.resolve()
+    for kind, part in release.parts.items():
+        folder = (root / part.path).resolve()
+        if not folder.is_relative_to(base):
+            raise ReleaseError(f"{release.path / _MANIFEST}: its {kind} lies outside the data folder: {part.path}")
+        try:
+            artifacts.load(folder)
+            found = artifacts.digest(folder / artifacts.MANIFEST)
+        except (artifacts.ArtifactError, OSError) as error:
+            raise ReleaseError(f"release {release.id}, {kind}: {error}") from error
+        if found != part.sha256:
+            raise ReleaseError(f"release {release.id}, {kind}: {folder / artifacts.MANIFEST} is not the one that was published")
+
+
+def list_releases(root: Path) -> list[Release]:
+    """All readable releases, oldest first. `list_broken` has the others."""
+    return [found for found in _scan(root) if isinstance(found, Release)]
+
+
+def list_broken(root: Path) -> list[ReleaseError]:
+    """What is wrong with each release folder that cannot be read."""
+    return [found for found in _scan(root) if isinstance(found, ReleaseError)]
+
+
+def read_rollout(root: Path) -> Rollout:
+    """The rollout; all None before the first one. Raises ReleaseError when the file is damaged."""
+    path = root / "releases" / _ROLLOUT
+    return _read(path, Rollout) if path.exists() else Rollout()
+
+
+def promote(root: Path, name: str) -> Rollout:
+    """Make a release champion; the champion so far becomes previous. Promoting the champion changes nothing."""
+    with _change(root) as rollout:
+        read_release(root, name)
+        if rollout.champion == name:
+            return rollout
+        waiting = None if rollout.challenger == name else rollout.challenger
+        return _replace_rollout(root, Rollout(champion=name, challenger=waiting, previous=rollout.champion))
+
+
+def propose(root: Path, name: str | None) -> Rollout:
+    """Name the challenger (None: there is none)."""
+    with _change(root) as rollout:
+        if name is not None:
+            read_release(root, name)
+        return _replace_rollout(root, Rollout(champion=rollout.champion, challenger=name, previous=rollout.previous))
+
+
+def rollback(root: Path) -> Rollout:
+    """Make the previous release champion again; a second rollback undoes the first. Raises ReleaseError when there is none."""
+    with _change(root) as rollout:
+        if rollout.previous is None:
+            raise ReleaseError(f"{root / 'releases' / _ROLLOUT}: there is no previous release to go back to")
+        read_release(root, rollout.previous)
+        return _replace_rollout(
+            root, Rollout(champion=rollout.previous, challenger=rollout.challenger, previous=rollout.champion)
+        )
+
+
+def _describe_part(root: Path, folder: Path) -> Part:
+    resolved, base = folder.resolve(), root.resolve()
+    if not resolved.is_relative_to(base):
+        raise ReleaseError(f"{folder}: lies outside the data folder {root}, so a release cannot name it")
+    artifacts.read_manifest(resolved)
+    return Part(resolved.relative_to(base).as_posix(), artifacts.digest(resolved / artifacts.MANIFEST))
+
+
+def _next_id(place: Path) -> str:
+    taken = [int(entry.name[1:]) for entry in place.iterdir() if _ID.fullmatch(entry.name)]
+    return f"r{max(taken, default=-1) + 1:04d}"
+
+
+def _scan(root: Path) -> Iterator[Release | ReleaseError]:
+    place = root / "releases"
+    names = [entry.name for entry in place.iterdir() if _ID.fullmatch(entry.name)] if place.is_dir() else []
+    for name in sorted(names, key=lambda name: int(name[1:])):
+        try:
+            yield read_release(root, name)
+        except ReleaseError as error:
+            yield error
+
+
+@contextmanager
+def _change(root: Path) -> Iterator[Rollout]:
+    with _lock(root / "releases"):
+        yield read_rollout(root)
+
+
+@contextmanager
+def _lock(place: Path) -> Iterator[None]:
+    """One process at a time publishes or changes the rollout."""
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _replace_rollout(root: Path, rollout: Rollout) -> Rollout:
+    place = root / "releases"
+    aside = place / f".{_ROLLOUT}.part"
+    _write(aside, rollout)
+    aside.replace(place / _ROLLOUT)
+    _sync(place)
+    return rollout
+
+
+def _read(path: Path, kind: type[_T]) -> _T:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError:
+        raise ReleaseError(f"{path}: missing") from None
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ReleaseError(f"{path}: cannot be read: {error}") from error
+
+
+def _write(path: Path, content: msgspec.Struct) -> None:
+    with path.open("wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,180 @@
+"""The slot that holds the live release and swaps a newly promoted one in between two batches.
+
+A release is verified, loaded and warmed aside, in a thread that yields the processor to the batches; then one reference changes
+hands. Batches lease the release they started with; the old one is freed when its last batch has ended. A release that fails to
+load changes nothing but `error`.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from serving.metrics import ServingMetrics
+from serving.recommend import Retriever, Scorer
+from serving.releases.registry import Release, ReleaseError, read_release, read_rollout, verify
+
+if TYPE_CHECKING:
+    from serving.policy.engines import Engine
+
+log = logging.getLogger(__name__)
+_NICENESS = 15
+
+
+class NoReleaseError(RuntimeError):
+    """Nothing can be answered yet; the text says why."""
+
+
+@dataclass(eq=False)
+class Bundle:
+    """A loaded release: what a batch needs to answer. `leases` counts the batches under way; guarded by the slot."""
+
+    release: Release
+    engine: Engine
+    index: Retriever | None = None
+    predictor: Scorer | None = None
+    leases: int = field(default=0, compare=False)
+
+
+Load = Callable[[Release], Bundle]
+
+
+class Slot:
+    """Holds the live bundle. `load` builds one, warmed, and may raise anything; time comes from `clock` (seconds)."""
+
+    def __init__(
+        self,
+        root: Path,
+        load: Load,
+        metrics: ServingMetrics,
+        *,
+        poll_s: float = 0.5,
+        retry_s: float = 30.0,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self.error: str | None = None
+        self._root = root
+        self._load = load
+        self._metrics = metrics
+        self._poll_s = poll_s
+        self._retry_s = retry_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._live: Bundle | None = None
+        self._failed: tuple[str, float] | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def release(self) -> str | None:
+        """Id of the live release."""
+        live = self._live
+        return live.release.id if live else None
+
+    @property
+    def reason(self) -> str:
+        """Why nothing is live."""
+        return self.error or f"no release is promoted yet in {self._root / 'releases'}"
+
+    def start(self) -> None:
+        """Watch the rollout in a thread of its own."""
+        self._thread = threading.Thread(target=self._watch, name="slot", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop watching; the live release stays."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    @contextmanager
+    def lease(self) -> Iterator[Bundle]:
+        """The release that is live now, kept until the batch has ended. Raises NoReleaseError."""
+        with self._lock:
+            bundle = self._live
+            if bundle is None:
+                raise NoReleaseError(self.reason)
+            bundle.leases += 1
+        try:
+            yield bundle
+        finally:
+            with self._lock:
+                bundle.leases -= 1
+                drained = bundle is not self._live and not bundle.leases
+            if drained:
+                log.info("event=release_drained release=%s", bundle.release.id)
+
+    def check(self) -> bool:
+        """Look at the rollout once and swap when another release is promoted; True when one went live."""
+        name: str | None = None
+        try:
+            name = read_rollout(self._root).champion
+            if name is None or name == self.release:
+                self._recover()
+                return False
+            if self._failed and self._failed[0] == name and self._clock() < self._failed[1]:
+                return False
+            bundle = self._load_aside(name)
+        except Exception as error:  # noqa: BLE001 - whatever a broken release raises, the live one must go on
+            self._fail(name, error)
+            return False
+        self._swap(bundle)
+        return True
+
+    def _load_aside(self, name: str) -> Bundle:
+        """Load in a throwaway thread that yields to the batches; there are none to yield to before the first release."""
+        if self._live is None:
+            return self._load_verified(name)
+        with ThreadPoolExecutor(1, thread_name_prefix="load", initializer=_yield_processor) as thread:
+            return thread.submit(self._load_verified, name).result()
+
+    def _load_verified(self, name: str) -> Bundle:
+        release = read_release(self._root, name)
+        verify(self._root, release)
+        return self._load(release)
+
+    def _watch(self) -> None:
+        while not self._stop.is_set():
+            self.check()
+            self._stop.wait(self._poll_s)
+
+    def _swap(self, bundle: Bundle) -> None:
+        with self._lock:
+            old, self._live = self._live, bundle
+        self._recover()
+        self._metrics.swaps.add()
+        self._metrics.release.only(bundle.release.id)
+        log.info("event=release_live release=%s before=%s", bundle.release.id, old.release.id if old else None)
+        del old
+        gc.collect()
+
+    def _recover(self) -> None:
+        self.error = self._failed = None
+        self._metrics.load_failed.set(value=0)
+
+    def _fail(self, name: str | None, error: Exception) -> None:
+        """Keep what is live and say why; the same trouble is said once."""
+        kind = "" if isinstance(error, ReleaseError) else f"{type(error).__name__}: "
+        text = f"release {name} cannot go live: {kind}{error}" if name else f"the rollout cannot be read: {error}"
+        if text != self.error:
+            log.error("event=release_failed release=%s live=%s error=%r", name, self.release, text)
+            self._metrics.load_errors.add()
+        self.error = text
+        self._failed = (name, self._clock() + self._retry_s) if name else None
+        self._metrics.load_failed.set(value=1)
+
+
+def _yield_processor() -> None:
+    """On Linux niceness belongs to the thread, and threads that it starts inherit it."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

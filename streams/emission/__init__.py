@@ -1,1 +1,0 @@
-"""Behind the emitter: from lines to acknowledged records, through memory or the outbox on disk."""

@@ -1,0 +1,254 @@
+"""The outbox: event lines on disk from before they are sent until some time after they are delivered.
+
+Lines are numbered in the order of emission. One mark says up to which number all are delivered, and for which topic (by its id).
+What is behind the mark is kept for a topic that is lost and made anew; what is ahead of it is sent first by the next process.
+Bounded in bytes: what is delivered goes first, oldest first, then what is not, oldest first (the caller reports that).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from streams.emitter.record_batches import Line
+from streams.emitter.segments import SUFFIX, Frame, Segment, encode_frame, load_frame, read_frames, segment_path
+
+log = logging.getLogger(__name__)
+
+SEGMENT_BYTES = 16 << 20
+SEGMENTS = 16
+"""How many segments an outbox has at least when it is full: the part that is dropped at once."""
+MARK = "delivered.json"
+
+
+class OutboxError(RuntimeError):
+    """An outbox that cannot be used; the text names its folder and what to do."""
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """All lines before number `next` are delivered to the topic with id `topic_id` (None: to none yet)."""
+
+    next: int = 0
+    topic_id: str | None = None
+
+
+class Outbox:
+    """The folder of one emitter. Not thread-safe: it belongs to the emitter's background thread.
+
+    Raises OutboxError when another process uses the folder or it cannot be written.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int, keep_s: float, wall: Callable[[], float] = time.time) -> None:
+        self.folder = folder
+        self.max_bytes = max_bytes
+        self._keep_s = keep_s
+        self._wall = wall
+        self._segment_bytes = min(SEGMENT_BYTES, max(1, max_bytes // SEGMENTS))
+        self._lock = _lock_folder(folder)
+        self._unsynced = False
+        self._place: tuple[int, Path, int] | None = None
+        try:
+            self.mark = self._read_mark()
+            self.segments = self._open_segments()
+            self.next = max(self.mark.next, self.segments[-1].next if self.segments else 0)
+            self._file = self._begin_segment()
+        except OSError as error:
+            os.close(self._lock)
+            raise OutboxError(
+                f"the outbox {folder} cannot be read or written: {error}; fix it, or set emitter.outbox_dir"
+            ) from error
+
+    @property
+    def oldest(self) -> int:
+        """The number of the oldest line that is kept."""
+        return self.segments[0].first
+
+    @property
+    def size(self) -> int:
+        """Bytes of all segments."""
+        return sum(one.size for one in self.segments)
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of the segments that hold anything not delivered."""
+        return sum(one.size for one in self.segments if one.next > self.mark.next)
+
+    def append(self, lines: Sequence[Line]) -> None:
+        """Write lines under the next numbers, as one frame, to the operating system. Raises OSError, and then keeps none."""
+        if self.segments[-1].size >= self._segment_bytes:
+            self._roll()
+        segment = self.segments[-1]
+        data = encode_frame(self.next, lines)
+        try:
+            written = os.write(self._file, data)
+            if written < len(data):
+                raise OSError(f"only {written} of {len(data)} bytes could be written to {segment.path}")
+        except OSError:
+            os.ftruncate(self._file, segment.size)
+            raise
+        segment.lines += len(lines)
+        segment.size += len(data)
+        self.next += len(lines)
+        segment.next = self.next
+        self._unsynced = True
+
+    def skip(self, count: int) -> None:
+        """Leave out the numbers of lines that could not be written."""
+        self.next += count
+
+    def read(self, number: int, at: float = 0.0) -> tuple[int, list[Line]]:
+        """Return the lines from `number` on to the end of their frame, and the number of the first; no lines at the end.
+
+        The first may have a higher number than was asked for: what is between was never written, was dropped or is damaged.
+        """
+        while (found := self._find(number)) is not None:
+            segment, frame = found
+            lines = load_frame(segment.path, frame, at)
+            self._place = (frame.next, segment.path, frame.offset + frame.size)
+            if lines is not None:
+                begin = max(number, frame.first)
+                return begin, lines[begin - frame.first :]
+            log.error("event=outbox_damaged file=%s offset=%d lines=%d", segment.path, frame.offset, frame.lines)
+            number = frame.next
+        return number, []
+
+    def count(self, begin: int, end: int) -> int:
+        """How many lines with begin <= number < end are kept; inside a segment, numbers that were skipped count too."""
+        return sum(_overlap(one, begin, end) for one in self.segments)
+
+    def settle(self, number: int, topic_id: str | None) -> None:
+        """Write down that all lines before `number` are delivered to the topic with this id."""
+        mark = Mark(number, topic_id)
+        if mark == self.mark:
+            return
+        self.mark = mark
+        beside = self.folder / f"{MARK}.new"
+        beside.write_bytes(msgspec.json.encode(mark))
+        beside.replace(self.folder / MARK)
+
+    def sync(self) -> None:
+        """Have the disk hold what was appended."""
+        if self._unsynced:
+            os.fsync(self._file)
+            self._unsynced = False
+
+    def trim(self) -> None:
+        """Delete delivered segments that were kept for long enough, and the oldest ones as far as the bound asks for it."""
+        old = self._wall() - self._keep_s
+        while len(self.segments) > 1 and self.segments[0].next <= self.mark.next:
+            closed_at = self.segments[0].closed_at
+            if self.size <= self.max_bytes and closed_at is not None and closed_at > old:
+                return
+            self.discard()
+
+    def victim(self, more: int) -> Segment | None:
+        """The oldest segment, if it has to go so that `more` bytes fit; after `trim` it holds something that is not delivered."""
+        return self.segments[0] if len(self.segments) > 1 and self.size + more > self.max_bytes else None
+
+    def discard(self) -> None:
+        """Delete the oldest segment."""
+        self.segments.pop(0).path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Sync, and let another process have the folder."""
+        try:
+            self.sync()
+        finally:
+            os.close(self._file)
+            os.close(self._lock)
+
+    def _find(self, number: int) -> tuple[Segment, Frame] | None:
+        """The frame with line `number`, or the first one after it."""
+        for segment in self.segments:
+            if segment.next <= number or not segment.size:
+                continue
+            expected, path, offset = self._place or (-1, None, 0)
+            here = path == segment.path and expected <= number
+            for frame in read_frames(segment.path, offset if here else 0):
+                if frame.next > number:
+                    return segment, frame
+        return None
+
+    def _roll(self) -> None:
+        """Close the segment and begin the next one."""
+        self.sync()
+        self.segments[-1].closed_at = self._wall()
+        file = self._begin_segment()
+        os.close(self._file)
+        self._file = file
+
+    def _begin_segment(self) -> int:
+        path = segment_path(self.folder, self.next)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        _sync_folder(self.folder)
+        self.segments.append(Segment(path, self.next, self.next))
+        return file
+
+    def _open_segments(self) -> list[Segment]:
+        """The segments that an earlier process left; a torn tail is cut off the last one."""
+        paths = sorted(path for path in self.folder.glob(f"*{SUFFIX}") if path.stem.isdigit())
+        found = [_scan(path, last=path == paths[-1]) for path in paths]
+        for segment in found:
+            if segment.path.stat().st_size == 0:
+                segment.path.unlink()
+        return [one for one in found if one.lines]
+
+    def _read_mark(self) -> Mark:
+        path = self.folder / MARK
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Mark)
+        except FileNotFoundError:
+            return Mark()
+        except msgspec.MsgspecError as error:
+            log.warning("event=outbox_mark_damaged file=%s error=%r action=%r", path, str(error), "everything kept is sent again")
+            return Mark()
+
+
+def _scan(path: Path, *, last: bool) -> Segment:
+    frames = list(read_frames(path, check=last))
+    end = frames[-1].offset + frames[-1].size if frames else 0
+    stat = path.stat()
+    if end < stat.st_size:
+        what = "cut: it was being written when the process stopped" if last else "not readable: the file is damaged"
+        log.warning("event=outbox_torn file=%s offset=%d bytes=%d said=%r", path, end, stat.st_size - end, what)
+        if last:
+            os.truncate(path, end)
+    first = int(path.stem)
+    return Segment(path, first, frames[-1].next if frames else first, sum(one.lines for one in frames), end, stat.st_mtime)
+
+
+def _overlap(segment: Segment, begin: int, end: int) -> int:
+    if begin <= segment.first and segment.next <= end:
+        return segment.lines
+    return max(0, min(segment.next, end) - max(segment.first, begin))
+
+
+def _lock_folder(folder: Path) -> int:
+    """Take the folder's lock file, which the kernel gives back when the process is gone."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise OutboxError(
+            f"the outbox {folder} cannot be made: {error}; set emitter.outbox_dir to a folder of your own"
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise OutboxError(f"another process uses the outbox {folder}: stop it, or give this one a folder of its own") from error
+    return lock
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,236 @@
+"""The one decoder of events.
+
+Every path that reads events (agents, replay, the HTTP door, the emitter's own check) goes through this file, so that a line is
+accepted by all of them or refused by all of them for the same reason. A whole record goes through one C call when every line
+of it is a valid event without unknown fields; otherwise it is read line by line, with the same outcome.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from streams.events.schema import (
+    DEFAULT_LIMITS,
+    KNOWN,
+    MAX_DEPTH,
+    MAX_TS_US,
+    SPACE,
+    Click,
+    Decoded,
+    Event,
+    EventError,
+    EventSettings,
+    Id,
+    Impression,
+    Reason,
+    Reject,
+    is_deep,
+    printable,
+    to_micros,
+)
+
+_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
+_object_decoder: msgspec.json.Decoder[dict[str, msgspec.Raw]] = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_raw_decoder: msgspec.json.Decoder[msgspec.Raw] = msgspec.json.Decoder(msgspec.Raw)
+_encoder = msgspec.json.Encoder()
+_TOO_LONG = re.compile(r"Expected `(?:str|array)` of length <= ")
+_UNKNOWN = "Object contains unknown field"
+
+
+def decode_records(
+    records: Iterable[tuple[int, bytes | None]], limits: EventSettings = DEFAULT_LIMITS, now: float | None = None
+) -> Decoded:
+    """Decode (offset, value) records into one `Decoded`; `now` (epoch seconds) turns on the check for future events."""
+    decoded = Decoded()
+    for offset, value in records:
+        _decode_into(decoded, value, offset, limits, now)
+    return decoded
+
+
+def decode_record(
+    value: bytes | None, *, offset: int, limits: EventSettings = DEFAULT_LIMITS, now: float | None = None
+) -> Decoded:
+    """Decode one record: NDJSON, blank lines skipped, every other line an event or a reject."""
+    return decode_records([(offset, value)], limits, now)
+
+
+def parse_line(
+    line: bytes, limits: EventSettings = DEFAULT_LIMITS, *, offset: int = -1, number: int = -1, now: float | None = None
+) -> Event | Reject:
+    """Decode and check one event; what is wrong with it comes back as a `Reject`, never as an exception."""
+    if len(line) > limits.max_line_bytes:
+        return _reject(
+            Reason.TOO_LARGE, f"line of {len(line)} bytes, at most {limits.max_line_bytes} are allowed", line, offset, number
+        )
+    try:
+        event, extra = _decode_line(line)
+    except EventError as error:
+        return _reject(error.reason, error.detail, line, offset, number)
+    return _finish(event, line, extra, offset, number, limits, horizon_us(limits, now))
+
+
+def _decode_into(decoded: Decoded, value: bytes | None, offset: int, limits: EventSettings, now: float | None) -> None:
+    if value is None:
+        decoded.add(_reject(Reason.MALFORMED, "record without a value", b"", offset, 0))
+        return
+    lines = value.strip(SPACE).split(b"\n")
+    events = _decode_at_once(value, lines, limits)
+    if events is None:
+        for number, line in enumerate(value.split(b"\n")):
+            if stripped := line.strip(SPACE):
+                decoded.add(parse_line(stripped, limits, offset=offset, number=number, now=now))
+        return
+    horizon = horizon_us(limits, now)
+    first = value[: len(value) - len(value.lstrip(SPACE))].count(b"\n")
+    for number, (event, line) in enumerate(zip(events, lines, strict=True), first):
+        decoded.add(_finish(event, line, b"", offset, number, limits, horizon))
+
+
+def _decode_at_once(value: bytes, lines: list[bytes], limits: EventSettings) -> list[Event] | None:
+    """Decode a record in one call, or return None where it needs a look line by line.
+
+    `decode_lines` lets a value span lines and lets two share one. Neither can pass here: a line break between `}` and `{` is
+    never inside a JSON value, so when every break is of that kind, each line holds one value or more, and exactly one when there
+    are as many values as lines.
+    """
+    if len(value) > limits.max_line_bytes and max(map(len, lines)) > limits.max_line_bytes:
+        return None
+    if value.count(b"}\n{") != len(lines) - 1:
+        return None
+    try:
+        events = _decoder.decode_lines(value)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return events if len(events) == len(lines) else None
+
+
+def _decode_line(line: bytes) -> tuple[Event, bytes]:
+    """Return the event and its unknown fields as JSON; raise EventError."""
+    try:
+        return _decoder.decode(line), b""
+    except msgspec.ValidationError as error:
+        _require_json(line)
+        if not str(error).startswith(_UNKNOWN):
+            raise EventError(*_fault_of(error)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _malformed(error) from error
+    return _decode_with_extra(line)
+
+
+def _require_json(line: bytes) -> None:
+    """Raise EventError where the line is malformed behind the place at which the decoder stopped for another reason."""
+    try:
+        line.decode()
+        _raw_decoder.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _malformed(error) from error
+
+
+def _malformed(error: Exception) -> EventError:
+    return EventError(Reason.MALFORMED, f"not JSON in UTF-8: {printable(str(error))}")
+
+
+def _decode_with_extra(line: bytes) -> tuple[Event, bytes]:
+    fields = _object_decoder.decode(line)
+    known = KNOWN[_type_of(fields)]
+    try:
+        event = _decoder.decode(_encoder.encode({name: value for name, value in fields.items() if name in known}))
+    except msgspec.ValidationError as error:
+        raise EventError(*_fault_of(error)) from error
+    except RecursionError as error:
+        raise _malformed(error) from error
+    return event, _encoder.encode({name: fields[name] for name in sorted(fields.keys() - known)})
+
+
+def _type_of(fields: Mapping[str, msgspec.Raw]) -> str:
+    """Return the event's type, which may stand behind the unknown field that stopped the strict decoder."""
+    try:
+        tag = msgspec.json.decode(fields["type"], type=str) if "type" in fields else None
+    except msgspec.ValidationError as error:
+        raise EventError(Reason.INVALID, f"type: {printable(str(error))}") from error
+    if tag not in KNOWN:
+        raise EventError(Reason.INVALID, f"type: {printable(repr(tag))} is not one of {', '.join(sorted(KNOWN))}")
+    return str(tag)
+
+
+def _fault_of(error: msgspec.ValidationError) -> tuple[Reason, str]:
+    text = str(error)
+    return (Reason.TOO_LARGE if _TOO_LONG.match(text) else Reason.INVALID), printable(text)
+
+
+def horizon_us(limits: EventSettings, now: float | None) -> float:
+    """Return the latest event time (microseconds) that is not in the future, infinity without a clock."""
+    return float("inf") if now is None else (now + limits.future_tolerance_s) * 1e6
+
+
+def _finish(
+    event: Event, line: bytes, extra: bytes, offset: int, number: int, limits: EventSettings, horizon: float
+) -> Event | Reject:
+    """Check what the types cannot say and hang the event's place in the log on it."""
+    ts_us = to_micros(event.ts)
+    fault = _fault(event, ts_us, len(line), limits, horizon)
+    if fault is not None:
+        return Reject(fault[0], fault[1], line, event.event_id, ts_us if 0 <= ts_us < MAX_TS_US else None, offset, number)
+    known = event.__dict__
+    known["ts_us"], known["raw"], known["offset"], known["line"] = ts_us, line, offset, number
+    if extra:
+        known["extra"] = extra
+    return event
+
+
+def _fault(event: Event, ts_us: int, size: int, limits: EventSettings, horizon: float) -> tuple[Reason, str] | None:
+    if not 0 <= ts_us < MAX_TS_US:
+        return Reason.INVALID, f"ts: {event.ts} is outside 1970 to 9999; it is seconds since the epoch, or RFC 3339"
+    if event.query.isspace():
+        return Reason.INVALID, "query: only white space"
+    # A text has no more characters than its line has bytes.
+    if size > limits.max_query_chars and (long := _too_long(event, limits.max_query_chars)):
+        return Reason.TOO_LARGE, long
+    if type(event) is Impression and (fault := _impression_fault(event, limits)):
+        return fault
+    if ts_us > horizon:
+        return (
+            Reason.FUTURE_EVENT,
+            f"ts: {(ts_us - horizon) / 1e6:.0f} s beyond the tolerance of {limits.future_tolerance_s:.0f} s",
+        )
+    return None
+
+
+def _too_long(event: Event, limit: int) -> str | None:
+    if len(event.query) > limit:
+        return f"query: {len(event.query)} characters, at most {limit} are allowed"
+    if type(event) is Impression and (longest := max(map(len, event.items))) > limit:
+        return f"items: one of {longest} characters, at most {limit} are allowed"
+    if type(event) is Click and event.item is not None and len(event.item) > limit:
+        return f"item: {len(event.item)} characters, at most {limit} are allowed"
+    return None
+
+
+def _impression_fault(event: Impression, limits: EventSettings) -> tuple[Reason, str] | None:
+    if len(event.items) > limits.max_items:
+        return Reason.TOO_LARGE, f"items: {len(event.items)} of them, at most {limits.max_items} are allowed"
+    if any(map(str.isspace, event.items)):
+        return Reason.INVALID, "items: one is only white space"
+    if event.decoding and is_deep(event.decoding):
+        return Reason.INVALID, f"decoding: nested more than {MAX_DEPTH} deep"
+    return None
+
+
+class _Stub(msgspec.Struct):
+    """What can be told of an event that is refused."""
+
+    event_id: Id | None = None
+
+
+_stub_decoder = msgspec.json.Decoder(_Stub)
+
+
+def _reject(reason: Reason, detail: str, line: bytes, offset: int, number: int) -> Reject:
+    try:
+        event_id = _stub_decoder.decode(line).event_id
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        event_id = None
+    return Reject(reason, detail, line, event_id, None, offset, number)

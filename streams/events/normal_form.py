@@ -1,0 +1,52 @@
+"""Normal forms of whole columns of texts: what `streams.events.normalise` gives each, without a call for each plain one.
+
+A plain text is ASCII with single spaces inside; its normal form is itself in lower case. Most texts are.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from streams.events.line_spans import Flags
+from streams.events.schema import normalise
+
+SPACE, LAST_ASCII = 32, 127
+
+
+def normalise_column(texts: pa.StringArray) -> pa.StringArray:
+    """Return the normal form of each text; none may be null."""
+    lowered = pc.ascii_lower(texts)
+    special = find_special(texts)
+    if not special.any():
+        return lowered
+    norms = pa.array([normalise(text) for text in texts.filter(pa.array(special)).to_pylist()], pa.string())
+    return pc.replace_with_mask(lowered, pa.array(special), norms)
+
+
+def text_bounds(texts: pa.StringArray) -> npt.NDArray[np.int32]:
+    """Return where each text starts in their buffer, and where the last one ends; nothing of no texts."""
+    if not len(texts):
+        return np.empty(0, np.int32)
+    return np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + len(texts) + 1]
+
+
+def find_special(texts: pa.StringArray) -> Flags:
+    """Flag the texts that are not plain, and perhaps some that are."""
+    bounds = text_bounds(texts)
+    if not len(texts) or bounds[-1] == bounds[0]:
+        return np.ones(len(texts), np.bool_)
+    text = np.frombuffer(texts.buffers()[2], np.uint8)[bounds[0] : bounds[-1]]
+    bounds = bounds - bounds[0]
+    odd = (text < SPACE) | (text > LAST_ASCII)
+    space = text == SPACE
+    odd[1:] |= space[1:] & space[:-1]
+    empty = bounds[1:] == bounds[:-1]
+    first = space.take(bounds[:-1], mode="clip")
+    last = space.take(bounds[1:] - 1, mode="clip")
+    special: Flags = empty | first | last
+    if odd.any():
+        special[np.searchsorted(bounds, odd.nonzero()[0], side="right") - 1] = True
+    return special

@@ -1,0 +1,1 @@
+"""Foreign logs: files in other formats that become events."""

@@ -1,0 +1,112 @@
+"""Log files as event lines: NDJSON plain or compressed, Parquet, and foreign CSV or TSV through a mapping.
+
+A log is read as bytes, because a replay must carry bad lines too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import msgspec
+
+from streams.events.schema import to_micros
+from streams.importers.sources import LogFileError, Source, bare_name
+
+if TYPE_CHECKING:
+    from streams.importers.mapping import Mapping
+
+__all__ = ["LogFile", "LogFileError", "read_log", "session_of", "time_of"]
+
+TABLES = (".csv", ".tsv")
+
+
+class _Session(msgspec.Struct):
+    session_id: str = ""
+
+
+class _Time(msgspec.Struct):
+    ts: float | datetime | None = None
+
+
+_session_decoder = msgspec.json.Decoder(_Session)
+_time_decoder = msgspec.json.Decoder(_Time)
+
+
+class LogFile:
+    """A log opened for one reading: iterate over its event lines. Use it in a `with` block.
+
+    Opening checks what can be checked before the first line (the file, a table's header against the mapping, Parquet's columns)
+    and raises LogFileError; so does the reading.
+    """
+
+    def __init__(self, path: Path, mapping: Mapping | None = None) -> None:
+        self._source = Source(path)
+        try:
+            self._lines = _choose_reader(self._source, mapping)
+        except BaseException:
+            self._source.close()
+            raise
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file on disk."""
+        return self._source.size
+
+    @property
+    def position(self) -> int:
+        """Bytes of it that are read."""
+        return self._source.position
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._lines
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._source.close()
+
+
+def read_log(path: Path, mapping: Mapping | None = None) -> Iterator[bytes]:
+    """Yield the event lines of a log without their line breaks, blank ones left out. Raises LogFileError."""
+    with LogFile(path, mapping) as log:
+        yield from log
+
+
+def session_of(line: bytes) -> str:
+    """The line's session, "" where it has none: such a line is no event, and for the agents to judge."""
+    try:
+        return _session_decoder.decode(line).session_id
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return ""
+
+
+def time_of(line: bytes) -> int | None:
+    """The line's event time in microseconds, None where it has none."""
+    try:
+        ts = _time_decoder.decode(line).ts
+        return None if ts is None else to_micros(ts)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError, ValueError, OverflowError):
+        return None
+
+
+def _choose_reader(source: Source, mapping: Mapping | None) -> Iterator[bytes]:
+    if source.kind == "parquet":
+        if mapping is not None:
+            raise LogFileError(
+                f"{source.path} is Parquet, a mapping is for CSV and TSV: name its columns as the wire format does"
+            )
+        from streams.importers.parquet import read_parquet
+
+        return read_parquet(source)
+    if mapping is not None:
+        from streams.importers.foreign import read_foreign
+
+        return read_foreign(source, mapping)
+    if bare_name(source.path).endswith(TABLES):
+        raise LogFileError(f"{source.path} is a table: say with --mapping FILE which column is which field (docs/testing.md)")
+    return source.lines()

@@ -1,0 +1,130 @@
+"""Totals: a shard's account of what became of every event, and where in the log it stands. Kept in the table `state`, one row."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from datetime import date
+
+import duckdb
+import pyarrow as pa
+
+from streams.counting import retention
+from streams.counting.attribution import Change
+from streams.counting.connection import Feeds
+from streams.counting.pending_clicks import pending_state
+
+LAYOUT = 3
+"""Number of the table layout; a file of another one is refused."""
+
+TABLES = f"""
+CREATE TABLE state (
+    layout INTEGER, hash_probe UBIGINT, topic_id VARCHAR, next_offset BIGINT, latest_us BIGINT,
+    events BIGINT, counted BIGINT, duplicates BIGINT, quarantined VARCHAR, earlier_events BIGINT
+);
+INSERT INTO state SELECT {LAYOUT}, hash('queryloop'), NULL, NULL, NULL, 0, 0, 0, '{{}}', 0;
+"""
+"""`hash_probe` notices a DuckDB with another hash function, on which the `key` columns rest. `quarantined` is JSON by reason."""
+
+LOAD = "SELECT topic_id, next_offset, latest_us, events, counted, duplicates, quarantined, earlier_events FROM state"
+# Not an UPDATE: while a reader needs what an update replaced there is no checkpoint, and this row changes with every batch.
+UNSAVE = "DELETE FROM state"
+SAVE = """
+INSERT INTO state
+SELECT layout, hash('queryloop'), topic_id, next_offset, latest_us, events, counted, duplicates, quarantined, earlier_events
+FROM totals
+"""
+_NUMBERS = ("layout", "next_offset", "latest_us", "events", "counted", "duplicates", "earlier_events")
+ROW = pa.schema([("topic_id", pa.string()), ("quarantined", pa.string()), *((name, pa.int64()) for name in _NUMBERS)])
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTotals:
+    """A shard's account: events = counted + duplicates + sum of quarantined + pending.
+
+    `latest_us` is the latest event time, `earlier_events` what `events` was when the log was last made anew (another topic id).
+    `written_offset` is the `next_offset` of what is in the file; None where the file is of another log.
+    """
+
+    topic_id: str | None = None
+    next_offset: int | None = None
+    latest_us: int | None = None
+    events: int = 0
+    counted: int = 0
+    duplicates: int = 0
+    quarantined: dict[str, int] = field(default_factory=dict)
+    pending: int = 0
+    days_exported: list[date] = field(default_factory=list)
+    earlier_events: int = 0
+    written_offset: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What one call changed in the totals; numbers are negative where an earlier impression took something back."""
+
+    events: int = 0
+    counted: int = 0
+    duplicates: int = 0
+    quarantined: dict[str, int] = field(default_factory=dict)
+    pending: int = 0
+
+
+def move(totals: ShardTotals, topic_id: str, next_offset: int) -> ShardTotals:
+    """Return the totals at another place in the log, or at the first of another log."""
+    is_new = totals.topic_id not in (None, topic_id)
+    earlier = totals.events if is_new else totals.earlier_events
+    written = None if is_new else totals.written_offset
+    return replace(totals, topic_id=topic_id, next_offset=next_offset, earlier_events=earlier, written_offset=written)
+
+
+def add_change(totals: ShardTotals, change: Change) -> ShardTotals:
+    """Return the totals with what a batch added."""
+    by_reason = Counter(totals.quarantined)
+    by_reason.update(change.quarantined)
+    return replace(
+        totals,
+        counted=totals.counted + change.counted,
+        duplicates=totals.duplicates + change.duplicates,
+        quarantined={reason: number for reason, number in sorted(by_reason.items()) if number},
+        pending=totals.pending + change.waiting,
+    )
+
+
+def difference(before: ShardTotals, after: ShardTotals) -> Applied:
+    """Return what changed."""
+    quarantined = Counter(after.quarantined)
+    quarantined.subtract(before.quarantined)
+    return Applied(
+        after.events - before.events,
+        after.counted - before.counted,
+        after.duplicates - before.duplicates,
+        {reason: number for reason, number in quarantined.items() if number},
+        after.pending - before.pending,
+    )
+
+
+def load_totals(con: duckdb.DuckDBPyConnection) -> ShardTotals:
+    """Return the totals of a shard's file."""
+    topic_id, next_offset, latest_us, events, counted, duplicates, quarantined, earlier = con.execute(LOAD).fetchall()[0]
+    pending, exported = pending_state(con)[0], retention.read_exported(con)
+    place = (topic_id, next_offset, latest_us)
+    return ShardTotals(*place, events, counted, duplicates, json.loads(quarantined), pending, exported, earlier, next_offset)
+
+
+def save_totals(feeds: Feeds, totals: ShardTotals) -> None:
+    """Write the totals, in the caller's transaction."""
+    row = {
+        "layout": LAYOUT,
+        "topic_id": totals.topic_id,
+        "next_offset": totals.next_offset,
+        "latest_us": totals.latest_us,
+        "events": totals.events,
+        "counted": totals.counted,
+        "duplicates": totals.duplicates,
+        "quarantined": json.dumps(totals.quarantined),
+        "earlier_events": totals.earlier_events,
+    }
+    feeds.change(UNSAVE)
+    feeds.change(SAVE, totals=pa.Table.from_pylist([row], ROW))

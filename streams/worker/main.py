@@ -1,0 +1,154 @@
+"""The worker: one process of the streams room. It reads its share of the log and counts it, until it is told to stop or fails.
+
+python -m streams --config queryloop.toml
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from streams.brokers.topics import TopicError, create_topics
+from streams.runtime.clocks import choose_clock
+from streams.runtime.processes import port_is_free
+from streams.worker.settings import StreamsSettings
+
+if TYPE_CHECKING:
+    from streams.api.fan_out import LiveReads
+    from streams.api.peers import Peers
+    from streams.store.held_shards import HeldShards
+    from streams.store.shard_registry import Places
+    from streams.worker.transport import WorkerApp
+
+log = logging.getLogger(__name__)
+
+STOP_TIMEOUT_S = 20.0
+SWITCH_INTERVAL_S = 0.0005
+GC_THRESHOLD = (200_000, 20, 100)
+
+
+class WorkerError(RuntimeError):
+    """The worker cannot start or go on; the text says why and what to do."""
+
+
+def run_worker(settings: StreamsSettings) -> None:
+    """Run until SIGTERM or SIGINT. Raises WorkerError when it cannot start, or when it failed and must not go on."""
+    bootstrap = settings.kafka.bootstrap
+    if not bootstrap:
+        raise WorkerError(
+            "kafka.bootstrap is not set: start a broker (`queryloop broker`, or all of it: `queryloop up`) and name it"
+        )
+    worker = settings.worker
+    if not port_is_free(worker.host, worker.port):
+        raise WorkerError(f"port {worker.port} on {worker.host} is in use: stop what runs there, or set worker.port")
+    prepare_topics(settings, bootstrap)
+    tune_interpreter()
+    asyncio.run(_serve(settings, bootstrap))
+
+
+def prepare_topics(settings: StreamsSettings, bootstrap: str) -> None:
+    """Create what topics are missing, and meanwhile import what the worker needs next. Raises WorkerError."""
+    with ThreadPoolExecutor(max_workers=1) as threads:
+        created = threads.submit(create_topics, bootstrap, settings.kafka)
+    try:
+        created.result()
+    except TopicError as error:
+        raise WorkerError(str(error)) from error
+
+
+def tune_interpreter() -> None:
+    """Make the interpreter suit a process whose threads decode and count beside each other.
+
+    A thread that comes back from DuckDB gets the interpreter's lock after half a millisecond instead of five. The garbage
+    collector leaves what was imported alone, and comes by the clock (`streams.worker.app`) rather than by the number of objects.
+    Arrow takes its memory where the others do: mimalloc, its own choice, kept three times what was in use.
+    """
+    import pyarrow as pa
+
+    pa.set_memory_pool(pa.system_memory_pool())
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLD)
+
+
+async def _serve(settings: StreamsSettings, bootstrap: str) -> None:
+    from streams.api.peers import Peers
+    from streams.api.routes import add_pages
+    from streams.store.held_shards import HeldShards
+    from streams.worker.app import make_app
+
+    places = make_places(settings)
+    rules = settings.worker.rules(settings.events)
+    shards = HeldShards(settings.data.dir, rules, clock=choose_clock(settings.worker.clock_file), places=places)
+    app = make_app(settings, bootstrap, shards)
+    peers = Peers(places, settings.worker.key)
+    add_pages(app, settings.worker.key, make_reads(settings, app, shards, peers))
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        (settings.data.dir / "run").mkdir(parents=True, exist_ok=True)
+        await app.start()
+        log.info("event=worker_started worker=%s broker=%s port=%d", settings.worker.name, bootstrap, settings.worker.port)
+        await app.wait_first(stop.wait())
+    except OSError as error:
+        raise WorkerError(f"worker {settings.worker.name} cannot start: {error}") from error
+    finally:
+        await _stop(app, shards)
+        await peers.close()
+    if app.crashed:
+        raise WorkerError(f"worker {settings.worker.name} failed and stops, nothing is acknowledged: {app.crash_reason!r}")
+    await asyncio.to_thread(leave_group, bootstrap, settings)
+    log.info("event=worker_stopped worker=%s", settings.worker.name)
+
+
+def make_places(settings: StreamsSettings) -> Places:
+    """Where this worker says which shards it holds."""
+    from streams.store.shard_registry import Place, Places, find_url
+
+    worker = settings.worker
+    return Places(settings.data.dir, Place(worker.name, worker.url or find_url(worker.host, worker.port), os.getpid()))
+
+
+def make_reads(settings: StreamsSettings, app: WorkerApp, shards: HeldShards, peers: Peers) -> LiveReads:
+    """What this worker's HTTP tells, of its own shards and of the others'."""
+    from faust.types import TP
+
+    from streams.api.fan_out import LiveReads
+
+    def find_end(partition: int) -> int | None:
+        return app.find_end(TP(settings.kafka.topic, partition))
+
+    return LiveReads(settings.worker.name, settings.kafka.partitions, shards, peers, find_end)
+
+
+async def _stop(app: WorkerApp, shards: HeldShards) -> None:
+    try:
+        await asyncio.wait_for(app.stop(), STOP_TIMEOUT_S)
+    except TimeoutError:
+        log.error("event=stop_timed_out after_s=%g", STOP_TIMEOUT_S)
+    finally:
+        shards.close()
+
+
+def leave_group(bootstrap: str, settings: StreamsSettings) -> None:
+    """Give the partitions back now: a static member that only disconnects keeps them until the session times out."""
+    from kafka.admin import MemberToRemove
+    from kafka.errors import KafkaError
+
+    from streams.brokers.clients import KafkaAdminClient
+
+    if not settings.worker.static:
+        return
+    member = MemberToRemove(group_instance_id=settings.worker.name)
+    try:
+        with KafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=5000, bootstrap_timeout_ms=5000) as admin:
+            admin.remove_group_members(settings.kafka.group, [member])
+    except (KafkaError, OSError) as error:
+        log.warning("event=group_not_left worker=%s error=%r", settings.worker.name, error)

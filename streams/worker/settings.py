@@ -1,0 +1,79 @@
+"""The settings that a worker reads: its own section `worker`, and the root with every section of the streams room."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, Field, SecretStr, model_validator
+
+from streams.brokers.topics import KafkaSettings
+from streams.events.rules import CountingRules
+from streams.events.schema import EventSettings
+from streams.lake.files import LakeSettings
+from streams.runtime.settings import DataSettings, is_loopback
+
+
+class WorkerSettings(BaseModel, frozen=True, extra="forbid"):
+    """How a worker counts, and where its own HTTP listens (section `worker`)."""
+
+    name: str = Field(
+        default="worker-0", pattern=r"^[a-zA-Z0-9._-]{1,128}$", description="stable name, one for each worker of a group"
+    )
+    static: bool = Field(
+        default=True, description="keep the partitions over a restart of the worker of this name (static membership)"
+    )
+    host: str = Field(default="127.0.0.1", description="address of the worker's HTTP; another than loopback needs a key")
+    port: int = Field(default=6066, ge=1, le=65535, description="port of the worker's HTTP")
+    url: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^/?#]+$",
+        description="where other workers reach this one's HTTP, if not at http://host:port",
+    )
+    key: SecretStr | None = Field(
+        default=None, description="key that the worker's HTTP asks for, and with which workers ask each other"
+    )
+    retention_days: int = Field(default=30, ge=0, description="days of event time that are kept, 0 for ever")
+    attribution_window_s: float = Field(default=86_400.0, gt=0, description="seconds that a click may follow its impression by")
+    session_gap_s: float = Field(default=1_800.0, gt=0, description="seconds between two queries of one session, at most")
+    linger_ms: int = Field(
+        default=200,
+        ge=0,
+        le=10_000,
+        description="milliseconds between two batches of a partition while less than 1 MB waits, and as much longer as a worker "
+        "has more than 4 busy ones: more cost less CPU, fewer show counts sooner",
+    )
+    compact_rows: int = Field(
+        default=400_000,
+        ge=1,
+        description="rows that a day gains before it is summed, or summed again, once it is over (no count depends on it)",
+    )
+    clock_file: Path | None = Field(
+        default=None, description="file with the time to go by instead of the system's, in seconds since the epoch: for tests"
+    )
+
+    @model_validator(mode="after")
+    def _refuse_open_door(self) -> Self:
+        if self.key is None and not is_loopback(self.host):
+            raise ValueError(f"worker.host {self.host} is not loopback: set worker.key, or keep 127.0.0.1")
+        return self
+
+    def rules(self, events: EventSettings) -> CountingRules:
+        """The same numbers as the store takes them, in microseconds."""
+        return CountingRules(
+            retention_days=self.retention_days,
+            attribution_window_us=round(self.attribution_window_s * 1_000_000),
+            session_gap_us=round(self.session_gap_s * 1_000_000),
+            future_tolerance_us=round(events.future_tolerance_s * 1_000_000),
+            compact_rows=self.compact_rows,
+        )
+
+
+class StreamsSettings(BaseModel, frozen=True, extra="forbid"):
+    """The sections that a worker reads."""
+
+    data: DataSettings = Field(default_factory=DataSettings)
+    kafka: KafkaSettings = Field(default_factory=KafkaSettings)
+    events: EventSettings = Field(default_factory=EventSettings)
+    worker: WorkerSettings = Field(default_factory=WorkerSettings)
+    lake: LakeSettings = Field(default_factory=LakeSettings)

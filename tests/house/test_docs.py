@@ -1,0 +1,222 @@
+"""The documentation is true: its examples run, its commands parse, and every key, metric and reason that it names is there."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from queryloop import reference
+from queryloop.cli import make_parser
+from queryloop.settings import Settings
+from serving.http.recommend_request import RecommendCall
+from serving.metrics import ServingMetrics
+from serving.policy.tasks import Task
+from streams.api.metrics import render_metrics
+from streams.brokers.broker import Broker, EmbeddedBroker
+from streams.brokers.topics import KafkaSettings, create_topics, end_offsets
+from streams.events.line_decoder import parse_line
+from streams.events.schema import Reason, Reject
+from streams.runtime.settings import load_settings
+from tests.support.lake_days import write_impressions
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+CURL_BODY = re.compile(r"-d '(.*?)'", re.DOTALL)
+NAMED_KEY = re.compile(rf"`((?:{'|'.join(Settings.model_fields)})\.[a-z_]+)`")
+NAMED_VARIABLE = re.compile(r"\bQUERYLOOP_[A-Z_]+[A-Z]\b")
+COMMANDS = ("queryloop", "make", "curl", "docker", "tail", "pip")
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block: its language, its text and where it stands."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def read_blocks() -> list[Block]:
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for match in BLOCK.finditer(text):
+            found.append(Block(page, text[: match.start()].count("\n") + 1, match[1], match[2]))
+    return found
+
+
+BLOCKS = read_blocks()
+
+
+def blocks(language: str) -> pytest.MarkDecorator:
+    """Parametrize a test over the blocks of a language."""
+    chosen = [block for block in BLOCKS if block.language == language]
+    assert chosen, f"no {language} block in {[page.name for page in PAGES]}"
+    return pytest.mark.parametrize("block", chosen, ids=str)
+
+
+def shell_commands() -> list[tuple[str, list[str]]]:
+    """Every command of the sh blocks with its place, variables before it and comments behind it left out."""
+    found = []
+    for block in BLOCKS:
+        if block.language == "sh":
+            for words in map(split_command, join_lines(block.text)):
+                if words:
+                    found.append((f"{block} {' '.join(words)[:60]}", words))
+    return found
+
+
+def join_lines(text: str) -> list[str]:
+    """Lines, with those joined that an open quote holds together."""
+    lines = [""]
+    for line in text.splitlines():
+        if lines[-1].count("'") % 2:
+            lines[-1] += "\n" + line
+        else:
+            lines.append(line)
+    return lines
+
+
+def split_command(line: str) -> list[str]:
+    words = shlex.split(line, comments=True)
+    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        words.pop(0)
+    return words
+
+
+SHELL = shell_commands()
+
+
+@pytest.fixture(scope="module")
+def example_broker() -> Iterator[Broker]:
+    """The broker that examples find under QUERYLOOP_KAFKA_BOOTSTRAP, with the default topics."""
+    with EmbeddedBroker() as broker:
+        create_topics(broker.bootstrap, KafkaSettings())
+        yield broker
+
+
+@blocks("python")
+def test_a_python_example_runs(
+    block: Block, example_broker: Broker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("QUERYLOOP_KAFKA_BOOTSTRAP", example_broker.bootstrap)
+    monkeypatch.chdir(tmp_path)
+    if "data/lake" in block.text:
+        write_impressions(tmp_path / "data" / "lake", date(2026, 3, 1), [{"query": "owl"}])
+    before = sum(end_offsets(example_broker.bootstrap, "events").values())
+    exec(compile(block.text, str(block), "exec"), {"__name__": "example"})  # noqa: S102 - our own documentation
+    if "Emitter(" in block.text:
+        assert sum(end_offsets(example_broker.bootstrap, "events").values()) > before
+        assert "not delivered" not in capsys.readouterr().out
+
+
+@blocks("toml")
+def test_a_toml_example_is_a_settings_file(block: Block, tmp_path: Path) -> None:
+    file = tmp_path / "queryloop.toml"
+    file.write_text(block.text, encoding="utf-8")
+    load_settings(Settings, file, {})
+
+
+@pytest.mark.parametrize(("place", "words"), SHELL, ids=[place for place, _ in SHELL])
+def test_a_shell_example_is_a_command_that_exists(place: str, words: list[str]) -> None:
+    assert words[0] in COMMANDS, f"{place}: say in COMMANDS what {words[0]} is, and how it is checked"
+    if words[0] == "queryloop":
+        make_parser().parse_args(words[1:])
+    if words[0] == "make":
+        targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
+        assert words[1] in targets, place
+
+
+def json_bodies() -> list[tuple[str, Any]]:
+    """Every JSON value of the pages: the lines of json blocks, and the bodies that curl sends."""
+    found = [
+        (f"{block} {number}", json.loads(line))
+        for block in BLOCKS
+        if block.language == "json"
+        for number, line in enumerate(block.text.strip().splitlines())
+    ]
+    sent = [(f"{block} curl", body) for block in BLOCKS if block.language == "sh" for body in CURL_BODY.findall(block.text)]
+    return found + [(place, json.loads(body)) for place, body in sent]
+
+
+BODIES = json_bodies()
+
+
+@pytest.mark.parametrize(("place", "body"), BODIES, ids=[place for place, _ in BODIES])
+def test_a_json_example_is_accepted_as_what_it_is(place: str, body: dict[str, Any]) -> None:
+    if "task" in body and "type" not in body:
+        RecommendCall.model_validate(body)
+        return
+    for event in body.get("events", [body]):
+        found = parse_line(json.dumps(event).encode())
+        assert not isinstance(found, Reject), f"{place}: {found}"
+
+
+def test_the_examples_hold_an_event_of_each_type() -> None:
+    events = [event for _, body in BODIES for event in body.get("events", [body])]
+    assert {event.get("type") for event in events} >= {"query", "impression", "click"}
+
+
+def test_the_settings_page_is_what_the_code_says() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert page == reference.settings_page(), "run: python -m queryloop.reference > docs/settings.md"
+
+
+def test_every_setting_is_explained() -> None:
+    silent = [
+        f"{name}.{key}"
+        for name, model in reference.section_models()
+        for key, field in model.model_fields.items()
+        if not field.description and (model, key) != (Task, "name")
+    ]
+    assert silent == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_key_and_variable_that_a_page_names_exists(page: Path) -> None:
+    keys = {f"{name}.{key}" for name, model in reference.section_models() for key in model.model_fields}
+    variables = {f"QUERYLOOP_{key.replace('.', '_').upper()}" for key in keys} | {"QUERYLOOP_CONFIG"}
+    text = page.read_text(encoding="utf-8")
+    assert set(NAMED_KEY.findall(text)) - keys == set()
+    assert set(NAMED_VARIABLE.findall(text)) - variables - {"QUERYLOOP_TASKS"} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_within_the_documentation_leads_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?://)([^)]+)\)", text):
+        name, _, anchor = target.partition("#")
+        linked = page.parent / name if name else page
+        assert linked.exists(), target
+        headings = [
+            re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-")
+            for title in re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
+        ]
+        assert not anchor or anchor in headings, target
+    for named in re.findall(r"`((?:docs|streams|queryloop)/[\w/]+\.\w+)`", text):
+        assert (ROOT / named).exists(), named
+
+
+def test_every_quarantine_reason_is_explained() -> None:
+    section = (ROOT / "docs" / "events.md").read_text(encoding="utf-8").partition("## Quarantine")[2]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == [str(reason) for reason in Reason]
+
+
+def test_every_metric_that_the_operating_page_names_is_measured() -> None:
+    named = set(re.findall(r"\bqueryloop_[a-z_]+", (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")))
+    assert named
+    of_worker = set(re.findall(r"# TYPE (\w+)", render_metrics({}, [])))
+    assert named <= {metric.name for metric in vars(ServingMetrics()).values()} | of_worker

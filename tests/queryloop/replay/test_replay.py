@@ -1,0 +1,390 @@
+"""A replay counts what is in the log: on both brokers, equal to the independent recount, through bad lines and killed workers."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+import queryloop.replay.replay
+from queryloop.replay.replay import Pace, ProcessError, ReplayError, isolate, replay, replay_isolated
+from queryloop.replay.result_files import write_csv, write_results
+from streams.brokers.broker import Broker
+from streams.brokers.jars import missing_tool
+from streams.brokers.topics import KafkaSettings, end_offsets
+from streams.events.rules import CountingRules
+from streams.importers.log_files import LogFileError, read_log, session_of, time_of
+from streams.importers.mapping import Mapping, read_mapping
+from streams.runtime.processes import Child
+from streams.store.held_shards import shard_path
+from streams.store.shard import Shard
+from streams.worker.settings import StreamsSettings
+from tests.support.logs import NOW, START, click, day, feed, impression, query
+from tests.support.recount import Recount, recount
+
+TEXTS = [
+    "red shoes",
+    "Red  Shoes",
+    "ｒｅｄ shoes",
+    'a "quoted", comma',
+    "=1+1",
+    "<b>bold</b>",
+    "straße",
+    "STRASSE",
+    "'; DROP TABLE x",
+]
+
+
+def make_log(seed: int, sessions: int) -> list[bytes]:
+    """Sessions with lists and clicks over 20 days; 5 % twice, some out of order, late, orphaned, malformed, unusable."""
+    chance = random.Random(seed)
+    lines: list[bytes] = []
+    for number in range(sessions):
+        ts, name = START + chance.uniform(0, 20 * 86_400), f"s{number}"
+        for step in range(chance.randint(1, 3)):
+            ts, key = ts + chance.choice([20, 400, 2500]), f"{number}-{step}"
+            lines.append(query(f"q{key}", ts, chance.choice(TEXTS), session_id=name))
+            lines.append(
+                impression(f"i{key}", ts + 1, f"L{key}", chance.sample(TEXTS, 3), session_id=name, query=chance.choice(TEXTS))
+            )
+            if chance.random() < 0.4:
+                delay = chance.choice([3.0, 60.0, 80_000.0, 90_000.0])
+                lines.append(click(f"c{key}", ts + 1 + delay, f"L{key}", chance.randint(0, 3), session_id=name))
+    lines += chance.choices(lines, k=len(lines) // 20)
+    for swap in range(len(lines) // 10):
+        lines[swap * 10], lines[swap * 10 + 5] = lines[swap * 10 + 5], lines[swap * 10]
+    lines += [click("orphan", START + 5, "nowhere"), b"{not json", b'{"type":"query","event_id":"short"}']
+    return lines
+
+
+def write_log(path: Path, lines: list[bytes]) -> Path:
+    """A gzip log of these lines."""
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(b"\n".join(lines) + b"\n")
+    return path
+
+
+def read_table(path: Path) -> list[tuple[str, ...]]:
+    """Header and rows of a CSV file."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [tuple(row) for row in csv.reader(file)]
+
+
+def texts(rows: list[tuple[object, ...]]) -> list[tuple[str, ...]]:
+    return [tuple(map(str, row)) for row in rows]
+
+
+def assert_results(out: Path, expected: Recount, as_of: list[date]) -> None:
+    """The files say what the recount says, in its order."""
+    for one in as_of:
+        folder = out / one.isoformat() if len(as_of) > 1 else out
+        header, *rows = read_table(folder / "windows.csv")
+        assert header == ("query", "item", "position", "impressions", "clicks")
+        assert rows == texts(expected.windows(one)), one
+        header, *rows = read_table(folder / "cooccurrence.csv")
+        assert header == ("query", "next_query", "count")
+        assert rows == texts(expected.cooccurrence(one)), one
+    header, *rows = read_table(out / "quarantine.csv")
+    assert header == ("event_id", "reason")
+    assert set(rows) == {(event_id or "", reason) for event_id, reason in expected.quarantined}
+    assert rows == sorted(rows)
+
+
+def require(kind: str) -> None:
+    if kind == "kafka" and (reason := missing_tool()):
+        (pytest.fail if os.environ.get("REQUIRE_KAFKA") else pytest.skip)(f"real Kafka cannot run here: {reason}")
+
+
+@pytest.mark.parametrize("kind", ["embedded", "kafka"])
+def test_a_worker_killed_in_the_middle_changes_no_count(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    require(kind)
+    lines = make_log(7, 4000)
+    killed: list[int] = []
+    progress = queryloop.replay.replay.read_progress
+
+    def read_and_kill(settings: StreamsSettings) -> tuple[dict[int, int], int]:
+        offsets, applied = progress(settings)
+        if offsets and not killed:
+            worker = [one for one in psutil.Process().children() if "streams" in one.cmdline()]
+            killed.extend(one.pid for one in worker)
+            worker[0].kill()
+            return {}, applied
+        return offsets, applied
+
+    monkeypatch.setattr(queryloop.replay.replay, "read_progress", read_and_kill)
+    as_of = [day(START + number * 86_400) for number in (1, 10, 21, 30)]
+    summary = replay_isolated(write_log(tmp_path / "log.jsonl.gz", lines), as_of, tmp_path / "out", kind)  # type: ignore[arg-type]
+    expected = recount(lines)
+    assert killed and "event=worker_restarted signal=9" in caplog.text
+    assert_results(tmp_path / "out", expected, as_of)
+    assert summary == json.loads((tmp_path / "out" / "summary.json").read_text()) | {"as_of": as_of}
+    assert summary["lines"] == summary["events"] == len(lines)
+    assert summary["counted"] == expected.counted
+    assert summary["events"] == summary["counted"] + summary["duplicates"] + sum(summary["quarantined"].values())
+    assert summary["pending"] == 0
+
+
+@pytest.fixture(scope="module")
+def real_lines(shared_logs: dict[str, Path]) -> list[bytes]:
+    """All real logs as one: their days, sessions and ids do not meet."""
+    if not shared_logs:
+        pytest.skip("no ../shared/data")
+    return [line for path in shared_logs.values() for line in read_log(path)]
+
+
+@pytest.fixture(scope="module")
+def real_recount(real_lines: list[bytes]) -> Recount:
+    return recount(real_lines)
+
+
+@pytest.mark.parametrize("kind", ["embedded", "kafka"])
+def test_the_real_logs_equal_the_recount(kind: str, tmp_path: Path, real_lines: list[bytes], real_recount: Recount) -> None:
+    require(kind)
+    lines, expected = real_lines, real_recount
+    days = sorted({datetime.fromtimestamp(one["us"] / 1e6, UTC).date() for one in expected.impressions.values()})
+    as_of = [
+        days[0] + timedelta(1),
+        days[len(days) // 3],
+        days[-10],
+        days[-1] + timedelta(1),
+        date(1997, 9, 17),
+        date(1997, 9, 28),
+    ]
+    summary = replay_isolated(write_log(tmp_path / "log.jsonl.gz", lines), as_of, tmp_path / "out", kind)  # type: ignore[arg-type]
+    assert_results(tmp_path / "out", expected, as_of)
+    assert summary["counted"] == expected.counted
+
+
+MAPPING = """
+[time]
+column = "ts"
+[fields]
+session_id = "session_id"
+query = "query"
+[query]
+when = { column = "type", is = ["query"] }
+event_id = "event_id"
+[impression]
+when = { column = "type", is = ["impression"] }
+event_id = "event_id"
+impression_id = "impression_id"
+items = { column = "items", json = true }
+[click]
+when = { column = "type", is = ["click"] }
+event_id = "event_id"
+impression_id = "impression_id"
+position = "position"
+"""
+
+
+def write_formats(folder: Path, lines: list[bytes]) -> dict[Path, Mapping | None]:
+    """The same events in every format, each with its mapping."""
+    content = b"\n".join(lines)
+    (folder / "log.jsonl").write_bytes(content)
+    (folder / "log.jsonl.gz").write_bytes(gzip.compress(content))
+    (folder / "log.jsonl.zst").write_bytes(pa.compress(content, codec="zstd", asbytes=True))
+    events = [json.loads(line) for line in lines]
+    names = list(dict.fromkeys(name for event in events for name in event))
+    columns = {name: pa.array([event.get(name) for event in events]) for name in names}
+    parquet.write_table(pa.table(columns), folder / "log.parquet")
+    with (folder / "log.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        for event in events:
+            ts = datetime.fromtimestamp(event["ts"], UTC).isoformat()
+            writer.writerow(event | {"ts": ts} | ({"items": json.dumps(event["items"])} if "items" in event else {}))
+    (folder / "map.toml").write_text(MAPPING)
+    mapping = read_mapping(folder / "map.toml")
+    return {path: mapping if path.suffix == ".csv" else None for path in sorted(folder.glob("log.*"))}
+
+
+def read_results(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*.csv")}
+
+
+def test_the_same_events_in_any_format_give_the_same_tables(tmp_path: Path) -> None:
+    lines = make_log(5, 300)[:-2]
+    as_of = [day(START + 12 * 86_400)]
+    rules, results = CountingRules(retention_days=0), []
+    for path, mapping in write_formats(tmp_path, lines).items():
+        folder = tmp_path / f"counted-{path.name}"
+        shard = Shard.open(shard_path(folder, 0), rules)
+        feed(shard, list(read_log(path, mapping)))
+        shard.close()
+        write_results(folder, 1, rules, as_of, folder / "out", NOW)
+        results.append(read_results(folder / "out"))
+    assert len(results) == 5
+    assert len(results[0]["windows.csv"]) > 1000
+    assert all(one == results[0] for one in results)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["embedded", "kafka"])
+def test_the_same_events_in_any_format_are_replayed_to_the_same_tables(kind: str, tmp_path: Path) -> None:
+    require(kind)
+    lines = make_log(6, 2000)[:-2]
+    as_of = [day(START + number * 86_400) for number in (10, 21)]
+    for path, mapping in write_formats(tmp_path, lines).items():
+        summary = replay_isolated(path, as_of, tmp_path / path.suffix, kind, mapping=mapping)  # type: ignore[arg-type]
+        assert summary["lines"] == len(lines)
+        assert read_results(tmp_path / path.suffix) == read_results(tmp_path / ".csv"), path
+    assert len(list(tmp_path.glob(".*"))) == 5
+
+
+def test_one_day_writes_its_tables_beside_the_summary(tmp_path: Path) -> None:
+    shard = Shard.open(shard_path(tmp_path, 0), CountingRules(retention_days=0))
+    lines = [impression("i", START, "L", ["=1+1", 'a "b", c']), click("c", START + 5, "L", 1), click("w", START + 9, "unknown")]
+    feed(shard, lines)
+    shard.close()
+    as_of = [day(START + 86_400)]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "summary.json").write_text("of an earlier run")
+    account = write_results(tmp_path, 1, CountingRules(retention_days=0), as_of, tmp_path / "out", NOW)
+    assert_results(tmp_path / "out", recount(lines), as_of)
+    numbers = {"events": 3, "counted": 2, "duplicates": 0, "pending": 0, "quarantined": {"orphan_click": 1}}
+    rows = {as_of[0].isoformat(): {"windows": 2, "cooccurrence": 0}}
+    assert account == numbers | {"latest_ts": START + 9, "rows": rows}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cooccurrence.csv", "quarantine.csv", "windows.csv"]
+
+
+def test_a_table_that_fails_half_way_leaves_the_old_file(tmp_path: Path) -> None:
+    write_csv(tmp_path / "t.csv", ["a"], [("1",)])
+
+    def rows() -> object:
+        yield ("2",)
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_csv(tmp_path / "t.csv", ["a"], rows())  # type: ignore[arg-type]
+    assert read_table(tmp_path / "t.csv") == [("a",), ("1",)]
+
+
+def test_logs_are_read_plain_or_gzip_without_blank_lines(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_bytes(b"one\r\n\n\xff two\nlast")
+    assert list(read_log(tmp_path / "log.jsonl")) == [b"one", b"\xff two", b"last"]
+    assert list(read_log(write_log(tmp_path / "log.jsonl.gz", [b"one", b"two"]))) == [b"one", b"two"]
+
+
+def test_a_broken_log_is_named_with_its_line(tmp_path: Path) -> None:
+    whole = write_log(tmp_path / "log.jsonl.gz", [str(number).encode() * 50 for number in range(20_000)])
+    cut = tmp_path / "cut.jsonl.gz"
+    cut.write_bytes(whole.read_bytes()[:-2000])
+    with pytest.raises(LogFileError, match=r"cut\.jsonl\.gz: cannot be read after line \d{4,}"):
+        list(read_log(cut))
+    with pytest.raises(LogFileError, match="No such file"):
+        list(read_log(tmp_path / "missing"))
+
+
+@pytest.mark.parametrize(
+    ("line", "session_id", "ts_us"),
+    [
+        (query("e", 12.5, session_id="a"), "a", 12_500_000),
+        (query("e", "2020-09-13T12:26:40Z", session_id="a"), "a", 1_600_000_000_000_000),
+        (query("e", "not a time", session_id="a"), "a", None),
+        (query("e", "2020-09-13T12:26:40", session_id="a"), "a", None),
+        (b'{"session_id":7,"ts":1}', "", 1_000_000),
+        (b"\xff\x00", "", None),
+        (b"[1]", "", None),
+    ],
+)
+def test_a_line_tells_session_and_time_if_it_has_them(line: bytes, session_id: str, ts_us: int | None) -> None:
+    assert session_of(line) == session_id
+    assert time_of(line) == ts_us
+
+
+def test_pace_keeps_distances_of_event_time_scaled() -> None:
+    now = [100.0]
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        now[0] += seconds
+
+    lines = [("s", 0, b"a"), ("s", 60_000_000, b"b"), ("s", 30_000_000, b"early"), ("s", None, b"bad"), ("s", 120_000_000, b"c")]
+    paced = Pace(speed=60, clock=lambda: now[0], wait=wait).keep(lines)
+    assert [line for _, line in paced] == [b"a", b"b", b"early", b"bad", b"c"]
+    assert waits == [pytest.approx(1.0), pytest.approx(1.0)]
+
+
+def test_replay_sends_every_line_to_a_running_broker(broker: Broker, unique: str, tmp_path: Path) -> None:
+    kafka = KafkaSettings(topic=unique, quarantine_topic=f"{unique}.q", partitions=2)
+    lines = [*make_log(3, 50), b'{"type":"query","event_id":"huge","session_id":"x","query":"' + b"x" * 2_000_000 + b'"}']
+    counters, positions = replay(write_log(tmp_path / "log.jsonl.gz", lines), broker.bootstrap, kafka)
+    assert counters.delivered == len(lines) and counters.failed == 0
+    assert positions == end_offsets(broker.bootstrap, unique)
+
+
+def test_isolation_keeps_the_meaning_and_changes_only_where(tmp_path: Path) -> None:
+    settings = StreamsSettings.model_validate(
+        {"worker": {"session_gap_s": 60}, "kafka": {"partitions": 2}, "events": {"max_items": 3}}
+    )
+    mine = isolate(settings, tmp_path, "here:1", "embedded")
+    assert (mine.worker.session_gap_s, mine.kafka.partitions, mine.events.max_items) == (60, 2, 3)
+    assert (mine.worker.retention_days, mine.data.dir, mine.kafka.bootstrap) == (0, tmp_path, "here:1")
+
+
+def test_a_missing_log_and_a_failing_worker_leave_nothing_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    (tmp_path / "scratch").mkdir()
+    before = psutil.Process().children()  # brokers that other tests share
+    with pytest.raises(LogFileError):
+        replay_isolated(tmp_path / "missing", [date(2020, 1, 1)], tmp_path / "out")
+    log = write_log(tmp_path / "log.jsonl.gz", make_log(1, 5))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr("queryloop.replay.replay.free_port", lambda: port)
+        with pytest.raises(ProcessError, match=rf"(?s)ended with code 1.*port {port} on 127\.0\.0\.1 is in use"):
+            replay_isolated(log, [date(2020, 1, 1)], tmp_path / "out")
+    assert psutil.Process().children() == before
+    assert list((tmp_path / "scratch").iterdir()) == []
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_a_replay_stops_what_it_started(number: signal.Signals, tmp_path: Path) -> None:
+    code = (
+        "import sys; from datetime import date; from pathlib import Path; from queryloop.replay.replay import replay_isolated\n"
+        "replay_isolated(Path(sys.argv[1]), [date(2020, 1, 1)], Path(sys.argv[2]))"
+    )
+    log = write_log(tmp_path / "log.jsonl.gz", make_log(1, 5))
+    (tmp_path / "scratch").mkdir()
+    command = [sys.executable, "-c", code, log, tmp_path / "out"]
+    environ = {**os.environ, "TMPDIR": str(tmp_path / "scratch")}
+    with Child("replay", command, tmp_path / "log.txt", environ) as child:
+        process = psutil.Process(child.pid)
+        child.wait_until(lambda: len(process.children()) == 2, 30, "two children")
+        started = process.children()
+        os.kill(child.pid, number)
+        assert child.sleep(20) not in (None, 0)
+    assert psutil.wait_procs(started, timeout=5)[1] == []
+    assert list((tmp_path / "scratch").iterdir()) == []
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_a_worker_that_stands_still_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queryloop.replay.replay, "STALL_S", 0.2)
+    monkeypatch.setattr(queryloop.replay.replay, "read_progress", lambda settings: ({}, 0))
+    with pytest.raises(ReplayError, match=r"applied nothing for 0\.2 s"):
+        replay_isolated(write_log(tmp_path / "log.jsonl.gz", make_log(1, 5)), [date(2020, 1, 1)], tmp_path / "out")
+
+
+def test_importing_replay_starts_no_heavy_library() -> None:
+    code = "import sys, queryloop.replay.replay; print([m for m in ('faust', 'torch', 'aiokafka', 'kafka') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

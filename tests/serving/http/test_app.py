@@ -1,0 +1,395 @@
+"""The HTTP door, in process with a scripted engine, and once as a real process over TCP with a real policy and broker."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from serving.http.app import create_app
+from serving.metrics import ServingMetrics
+from serving.releases import registry
+from serving.releases.registry import Release
+from serving.releases.slot import Bundle, Slot
+from serving.settings import ServingRoot, ServingSettings
+from streams.emitter.emitter import Counters, QueueFull
+from streams.events.schema import Event, Impression, encode
+from streams.runtime import artifacts
+from streams.runtime.settings import DataSettings
+from tests.support.scripted_engine import ScriptedEngine
+
+NOW = 1_700_000_000.0
+KEY = "a-long-enough-key"
+
+
+class Sink:
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.full = False
+        self.stored = True
+
+    def emit(self, event: Event) -> None:
+        if self.full:
+            raise QueueFull("no room")
+        self.events.append(event)
+
+    def store(self, timeout: float) -> bool:
+        return self.stored
+
+    def counters(self) -> Counters:
+        return Counters(emitted=len(self.events))
+
+
+class House:
+    """An app over a data folder with two releases, the first one live unless `empty`."""
+
+    def __init__(
+        self, data: Path, engine: ScriptedEngine, *, empty: bool = False, clock: Callable[[], float] = lambda: NOW, **serving: Any
+    ) -> None:
+        policy = artifacts.publish(data / "artifacts", "policy", lambda folder: put(folder / "weights", b"w"), {})
+        for _ in range(2):
+            registry.publish(data, policy=policy.path)
+        if not empty:
+            registry.promote(data, "r0000")
+        self.data = data
+        self.engine = engine
+        self.sink = Sink()
+        self.metrics = ServingMetrics()
+        self.load_error: Exception | None = None
+        self.slot = Slot(data, self.load, self.metrics, poll_s=60)
+        self.slot.check()
+        root = ServingRoot(data=DataSettings(dir=data), serving=ServingSettings(**serving))
+        self.app = create_app(root, self.slot, self.sink, self.metrics, clock=clock)
+
+    def load(self, release: Release) -> Bundle:
+        if self.load_error:
+            raise self.load_error
+        return Bundle(release, self.engine)
+
+    def run(self, scenario: Callable[[httpx.AsyncClient], Coroutine[Any, Any, None]], **headers: str) -> None:
+        async def run() -> None:
+            async with client_of(self.app, headers) as client:
+                await asyncio.wait_for(scenario(client), 30)
+
+        asyncio.run(run())
+
+
+def put(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+@asynccontextmanager
+async def client_of(app: FastAPI, headers: dict[str, str]) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://x", headers=headers) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    return House(tmp_path, ScriptedEngine())
+
+
+CALL = {"task": "suggest", "query": "red shoes", "session_id": "s1"}
+
+
+def test_recommend_answers_a_list_and_emits_its_impression(tmp_path: Path) -> None:
+    house = House(tmp_path, ScriptedEngine(), temperature=0.8, top_p=0.7, redraws=0)
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        more = {"user_id": "u", "session": ["hats"], "response": "Worn.", "context": {"page": 3}, "ts": "2020-09-13T12:26:40Z"}
+        answer = await client.post("/v1/recommend", json={**CALL, **more})
+        assert answer.status_code == 200
+        body = answer.json()
+        (impression,) = house.sink.events
+        assert isinstance(impression, Impression)
+        assert body == {
+            "impression_id": impression.impression_id,
+            "release": "r0000",
+            "task": "suggest",
+            "items": ["item 0", "item 1", "item 2"],
+            "auxiliary": {},
+            "predicted": None,
+            "logprob": -1.5,
+            "decoding": {"temperature": 0.8, "top_p": 0.7},
+        }
+        assert (impression.session_id, impression.user_id, impression.query, impression.ts_us) == (
+            "s1",
+            "u",
+            "red shoes",
+            1_600_000_000_000_000,
+        )
+        assert (impression.release, impression.logprob, impression.decoding) == ("r0000", -1.5, body["decoding"])
+        assert list(impression.items) == body["items"]
+        extra = json.loads(impression.extra)
+        assert extra == {"context": {"page": 3, "session": ["hats"], "related": [], "form": "well_formed"}, "response": "Worn."}
+        json.loads(encode(impression))
+
+    house.run(scenario)
+
+
+def test_event_time_is_now_by_default_and_ids_are_the_products_if_given(house: House) -> None:
+    async def scenario(client: httpx.AsyncClient) -> None:
+        answer = await client.post("/v1/recommend", json={**CALL, "impression_id": "mine"})
+        assert answer.json()["impression_id"] == "mine"
+        assert house.sink.events[0].ts == NOW
+
+    house.run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"task": "sing"}, "task: not one of hint, refine, suggest"),
+        ({"query": ""}, "query: "),
+        ({"query": " \n"}, "query: "),
+        ({"query": "x" * 513}, "query: 513 characters, at most 512"),
+        ({"query": "\ud800"}, "query: "),
+        ({"query": 3}, "query: "),
+        ({"session_id": ""}, "session_id: "),
+        ({"session": ["a"] * 65}, "session: "),
+        ({"ts": NOW + 100_000}, "ts: more than 86400 s ahead"),
+        ({"ts": "2020-09-13T12:26:40"}, "ts: RFC 3339 needs an offset"),
+        ({"ts": -1}, "ts: outside 1970 to 9999"),
+        ({"ts": float("nan")}, "ts: outside 1970 to 9999"),
+        ({"ts": 1e300}, "ts: outside 1970 to 9999"),
+        ({"context": {"a": "x" * 20_000}}, "context: "),
+        ({"quary": "x"}, "quary: "),
+    ],
+)
+def test_a_call_that_cannot_be_answered_names_the_field(house: House, change: dict[str, Any], said: str) -> None:
+    async def scenario(client: httpx.AsyncClient) -> None:
+        answer = await client.post(
+            "/v1/recommend", content=json.dumps({**CALL, **change}), headers={"content-type": "application/json"}
+        )
+        assert (answer.status_code, answer.json()["error"][: len(said)]) == (422, said)
+        assert house.engine.batches == []
+        assert house.sink.events == []
+
+    house.run(scenario)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b"null"])
+def test_binary_junk_is_refused(house: House, body: bytes) -> None:
+    async def scenario(client: httpx.AsyncClient) -> None:
+        answer = await client.post("/v1/recommend", content=body, headers={"content-type": "application/json"})
+        assert answer.status_code in (400, 422)
+
+    house.run(scenario)
+
+
+def test_many_requests_share_batches(house: House) -> None:
+    async def scenario(client: httpx.AsyncClient) -> None:
+        answers = await asyncio.gather(*(client.post("/v1/recommend", json=CALL) for _ in range(40)))
+        assert {answer.status_code for answer in answers} == {200}
+        assert len({answer.json()["impression_id"] for answer in answers}) == 40
+
+    house.run(scenario)
+    assert len(house.sink.events) == 40
+    assert len(house.engine.batches) < 40
+
+
+def test_without_a_release_the_door_is_up_but_not_ready(tmp_path: Path) -> None:
+    house = House(tmp_path, ScriptedEngine(), empty=True)
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        assert (await client.get("/healthz")).status_code == 200
+        ready = await client.get("/readyz")
+        assert (ready.status_code, ready.json()["ready"]) == (503, False)
+        answer = await client.post("/v1/recommend", json=CALL)
+        assert answer.status_code == 503
+        assert "no release is promoted yet" in answer.json()["error"]
+        assert int(answer.headers["retry-after"]) >= 1
+
+    house.run(scenario)
+
+
+def test_a_swap_shows_in_answers_and_a_broken_release_in_readyz(house: House) -> None:
+    async def scenario(client: httpx.AsyncClient) -> None:
+        registry.promote(house.data, "r0001")
+        house.load_error = ValueError("bad weights")
+        assert not house.slot.check()
+        ready = (await client.get("/readyz")).json()
+        assert (ready["ready"], ready["release"]) == (True, "r0000")
+        assert "bad weights" in ready["error"]
+        assert (await client.post("/v1/recommend", json=CALL)).json()["release"] == "r0000"
+        house.load_error = None
+        house.slot._failed = None
+        assert house.slot.check()
+        assert (await client.post("/v1/recommend", json=CALL)).json()["release"] == "r0001"
+        listed = (await client.get("/v1/releases")).json()
+        assert (listed["live"], listed["rollout"]["previous"]) == ("r0001", "r0000")
+        assert [release["id"] for release in listed["releases"]] == ["r0000", "r0001"]
+
+    house.run(scenario)
+
+
+def test_a_lost_impression_is_counted_and_the_list_still_answered(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    house.sink.full = True
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        for _ in range(3):
+            assert (await client.post("/v1/recommend", json=CALL)).status_code == 200
+        assert 'queryloop_impressions_lost_total{reason="queue_full"} 3' in (await client.get("/metrics")).text
+
+    with caplog.at_level(logging.WARNING, "serving"):
+        house.run(scenario)
+    assert len([record for record in caplog.records if "impression_lost" in record.message]) == 1
+
+
+def test_a_late_list_is_504(tmp_path: Path) -> None:
+    gate = threading.Event()
+    house = House(tmp_path, ScriptedEngine(before=lambda: gate.wait(20)), deadline_s=0.05)
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        assert (await client.post("/v1/recommend", json=CALL)).status_code == 504
+        assert house.sink.events == []
+        gate.set()
+
+    house.run(scenario)
+
+
+def test_a_full_queue_is_503(tmp_path: Path) -> None:
+    gate, started = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        started.set()
+        gate.wait(20)
+
+    house = House(tmp_path, ScriptedEngine(before=hold), queue_limit=1, batch_wait_ms=0)
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        first = asyncio.create_task(client.post("/v1/recommend", json=CALL))
+        await asyncio.to_thread(started.wait, 20)
+        others = [asyncio.create_task(client.post("/v1/recommend", json=CALL)) for _ in range(4)]
+        done, _ = await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
+        refused = done.pop().result()
+        assert (refused.status_code, "retry-after" in refused.headers) == (503, True)
+        gate.set()
+        statuses = [answer.status_code for answer in await asyncio.gather(first, *others)]
+        assert statuses.count(200) == 2
+
+    house.run(scenario)
+
+
+def test_events_are_taken_or_refused_by_index(house: House) -> None:
+    good = {"type": "query", "event_id": "e", "ts": NOW, "session_id": "s", "query": "shoes"}
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        answer = await client.post("/v1/events", json={"events": [good, {"type": "x"}, good]})
+        assert answer.status_code == 202
+        assert answer.json()["accepted"] == 2
+        assert [(one["index"], one["reason"]) for one in answer.json()["rejected"]] == [(1, "invalid")]
+        lines = b"\n".join([json.dumps(good).encode(), b"\xff"])
+        answer = await client.post("/v1/events", content=lines, headers={"content-type": "application/x-ndjson"})
+        assert [(one["index"], one["reason"]) for one in answer.json()["rejected"]] == [(1, "malformed")]
+        text = (await client.get("/metrics")).text
+        assert "queryloop_events_accepted_total 3" in text
+        assert 'queryloop_events_rejected_total{reason="malformed"} 1' in text
+        house.sink.stored = False
+        answer = await client.post("/v1/events", json={"events": [good]})
+        assert (answer.status_code, answer.json()["accepted"]) == (503, 1)
+        assert "retry-after" in answer.headers and "send the batch again" in answer.json()["error"]
+        house.sink.full = True
+        answer = await client.post("/v1/events", json={"events": [good]})
+        assert (answer.status_code, answer.json()["accepted"]) == (503, 0)
+        assert "retry-after" in answer.headers
+        assert (await client.post("/v1/events", json={"events": [good] * 1001})).status_code == 413
+
+    house.run(scenario)
+
+
+def test_a_body_beyond_the_limit_is_refused_announced_or_not(house: House) -> None:
+    sent = 0
+
+    async def chunks() -> AsyncIterator[bytes]:
+        nonlocal sent
+        for _ in range(40):
+            sent += 65_536
+            yield b"x" * 65_536
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        for path in ("/v1/recommend", "/v1/events"):
+            assert (await client.post(path, content=b"x" * 300_000)).status_code == 413
+            assert (await client.post(path, content=chunks())).status_code == 413
+        assert (await client.post("/v1/recommend", json={**CALL, "query": "x" * 2_000_000})).status_code == 413
+        within = json.dumps({**CALL, "response": "x" * 60_000}).encode()
+
+        async def slices() -> AsyncIterator[bytes]:
+            for start in range(0, len(within), 1000):
+                yield within[start : start + 1000]
+
+        assert (
+            await client.post("/v1/recommend", content=slices(), headers={"content-type": "application/json"})
+        ).status_code == 200
+
+    house.run(scenario)
+
+
+def test_a_key_guards_everything_but_health(tmp_path: Path) -> None:
+    house = House(tmp_path, ScriptedEngine(), key=KEY)
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        assert (await client.get("/healthz")).status_code == 200
+        assert (await client.get("/readyz")).status_code == 200
+        for given in (None, "", "Bearer", f"Bearer {KEY}x", f"bearer{KEY}", "Bearer \xe4", KEY):
+            headers = {} if given is None else {"authorization": given.encode("latin-1")}
+            answer = await client.post("/v1/recommend", json=CALL, headers=headers)
+            assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+            assert (await client.get("/metrics", headers=headers)).status_code == 401
+        answer = await client.post("/v1/recommend", json=CALL, headers={"authorization": f"Bearer {KEY}"})
+        assert answer.status_code == 200
+
+    house.run(scenario)
+
+
+def test_an_error_in_a_batch_is_a_500_without_details(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise RuntimeError("secret detail")
+
+    house = House(tmp_path, ScriptedEngine(before=fail))
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        answer = await client.post("/v1/recommend", json=CALL)
+        assert answer.status_code == 500
+        assert "secret" not in answer.text
+        house.engine.before = None
+        assert (await client.post("/v1/recommend", json=CALL)).status_code == 200
+
+    house.run(scenario)
+
+
+def test_users_texts_are_not_logged(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(client: httpx.AsyncClient) -> None:
+        await client.post("/v1/recommend", json={**CALL, "query": "very private"})
+        await client.post("/v1/recommend", json={**CALL, "query": ["very private"]})
+        await client.post("/v1/events", json={"events": [{"query": "very private"}]})
+
+    with caplog.at_level(logging.INFO):
+        house.run(scenario)
+    assert "very private" not in caplog.text
+
+
+def test_metrics_count_requests_by_route(house: House) -> None:
+    async def scenario(client: httpx.AsyncClient) -> None:
+        await client.get("/healthz")
+        await client.get("/a/b/c")
+        await client.get("/<script>")
+        text = (await client.get("/metrics")).text
+        assert 'queryloop_requests_total{path="/healthz",status="200"} 1' in text
+        assert 'queryloop_requests_total{path="other",status="404"} 2' in text
+        assert 'queryloop_release_info{release="r0000"} 1' in text
+
+    house.run(scenario)

@@ -1,0 +1,105 @@
+"""A batch of events: what is good goes on as it came, what is not is answered by index and reason."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.http.event_intake import BatchError, Refusal, split_batch, take_events
+from streams.emitter.emitter import Counters, QueueFull
+from streams.events.schema import DEFAULT_LIMITS, Event, encode
+
+NOW = 1_600_000_000.0
+NDJSON = "application/x-ndjson"
+
+
+class Sink:
+    """Keeps events; is full after `room` of them."""
+
+    def __init__(self, room: int = 1000) -> None:
+        self.room = room
+        self.lines: list[bytes] = []
+
+    def emit(self, event: Event) -> None:
+        if len(self.lines) >= self.room:
+            raise QueueFull("no room")
+        self.lines.append(encode(event))
+
+    def store(self, timeout: float) -> bool:
+        return True
+
+    def counters(self) -> Counters:
+        return Counters(emitted=len(self.lines))
+
+
+def query(number: int, **more: Any) -> dict[str, Any]:
+    return {"type": "query", "event_id": f"e{number}", "ts": NOW, "session_id": "s", "query": "shoes", **more}
+
+
+GOOD = st.builds(query, st.integers(0, 99))
+BAD = st.sampled_from([{"type": "nothing"}, [], 3, None, query(1, query=""), query(1, ts=NOW + 10**8), query(1, query="x" * 513)])
+
+
+@given(st.lists(st.one_of(GOOD.map(lambda event: (True, event)), BAD.map(lambda event: (False, event))), max_size=20))
+def test_every_event_is_taken_or_refused(batch: list[tuple[bool, Any]]) -> None:
+    events = [event for _, event in batch]
+    lines = [json.dumps(event).encode() for event in events]
+    for body, kind in ((json.dumps({"events": events}).encode(), "application/json"), (b"\n".join(lines), NDJSON)):
+        sink = Sink()
+        taken = take_events(split_batch(body, kind, 1000), sink, DEFAULT_LIMITS, NOW)
+        assert [refusal.index for refusal in taken.rejected] == [place for place, (good, _) in enumerate(batch) if not good]
+        assert [json.loads(line) for line in sink.lines] == [event for good, event in batch if good]
+        assert taken.accepted == len(sink.lines)
+        assert taken.full is None
+
+
+def test_reasons_are_the_quarantines_own() -> None:
+    lines = [
+        b"\xff\xfe",
+        b"{",
+        b"{}",
+        json.dumps(query(1, query="x" * 600)).encode(),
+        json.dumps(query(1, ts=NOW + 1e8)).encode(),
+    ]
+    taken = take_events(lines, Sink(), DEFAULT_LIMITS, NOW)
+    assert [refusal.reason for refusal in taken.rejected] == ["malformed", "malformed", "invalid", "too_large", "future_event"]
+    assert isinstance(taken.rejected[0], Refusal)
+
+
+def test_unknown_fields_travel_along() -> None:
+    sink = Sink()
+    take_events([json.dumps(query(1, device="phone")).encode()], sink, DEFAULT_LIMITS, NOW)
+    assert json.loads(sink.lines[0])["device"] == "phone"
+
+
+def test_line_breaks_inside_an_event_are_white_space() -> None:
+    sink = Sink()
+    body = json.dumps({"events": [query(1)]}, indent=2).encode()
+    take_events(split_batch(body, "application/json", 10), sink, DEFAULT_LIMITS, NOW)
+    assert b"\n" not in sink.lines[0]
+
+
+def test_a_full_buffer_says_how_far_it_went() -> None:
+    lines = [json.dumps(query(number)).encode() for number in range(5)]
+    taken = take_events([b"{", *lines], Sink(room=2), DEFAULT_LIMITS, NOW)
+    assert (taken.accepted, taken.seen, taken.full) == (2, 3, "no room")
+    assert [refusal.index for refusal in taken.rejected] == [0]
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"events": 3}', b'{"event": []}', b"\xff", b"[" * 100_000])
+def test_a_body_that_is_no_batch(body: bytes) -> None:
+    with pytest.raises(BatchError) as caught:
+        split_batch(body, "application/json", 10)
+    assert caught.value.status == 422
+
+
+@pytest.mark.parametrize(("body", "kind"), [(b'{"events": [1,1,1]}', "application/json"), (b"1\n\n1\r\n1\n", NDJSON)])
+def test_too_many_events(body: bytes, kind: str) -> None:
+    assert len(split_batch(body, kind, 3)) == 3
+    with pytest.raises(BatchError, match="3 events in one batch, at most 2") as caught:
+        split_batch(body, kind, 2)
+    assert caught.value.status == 413

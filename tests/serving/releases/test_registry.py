@@ -1,0 +1,185 @@
+"""Releases are immutable, numbered, and checked to the last byte; the rollout names the live one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from serving.releases import registry
+from serving.releases.registry import ReleaseError, Rollout
+from streams.runtime import artifacts
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Path:
+    return make_artifact(tmp_path, "policy")
+
+
+def make_artifact(root: Path, kind: str) -> Path:
+    def fill(folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"weights")
+        (folder / "more").mkdir()
+        (folder / "more" / "config.json").write_text("{}")
+
+    return artifacts.publish(root / "artifacts", kind, fill, {}).path
+
+
+def test_a_release_names_its_parts(tmp_path: Path, policy: Path) -> None:
+    index = make_artifact(tmp_path, "index")
+    made = registry.publish(tmp_path, policy=policy, index=index, gate={"passed": True}, meta={"note": "first"})
+    assert made == registry.read_release(tmp_path, "r0000")
+    assert (made.policy.resolve(), made.predictor, made.judge) == (policy.resolve(), None, None)
+    assert made.index is not None
+    assert made.index.resolve() == index.resolve()
+    assert (made.gate, made.meta) == ({"passed": True}, {"note": "first"})
+    registry.verify(tmp_path, made)
+    assert str(tmp_path) not in (made.path / "manifest.json").read_text(), "the data folder may be moved"
+
+
+def test_ids_count_up(tmp_path: Path, policy: Path) -> None:
+    made = [registry.publish(tmp_path, policy=policy).id for _ in range(3)]
+    assert made == ["r0000", "r0001", "r0002"]
+    assert [release.id for release in registry.list_releases(tmp_path)] == made
+
+
+def test_many_publishers_never_share_an_id(tmp_path: Path, policy: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: registry.publish(tmp_path, policy=policy).id, range(16)))
+    assert sorted(made) == [f"r{number:04d}" for number in range(16)]
+
+
+def test_an_artifact_elsewhere_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ReleaseError, match="outside the data folder"):
+        registry.publish(tmp_path / "data", policy=make_artifact(tmp_path / "elsewhere", "policy"))
+
+
+def test_a_folder_that_is_no_artifact_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(artifacts.ArtifactError, match=r"bare.manifest\.json: missing"):
+        registry.publish(tmp_path, policy=tmp_path / "bare")
+    assert registry.list_releases(tmp_path) == []
+
+
+def change_bytes(folder: Path) -> None:
+    rewrite(folder / "model.safetensors", b"weighty")
+
+
+def drop_file(folder: Path) -> None:
+    (folder / "more" / "config.json").unlink()
+
+
+def add_file(folder: Path) -> None:
+    (folder / "extra.bin").write_bytes(b"")
+
+
+def drop_manifest(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+
+
+def forge_manifest(folder: Path) -> None:
+    """Change a file and its checksum in the artifact's manifest: only the release's own checksum tells."""
+    change_bytes(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["model.safetensors"]["sha256"] = artifacts.digest(folder / "model.safetensors")
+    rewrite(folder / "manifest.json", json.dumps(manifest).encode())
+
+
+def rewrite(path: Path, content: bytes) -> None:
+    path.chmod(0o644)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (change_bytes, "model.safetensors"),
+        (drop_file, "config.json"),
+        (add_file, "extra.bin"),
+        (drop_manifest, "manifest.json"),
+        (forge_manifest, "not the one that was published"),
+    ],
+)
+def test_a_damaged_part_is_found_and_named(tmp_path: Path, policy: Path, damage: Callable[[Path], None], said: str) -> None:
+    made = registry.publish(tmp_path, policy=policy)
+    damage(policy)
+    with pytest.raises(ReleaseError, match=f"release r0000, policy: .*{said}"):
+        registry.verify(tmp_path, made)
+
+
+def test_a_manifest_cannot_point_outside_the_data_folder(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    made = registry.publish(root, policy=make_artifact(root, "policy"))
+    outside = make_artifact(tmp_path, "policy")
+    text = (made.path / "manifest.json").read_text()
+    rewrite(made.path / "manifest.json", text.replace(made.parts["policy"].path, f"../artifacts/policy/{outside.name}").encode())
+    with pytest.raises(ReleaseError, match="outside the data folder"):
+        registry.verify(root, registry.read_release(root, "r0000"))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b'{"id": "r0000"}', b"[" * 100_000])
+def test_a_broken_manifest_is_named_and_disturbs_no_other(tmp_path: Path, policy: Path, content: bytes) -> None:
+    broken, fine = registry.publish(tmp_path, policy=policy), registry.publish(tmp_path, policy=policy)
+    rewrite(broken.path / "manifest.json", content)
+    with pytest.raises(ReleaseError, match=r"r0000.manifest\.json"):
+        registry.read_release(tmp_path, "r0000")
+    assert registry.list_releases(tmp_path) == [fine]
+    assert len(registry.list_broken(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("name", ["r1", "../r0000", "", "r00x0", "r0000/../r0000"])
+def test_only_ids_are_read(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ReleaseError, match="no release id"):
+        registry.read_release(tmp_path, name)
+
+
+def test_promote_and_roll_back(tmp_path: Path, policy: Path) -> None:
+    for _ in range(3):
+        registry.publish(tmp_path, policy=policy)
+    assert registry.read_rollout(tmp_path) == Rollout()
+    assert registry.promote(tmp_path, "r0000") == Rollout(champion="r0000")
+    registry.propose(tmp_path, "r0001")
+    assert registry.read_rollout(tmp_path) == Rollout(champion="r0000", challenger="r0001")
+    assert registry.promote(tmp_path, "r0001") == Rollout(champion="r0001", previous="r0000")
+    assert registry.promote(tmp_path, "r0001") == Rollout(champion="r0001", previous="r0000"), "again changes nothing"
+    assert registry.rollback(tmp_path) == Rollout(champion="r0000", previous="r0001")
+    assert registry.rollback(tmp_path) == Rollout(champion="r0001", previous="r0000")
+    registry.propose(tmp_path, "r0002")
+    assert registry.propose(tmp_path, None).challenger is None
+
+
+def test_what_is_not_there_cannot_go_live(tmp_path: Path, policy: Path) -> None:
+    registry.publish(tmp_path, policy=policy)
+    with pytest.raises(ReleaseError, match="r0007"):
+        registry.promote(tmp_path, "r0007")
+    with pytest.raises(ReleaseError, match="no previous release"):
+        registry.rollback(tmp_path)
+    assert registry.read_rollout(tmp_path) == Rollout()
+
+
+def test_a_damaged_rollout_is_named(tmp_path: Path, policy: Path) -> None:
+    registry.publish(tmp_path, policy=policy)
+    (tmp_path / "releases" / "rollout.json").write_text('{"champion": 3}')
+    with pytest.raises(ReleaseError, match=r"rollout\.json"):
+        registry.read_rollout(tmp_path)
+
+
+def test_readers_never_see_half_a_rollout(tmp_path: Path, policy: Path) -> None:
+    for _ in range(2):
+        registry.publish(tmp_path, policy=policy)
+    registry.promote(tmp_path, "r0000")
+
+    def flip(_: int) -> None:
+        for name in ("r0000", "r0001") * 20:
+            registry.promote(tmp_path, name)
+
+    with ThreadPoolExecutor(2) as pool:
+        flips = [pool.submit(flip, turn) for turn in range(2)]
+        while not all(one.done() for one in flips):
+            seen = registry.read_rollout(tmp_path)
+            assert {seen.champion, seen.previous} <= {"r0000", "r0001", None}
+    for one in flips:
+        one.result()

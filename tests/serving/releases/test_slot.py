@@ -1,0 +1,257 @@
+"""The slot: a promoted release goes live between two batches; one that cannot changes nothing and says why."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from serving.metrics import ServingMetrics
+from serving.policy.engines import Decoding
+from serving.policy.tasks import Task
+from serving.recommend import Request, recommend
+from serving.releases import registry
+from serving.releases.loader import load_bundle
+from serving.releases.registry import Release
+from serving.releases.slot import Bundle, NoReleaseError, Slot
+from streams.runtime import artifacts
+from tests.support.models import make_tiny_policy
+from tests.support.scripted_engine import ScriptedEngine
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Loader:
+    """Builds bundles of scripted engines and keeps the niceness of the threads that asked."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.loads: list[str] = []
+
+    def __call__(self, release: Release) -> Bundle:
+        self.loads.append(release.id)
+        if self.error:
+            raise self.error
+        return Bundle(release, ScriptedEngine())
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A data folder with three releases of the same small artifact, none of them promoted."""
+    policy = artifacts.publish(tmp_path / "artifacts", "policy", lambda folder: put(folder / "weights", b"w"), {})
+    for _ in range(3):
+        registry.publish(tmp_path, policy=policy.path)
+    return tmp_path
+
+
+def put(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def test_nothing_is_live_before_a_promotion(data: Path) -> None:
+    slot = Slot(data, Loader(), ServingMetrics())
+    assert not slot.check()
+    assert slot.release is None
+    with pytest.raises(NoReleaseError, match="no release is promoted yet"), slot.lease():
+        pass
+
+
+def test_a_promoted_release_goes_live_once(data: Path) -> None:
+    loader, metrics = Loader(), ServingMetrics()
+    slot = Slot(data, loader, metrics)
+    registry.promote(data, "r0000")
+    assert slot.check()
+    assert not slot.check()
+    assert (slot.release, slot.error, loader.loads) == ("r0000", None, ["r0000"])
+    assert metrics.swaps.value() == 1
+    assert metrics.release.value("r0000") == 1
+
+
+def test_a_batch_keeps_the_release_it_started_with(data: Path) -> None:
+    slot = Slot(data, Loader(), ServingMetrics())
+    registry.promote(data, "r0000")
+    slot.check()
+    with slot.lease() as bundle:
+        old = weakref.ref(bundle)
+        registry.promote(data, "r0001")
+        assert slot.check()
+        assert bundle.release.id == "r0000"
+        assert bundle.leases == 1
+        with slot.lease() as other:
+            assert other.release.id == "r0001"
+    del bundle
+    assert old() is None, "the old release is freed when its last batch has ended"
+
+
+def test_a_release_that_fails_to_load_changes_nothing_and_says_why_once(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    loader, metrics, clock = Loader(), ServingMetrics(), Clock()
+    slot = Slot(data, loader, metrics, retry_s=30.0, clock=clock)
+    registry.promote(data, "r0000")
+    slot.check()
+    loader.error = KeyError("model.layers.0")
+    registry.promote(data, "r0001")
+    with caplog.at_level(logging.ERROR):
+        for _ in range(3):
+            assert not slot.check()
+            clock.now += 31.0
+    assert slot.release == "r0000"
+    assert slot.error == "release r0001 cannot go live: KeyError: 'model.layers.0'"
+    assert len(caplog.records) == 1
+    assert metrics.load_failed.value() == 1
+    assert loader.loads == ["r0000", "r0001", "r0001", "r0001"]
+
+
+def test_a_failed_release_is_tried_again_only_after_a_while(data: Path) -> None:
+    loader, clock = Loader(), Clock()
+    slot = Slot(data, loader, ServingMetrics(), retry_s=30.0, clock=clock)
+    loader.error = OSError("disk")
+    registry.promote(data, "r0000")
+    slot.check()
+    clock.now += 29.0
+    slot.check()
+    assert loader.loads == ["r0000"]
+    loader.error = None
+    clock.now += 2.0
+    assert slot.check()
+    assert slot.error is None
+
+
+def test_another_promotion_is_tried_at_once(data: Path) -> None:
+    loader, metrics = Loader(), ServingMetrics()
+    slot = Slot(data, loader, metrics)
+    loader.error = OSError("disk")
+    registry.promote(data, "r0000")
+    slot.check()
+    loader.error = None
+    registry.promote(data, "r0001")
+    assert slot.check()
+    assert (slot.release, slot.error, metrics.load_failed.value()) == ("r0001", None, 0)
+
+
+def test_going_back_to_the_live_release_clears_the_error(data: Path) -> None:
+    loader = Loader()
+    slot = Slot(data, loader, ServingMetrics())
+    registry.promote(data, "r0000")
+    slot.check()
+    loader.error = OSError("disk")
+    registry.promote(data, "r0001")
+    slot.check()
+    assert slot.error
+    registry.rollback(data)
+    assert not slot.check()
+    assert slot.error is None
+
+
+def test_a_damaged_release_is_never_loaded(data: Path) -> None:
+    loader = Loader()
+    slot = Slot(data, loader, ServingMetrics())
+    weights = next(data.glob("artifacts/policy/*/weights"))
+    weights.chmod(0o644)
+    weights.write_bytes(b"x")
+    registry.promote(data, "r0000")
+    assert not slot.check()
+    assert loader.loads == []
+    assert slot.error is not None
+    assert str(weights) in slot.error
+    with pytest.raises(NoReleaseError, match="checksum"), slot.lease():
+        pass
+
+
+def test_a_damaged_rollout_keeps_the_live_release(data: Path) -> None:
+    slot = Slot(data, Loader(), ServingMetrics())
+    registry.promote(data, "r0000")
+    slot.check()
+    (data / "releases" / "rollout.json").write_text("{")
+    assert not slot.check()
+    assert slot.release == "r0000"
+    assert slot.error is not None
+    assert "rollout.json" in slot.error
+
+
+def test_the_watcher_sees_promotions_and_stops(data: Path) -> None:
+    swapped = threading.Event()
+
+    def load(release: Release) -> Bundle:
+        swapped.set()
+        return Bundle(release, ScriptedEngine())
+
+    slot = Slot(data, load, ServingMetrics(), poll_s=0.01)
+    slot.start()
+    registry.promote(data, "r0000")
+    assert swapped.wait(10)
+    slot.stop()
+    assert slot.release == "r0000"
+
+
+def test_swaps_under_load_with_real_policies(tmp_path: Path) -> None:
+    """Batches run without a pause while releases go live; each answer is what its stamped release writes alone."""
+    task = Task(name="suggest", n=2, template="{query} =>", max_item_tokens=4)
+    requests = [Request(task, query, Decoding(greedy=True)) for query in ("red shoes", "trail", "wide")]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for seed in range(3):
+        policy = artifacts.publish(tmp_path / "artifacts", "policy", filler(seed), {})
+        registry.publish(tmp_path, policy=policy.path)
+    metrics = ServingMetrics()
+    slot = Slot(tmp_path, lambda release: load_bundle(release, {"suggest": task}, "cpu"), metrics)
+    registry.promote(tmp_path, "r0000")
+    assert slot.check()
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        batches = pool.submit(lambda: list(answer_until(stop, slot, requests)))
+        for name in ("r0001", "r0002", "r0000"):
+            registry.promote(tmp_path, name)
+            assert slot.check(), slot.error
+        stop.set()
+        answered = batches.result()
+    torch.set_num_threads(threads)
+    assert metrics.swaps.value() == 4
+    expected = {
+        name: texts_of(load_bundle(registry.read_release(tmp_path, name), {}, "cpu"), requests) for name in names(answered)
+    }
+    assert len(expected) > 1
+    for release, texts in answered:
+        assert texts == expected[release]
+
+
+def filler(seed: int) -> Callable[[Path], None]:
+    def fill(folder: Path) -> None:
+        make_tiny_policy(folder, seed=seed)
+
+    return fill
+
+
+def answer_until(stop: threading.Event, slot: Slot, requests: list[Request]) -> Iterator[tuple[str, list[tuple[int, ...]]]]:
+    while not stop.is_set():
+        with slot.lease() as bundle:
+            yield bundle.release.id, texts_of(bundle, requests)
+
+
+def texts_of(bundle: Bundle, requests: list[Request]) -> list[tuple[int, ...]]:
+    prompts = [request.query for request in requests]
+    return [one.token_ids for one in bundle.engine.generate(prompts, requests[0].decoding, requests[0].task)]
+
+
+def names(answered: list[tuple[str, list[tuple[int, ...]]]]) -> set[str]:
+    return {release for release, _ in answered}
+
+
+def test_warming_answers_each_task_shortly(data: Path) -> None:
+    engine = ScriptedEngine()
+    bundle = Bundle(registry.read_release(data, "r0000"), engine)
+    from serving.releases.loader import warm
+
+    warm(bundle, {name: Task(name=name) for name in ("suggest", "hint")})
+    assert [len(batch) for batch in engine.batches] == [2]
+    assert recommend("r0000", engine, None, None, []) == []

@@ -1,0 +1,73 @@
+"""Lag and what is missing: the unknown is told as unknown, lag in records, events and seconds; no shard is silently left out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pytest
+
+from streams.api.fan_out import LiveReads, PartitionsMissing, describe_lag
+from streams.store.progress import Progress
+from streams.store.shard import ShardTotals
+
+NOW = 1000.0
+
+
+@pytest.mark.parametrize(
+    ("next_offset", "end", "progress", "told"),
+    [
+        (10, 10, Progress(900_000, 100.0), (0, 0, 0.0)),
+        (10, 14, Progress(900_000, 100.0), (4, 400, 100.0)),
+        (10, 14, Progress(), (4, 20, None)),  # 5 events a record over the shard's life
+        (10, 9, Progress(900_000, 1.0), (0, 0, 0.0)),  # the broker's answer is older than the last batch
+        (10, None, Progress(900_000, 1.0), (None, None, 100.0)),
+        (None, 3, Progress(), (None, None, None)),
+        (None, 0, Progress(), (0, 0, 0.0)),  # a partition that nothing was ever sent to
+    ],
+)
+def test_lag_is_records_events_and_seconds_behind(
+    next_offset: int | None, end: int | None, progress: Progress, told: tuple[int | None, int | None, float | None]
+) -> None:
+    totals = ShardTotals(next_offset=next_offset, events=50, latest_us=990_000_000)
+    lag = describe_lag(totals, progress, end, NOW)
+    assert (lag["records"], lag["events"], lag["seconds"]) == told
+    assert lag["event_time_seconds"] == 10.0
+
+
+class Peers:
+    """Other workers that hold some partitions."""
+
+    def __init__(self, parts: dict[int, str]) -> None:
+        self.parts = parts
+        self.asked: list[set[int]] = []
+
+    async def ask(self, path: str, parameters: Mapping[str, Any], partitions: Iterable[int]) -> dict[int, str]:
+        self.asked.append(set(partitions))
+        return {number: self.parts[number] for number in partitions if number in self.parts}
+
+
+def gather(peers: Peers, partial: bool) -> Any:
+    live = LiveReads("one", 4, None, peers, lambda _: None)  # type: ignore[arg-type]
+
+    async def read(partitions: frozenset[int]) -> dict[int, str]:
+        return {0: "mine"}
+
+    return asyncio.run(live.gather("/v1/x", {}, read, partial))
+
+
+def test_the_others_are_asked_for_what_is_not_here_alone() -> None:
+    peers = Peers({1: "b", 2: "c", 3: "d"})
+    parts = gather(peers, partial=False)
+    assert parts.values() == ["mine", "b", "c", "d"]
+    assert peers.asked == [{1, 2, 3}]
+
+
+def test_missing_partitions_are_an_error_or_named() -> None:
+    peers = Peers({2: "c"})
+    with pytest.raises(PartitionsMissing, match="partitions 1, 3") as error:
+        gather(peers, partial=False)
+    assert error.value.partitions == [1, 3]
+    parts = gather(peers, partial=True)
+    assert (parts.found, parts.missing) == ({0: "mine", 2: "c"}, [1, 3])

@@ -1,0 +1,259 @@
+"""The outbox: whatever is appended, settled, torn or reopened, what was not delivered is read back in order, within its bound."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+
+from streams.emitter.outbox import Outbox, OutboxError
+from streams.emitter.record_batches import Line
+from streams.emitter.segments import HEADER, encode_frame, load_frame, read_frames
+
+MAX_BYTES = 1_000_000
+
+
+def lines(*texts: str) -> list[Line]:
+    return [Line(text.encode(), f"s{text}", 0.0) for text in texts]
+
+
+def read_all(outbox: Outbox, number: int = 0) -> list[tuple[int, bytes]]:
+    found = []
+    while (got := outbox.read(number))[1]:
+        first, some = got
+        found += [(first + place, one.line) for place, one in enumerate(some)]
+        number = first + len(some)
+    return found
+
+
+def tail(folder: Path) -> Path:
+    return max(folder.glob("*.log"))
+
+
+def test_lines_come_back_in_order_with_their_sessions_also_from_the_middle_of_a_frame(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path, MAX_BYTES, 60)
+    outbox.append(lines("a", "b", "c"))
+    outbox.append([Line("öß\x00".encode(), "s\n\x1b", 0.0)])
+    assert read_all(outbox) == [(0, b"a"), (1, b"b"), (2, b"c"), (3, "öß\x00".encode())]
+    assert outbox.read(2, at=7.0) == (2, [Line(b"c", "sc", 7.0)])
+    assert outbox.read(3)[1][0].session_id == "s\n\x1b"
+    outbox.close()
+
+
+def test_the_next_process_finds_the_mark_and_goes_on_numbering(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path, MAX_BYTES, 60)
+    outbox.append(lines("a", "b"))
+    outbox.settle(1, "topic-1")
+    outbox.close()
+    outbox = Outbox(tmp_path, MAX_BYTES, 60)
+    assert (outbox.mark.next, outbox.mark.topic_id, outbox.next) == (1, "topic-1", 2)
+    outbox.append(lines("c"))
+    assert read_all(outbox, outbox.mark.next) == [(1, b"b"), (2, b"c")]
+    assert outbox.count(0, 3) == 3
+    outbox.close()
+
+
+def test_two_processes_cannot_share_a_folder(tmp_path: Path) -> None:
+    first = Outbox(tmp_path, MAX_BYTES, 60)
+    with pytest.raises(OutboxError, match=f"another process uses the outbox {tmp_path}"):
+        Outbox(tmp_path, MAX_BYTES, 60)
+    first.close()
+    Outbox(tmp_path, MAX_BYTES, 60).close()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutboxError, match=r"file/outbox cannot be made.*emitter\.outbox_dir"):
+        Outbox(tmp_path / "file" / "outbox", MAX_BYTES, 60)
+
+
+def test_a_torn_tail_is_cut_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    outbox = Outbox(tmp_path, MAX_BYTES, 60)
+    outbox.append(lines("a"))
+    outbox.append(lines("b"))
+    outbox.close()
+    os.truncate(tail(tmp_path), tail(tmp_path).stat().st_size - 1)
+    outbox = Outbox(tmp_path, MAX_BYTES, 60)
+    assert read_all(outbox) == [(0, b"a")]
+    assert "event=outbox_torn" in caplog.text
+    outbox.append(lines("c"))
+    assert read_all(outbox) == [(0, b"a"), (1, b"c")]
+    outbox.close()
+
+
+def test_a_mark_ahead_of_what_a_power_loss_left_gives_no_number_twice(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path, MAX_BYTES, 60)
+    outbox.append(lines("a", "b", "c"))
+    outbox.settle(3, None)
+    outbox.close()
+    os.truncate(tail(tmp_path), 0)
+    outbox = Outbox(tmp_path, MAX_BYTES, 60)
+    outbox.append(lines("d"))
+    assert read_all(outbox, outbox.mark.next) == [(3, b"d")]
+    outbox.close()
+
+
+def test_a_damaged_frame_is_skipped_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    outbox = Outbox(tmp_path, MAX_BYTES, 60)
+    for text in "abc":
+        outbox.append(lines(text))
+    frames = list(read_frames(tail(tmp_path)))
+    with tail(tmp_path).open("r+b") as file:
+        file.seek(frames[1].offset + HEADER.size)
+        file.write(b"\xff")
+    assert read_all(outbox) == [(0, b"a"), (2, b"c")]
+    assert "event=outbox_damaged" in caplog.text
+    outbox.close()
+
+
+def test_a_damaged_mark_sends_everything_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    outbox = Outbox(tmp_path, MAX_BYTES, 60)
+    outbox.append(lines("a"))
+    outbox.settle(1, "t")
+    outbox.close()
+    (tmp_path / "delivered.json").write_bytes(b"{")
+    outbox = Outbox(tmp_path, MAX_BYTES, 60)
+    assert outbox.mark.next == 0 and "event=outbox_mark_damaged" in caplog.text
+    assert read_all(outbox, outbox.mark.next) == [(0, b"a")]
+    outbox.close()
+
+
+def test_delivered_segments_are_kept_for_their_time_and_undelivered_ones_are_never_trimmed(tmp_path: Path) -> None:
+    now = 1000.0
+    outbox = Outbox(tmp_path, MAX_BYTES, 60, lambda: now)
+    big = "x" * 40_000
+    for _ in range(6):
+        outbox.append(lines(big, big))
+    assert len(outbox.segments) > 3
+    begins = [one.first for one in outbox.segments]
+    outbox.settle(begins[2], "t")
+    outbox.trim()
+    assert outbox.oldest == 0, "delivered just now: kept for a topic that may be lost"
+    now += 61
+    outbox.trim()
+    assert outbox.oldest == begins[2]
+    now += 1000
+    outbox.trim()
+    assert outbox.oldest == begins[2]
+    outbox.close()
+
+
+def test_the_bound_takes_delivered_segments_first_and_then_names_the_oldest(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path, MAX_BYTES, 1e9)
+    big = "x" * 50_000
+    while outbox.victim(100_000) is None:
+        outbox.append(lines(big))
+    outbox.settle(outbox.segments[3].first, "t")
+    size = outbox.size
+    outbox.trim()
+    assert outbox.size == size and outbox.oldest == 0, "within the bound nothing goes before its time"
+    outbox.append(lines(*[big] * 10))
+    outbox.trim()
+    assert outbox.oldest > 0
+    outbox.settle(outbox.oldest, "t")
+    victim = outbox.victim(MAX_BYTES)
+    assert victim is outbox.segments[0] and victim.next > outbox.mark.next
+    outbox.discard()
+    assert not victim.path.exists()
+    outbox.close()
+
+
+def test_a_full_disk_keeps_nothing_of_the_frame_and_the_next_one_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outbox = Outbox(tmp_path, MAX_BYTES, 60)
+    outbox.append(lines("a"))
+    real = os.write
+
+    def half(file: int, data: bytes) -> int:
+        return real(file, data[: len(data) // 2])
+
+    def none(file: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for broken in (half, none):
+        monkeypatch.setattr(os, "write", broken)
+        with pytest.raises(OSError):
+            outbox.append(lines("b"))
+        monkeypatch.setattr(os, "write", real)
+        assert outbox.next == 1
+    outbox.append(lines("c"))
+    assert read_all(outbox) == [(0, b"a"), (1, b"c")]
+    outbox.close()
+
+
+@given(st.binary(min_size=1, max_size=200), st.integers(0, 10_000))
+def test_a_frame_with_any_byte_changed_is_not_taken_for_whole(data: bytes, place: int) -> None:
+    frame = bytearray(encode_frame(5, [Line(data, "s", 0.0), Line(b"", "", 0.0)]))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "f"
+        path.write_bytes(frame)
+        (whole,) = read_frames(path, check=True)
+        assert (whole.first, whole.lines, whole.size) == (5, 2, len(frame))
+        assert load_frame(path, whole, 1.0) == [Line(data, "s", 1.0), Line(b"", "", 1.0)]
+        frame[place % len(frame)] ^= 1 + place % 255
+        path.write_bytes(frame)
+        assert not any(load_frame(path, one, 0.0) for one in read_frames(path)) or not list(read_frames(path, check=True))
+        assert list(read_frames(path, check=True)) == []
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("append"), st.integers(1, 5), st.integers(0, 30_000)),
+        st.tuples(st.just("settle"), st.integers(0, 100), st.just(0)),
+        st.tuples(st.just("crash"), st.integers(0, 60_000), st.just(0)),
+        st.tuples(st.just("reopen"), st.just(0), st.just(0)),
+        st.tuples(st.just("room"), st.integers(0, 400_000), st.just(0)),
+        st.tuples(st.just("later"), st.integers(1, 100), st.just(0)),
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(steps)
+def test_what_is_not_delivered_is_kept_in_order_whatever_happens(script: list[tuple[str, int, int]]) -> None:
+    """The oracle: a plain list of (number, line), cut where the crash cut the file, and dropped from where room was made."""
+    clock = [0.0]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        outbox = Outbox(folder, MAX_BYTES, 50, lambda: clock[0])
+        kept: list[tuple[int, bytes]] = []
+        tails: list[tuple[int, int]] = []  # of the open file: its size after each frame, and the number after the frame
+        made = 0
+        for step, count, size in script:
+            if step == "append":
+                new = [b"%d-" % (made + k) + b"x" * size for k in range(count)]
+                made += count
+                kept += list(enumerate(new, outbox.next))
+                path = outbox.segments[-1].path
+                outbox.append([Line(one, "s", 0.0) for one in new])
+                tails = [*(tails if outbox.segments[-1].path == path else []), (outbox.segments[-1].size, outbox.next)]
+            elif step == "settle":
+                outbox.settle(min(outbox.next, outbox.mark.next + count), "t")
+            elif step == "later":
+                clock[0] += count
+                outbox.trim()
+            elif step == "room":
+                outbox.trim()
+                while outbox.victim(count) is not None:
+                    outbox.discard()
+                assert outbox.size + count <= MAX_BYTES or len(outbox.segments) == 1
+            else:
+                outbox.close()
+                if step == "crash" and tail(folder).stat().st_size:
+                    end = max(0, tail(folder).stat().st_size - count)
+                    os.truncate(tail(folder), end)
+                    begin = int(tail(folder).stem)
+                    whole = max([after for at, after in tails if at <= end], default=begin)
+                    kept = [one for one in kept if one[0] < max(whole, begin)]
+                tails = []
+                outbox = Outbox(folder, MAX_BYTES, 50, lambda: clock[0])
+            kept = [one for one in kept if one[0] >= outbox.oldest]
+            begin = outbox.mark.next
+            assert read_all(outbox, begin) == [one for one in kept if one[0] >= begin]
+        assert read_all(outbox) == kept
+        outbox.close()

@@ -1,0 +1,38 @@
+"""Lines of records: the same lines and places as splitting each record by itself, whatever is between them."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import numpy as np
+from hypothesis import example, given
+
+from streams.events.line_spans import join_lines, split_records
+from streams.events.schema import SPACE
+
+RECORDS = st.lists(
+    st.lists(st.sampled_from([b"{}", b'{"a":1}', b"", b" ", b"{", b"x}", b"{}\r", b" {}"]), max_size=4).map(b"\n".join)
+)
+
+
+@given(RECORDS)
+@example([b"{}\n{}", b"{}"])
+@example([b"{}", b"{}\n", b"{}"])
+@example([])
+def test_lines_are_those_of_each_record_by_itself(values: list[bytes]) -> None:
+    lines = split_records(list(enumerate(values, 5)))
+    expected = [
+        (line.strip(SPACE), offset, number)
+        for offset, value in enumerate(values, 5)
+        for number, line in enumerate(value.split(b"\n"))
+        if line.strip(SPACE)
+    ]
+    texts = lines.spans.take(np.arange(len(lines.spans)))
+    assert list(zip(texts, lines.offsets.tolist(), lines.numbers.tolist(), strict=True)) == expected
+    assert lines.braced.tolist() == [text[:1] == b"{" and text[-1:] == b"}" for text in texts]
+
+
+def test_chosen_lines_stand_beside_each_other() -> None:
+    spans = join_lines([b"one", b"two", b"three"])
+    chosen = spans.select(np.array([0, 2]))
+    assert (chosen.text, chosen.take(np.array([1]))) == (b"one\nthree", [b"three"])
+    assert spans.select(np.arange(3)) is spans

@@ -1,0 +1,105 @@
+"""A preview says what a replay would send: counts by type, times, and what would be refused with the reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from queryloop import cli
+from queryloop.exits import Exit
+from streams.events.schema import EventSettings, Reason
+from streams.importers.mapping import read_mapping
+from streams.importers.preview import Refused, preview
+from tests.support.logs import NOW, START, click, impression, query
+
+MAPPING = """
+[time]
+column = "t"
+format = "epoch_s"
+[fields]
+session_id = "s"
+query = "q"
+[query]
+"""
+
+
+def write_log(folder: Path) -> Path:
+    lines = [
+        query("q1", START + 9),
+        impression("i1", START, "L", ["\x1b[31mred", "b"]),
+        click("c1", START + 1, "L", 7),
+        query("q2", START + 2),
+        b"{nothing",
+        query("q3", NOW + 2 * 86_400),
+        query("q4", START, "x" * 600),
+    ]
+    (folder / "log.jsonl").write_bytes(b"\n".join(lines))
+    return folder / "log.jsonl"
+
+
+def test_a_log_is_counted_by_type_and_by_reason(tmp_path: Path) -> None:
+    found = preview(write_log(tmp_path), NOW)
+    assert (found.lines, found.types) == (7, {"click": 1, "impression": 1, "query": 2})
+    assert found.reasons == {"future_event": 1, "malformed": 1, "too_large": 1}
+    assert (found.first_ts, found.last_ts) == (START, START + 9)
+    assert [(one.line, one.reason) for one in found.first_refused] == [
+        (5, Reason.MALFORMED),
+        (6, Reason.FUTURE_EVENT),
+        (7, Reason.TOO_LARGE),
+    ]
+    assert len(found.first_lines) == 5
+
+
+def test_limits_are_those_of_the_settings(tmp_path: Path) -> None:
+    assert preview(write_log(tmp_path), NOW, limits=EventSettings(max_query_chars=600)).reasons.get("too_large") is None
+
+
+def test_an_empty_log_holds_nothing(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(b"")
+    found = preview(tmp_path / "log", NOW)
+    assert (found.lines, found.types, found.first_ts, found.first_lines) == (0, {}, None, [])
+
+
+def test_a_row_that_cannot_be_mapped_is_said_in_the_mappings_words(tmp_path: Path) -> None:
+    (tmp_path / "map.toml").write_text(MAPPING)
+    (tmp_path / "log.csv").write_text("t,s,q\n1,s,red\nnever,s,red\n")
+    found = preview(tmp_path / "log.csv", NOW, read_mapping(tmp_path / "map.toml"))
+    assert found.first_refused == [Refused(2, 3, Reason.INVALID, "time: 'never' is not epoch_s")]
+
+
+def test_the_command_says_it_to_people_and_to_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    log = str(write_log(tmp_path))
+    assert cli.main(["replay", log, "--check"]) == Exit.FAILED
+    text = capsys.readouterr().out
+    assert "7 lines; events: click 1, impression 1, query 3" in text
+    assert "line 5: malformed: " in text
+    assert "\x1b" not in text
+    assert cli.main(["replay", log, "--check", "--json"]) == Exit.FAILED
+    assert json.loads(capsys.readouterr().out)["types"] == {"click": 1, "impression": 1, "query": 3}
+    (tmp_path / "good.jsonl").write_bytes(query("q", START))
+    assert cli.main(["replay", "good.jsonl", "--check"]) == Exit.DONE
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["log.csv", "--check"], "log.csv is a table: say with --mapping FILE"),
+        (["log.csv", "--check", "--mapping", "map.toml"], "log.csv has no column 't' (time.column); its columns are s, q"),
+        (["log.csv", "--check", "--mapping", "none.toml"], "none.toml: cannot be read"),
+        (["log.csv", "--check", "--speed", "2"], "--check sends nothing"),
+        (["log.csv", "--isolated", "--as-of", "2020-01-01", "--out", "o", "--mapping", "map.toml"], "has no column 't'"),
+    ],
+)
+def test_what_cannot_be_replayed_ends_with_2_and_nothing_is_sent(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "log.csv").write_text("s,q\n")
+    (tmp_path / "map.toml").write_text(MAPPING)
+    assert cli.main(["replay", *words]) == Exit.USAGE
+    assert said in capsys.readouterr().err

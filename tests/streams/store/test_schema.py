@@ -1,0 +1,73 @@
+"""A shard's file of the last layout counts on where it stood."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from streams.store.schema import StoreError
+from streams.store.shard import CountingRules, Shard
+from tests.support.logs import START, click, day, feed, impression, query, rows
+
+RULES = CountingRules(retention_days=0)
+LOG = [
+    query("q1", START, "red"),
+    impression("e1", START + 1, "i", ["a", "b"], query="red"),
+    click("c1", START + 2, "i", 1),
+    impression("e2", START + 86_400, "j", ["c"], query="blue"),
+]
+MORE = [
+    click("c2", START + 3, "i", 0),
+    impression("e3", START + 5, "k", ["a", "b"], query="red"),
+    impression("e0", START, "i", ["d"]),
+]
+# What layout 2 had: deltas for every list, and no folds.
+TO_2 = (
+    "INSERT INTO window_deltas SELECT day, query_norm, item_norm, position, 1, 0 FROM window_cells WHERE impressions = 1",
+    "DROP VIEW window_cells",
+    "DROP VIEW standing_lists",
+    "DROP TABLE folds",
+    "ALTER TABLE impressions DROP COLUMN length",
+    "UPDATE state SET layout = 2",
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A file of layout 2."""
+    shard = Shard.open(tmp_path / "old.duckdb", RULES)
+    feed(shard, LOG)
+    shard.close()
+    with duckdb.connect(str(tmp_path / "old.duckdb")) as con:
+        for sql in TO_2:
+            con.execute(sql)
+    return tmp_path / "old.duckdb"
+
+
+def test_a_file_of_layout_2_is_changed_and_counts_on(path: Path, tmp_path: Path) -> None:
+    old, new = Shard.open(path, RULES), Shard.open(tmp_path / "new.duckdb", RULES)
+    feed(new, LOG)
+    for more in ([], MORE):
+        for shard in (old, new):
+            feed(shard, more, start=len(LOG))
+        for as_of in (day(START + 86_400), day(START + 2 * 86_400)):
+            assert rows(old.windows(as_of)) == rows(new.windows(as_of)) != []
+        assert old.totals() == new.totals()
+    old.close()
+    new.close()
+    Shard.open(path, RULES).close()
+
+
+def test_a_reader_leaves_it_as_it_is(path: Path) -> None:
+    with pytest.raises(StoreError, match=r"old\.duckdb has layout 2, this version reads 3: start a worker on it once"):
+        Shard.open(path, RULES, read_only=True)
+
+
+def test_one_that_is_older_or_newer_is_refused(path: Path) -> None:
+    for layout in (1, 4):
+        with duckdb.connect(str(path)) as con:
+            con.execute("UPDATE state SET layout = ?", [layout])
+        with pytest.raises(StoreError, match=f"layout {layout}, this version reads 3: replay its topic"):
+            Shard.open(path, RULES)

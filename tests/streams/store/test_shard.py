@@ -1,0 +1,321 @@
+"""The store counts each event once, whatever the order, the repeats and the cut into batches, and survives being closed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from streams.events.line_decoder import decode_records
+from streams.store.shard import CountingRules, OffsetGap, Shard, ShardTotals, StoreError
+from tests.support.logs import DATA, HOUR, NOW, START, click, day, difficult_logs, feed, impression, query, real_log, rows
+from tests.support.recount import Recount, recount
+
+KEEP_ALL = CountingRules(retention_days=0)
+DAYS = [day(START + number * 86_400) for number in (1, 2, 9, 14, 15, 21, 35)]
+REAL_LOGS = ["clara2_dev.jsonl.gz", "excite.jsonl.gz", "mimics_duo_dev.jsonl.gz"]
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Iterator[Shard]:
+    opened = Shard.open(tmp_path / "shard.duckdb", KEEP_ALL)
+    yield opened
+    opened.close()
+
+
+def assert_equal_counts(shard: Shard, expected: Recount, days: list[date]) -> None:
+    for as_of in days:
+        assert rows(shard.windows(as_of)) == expected.windows(as_of), as_of
+        assert rows(shard.cooccurrence(as_of)) == expected.cooccurrence(as_of), as_of
+    found = [(row["event_id"], row["reason"]) for row in shard.quarantine().to_pylist()]
+    assert sorted(set(found), key=repr) == sorted(expected.quarantined, key=repr)
+
+
+def assert_account_adds_up(totals: ShardTotals, lines: int) -> None:
+    assert totals.events == lines
+    assert totals.events == totals.counted + totals.duplicates + sum(totals.quarantined.values()) + totals.pending
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(log=difficult_logs(), seed=st.integers(0, 2**32), batch=st.integers(1, 30), cut=st.floats(0, 1))
+def test_any_order_repetition_batching_and_restart_gives_the_counts_of_the_log(
+    log: list[bytes], seed: int, batch: int, cut: float
+) -> None:
+    chance = random.Random(seed)
+    delivered = log + chance.choices(log, k=len(log) // 2) if log else []
+    chance.shuffle(delivered)
+    middle = round(cut * len(delivered))
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "shard.duckdb"
+        shard = Shard.open(path, KEEP_ALL)
+        feed(shard, delivered[:middle], batch)
+        assert_account_adds_up(shard.totals(), middle)
+        before = shard.totals()
+        shard.close()
+        shard = Shard.open(path, KEEP_ALL)
+        assert shard.totals() == before
+        feed(shard, delivered[middle:], batch, start=middle)
+        shard.finish(NOW)
+        assert_account_adds_up(shard.totals(), len(delivered))
+        expected = recount(log)
+        assert shard.totals().counted == expected.counted
+        assert shard.totals().pending == 0
+        assert_equal_counts(shard, expected, DAYS)
+        shard.close()
+
+
+@pytest.mark.parametrize("name", REAL_LOGS)
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_real_logs_equal_the_recount(shard: Shard, name: str, shuffled: bool) -> None:
+    if not (DATA / name).exists():
+        pytest.skip("no ../shared/data")
+    log = real_log(name)
+    delivered = list(log)
+    if shuffled:
+        chance = random.Random(7)
+        delivered += chance.choices(log, k=len(log) // 20)
+        chance.shuffle(delivered)
+    feed(shard, delivered, 7_001)
+    shard.finish(NOW * 2)
+    expected = recount(log)
+    event_days = sorted(
+        {day(us / 1e6) for us in (e["us"] for e in expected.impressions.values())} | {d for d, _, _ in expected.pairs}
+    )
+    chosen = [*event_days[:: max(1, len(event_days) // 4)], event_days[-1]]
+    as_of = [d.fromordinal(d.toordinal() + shift) for d in chosen for shift in (1, 7)]
+    assert_equal_counts(shard, expected, as_of)
+    assert_account_adds_up(shard.totals(), len(delivered))
+    assert any(expected.windows(d) or expected.cooccurrence(d) for d in as_of)
+
+
+def test_offsets_are_kept_with_the_counts(tmp_path: Path) -> None:
+    path = tmp_path / "shard.duckdb"
+    shard = Shard.open(path, KEEP_ALL)
+    assert shard.position() is None
+    feed(shard, [query("e1", START), query("e2", START + 1)])
+    shard.close()
+    again = Shard.open(path, KEEP_ALL)
+    assert again.position() == ("t", 2)
+    again.close()
+
+
+def killed(shard: Shard, path: Path) -> Shard:
+    """A shard opened anew after kill -9."""
+    shard._con.close()
+    return Shard.open(path, KEEP_ALL)
+
+
+def test_what_is_not_written_is_lost_with_its_offsets_and_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "shard.duckdb"
+    shard = Shard.open(path, KEEP_ALL)
+    log = [impression("e1", START), impression("e2", START, "j"), click("e3", START + 1), query("e4", START + 2)]
+    feed(shard, log[:1])
+    feed(shard, log[1:3], batch=1, start=1, write=False)
+    totals = shard.totals()
+    assert (totals.counted, totals.next_offset, totals.written_offset, shard.unwritten_events) == (3, 3, 1, 2)
+    again = killed(shard, path)
+    assert (again.position(), again.totals().counted) == (("t", 1), 1)
+    feed(again, log[1:], batch=1, start=1, write=False)
+    again.write()
+    assert (again.totals().written_offset, again.is_unwritten, again.unwritten_events) == (4, False, 0)
+    last = killed(again, path)
+    assert (last.position(), last.totals().counted, last.totals().duplicates) == (("t", 4), 4, 0)
+    last.close()
+
+
+def test_a_shard_shows_what_it_has_applied_and_writes_it_when_it_is_closed(tmp_path: Path) -> None:
+    path = tmp_path / "shard.duckdb"
+    log = [impression("e1", START), click("e2", START + 1), query("e3", START), query("e4", START + 1)]
+    for show in (Shard.dirty_days, lambda one: one.read("FROM seen"), lambda one: one.windows(DAYS[0]), Shard.close):
+        shard = Shard.open(path, KEEP_ALL)
+        feed(shard, log, write=False)
+        show(shard)
+        assert not shard.is_unwritten
+        killed(shard, path).close()
+        again = Shard.open(path, KEEP_ALL)
+        assert len(again.windows(DAYS[0])) == 2
+        assert len(again.read("FROM queries")) == 2
+        again.close()
+        path.unlink()
+
+
+def test_clicks_wait_and_are_taken_whether_or_not_they_are_written(tmp_path: Path) -> None:
+    shard = Shard.open(tmp_path / "shard.duckdb", KEEP_ALL)
+    feed(shard, [impression("the day's first", START, "x")])
+    clicks = [click(f"c{number}", START + 1, f"i{number}") for number in range(4)]
+    lists = [impression(f"e{number}", START, f"i{number}") for number in range(4)]
+    feed(shard, clicks[:2], start=1)
+    feed(shard, clicks[2:], start=3, write=False)
+    assert shard.totals().pending == 4
+    feed(shard, [lists[0], lists[2]], start=5, write=False)
+    assert (shard.totals().pending, shard.totals().counted, shard.is_unwritten) == (2, 5, True)
+    assert rows(shard.read("SELECT event_id FROM pending ORDER BY event_id")) == [("c1",), ("c3",)]
+    feed(shard, [lists[1], lists[3]], start=7, write=False)
+    assert rows(shard.read("SELECT event_id FROM pending")) == []
+    assert (shard.totals().pending, shard.totals().counted) == (0, 9)
+    shard.close()
+
+
+def test_a_batch_that_fails_after_unwritten_ones_leaves_those(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "shard.duckdb"
+    shard = Shard.open(path, KEEP_ALL)
+    feed(shard, [impression("e1", START), click("w", START + 1, "later")])
+    feed(shard, [click("e2", START + 1), impression("l", START, "later")], start=2, write=False)
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    for write in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr("streams.store.shard.repeats.find_conflicts", fail)
+            with pytest.raises(OSError, match="disk full"):
+                feed(shard, [click("e3", START + 1, position=9)], start=4, write=write)
+        assert (shard.position(), shard.totals().counted) == (("t", 4), 4)
+    shard.write()
+    again = killed(shard, path)
+    assert (again.position(), again.totals().counted, again.totals().pending) == (("t", 4), 4, 0)
+    again.close()
+
+
+def test_records_applied_before_are_dropped_and_a_gap_is_refused(shard: Shard) -> None:
+    log = [query(f"e{number}", START + number) for number in range(6)]
+    feed(shard, log[:3])
+    applied = shard.apply(
+        decode_records([(number, log[number]) for number in range(1, 5)]), topic_id="t", first_offset=1, next_offset=5, now=NOW
+    )
+    assert (applied.events, applied.counted, applied.duplicates) == (2, 2, 0)
+    with pytest.raises(OffsetGap, match="next offset is 5, records start at 6"):
+        feed(shard, log[:1], start=6)
+    assert shard.position() == ("t", 5)
+    assert shard.totals().events == 5
+
+
+def test_a_new_topic_id_starts_over_and_repeats_are_known_by_their_ids(shard: Shard) -> None:
+    log = [query(f"e{number}", START + number) for number in range(3)]
+    feed(shard, log)
+    applied = shard.apply(
+        decode_records([(0, b"\n".join([*log, query("new", START)]))]), topic_id="other", first_offset=0, next_offset=1, now=NOW
+    )
+    assert (applied.counted, applied.duplicates) == (1, 3)
+    assert shard.position() == ("other", 1)
+    assert shard.totals().earlier_events == 3
+    feed(shard, [query("newer", START)], start=1, topic_id="other")
+    assert (shard.totals().events, shard.totals().earlier_events) == (8, 3)
+
+
+def test_a_failed_batch_leaves_nothing_behind(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    feed(shard, [impression("e1", START)])
+    before = shard.totals(), rows(shard.windows(DAYS[0]))
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("streams.store.shard.days.soil_days", fail)
+        with pytest.raises(OSError, match="disk full"):
+            feed(shard, [click("e2", START + 1), impression("e3", START, "j")], start=1)
+    assert (shard.totals(), rows(shard.windows(DAYS[0]))) == before
+    feed(shard, [click("e2", START + 1), impression("e3", START, "j")], start=1)
+    assert shard.totals().counted == 3
+    assert shard.totals().duplicates == 0
+
+
+def test_an_event_is_one_event_by_its_id_even_with_another_time(shard: Shard) -> None:
+    feed(shard, [query("e1", START, "first")])
+    feed(shard, [query("e1", START + 5 * HOUR, "again")], start=1)
+    assert (shard.totals().counted, shard.totals().duplicates) == (1, 1)
+
+
+def test_an_id_that_outlived_the_retention_and_came_again_is_occupied_though_its_first_version_was_refused(
+    tmp_path: Path,
+) -> None:
+    shard = Shard.open(tmp_path / "shard.duckdb", CountingRules(retention_days=3))
+    later = START + 5 * 86_400
+    try:
+        feed(shard, [click("x", START), click("x", later), query("q", later + 60), click("x", later)], batch=1)
+        assert (shard.totals().pending, shard.totals().quarantined) == (1, {"orphan_click": 1})
+        feed(shard, [impression("i", later - 1), click("x", later)], batch=1, start=4)
+        assert (shard.totals().pending, shard.totals().duplicates, shard.totals().quarantined) == (0, 3, {})
+        assert [row[-1] for row in rows(shard.windows(day(later + 86_400)))] == [1, 0]
+    finally:
+        shard.close()
+
+
+def test_events_older_than_the_retention_are_too_old_whatever_the_batching(tmp_path: Path) -> None:
+    log = [
+        query("e1", START),
+        query("e2", START + 40 * 86_400),
+        query("e3", START + 9.9 * 86_400),
+        query("e4", START + 11 * 86_400),
+    ]
+    for batch in (1, 4):
+        shard = Shard.open(tmp_path / f"{batch}.duckdb", CountingRules(retention_days=30))
+        feed(shard, log, batch)
+        assert [(row["event_id"], row["reason"]) for row in shard.quarantine().to_pylist()] == [("e3", "too_old")]
+        assert shard.totals().counted == 3
+        assert_account_adds_up(shard.totals(), 4)
+        shard.close()
+
+
+def test_an_event_ahead_of_the_clock_is_refused_and_does_not_move_event_time(tmp_path: Path) -> None:
+    shard = Shard.open(tmp_path / "shard.duckdb", CountingRules())
+    records = [(0, query("e1", START)), (1, query("e2", START + 30 * 86_400))]
+    shard.apply(decode_records(records), topic_id="t", first_offset=0, next_offset=2, now=START)
+    assert shard.totals().quarantined == {"future_event": 1}
+    assert shard.totals().latest_us == START * 1e6
+    shard.close()
+
+
+def test_exported_days_are_forgotten_after_the_retention_and_others_are_kept(tmp_path: Path) -> None:
+    shard = Shard.open(tmp_path / "shard.duckdb", CountingRules(retention_days=30))
+    feed(shard, [query("e1", START), impression("e2", START), click("e3", START + 1)])
+    feed(shard, [query("e4", START + 60 * 86_400)], start=3)
+    assert {one.kind for one in shard.tend(60)} == {"look"}
+    assert shard.read("SELECT count(*) AS n FROM seen")["n"][0].as_py() == 4
+    shard.mark_exported(day(START))
+    feed(shard, [query("e5", START + 61 * 86_400)], start=4)
+    assert {one.kind for one in shard.tend(60)} == {"expiry", "compaction", "look"}
+    for table, left in {"seen": 2, "queries": 2, "impressions": 0, "clicks": 0, "window_deltas": 0}.items():
+        assert shard.read(f"SELECT count(*) AS n FROM {table}")["n"][0].as_py() == left, table
+    assert shard.totals().counted == 5
+    shard.close()
+
+
+def test_a_locked_or_foreign_file_is_refused_by_name(tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign.duckdb"
+    foreign.write_bytes(b"not a database" * 1000)
+    with pytest.raises(StoreError, match=r"foreign\.duckdb"):
+        Shard.open(foreign, KEEP_ALL)
+    with pytest.raises(StoreError, match=r"absent\.duckdb"):
+        Shard.open(tmp_path / "absent.duckdb", KEEP_ALL, read_only=True)
+
+
+def test_keys_are_made_anew_when_duckdb_hashes_otherwise(tmp_path: Path) -> None:
+    import duckdb
+
+    path = tmp_path / "shard.duckdb"
+    shard = Shard.open(path, KEEP_ALL)
+    log = [
+        impression("e1", START),
+        click("e2", START + 1),
+        query("e3", START, "x"),
+        query("e4", START + 2, "y"),
+        click("e5", START, "k"),
+    ]
+    feed(shard, log)
+    shard.close()
+    with duckdb.connect(str(path)) as con:
+        con.execute("UPDATE state SET hash_probe = 1; UPDATE seen SET key = 1; UPDATE impressions SET key = 1;")
+        con.execute("UPDATE clicks SET key = 1; UPDATE pending SET key = 1; UPDATE queries SET session_key = 1")
+    shard = Shard.open(path, KEEP_ALL)
+    more = [*log, click("e6", START + 3), impression("e7", START, "k"), query("e8", START + 1, "z")]
+    feed(shard, more, start=5)
+    assert_equal_counts(shard, recount(more), DAYS)
+    assert (shard.totals().duplicates, shard.totals().pending) == (5, 0)
+    shard.close()

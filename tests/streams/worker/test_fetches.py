@@ -1,0 +1,129 @@
+"""Runs from fetched responses: every record once, from the offset asked for, checksums checked, markers no gaps."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+
+import pytest
+from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
+from aiokafka.consumer.subscription_state import SubscriptionState
+from aiokafka.errors import CorruptRecordException
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.structs import TopicPartition
+from faust.types import TP
+
+from streams.store.offset_range import Stretch
+from streams.worker.fetches import Run, cover, fetch_runs, unpack_run
+
+ZERO = TopicPartition("events", 0)
+
+
+def batch(first: int, values: list[bytes | None], compression: int = 0) -> bytes:
+    """One Kafka batch that starts at an offset."""
+    builder = DefaultRecordBatchBuilder(2, compression, False, -1, -1, -1, 1 << 20)
+    for number, value in enumerate(values):
+        assert builder.append(number, timestamp=5000 + first + number, key=b"k", value=value, headers=[]) is not None
+    built = bytearray(builder.build())
+    built[:8] = first.to_bytes(8, "big")  # the base offset is outside the checksum
+    return bytes(built)
+
+
+def fetched(data: bytes, offset: int) -> PartitionRecords:
+    return PartitionRecords(ZERO, MemoryRecords(data), None, offset, None, None, True, 0)
+
+
+@pytest.mark.parametrize("compression", [0, 1], ids=["plain", "gzip"])
+def test_all_batches_of_a_response_are_one_run(compression: int) -> None:
+    run = unpack_run(0, fetched(batch(7, [b"a", None], compression) + batch(9, [b"c"], compression), 7))
+    assert run.records == [(7, b"a"), (8, None), (9, b"c")]
+    assert (run.first_offset, run.next_offset, run.timestamp_ms, run.size) == (7, 10, 5009, 2)
+
+
+def test_what_stands_before_the_offset_asked_for_is_left_out() -> None:
+    run = unpack_run(3, fetched(batch(5, [b"a", b"b", b"c"]), 6))
+    assert (run.partition, run.records, run.first_offset, run.next_offset) == (3, [(6, b"b"), (7, b"c")], 6, 8)
+
+
+def test_records_that_are_missing_at_the_start_are_not_covered_up() -> None:
+    assert unpack_run(0, fetched(batch(9, [b"a"]), 6)).first_offset == 9
+
+
+def test_a_wrong_checksum_is_an_error() -> None:
+    data = bytearray(batch(0, [b"value"]))
+    data[-3] ^= 1
+    with pytest.raises(CorruptRecordException, match="partition 0 at offset 0"):
+        unpack_run(0, fetched(bytes(data), 0))
+
+
+class Fetcher:
+    """aiokafka's fetcher, of which only the buffer is there."""
+
+    _closed = False
+
+    def __init__(self) -> None:
+        self._subscriptions = SubscriptionState()
+        self._subscriptions.assign_from_user([ZERO])
+        self.assignment = self._subscriptions.subscription.assignment
+        self._records: dict[TopicPartition, FetchResult] = {}
+        self._wait_consume_future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def _notify(self, future: asyncio.Future[None]) -> None:
+        if not future.done():
+            future.set_result(None)
+
+    def _create_fetch_waiter(self) -> asyncio.Future[None]:
+        return self.arrived
+
+    def bring(self, data: bytes, offset: int) -> None:
+        self._records[ZERO] = FetchResult(ZERO, partition_records=fetched(data, offset), assignment=self.assignment, backoff=0)
+        self._notify(self.arrived)
+
+
+def test_a_fetched_run_is_taken_whole_and_moves_the_position() -> None:
+    async def story() -> tuple[dict[TP, Run], int, bool]:
+        fetcher = Fetcher()
+        fetcher.assignment.state_value(ZERO).seek(4)
+        asyncio.get_running_loop().call_later(0.01, fetcher.bring, batch(4, [b"a", b"b"]), 4)
+        runs = await fetch_runs(fetcher, {ZERO}, 5.0)  # type: ignore[arg-type]
+        return runs, fetcher.assignment.state_value(ZERO)._position, fetcher._wait_consume_future.done()
+
+    runs, position, asked_for_more = asyncio.run(story())
+    assert [run.records for run in runs.values()] == [[(4, b"a"), (5, b"b")]]
+    assert (position, asked_for_more) == (6, True)
+
+
+def test_what_was_fetched_before_a_seek_is_dropped() -> None:
+    async def story() -> dict[TP, Run]:
+        fetcher = Fetcher()
+        fetcher.assignment.state_value(ZERO).seek(1)
+        fetcher.bring(batch(4, [b"a"]), 4)
+        return await fetch_runs(fetcher, {ZERO}, 0.0)  # type: ignore[arg-type]
+
+    assert asyncio.run(story()) == {}
+
+
+@pytest.mark.parametrize("position", [4, 9], ids=["taken", "dropped after a seek"])
+def test_a_response_is_let_go_of_at_once_and_not_when_the_garbage_collector_comes(position: int) -> None:
+    async def story() -> bool:
+        fetcher = Fetcher()
+        fetcher.assignment.state_value(ZERO).seek(position)
+        fetcher.bring(batch(4, [b"a"]), 4)
+        left = weakref.ref(fetcher._records[ZERO]._partition_records)
+        await fetch_runs(fetcher, {ZERO}, 0.0)  # type: ignore[arg-type]
+        return left() is None
+
+    gc.disable()
+    try:
+        assert asyncio.run(story())
+    finally:
+        gc.enable()
+
+
+def test_a_stretch_covers_its_runs_without_their_values() -> None:
+    runs = [Run(2, [(5, b"a"), (6, None)], 5, 8, 1000, 3), Run(2, [], 8, 9, None, 3), Run(2, [(9, b"b")], 9, 10, 900, 3)]
+    assert cover(runs) == Stretch(2, 5, 10, 3, 1000, 3)
+    assert cover(runs[1:2]) == Stretch(2, 8, 9, 0, None, 3)

@@ -1,0 +1,153 @@
+"""The timetable: due times and requests become runs, one of a kind at a time; time and processes are the test's own."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from trainers.jobs.ledger import Kind, Ledger, Run, State
+from trainers.jobs.processes import hold_kind
+from trainers.jobs.timetable import Jobs, TimetableSettings, plan
+
+
+@dataclass
+class FakeChild:
+    """A process that ends when the test says so."""
+
+    pid: int
+    log: Path
+    returncode: int | None = None
+    stopped: bool = False
+
+    def stop(self, grace_s: float) -> int:
+        self.stopped = True
+        self.returncode = -15
+        return -15
+
+
+class Starter:
+    """Stands in for `start_job`: marks the run as begun, as a job process does."""
+
+    def __init__(self) -> None:
+        self.started: list[tuple[Kind, FakeChild]] = []
+
+    def __call__(self, ledger: Ledger, run: Run, data_dir: Path) -> Any:
+        child = FakeChild(1000 + run.id, data_dir / "job.log")
+        ledger.start(run.id, child.pid)
+        self.started.append((run.kind, child))
+        return child
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "ledger.sqlite")
+
+
+@pytest.fixture
+def starter() -> Starter:
+    return Starter()
+
+
+@pytest.fixture
+def jobs(ledger: Ledger, starter: Starter, tmp_path: Path) -> Jobs:
+    return Jobs(ledger, tmp_path, starter)
+
+
+def test_a_requested_run_starts_at_the_next_look(jobs: Jobs, ledger: Ledger, starter: Starter) -> None:
+    jobs.tend()
+    assert starter.started == []
+    ledger.request("ctr")
+    jobs.tend()
+    assert [kind for kind, _ in starter.started] == ["ctr"]
+    assert ledger.daemon_lives()
+
+
+def test_a_kind_runs_once_at_a_time_and_others_beside_it(jobs: Jobs, ledger: Ledger, starter: Starter) -> None:
+    ledger.request("ctr")
+    jobs.tend()
+    second = ledger.request("ctr")
+    ledger.request("index")
+    jobs.tend()
+    assert [kind for kind, _ in starter.started] == ["ctr", "index"]
+    starter.started[0][1].returncode = 0
+    jobs.tend()
+    assert [kind for kind, _ in starter.started] == ["ctr", "index", "ctr"]
+    assert ledger.run(second).state is State.RUNNING
+
+
+def test_a_crashed_run_is_recorded_with_its_log(jobs: Jobs, ledger: Ledger, starter: Starter) -> None:
+    number = ledger.request("policy")
+    jobs.tend()
+    starter.started[0][1].returncode = -11
+    jobs.tend()
+    assert ledger.run(number).state is State.FAILED
+    assert "killed by signal 11" in ledger.run(number).outcome["detail"]
+    assert "job.log" in ledger.run(number).outcome["detail"]
+
+
+def test_a_new_daemon_settles_what_died_with_the_old_one(jobs: Jobs, ledger: Ledger, tmp_path: Path) -> None:
+    lost, held = ledger.start(ledger.request("ctr"), pid=1).id, ledger.start(ledger.request("policy"), pid=2).id
+    with hold_kind(tmp_path, "policy"):
+        jobs.settle_lost()
+    assert (ledger.run(lost).state, ledger.run(held).state) == (State.FAILED, State.RUNNING)
+
+
+def test_stopping_ends_the_running_jobs_and_the_heartbeat(jobs: Jobs, ledger: Ledger, starter: Starter) -> None:
+    number = ledger.request("policy")
+    jobs.tend()
+    jobs.stop()
+    assert starter.started[0][1].stopped
+    assert ledger.run(number).state is State.FAILED
+    assert not ledger.daemon_lives()
+
+
+def scheduled(settings: TimetableSettings, ledger: Ledger) -> dict[str, Any]:
+    return {job.id: job for job in plan(settings, ledger, lambda: None).get_jobs()}
+
+
+def test_each_kind_has_its_times_in_utc(ledger: Ledger) -> None:
+    times = scheduled(TimetableSettings(ctr="15 3 * * *", index="off", policy="0 5 * * sun"), ledger)
+    assert set(times) == {"ctr", "policy", "poll"}
+    thursday = datetime(2026, 1, 1, tzinfo=UTC)
+    assert times["ctr"].trigger.get_next_fire_time(None, thursday) == datetime(2026, 1, 1, 3, 15, tzinfo=UTC)
+    assert times["policy"].trigger.get_next_fire_time(None, thursday) == datetime(2026, 1, 4, 5, 0, tzinfo=UTC)
+
+
+def test_missed_times_coalesce_and_one_instance_runs(ledger: Ledger) -> None:
+    async def look() -> dict[str, Any]:
+        scheduler = plan(TimetableSettings(misfire_grace_s=77), ledger, lambda: None)
+        scheduler.start(paused=True)
+        found = {job.id: (job.coalesce, job.max_instances, job.misfire_grace_time) for job in scheduler.get_jobs()}
+        scheduler.shutdown(wait=False)
+        return found
+
+    found = asyncio.run(look())
+    assert found["ctr"] == found["index"] == found["policy"] == (True, 1, 77)
+    assert found["poll"][:2] == (True, 1)
+
+
+def test_a_due_time_requests_a_run_once_however_many_were_missed(ledger: Ledger) -> None:
+    async def run_late() -> None:
+        scheduler = plan(TimetableSettings(ctr="* * * * *", index="off", policy="off"), ledger, lambda: None)
+        scheduler.start(paused=True)
+        scheduler.modify_job("ctr", next_run_time=datetime.now(UTC) - timedelta(minutes=30))
+        scheduler.resume()
+        async with asyncio.timeout(10):
+            while not ledger.requested():
+                await asyncio.sleep(0.01)
+        scheduler.shutdown(wait=False)
+
+    asyncio.run(run_late())
+    assert [run.kind for run in ledger.requested()] == ["ctr"]
+
+
+@pytest.mark.parametrize("line", ["every day", "61 * * * *", "* * * *", ""])
+def test_a_line_that_is_no_cron_line_is_refused(line: str) -> None:
+    with pytest.raises(ValidationError, match="index"):
+        TimetableSettings(index=line)

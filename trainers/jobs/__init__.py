@@ -1,0 +1,1 @@
+"""The training jobs, their ledger and their timetable."""

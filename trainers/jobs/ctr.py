@@ -1,0 +1,77 @@
+"""The job `ctr`: trains the click predictor, and the judge on the other half of the sessions, from the lake's mature days."""
+
+from __future__ import annotations
+
+import logging
+from datetime import date, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from streams.lake.files import Lake
+from streams.lake.reader import days
+from streams.runtime import artifacts
+from trainers.jobs.outcomes import Outcome, Skipped
+from trainers.jobs.parallel import run_apart
+from trainers.jobs.processes import count_cores
+from trainers.jobs.settings import TrainerSettings
+from trainers.predictor.examples import read_examples
+from trainers.predictor.training import MIN_CLICKS, train_predictor
+
+log = logging.getLogger(__name__)
+Part = Literal["predictor", "judge"]
+
+
+def run(settings: TrainerSettings) -> Outcome:
+    """Publish artifacts `predictor` and `judge`. Raises Skipped while the lake holds too little."""
+    as_of = newest_day(settings.open_lake()) + timedelta(days=1)
+    at_once = min(2, count_cores())
+    parts: tuple[Part, ...] = ("predictor", "judge")
+    for part in parts:
+        _check_enough(settings, as_of, part)
+    log.info("event=stage job=ctr stage=training as_of=%s at_once=%d", as_of, at_once)
+    calls = [partial(train_part, settings, as_of, part) for part in parts]
+    trained = dict(zip(parts, run_apart(calls, at_once, max(1, count_cores() // at_once)), strict=True))
+    detail = ", ".join(f"{part} auc {figures['auc']:.3f}" for part, figures in trained.items())
+    return Outcome(
+        f"{detail} on {trained['predictor']['lists'] + trained['judge']['lists']} lists", {"as_of": str(as_of), **trained}
+    )
+
+
+def newest_day(lake: Lake) -> date:
+    """The newest mature day. Raises Skipped when there is none."""
+    found = days(lake)
+    if not found:
+        raise Skipped(f"the lake {lake.url} has no day yet: a day comes when its clicks have")
+    return found[-1]
+
+
+def train_part(settings: TrainerSettings, as_of: date, part: Part) -> dict[str, Any]:
+    """Train one of the two, publish it, and return its metrics with the artifact's folder. Runs in a process of its own."""
+    examples = read_examples(settings.open_lake(), as_of, settings.ctr.days, part)
+    size = settings.predictor.model_dump()
+    start = _warm_start(settings.data.dir / "artifacts", part, size)
+    meta: dict[str, Any] = {"as_of": str(as_of), "days": settings.ctr.days, "size": size, "start": start.name if start else None}
+
+    def fill(folder: Path) -> None:
+        # The manifest is written after the folder is filled, so what is learned here about the predictor still enters it.
+        meta["metrics"] = train_predictor(examples, folder, settings.ctr, settings.predictor, start)
+
+    artifact = artifacts.publish(settings.data.dir / "artifacts", part, fill, meta)
+    return {**meta["metrics"], "artifact": str(artifact.path)}
+
+
+def _warm_start(root: Path, part: Part, size: dict[str, Any]) -> Path | None:
+    """The newest one of its kind, where it has the size that the settings ask for."""
+    newest = artifacts.latest(root, part)
+    return newest.path if newest and newest.meta.get("size") == size else None
+
+
+def _check_enough(settings: TrainerSettings, as_of: date, part: Part) -> None:
+    examples = read_examples(settings.open_lake(), as_of, settings.ctr.days, part)
+    clicked, unclicked = examples.clicked, examples.positions - examples.clicked
+    if min(clicked, unclicked) < 2 * MIN_CLICKS:
+        raise Skipped(
+            f"too few impressions for the {part}: {len(examples)} lists with {clicked} clicked and {unclicked} unclicked "
+            f"positions in the {settings.ctr.days} days before {as_of}, at least {2 * MIN_CLICKS} of each are needed"
+        )

@@ -1,0 +1,55 @@
+"""The three jobs by name, and what every job process does around one: lock, ledger, outcome."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from importlib import import_module
+from types import ModuleType
+
+from trainers.jobs.ledger import Kind, Ledger, State
+from trainers.jobs.outcomes import JobError, Outcome, Skipped
+from trainers.jobs.processes import BUSY, hold_kind, record
+from trainers.jobs.settings import TrainerSettings
+
+log = logging.getLogger(__name__)
+EXIT_CODES = {State.SUCCEEDED: 0, State.FAILED: 1, State.SKIPPED: 5}
+
+
+def run(kind: Kind, settings: TrainerSettings) -> Outcome:
+    """Do the job here. Raises Skipped and JobError with a text for people, and whatever a defect raises."""
+    outcome: Outcome = _find(kind).run(settings)
+    return outcome
+
+
+def _find(kind: Kind) -> ModuleType:
+    return import_module(f"trainers.{kind}_job")
+
+
+def run_recorded(kind: Kind, settings: TrainerSettings, run_id: int | None = None) -> int:
+    """Do the job under its kind's lock and record it as `run_id`, or as a run of its own.
+
+    Exit code of the process: 0 succeeded, 1 failed, 4 its kind is under way, 5 skipped. A crash is recorded and raised."""
+    ledger = Ledger(settings.data.dir / "ledger.sqlite")
+    with hold_kind(settings.data.dir, kind) as mine:
+        if not mine:
+            print(f"{kind}: another run of this kind is under way", file=sys.stderr)
+            return BUSY
+        for lost in ledger.fail_lost(kind):
+            log.warning("event=run_lost run=%d kind=%s", lost, kind)
+        begun = ledger.start(ledger.request(kind) if run_id is None else run_id, os.getpid())
+        with record(ledger, begun):
+            state, outcome = _attempt(kind, settings)
+        ledger.finish(begun.id, state, outcome.record())
+    log.info("event=job_ended kind=%s run=%d state=%s detail=%r", kind, begun.id, state, outcome.detail)
+    return EXIT_CODES[state]
+
+
+def _attempt(kind: Kind, settings: TrainerSettings) -> tuple[State, Outcome]:
+    try:
+        return State.SUCCEEDED, run(kind, settings)
+    except Skipped as reason:
+        return State.SKIPPED, Outcome(str(reason))
+    except JobError as error:
+        return State.FAILED, Outcome(str(error))

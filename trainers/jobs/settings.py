@@ -1,0 +1,41 @@
+"""Every section that the trainers' processes read: the daemon and the jobs."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, Field
+
+from index.settings import IndexSettings
+from serving.policy.tasks import DEFAULT_TASKS, Tasks
+from serving.predictor.settings import PredictorSettings
+from serving.settings import ServingSettings
+from streams.lake.files import Lake, LakeSettings, open_lake
+from streams.runtime.settings import DataSettings
+from trainers.jobs.timetable import TimetableSettings
+from trainers.policy.aligners.dpo import DpoSettings
+from trainers.policy.base import PolicySettings
+from trainers.policy.gate import GateSettings
+from trainers.policy.search import SearchSettings
+from trainers.policy.sft import SftSettings
+from trainers.predictor.training import CtrSettings
+
+
+class TrainerSettings(BaseModel, frozen=True, extra="forbid"):
+    """`serving` is among them because the gate writes its lists with the decoding that serving would use."""
+
+    data: DataSettings = DataSettings()
+    lake: LakeSettings = LakeSettings()
+    index: IndexSettings = IndexSettings()
+    serving: ServingSettings = ServingSettings()
+    tasks: Tasks = Field(default_factory=lambda: dict(DEFAULT_TASKS))
+    predictor: PredictorSettings = PredictorSettings()
+    policy: PolicySettings = PolicySettings()
+    sft: SftSettings = SftSettings()
+    ctr: CtrSettings = CtrSettings()
+    search: SearchSettings = SearchSettings()
+    dpo: DpoSettings = DpoSettings()
+    gate: GateSettings = GateSettings()
+    timetable: TimetableSettings = TimetableSettings()
+
+    def open_lake(self) -> Lake:
+        """Return the lake that the jobs read."""
+        return open_lake(self.data.dir, self.lake)

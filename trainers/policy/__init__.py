@@ -1,0 +1,1 @@
+"""How a policy is made: base, SFT, prompts, search, preference pairs, aligners, the gate."""

@@ -1,0 +1,159 @@
+"""Direct preference optimisation (G12, eq. 8) by TRL, with LoRA.
+
+The reference model of an iteration is the policy that the iteration starts from: the champion in the folder `policy`.
+With LoRA it is that model with the adapter switched off, so it cannot be another one. The adapter is merged and the
+result saved into a new folder; the next iteration starts from there with a fresh adapter.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from trainers.policy.base import load_policy, quiet
+from trainers.policy.pairs import Pair
+
+LossType = Literal["sigmoid", "sft", "ipo", "hinge"]
+
+
+class DpoSettings(BaseModel):
+    """Section `dpo`. The loss is a weighted sum; the `sft` part on the chosen list keeps the list format (without it,
+    sigmoid alone at a high learning rate breaks it)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    beta: float = Field(default=0.1, gt=0, description="Weight of the distance to the reference.")
+    learning_rate: float = Field(default=5e-5, gt=0, description="Peak; warmed up, then half a cosine to zero.")
+    epochs: float = Field(default=1.0, gt=0, description="Passes over the pairs.")
+    batch: int = Field(default=16, ge=1, description="Pairs a step.")
+    lora_rank: int = Field(default=16, ge=1, description="Of the adapter on every linear layer.")
+    loss_type: tuple[LossType, ...] = Field(default=("sigmoid", "sft"), description="TRL's losses.")
+    loss_weights: tuple[float, ...] = Field(default=(1.0, 0.5), description="Their weights.")
+    min_pairs: int = Field(default=32, ge=1, description="Fewer pairs than this are not learned from.")
+    seed: int = Field(default=0, description="Of the order of the pairs and of the adapter's first weights.")
+
+
+class TooFewPairs(ValueError):
+    """The search left fewer preference pairs than `dpo.min_pairs`."""
+
+
+def train_dpo(policy: Path, pairs: Sequence[Pair], out: Path, settings: DpoSettings, device: str) -> dict[str, float]:
+    """Trains the policy in folder `policy` on the pairs and saves the merged model and its tokenizer into `out`.
+
+    Answers pairs, steps, loss, accuracy and margin (beta times the difference of the log-ratios, of the last tenth of
+    the steps), seconds. Raises TooFewPairs."""
+    if len(pairs) < settings.min_pairs:
+        raise TooFewPairs(f"{len(pairs)} pairs, dpo.min_pairs = {settings.min_pairs}: raise search.prompts, or lower it")
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = make_trainer(policy, pairs, Path(scratch), settings, device)
+        trainer.train()
+    merged = trainer.model.merge_and_unload()
+    merged.save_pretrained(out)
+    trainer.processing_class.save_pretrained(out)
+    return _summarise(trainer.state.log_history, len(pairs)) | {"seconds": time.monotonic() - started}
+
+
+def make_trainer(policy: Path, pairs: Sequence[Pair], scratch: Path, settings: DpoSettings, device: str) -> Any:
+    """TRL's DPOTrainer over the pairs' own token ids: TRL would tokenise the text again, and the same text may have
+    other tokens than those that the policy wrote."""
+    quiet()
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers.trainer_callback import PrinterCallback
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    class IdsTrainer(DPOTrainer):
+        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+            return dataset
+
+    model, tokenizer = load_policy(policy, device)
+    trainer = IdsTrainer(
+        model=model,
+        args=DPOConfig(**_arguments(settings, model.device.type, scratch)),
+        train_dataset=Dataset.from_list([_row(pair, tokenizer) for pair in pairs]),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(
+            r=settings.lora_rank, lora_alpha=2 * settings.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM"
+        ),
+        callbacks=[_bar()],
+    )
+    trainer.remove_callback(PrinterCallback)  # it prints every step
+    return trainer
+
+
+def _row(pair: Pair, tokenizer: Any) -> dict[str, list[int]]:
+    return {
+        "prompt_ids": tokenizer(pair.prompt).input_ids,
+        "chosen_ids": list(pair.chosen),
+        "rejected_ids": list(pair.rejected),
+    }
+
+
+def _arguments(settings: DpoSettings, kind: str, scratch: Path) -> dict[str, Any]:
+    return {
+        "output_dir": str(scratch),
+        "beta": settings.beta,
+        "learning_rate": settings.learning_rate,
+        "num_train_epochs": settings.epochs,
+        "per_device_train_batch_size": settings.batch,
+        "loss_type": list(settings.loss_type),
+        "loss_weights": list(settings.loss_weights),
+        "seed": settings.seed,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.1,
+        "max_length": None,
+        "use_cpu": kind == "cpu",
+        "bf16": kind == "cuda",
+        "gradient_checkpointing": False,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": kind == "cuda",
+    }
+
+
+def _bar() -> Any:
+    """TRL's own progress goes to standard output; this one is the project's, on standard error and only on a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+    from transformers import TrainerCallback
+
+    console = Console(stderr=True)
+
+    class Bar(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.progress = Progress(console=console, disable=not console.is_terminal, transient=True)
+            self.progress.start()
+            self.task = self.progress.add_task("preference optimisation", total=state.max_steps)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.progress.update(self.task, completed=state.global_step)
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.progress.stop()
+
+    return Bar()
+
+
+def _summarise(history: Sequence[dict[str, Any]], pairs: int) -> dict[str, float]:
+    steps = [one for one in history if "rewards/margins" in one]
+    tail = steps[-max(1, len(steps) // 10) :]
+
+    def mean(key: str) -> float:
+        return sum(cast(float, one[key]) for one in tail) / len(tail)
+
+    return {
+        "pairs": float(pairs),
+        "steps": float(len(steps)),
+        "loss": mean("loss"),
+        "accuracy": mean("rewards/accuracies"),
+        "margin": mean("rewards/margins"),
+    }

@@ -1,0 +1,49 @@
+"""From candidate lists to preference pairs: what DPO learns from (Algorithm 1, lines 25 and 26)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from serving.policy.lists import find_duplicates
+from trainers.policy.search import Candidates, ScoredList, SearchSettings
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One triplet (x, y_chosen, y_rejected); the lists as token ids that end with EOS, the rewards by eq. 3 or 4."""
+
+    prompt: str
+    chosen: tuple[int, ...]
+    rejected: tuple[int, ...]
+    chosen_reward: float
+    rejected_reward: float
+
+
+def make_pairs(candidates: Iterable[Candidates], settings: SearchSettings) -> list[Pair]:
+    """At most one pair a prompt (G11); none where no chosen list is left or its reward is not above the rejected one's."""
+    pairs = (make_pair(one, settings) for one in candidates)
+    return [pair for pair in pairs if pair is not None]
+
+
+def make_pair(candidates: Candidates, settings: SearchSettings) -> Pair | None:
+    """Drops chosen lists in which two recommendations overlap (G10), then matches lengths (eq. 6)."""
+    chosen = [one for one in candidates.chosen if not _repeats(one, settings)]
+    if not chosen or not candidates.rejected:
+        return None
+    better, worse = match_lengths(chosen, candidates.rejected)
+    if better.reward <= worse.reward + settings.min_gain:
+        return None
+    return Pair(candidates.prompt.text, better.token_ids, worse.token_ids, better.reward, worse.reward)
+
+
+def _repeats(one: ScoredList, settings: SearchSettings) -> bool:
+    return settings.filter_overlap and bool(find_duplicates(one.list.items, settings.overlap))
+
+
+def match_lengths(chosen: Sequence[ScoredList], rejected: Sequence[ScoredList]) -> tuple[ScoredList, ScoredList]:
+    """Eq. 6: the pair whose lengths in tokens differ least; among equals the one whose rewards differ most."""
+    return min(
+        ((better, worse) for better in chosen for worse in rejected),
+        key=lambda pair: (abs(len(pair[0].token_ids) - len(pair[1].token_ids)), pair[1].reward - pair[0].reward),
+    )

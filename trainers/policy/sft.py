@@ -1,0 +1,217 @@
+"""Cold start: the base model learns from annotated lists how a list is written (G3), before any click exists.
+
+A plain loop and not a trainer class: cross-entropy on the response alone is ten lines, and at the size of a
+demonstration the class would cost more than the learning.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field
+
+from serving.policy.lists import AUX, SEP, encode_list
+from serving.policy.tasks import Task, render_prompt
+from trainers.policy.base import load_policy
+from trainers.progress import track
+
+IGNORE = -100
+
+
+class SftSettings(BaseModel):
+    """Section `sft`. `lora_rank` 0 trains all weights; a large base wants 16 and a learning rate of 1e-4."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: float = Field(default=3.0, gt=0, description="Passes over the annotations.")
+    batch: int = Field(default=32, ge=1, description="Annotations a step.")
+    learning_rate: float = Field(default=1e-5, gt=0, description="Peak; warmed up linearly, then half a cosine to zero.")
+    warmup: float = Field(default=0.05, ge=0, lt=1, description="Share of the steps.")
+    weight_decay: float = Field(default=0.01, ge=0, description="AdamW's.")
+    lora_rank: int = Field(default=0, ge=0, description="0 trains all weights.")
+    seed: int = Field(default=0, description="Of the order of the annotations and of LoRA's first weights.")
+
+
+class Annotation(msgspec.Struct, frozen=True):
+    """One annotated list; 0..N_ref of its items relate to the co-occurring queries in `related` (G17)."""
+
+    task: str
+    query: str
+    items: tuple[str, ...]
+    related: tuple[str, ...] = ()
+    session: tuple[str, ...] = ()
+    response: str | None = None
+    auxiliary: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of a prompt and of the response that is learned."""
+
+    prompt: list[int]
+    response: list[int]
+
+
+def read_annotations(path: Path) -> list[Annotation]:
+    """Reads JSONL. Raises ValueError naming the file and the line that is not an annotation, or that the file is empty."""
+    decoder = msgspec.json.Decoder(Annotation)
+    annotations = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            annotations.append(decoder.decode(line))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}:{number}: not an annotation: {error}. Needed: task, query, items") from error
+    if not annotations:
+        raise ValueError(f"{path}: no annotation in it; one JSON object a line is needed: task, query, items")
+    return annotations
+
+
+def annotation_texts(annotations: Sequence[Annotation], tasks: Mapping[str, Task]) -> list[str]:
+    """The prompts, items and auxiliary texts: what a vocabulary made from scratch is learned from."""
+    texts: list[str] = []
+    for one in annotations:
+        texts.append(_prompt(one, tasks))
+        texts.extend(one.items)
+        texts.extend(one.auxiliary.values())
+    return texts
+
+
+def encode_examples(annotations: Sequence[Annotation], tasks: Mapping[str, Task], tokenizer: Any) -> list[Example]:
+    """Raises ValueError for a task that no setting knows or a list that has not the task's N items."""
+    return [Example(tokenizer(_prompt(one, tasks)).input_ids, _response(one, tasks[one.task], tokenizer)) for one in annotations]
+
+
+def _response(one: Annotation, task: Task, tokenizer: Any) -> list[int]:
+    if len(one.items) != task.n:
+        raise ValueError(f"annotation of {one.query!r}: {len(one.items)} items, task {task.name} has n = {task.n}")
+    if set(one.auxiliary) != set(task.auxiliary):
+        raise ValueError(f"annotation of {one.query!r}: auxiliary {sorted(one.auxiliary)}, task {task.name} has {task.auxiliary}")
+    return encode_list(one.items, [one.auxiliary[name] for name in task.auxiliary], tokenizer)
+
+
+def _prompt(one: Annotation, tasks: Mapping[str, Task]) -> str:
+    if one.task not in tasks:
+        known = ", ".join(sorted(tasks))
+        raise ValueError(f"annotation of {one.query!r}: task {one.task!r} is not in the settings; known: {known}")
+    return render_prompt(tasks[one.task], one.query, one.related, one.session, one.response)
+
+
+def train_sft(
+    base: str | Path, annotations: Sequence[Annotation], tasks: Mapping[str, Task], out: Path, settings: SftSettings, device: str
+) -> dict[str, float]:
+    """Trains `base` by cross-entropy on the responses (eq. 1) and saves model and tokenizer into `out`.
+
+    Answers loss (mean of the last tenth of the steps, nats a token), steps, examples, seconds."""
+    import torch
+
+    started = time.monotonic()
+    torch.manual_seed(settings.seed)
+    model, tokenizer = load_policy(base, device, precise=settings.lora_rank == 0)
+    examples = encode_examples(annotations, tasks, tokenizer)
+    trained: Any = _adapted(model, tokenizer, settings) if settings.lora_rank else model
+    losses = _fit(trained, plan_batches(examples, settings), tokenizer.pad_token_id, settings)
+    finished = trained.merge_and_unload() if settings.lora_rank else model
+    finished.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    tail = losses[-max(1, len(losses) // 10) :]
+    return {
+        "loss": sum(tail) / len(tail),
+        "steps": float(len(losses)),
+        "examples": float(len(examples)),
+        "seconds": time.monotonic() - started,
+    }
+
+
+def _adapted(model: Any, tokenizer: Any, settings: SftSettings) -> Any:
+    """LoRA on every linear layer; the rows of `<SEP>` and `<AUX>`, which a hub's model never saw, are trained as a whole."""
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=settings.lora_rank,
+            lora_alpha=2 * settings.lora_rank,
+            target_modules="all-linear",
+            trainable_token_indices=tokenizer.convert_tokens_to_ids([SEP, AUX]),
+            task_type="CAUSAL_LM",
+        ),
+    )
+
+
+def plan_batches(examples: Sequence[Example], settings: SftSettings) -> list[list[Example]]:
+    """The batches of all epochs, in order. Each epoch is shuffled; neighbours in length share a batch, which spares
+    padding, and the batches are shuffled again."""
+    order = random.Random(settings.seed)
+    steps = math.ceil(settings.epochs * math.ceil(len(examples) / settings.batch))
+    batches: list[list[Example]] = []
+    while len(batches) < steps:
+        shuffled = sorted(order.sample(examples, len(examples)), key=lambda one: len(one.prompt) + len(one.response))
+        epoch = [shuffled[start : start + settings.batch] for start in range(0, len(shuffled), settings.batch)]
+        order.shuffle(epoch)
+        batches.extend(epoch)
+    return batches[:steps]
+
+
+def _fit(model: Any, batches: Sequence[Sequence[Example]], pad: int, settings: SftSettings) -> list[float]:
+    import torch
+
+    weights = [one for one in model.parameters() if one.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+    warm = max(1, round(settings.warmup * len(batches)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, warm, len(batches)))
+    model.train()
+    losses = []
+    for batch in track(batches, "supervised fine-tuning", total=len(batches)):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
+            loss = response_loss(model, *pad_batch(batch, pad, model.device))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def _rate(step: int, warm: int, total: int) -> float:
+    """Linear warm-up, then half a cosine down to zero, as a share of the learning rate."""
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+
+
+def pad_batch(batch: Sequence[Example], pad: int, device: Any) -> tuple[Any, Any, Any]:
+    """ids, attention mask and labels, each [rows, longest]; padded on the right, labels -100 outside the response."""
+    import torch
+
+    longest = max(len(one.prompt) + len(one.response) for one in batch)
+    ids = torch.full((len(batch), longest), pad)
+    mask = torch.zeros_like(ids)
+    labels = torch.full_like(ids, IGNORE)
+    for row, one in enumerate(batch):
+        start, end = len(one.prompt), len(one.prompt) + len(one.response)
+        ids[row, :end] = torch.tensor(one.prompt + one.response)
+        mask[row, :end] = 1
+        labels[row, start:end] = ids[row, start:end]
+    return ids.to(device), mask.to(device), labels.to(device)
+
+
+def response_loss(model: Any, ids: Any, mask: Any, labels: Any) -> Any:
+    """Cross-entropy in nats a response token (eq. 1). Logits are made for response tokens alone: with a vocabulary of
+    150,000 the others would take most of the memory."""
+    import torch
+
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    hidden = causal.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
+    wanted = labels[:, 1:] != IGNORE
+    logits = causal.get_output_embeddings()(hidden[wanted])
+    return torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][wanted])

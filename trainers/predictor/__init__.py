@@ -1,0 +1,1 @@
+"""How a CTR predictor is made: examples from the lake, training, calibration, metrics."""
