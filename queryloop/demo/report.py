@@ -139,7 +139,7 @@ def render_page(report: Mapping[str, Any], measured: Measured) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(loader=PackageLoader("queryloop", "."), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(loader=PackageLoader("queryloop.demo", "."), autoescape=True, undefined=StrictUndefined)
     environment.filters.update(rate=_show("{:.4f}"), tenth=_show("{:.1f}"), verdict=describe_gate)
     return environment.get_template("report.html").render(
         report=report,

@@ -31,7 +31,7 @@ _FRESH = "public, max-age=3600"
 @cache
 def read_snippet() -> bytes:
     """The snippet's text."""
-    return files("serving").joinpath("browser/queryloop.js").read_bytes()
+    return files("serving.http").joinpath("browser/queryloop.js").read_bytes()
 
 
 def answer_snippet(request: Request) -> Response:

@@ -33,7 +33,7 @@ def compose_command() -> list[str] | None:
 
 def test_the_file_meets_the_compose_specification(compose: dict[str, Any]) -> None:
     # The schema is the one that docker-compose 1.29.2 (Apache-2.0) carries; the x- keys are merged in by then.
-    schema = json.loads((ROOT / "tests" / "compose_spec.json").read_text())
+    schema = json.loads((ROOT / "tests" / "house" / "compose_spec.json").read_text())
     jsonschema.Draft201909Validator(schema).validate({key: value for key, value in compose.items() if not key.startswith("x-")})
 
 

@@ -1,7 +1,7 @@
 """Exactness: order, repeats, batching, crashes and repairs of a log change no count.
 
-`tests.test_streams_store` compares logs with one version of each event to a recount of the sorted log; here ids come in several
-versions, and the oracle goes by the order of arrival.
+`tests.streams.store.test_shard` compares logs with one version of each event to a recount of the sorted log; here
+ids come in several versions, and the oracle goes by the order of arrival.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def test_without_the_cut_at_a_freed_id_a_repaired_click_is_lost() -> None:
         assert counts_of(shard) == expected
         shard.close()
     with pytest.MonkeyPatch.context() as patch, new_shard() as (_, shard):
-        patch.setattr("streams.store.shard.repeats.find_conflicts", lambda *_: [])
+        patch.setattr("streams.store.shard.deduplication.find_conflicts", lambda *_: [])
         apply(shard, log, 0, 3, columns=True)
         assert counts_of(shard) != expected
         shard.close()
@@ -190,7 +190,13 @@ def test_without_the_cut_at_a_freed_id_a_repaired_click_is_lost() -> None:
 def crash(shard: Shard, path: Path, log: list[bytes], first: int, end: int, chance: random.Random) -> Shard:
     """Let a batch fail at one of its steps; then go on with the same shard, or open it anew as after the end of its process."""
     step = chance.choice(
-        ["cooccurrence.count_queries", "days.soil_days", "attribution.attribute", "repeats.find_conflicts", "save_totals"]
+        [
+            "cooccurrence.count_queries",
+            "retention.soil_days",
+            "attribution.attribute",
+            "deduplication.find_conflicts",
+            "save_totals",
+        ]
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(f"streams.store.shard.{step}", fail)

@@ -27,7 +27,7 @@ import pytest
 
 from queryloop import Emitter
 from queryloop.testing import Quarantined
-from streams.clocks import read_clock
+from streams.runtime.clocks import read_clock
 from streams.events import Query
 
 RED = {"type": "query", "session_id": "s", "query": "red"}
@@ -66,14 +66,14 @@ def test_the_clock_goes_where_it_is_told(queryloop):
     clock.set(datetime(2021, 3, 2, 23, 59))
     assert clock.now() == datetime(2021, 3, 2, 23, 59, tzinfo=UTC).timestamp()
     queryloop.emit(RED | {"ts": clock.ts(days=1.5), "event_id": "early"})
-    (refused,) = queryloop.commands.quarantine()
+    (refused,) = queryloop.quarantine()
     assert isinstance(refused, Quarantined)
     assert (refused.reason, refused.event_id) == ("future_event", "early")
     clock.advance(minutes=1)
     assert clock.today() == date(2021, 3, 3)
     clock.advance(days=1)
     queryloop.emit(RED | {"ts": clock.ts(days=0.5), "event_id": "again"})
-    assert len(queryloop.commands.quarantine()) == 1
+    assert len(queryloop.quarantine()) == 1
     clock.set("2021-03-02T23:59:00+00:00")
     clock.set(clock.now() - 1)
     with pytest.raises(ValueError, match="noon"):
@@ -95,7 +95,7 @@ def test_a_file_is_replayed_through_a_mapping(queryloop, tmp_path):
     for _ in range(2):
         assert queryloop.replay(tmp_path / "log.csv", mapping=tmp_path / "map.toml") == 3
     assert [one.count for one in queryloop.cooccurrence("red", as_of="2020-09-14")] == [1]
-    (bad,) = queryloop.commands.quarantine()
+    (bad,) = queryloop.quarantine()
     assert bad.reason == "invalid" and "never,s,blue" in bad.raw and "'never' is not epoch_s" in bad.raw
 
 
@@ -193,7 +193,7 @@ import pytest
 @pytest.mark.parametrize("number", range(3))
 def test_one_of_many(queryloop, number):
     queryloop.replay([{EVENT}] * number + ["{{"])
-    assert len(queryloop.commands.quarantine()) == 1
+    assert len(queryloop.quarantine()) == 1
     queryloop.emit({EVENT} | {{"query": "next", "ts": queryloop.clock.ts(1)}})
     assert [one.count for one in queryloop.cooccurrence("red")] == [1] * (number > 0)
 """

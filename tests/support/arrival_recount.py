@@ -1,7 +1,8 @@
 """A second oracle: a log recounted line by line in order of arrival, with the rule of repair, in plain Python.
 
-`tests.recount` sorts a log in which each event has one version; here an event id may come in several, some of them bad. It
-follows the rule literally: one line at a time, an id's clicks judged anew when something changes. For a log of which all is kept.
+`tests.support.recount` sorts a log in which each event has one version; here an event id may come in several, some of them
+bad. It follows the rule literally: one line at a time, an id's clicks judged anew when something changes. For a log of which
+all is kept.
 """
 
 from __future__ import annotations

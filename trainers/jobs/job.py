@@ -24,7 +24,7 @@ def run(kind: Kind, settings: TrainerSettings) -> Outcome:
 
 
 def _find(kind: Kind) -> ModuleType:
-    return import_module(f"trainers.{kind}_job")
+    return import_module(f"trainers.jobs.{kind}")
 
 
 def run_recorded(kind: Kind, settings: TrainerSettings, run_id: int | None = None) -> int:

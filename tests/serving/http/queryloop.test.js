@@ -1,11 +1,11 @@
-// The snippet in Node, on a collector and a clock of its own: `node --test tests/browser/`.
+// The snippet in Node, on a collector and a clock of its own: `node --test tests/serving/http/`.
 "use strict";
 const test = require("node:test");
 const assert = require("node:assert/strict");
 const http = require("node:http");
 const path = require("node:path");
 
-const Queryloop = require(path.join(__dirname, "../../serving/browser/queryloop.js"));
+const Queryloop = require(path.join(__dirname, "../../../serving/http/browser/queryloop.js"));
 
 /* A collector that answers with the given statuses in turn (202 when they run out) and keeps what it was sent. */
 async function collector(t, statuses = [], headers = {}) {

@@ -30,7 +30,7 @@ from streams.runtime.processes import free_port
 EMIT_FOR_EVER = """
 import sys
 from pathlib import Path
-from streams.emitter import Emitter, EmitterSettings
+from streams.emitter.emitter import Emitter, EmitterSettings
 from streams.events import Query
 bootstrap, folder = sys.argv[1:]
 emitter = Emitter(bootstrap, EmitterSettings(outbox_dir=Path(folder)))

@@ -9,9 +9,9 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from streams.lake import reader
 from streams.lake.files import Lake, LakeSettings
 from streams.lake.reader import read_cooccurrence, read_impressions, read_queries
-from streams.store import lake_export
 from streams.store.lake_export import export_mature, mature_days
 from streams.store.shard import CountingRules, Shard
 from tests.support.logs import DATA, NOW, click, feed, impression, query, real_log, rows
@@ -80,7 +80,7 @@ def test_an_exported_day_holds_its_impressions_labels_queries_and_pairs(shard: S
     assert (second["clicked"], second["click_ts_us"], second["decoding"]) == ([False], [None], None)
     assert read_queries(Lake.local(tmp_path / "lake"), DAY, DAY)["query"].to_pylist() == ["First", "second"]
     assert rows(read_cooccurrence(Lake.local(tmp_path / "lake"), DAY, DAY)) == [("first", "second", 1)]
-    assert lake_export.days(Lake.local(tmp_path / "lake")) == [DAY]
+    assert reader.days(Lake.local(tmp_path / "lake")) == [DAY]
 
 
 def test_a_day_is_exported_once_and_again_when_it_changes(shard: Shard, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_day_that_an_earlier_impression_empties_leaves_the_lake(shard: Shard, 
     export_mature(shard, 0, Lake.local(tmp_path), SETTINGS)
     feed(shard, [impression("e1", NOON - 86_400)], start=2)
     assert export_mature(shard, 0, Lake.local(tmp_path), SETTINGS) == [date(2021, 3, 14), DAY]
-    assert lake_export.days(Lake.local(tmp_path)) == [date(2021, 3, 14)]
+    assert reader.days(Lake.local(tmp_path)) == [date(2021, 3, 14)]
 
 
 def test_a_crash_while_writing_leaves_the_old_day_and_writes_it_again(
@@ -133,7 +133,7 @@ def test_shards_lie_beside_each_other_and_duckdb_reads_the_folder(tmp_path: Path
 
 
 def test_an_empty_lake_reads_as_no_rows(tmp_path: Path) -> None:
-    assert lake_export.days(Lake.local(tmp_path)) == []
+    assert reader.days(Lake.local(tmp_path)) == []
     assert len(read_impressions(Lake.local(tmp_path), DAY, DAY)) == 0
     assert read_impressions(Lake.local(tmp_path), DAY, DAY).column_names[-1] == "day"
     assert len(read_cooccurrence(Lake.local(tmp_path), DAY, DAY)) == 0

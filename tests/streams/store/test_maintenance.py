@@ -294,10 +294,11 @@ CHILD = """
 import os, sys
 from pathlib import Path
 import pytest
-from streams import compaction, days, upkeep
-from streams.store import CountingRules, Shard
-from tests.test_streams_upkeep import TWO_DAYS, busy_log, export_all, make_eager
-from tests.logs import feed
+from streams.counting import retention as days
+from streams.store import compaction, maintenance as upkeep
+from streams.store.shard import CountingRules, Shard
+from tests.streams.store.test_maintenance import TWO_DAYS, busy_log, export_all, make_eager
+from tests.support.logs import feed
 
 path, where = Path(sys.argv[1]), sys.argv[2]
 make_eager(pytest.MonkeyPatch())
@@ -349,10 +350,10 @@ KILLED = """
 import sys, time
 from pathlib import Path
 import pytest
-from streams import upkeep
-from tests.test_streams_upkeep import KEEP_ALL, busy_log, make_eager
-from streams.store import Shard
-from tests.logs import feed
+from streams.store import maintenance as upkeep
+from tests.streams.store.test_maintenance import KEEP_ALL, busy_log, make_eager
+from streams.store.shard import Shard
+from tests.support.logs import feed
 
 make_eager(pytest.MonkeyPatch())
 upkeep.WAL_BYTES = 1

@@ -173,7 +173,7 @@ def test_a_batch_that_fails_after_unwritten_ones_leaves_those(tmp_path: Path, mo
 
     for write in (False, True):
         with monkeypatch.context() as patch:
-            patch.setattr("streams.store.shard.repeats.find_conflicts", fail)
+            patch.setattr("streams.store.shard.deduplication.find_conflicts", fail)
             with pytest.raises(OSError, match="disk full"):
                 feed(shard, [click("e3", START + 1, position=9)], start=4, write=write)
         assert (shard.position(), shard.totals().counted) == (("t", 4), 4)
@@ -217,7 +217,7 @@ def test_a_failed_batch_leaves_nothing_behind(shard: Shard, monkeypatch: pytest.
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("streams.store.shard.days.soil_days", fail)
+        patch.setattr("streams.store.shard.retention.soil_days", fail)
         with pytest.raises(OSError, match="disk full"):
             feed(shard, [click("e2", START + 1), impression("e3", START, "j")], start=1)
     assert (shard.totals(), rows(shard.windows(DAYS[0]))) == before

@@ -45,7 +45,7 @@ def test_a_killed_holder_lets_go(tmp_path: Path) -> None:
     script = f"""
 import time
 from pathlib import Path
-from trainers.processes import hold_kind
+from trainers.jobs.processes import hold_kind
 with hold_kind(Path({str(tmp_path)!r}), "policy") as mine:
     print(mine, flush=True)
     time.sleep(60)
