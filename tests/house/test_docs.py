@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shlex
@@ -28,12 +29,15 @@ from streams.runtime.settings import load_settings
 from tests.support.lake_days import write_impressions
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LOG = sorted((ROOT / "docs" / "log").glob("*.md"))
+LINE_CHARS = 130
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CURL_BODY = re.compile(r"-d '(.*?)'", re.DOTALL)
 NAMED_KEY = re.compile(rf"`((?:{'|'.join(Settings.model_fields)})\.[a-z_]+)`")
 NAMED_VARIABLE = re.compile(r"\bQUERYLOOP_[A-Z_]+[A-Z]\b")
-COMMANDS = ("queryloop", "make", "curl", "docker", "tail", "pip")
+COMMANDS = ("queryloop", "make", "python", "curl", "docker", "tail", "pip")
+ROOMS = "benchmarks|docs|index|queryloop|serving|streams|tests|trainers"
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,11 @@ class Block:
 
     def __str__(self) -> str:
         return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def name_page(page: Path) -> str:
+    """A page's path, as a test's name shows it."""
+    return str(page.relative_to(ROOT))
 
 
 def read_blocks() -> list[Block]:
@@ -138,6 +147,10 @@ def test_a_shell_example_is_a_command_that_exists(place: str, words: list[str]) 
     if words[0] == "make":
         targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
         assert words[1] in targets, place
+    if words[0] == "python":
+        assert words[1] == "-m", place
+        assert importlib.util.find_spec(words[2]), place
+        assert [path for path in words[3:] if "/" in path and not (ROOT / path).exists()] == [], place
 
 
 def json_bodies() -> list[tuple[str, Any]]:
@@ -185,7 +198,7 @@ def test_every_setting_is_explained() -> None:
     assert silent == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_page)
 def test_every_key_and_variable_that_a_page_names_exists(page: Path) -> None:
     keys = {f"{name}.{key}" for name, model in reference.section_models() for key in model.model_fields}
     variables = {f"QUERYLOOP_{key.replace('.', '_').upper()}" for key in keys} | {"QUERYLOOP_CONFIG"}
@@ -194,7 +207,7 @@ def test_every_key_and_variable_that_a_page_names_exists(page: Path) -> None:
     assert set(NAMED_VARIABLE.findall(text)) - variables - {"QUERYLOOP_TASKS"} == set()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_page)
 def test_every_link_within_the_documentation_leads_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?://)([^)]+)\)", text):
@@ -206,8 +219,21 @@ def test_every_link_within_the_documentation_leads_somewhere(page: Path) -> None
             for title in re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
         ]
         assert not anchor or anchor in headings, target
-    for named in re.findall(r"`((?:docs|streams|queryloop)/[\w/]+\.\w+)`", text):
+    for named in re.findall(rf"`((?:{ROOMS})/[\w/]+\.\w+)`", text):
         assert (ROOT / named).exists(), named
+
+
+@pytest.mark.parametrize("page", [page for page in LOG if page.name != "README.md"], ids=name_page)
+def test_a_page_of_the_log_says_first_what_is_true_and_also_what_failed(page: Path) -> None:
+    headings = re.findall(r"^##? .*$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings[0].startswith("# ")
+    assert headings[1:3] == ["## What is true today", "## Tried in vain"]
+
+
+@pytest.mark.parametrize("page", LOG, ids=name_page)
+def test_a_page_of_the_log_has_no_long_line(page: Path) -> None:
+    lines = enumerate(page.read_text(encoding="utf-8").splitlines(), start=1)
+    assert [number for number, line in lines if len(line) > LINE_CHARS] == []
 
 
 def test_every_quarantine_reason_is_explained() -> None:
