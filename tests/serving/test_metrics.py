@@ -5,10 +5,43 @@ from __future__ import annotations
 import math
 import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from serving.metrics import Histogram, Metric, ServingMetrics, render, render_number
+from tests.support.prometheus import read_families
+
+EXPOSED = (Path(__file__).parent / "metrics.txt").read_text(encoding="utf-8")
+"""What Prometheus servers out there have recorded: names, types, labels and values of the state that `make_metrics` makes."""
+
+
+def make_metrics() -> ServingMetrics:
+    """Metrics with a sample in every family."""
+    metrics = ServingMetrics()
+    for path, status, seconds in (("/v1/recommend", "200", 0.125), ("/v1/recommend", "503", 0.001), ("other", "404", 12.0)):
+        metrics.requests.add(path, status)
+        metrics.request_seconds.observe(path, value=seconds)
+    for size, seconds in ((1, 0.25), (8, 1.0), (500, 3.5)):
+        metrics.batch_size.observe(value=size)
+        metrics.batch_seconds.observe(value=seconds)
+    metrics.lists.add("r0001", "refine", "well_formed", amount=3)
+    metrics.list_tokens.add("r0001", "refine", amount=1_234_567)
+    metrics.impressions.add()
+    metrics.impressions_lost.add("queue_full")
+    metrics.events_accepted.add(amount=20)
+    metrics.events_rejected.add("malformed")
+    metrics.queue.set(value=2)
+    metrics.release.only("r0000")
+    metrics.release.only("r0001")
+    metrics.swaps.add(amount=2)
+    metrics.load_failed.set(value=1)
+    metrics.emitter.set("on_disk", value=50)
+    return metrics
+
+
+def test_names_types_labels_and_values_are_those_that_dashboards_know() -> None:
+    assert read_families(make_metrics().render()) == read_families(EXPOSED)
 
 
 def test_a_counter_without_labels_starts_at_zero() -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from streams.api.metrics import describe_histogram, render_metrics
 from streams.store.progress import Timings
+from tests.support.prometheus import read_families
+
+EXPOSED = (Path(__file__).parent / "metrics.txt").read_text(encoding="utf-8")
+"""What Prometheus servers out there have recorded: names, types, labels and values of one `part` whose lag in events is known."""
 
 
 def part(name: str) -> dict[str, Any]:
@@ -24,6 +29,12 @@ def part(name: str) -> dict[str, Any]:
         "delays": [(-80, 1, 0), (0, 2, 2_000_000)],
         "upkeep": {"checkpoint": {"slices": 1, "seconds": 0.2, "longest_s": 0.2}},
     }
+
+
+def test_names_types_labels_and_values_are_those_that_dashboards_know() -> None:
+    shard = part("one")
+    shard["lag"]["events"] = 12
+    assert read_families(render_metrics({0: shard}, [1, 2])) == read_families(EXPOSED)
 
 
 def test_every_family_is_told_once_with_its_type_before_its_samples() -> None:
