@@ -14,8 +14,9 @@ import msgspec
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 
 from serving.http.browsers import EVENTS_PATH, SCHEMA_PATH, SNIPPET_PATH, KnownOrigins, answer_schema, answer_snippet
 from serving.http.event_intake import BatchError, split_batch, take_events
@@ -132,9 +133,9 @@ class Door:
         except BatchError as error:
             return _error(error.status, str(error))
         taken = take_events(lines, self._sink, self._root.events, self._clock())
-        self._metrics.events_accepted.add(amount=taken.accepted)
+        self._metrics.events_accepted.inc(taken.accepted)
         for refusal in taken.rejected:
-            self._metrics.events_rejected.add(refusal.reason)
+            self._metrics.events_rejected.labels(refusal.reason).inc()
         stored = await asyncio.to_thread(self._sink.store, self._root.serving.deadline_s) if taken.accepted else True
         answer: dict[str, Any] = {"accepted": taken.accepted, "rejected": [asdict(refusal) for refusal in taken.rejected]}
         if taken.full:
@@ -167,16 +168,16 @@ class Door:
     async def render_metrics(self) -> Response:
         """Prometheus' text format."""
         for state, count in asdict(self._sink.counters()).items():
-            self._metrics.emitter.set(state, value=count)
-        return PlainTextResponse(self._metrics.render(), media_type="text/plain; version=0.0.4")
+            self._metrics.emitter.labels(state).set(count)
+        return Response(generate_latest(self._metrics.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     def _answer_batch(self, requests: Sequence[Request]) -> Sequence[Recommendation]:
         """Runs in the batch thread. The release is fixed here for the whole batch, and stamped on its answers."""
         with self._slot.lease() as bundle:
             answers = recommend(bundle.release.id, bundle.engine, bundle.index, bundle.predictor, requests)
         for request, answer in zip(requests, answers, strict=True):
-            self._metrics.lists.add(answer.release, request.task.name, answer.form)
-            self._metrics.list_tokens.add(answer.release, request.task.name, amount=answer.tokens)
+            self._metrics.lists.labels(answer.release, request.task.name, answer.form).inc()
+            self._metrics.list_tokens.labels(answer.release, request.task.name).inc(answer.tokens)
         return answers
 
     def _list_releases(self) -> Response:

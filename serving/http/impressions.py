@@ -84,11 +84,11 @@ class ImpressionLog:
             return self._lose(error.reason.value, error.detail)
         except RuntimeError as error:
             return self._lose("emitter_closed", str(error))
-        self._metrics.impressions.add()
+        self._metrics.impressions.inc()
         return True
 
     def _lose(self, reason: str, detail: str) -> bool:
-        self._metrics.impressions_lost.add(reason)
+        self._metrics.impressions_lost.labels(reason).inc()
         self._unsaid += 1
         if self._clock() >= self._silent_until:
             log.warning("event=impression_lost reason=%s lost=%d detail=%r", reason, self._unsaid, detail)

@@ -78,17 +78,17 @@ class Batcher(Generic[_Request, _Answer]):
             self._queue.put_nowait(waiting)
         except asyncio.QueueFull:
             raise BusyError(f"{self._queue.qsize()} requests wait already") from None
-        self._metrics.queue.set(value=self._queue.qsize())
+        self._metrics.queue.set(self._queue.qsize())
         try:
             return await asyncio.wait_for(waiting.answer, deadline_s)
         except TimeoutError:
-            self._metrics.expired.add()
+            self._metrics.expired.inc()
             raise DeadlineError(f"no answer within {deadline_s:g} s") from None
 
     async def _loop(self) -> None:
         while True:
             await self._gather()
-            self._metrics.queue.set(value=self._queue.qsize())
+            self._metrics.queue.set(self._queue.qsize())
             # Nobody waits any more for a request whose deadline has passed.
             if batch := [waiting for waiting in self._open if not waiting.answer.done()]:
                 await self._answer(batch)
@@ -121,8 +121,8 @@ class Batcher(Generic[_Request, _Answer]):
             for waiting in batch:
                 self._settle(waiting, error=error)
             return
-        self._metrics.batch_size.observe(value=len(batch))
-        self._metrics.batch_seconds.observe(value=loop.time() - began)
+        self._metrics.batch_size.observe(len(batch))
+        self._metrics.batch_seconds.observe(loop.time() - began)
         for waiting, answer in zip(batch, answers, strict=True):
             self._settle(waiting, answer=answer)
 

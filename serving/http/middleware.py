@@ -47,8 +47,8 @@ class CountRequests:
         try:
             await self.app(scope, receive, note)
         finally:
-            self.metrics.requests.add(path, status)
-            self.metrics.request_seconds.observe(path, value=perf_counter() - began)
+            self.metrics.requests.labels(path, status).inc()
+            self.metrics.request_seconds.labels(path).observe(perf_counter() - began)
 
 
 class BearerKey:

@@ -152,15 +152,17 @@ class Slot:
         with self._lock:
             old, self._live = self._live, bundle
         self._recover()
-        self._metrics.swaps.add()
-        self._metrics.release.only(bundle.release.id)
+        self._metrics.swaps.inc()
+        self._metrics.release.labels(bundle.release.id).set(1)
+        if old is not None:  # only now: who reads meanwhile sees two releases rather than none
+            self._metrics.release.remove(old.release.id)
         log.info("event=release_live release=%s before=%s", bundle.release.id, old.release.id if old else None)
         del old
         gc.collect()
 
     def _recover(self) -> None:
         self.error = self._failed = None
-        self._metrics.load_failed.set(value=0)
+        self._metrics.load_failed.set(0)
 
     def _fail(self, name: str | None, error: Exception) -> None:
         """Keep what is live and say why; the same trouble is said once."""
@@ -168,10 +170,10 @@ class Slot:
         text = f"release {name} cannot go live: {kind}{error}" if name else f"the rollout cannot be read: {error}"
         if text != self.error:
             log.error("event=release_failed release=%s live=%s error=%r", name, self.release, text)
-            self._metrics.load_errors.add()
+            self._metrics.load_errors.inc()
         self.error = text
         self._failed = (name, self._clock() + self._retry_s) if name else None
-        self._metrics.load_failed.set(value=1)
+        self._metrics.load_failed.set(1)
 
 
 def _yield_processor() -> None:

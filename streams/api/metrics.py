@@ -1,17 +1,20 @@
-"""The worker's numbers in Prometheus's text format: of every shard, and of every worker that holds one.
-
-Each number is written in one place; a family's samples stand together, as the format asks.
-"""
+"""The worker's numbers for Prometheus: of every shard, and of every worker that holds one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
+
+from prometheus_client import generate_latest
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from streams.api.click_delays import count_upto
 from streams.store.progress import Histogram
 
-Sample = tuple[Mapping[str, object], float | None]
+Sample = tuple[Sequence[str], float | None]
+"""The values of a sample's labels, and its own, None where it is not known."""
 
 COUNTS = {
     "events": "Events read from the log, of every outcome",
@@ -43,12 +46,23 @@ TIMINGS = {
 }
 
 
-def render_metrics(shards: Mapping[int, Mapping[str, Any]], missing: Sequence[int]) -> str:
-    """Render the parts of `streams.api.endpoints.METRICS`, by partition, and how many partitions no worker answered for."""
-    workers = {part["worker"]["name"]: part["worker"] for part in shards.values()}
-    families = [*_shard_families(shards), *_delay_families(shards), *_worker_families(workers)]
-    families.append(_family("partitions_missing", "gauge", "Partitions that no worker answers for", [({}, len(missing))]))
-    return "\n".join(line for family in families for line in family) + "\n"
+@dataclass(frozen=True, slots=True)
+class PartsCollector:
+    """Makes the metrics of the parts of `streams.api.endpoints.METRICS`, by partition; no worker answers for those `missing`."""
+
+    shards: Mapping[int, Mapping[str, Any]]
+    missing: Sequence[int]
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield each family once, as the client library wants it of a collector."""
+        yield from _shard_families([(str(partition), part) for partition, part in sorted(self.shards.items())])
+        yield from _worker_families({part["worker"]["name"]: part["worker"] for part in self.shards.values()})
+        yield _gauge("partitions_missing", "Partitions that no worker answers for", (), [((), len(self.missing))])
+
+
+def render_metrics(shards: Mapping[int, Mapping[str, Any]], missing: Sequence[int]) -> bytes:
+    """Render the parts of all shards in Prometheus' text format."""
+    return generate_latest(PartsCollector(shards, missing))
 
 
 def describe_histogram(histogram: Histogram) -> dict[str, Any]:
@@ -56,72 +70,53 @@ def describe_histogram(histogram: Histogram) -> dict[str, Any]:
     return {"bounds": list(histogram.bounds), "counts": histogram.counts, "total": histogram.total}
 
 
-def _shard_families(shards: Mapping[int, Mapping[str, Any]]) -> Iterator[list[str]]:
-    placed = [({"partition": partition}, part) for partition, part in sorted(shards.items())]
+def _shard_families(shards: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[Metric]:
     for name, about in COUNTS.items():
-        yield _family(name, "gauge", about, [(label, part["status"][name]) for label, part in placed])
-    reasons = [
-        ({**label, "reason": reason}, number)
-        for label, part in placed
-        for reason, number in part["status"]["quarantined"].items()
-    ]
-    yield _family("quarantined", "gauge", "Events in quarantine, by reason", reasons)
-    latest = [(label, part["status"]["latest_ts"]) for label, part in placed]
-    yield _family("latest_event_seconds", "gauge", "Latest event time seen", latest)
+        yield _gauge(name, about, ["partition"], [((shard,), part["status"][name]) for shard, part in shards])
+    reasons = [((shard, reason), n) for shard, part in shards for reason, n in part["status"]["quarantined"].items()]
+    yield _gauge("quarantined", "Events in quarantine, by reason", ["partition", "reason"], reasons)
+    latest = [((shard,), part["status"]["latest_ts"]) for shard, part in shards]
+    yield _gauge("latest_event_seconds", "Latest event time seen", ["partition"], latest)
     for name, (key, about) in LAGS.items():
-        yield _family(name, "gauge", about, [(label, part["lag"][key]) for label, part in placed])
-    sizes = [({**label, "file": kind}, part["state"][f"{kind}_bytes"]) for label, part in placed for kind in ("file", "wal")]
-    yield _family("shard_bytes", "gauge", "Size of a shard's database and of its write-ahead log", sizes)
-    tables = [({**label, "table": name}, rows) for label, part in placed for name, rows in part["state"]["rows"].items()]
-    yield _family("shard_rows", "gauge", "Rows of a shard's tables", tables)
+        yield _gauge(name, about, ["partition"], [((shard,), part["lag"][key]) for shard, part in shards])
+    sizes = [((shard, kind), part["state"][f"{kind}_bytes"]) for shard, part in shards for kind in ("file", "wal")]
+    yield _gauge("shard_bytes", "Size of a shard's database and of its write-ahead log", ["partition", "file"], sizes)
+    tables = [((shard, table), rows) for shard, part in shards for table, rows in part["state"]["rows"].items()]
+    yield _gauge("shard_rows", "Rows of a shard's tables", ["partition", "table"], tables)
     for name, (key, about) in UPKEEP.items():
-        done = [({**label, "kind": kind}, one[key]) for label, part in placed for kind, one in part["upkeep"].items()]
-        yield _family(name, "gauge", about, done)
-    days = [(label, part["state"]["days"]["number"]) for label, part in placed]
-    yield _family("shard_days", "gauge", "Days that a shard holds", days)
+        done = [((shard, kind), one[key]) for shard, part in shards for kind, one in part["upkeep"].items()]
+        yield _gauge(name, about, ["partition", "kind"], done)
+    days = [((shard,), part["state"]["days"]["number"]) for shard, part in shards]
+    yield _gauge("shard_days", "Days that a shard holds", ["partition"], days)
+    yield _delay_family(shards)
 
 
-def _delay_families(shards: Mapping[int, Mapping[str, Any]]) -> Iterator[list[str]]:
-    samples: list[str] = []
-    for partition, part in sorted(shards.items()):
+def _delay_family(shards: Sequence[tuple[str, Mapping[str, Any]]]) -> Metric:
+    about = "Time from an impression to its click, of the clicks held"
+    family = HistogramMetricFamily("queryloop_click_delay_seconds", about, labels=["partition"])
+    for shard, part in shards:
         buckets = part["delays"]
-        number = sum(clicks for _, clicks, _ in buckets)
-        label = {"partition": partition}
-        samples += _histogram("click_delay_seconds", label, count_upto(buckets), number, sum(us for *_, us in buckets) / 1e6)
-    yield [*_head("click_delay_seconds", "histogram", "Time from an impression to its click, of the clicks held"), *samples]
+        upto = [(str(bound), clicks) for bound, clicks in count_upto(buckets).items()]
+        all_clicks = sum(clicks for _, clicks, _ in buckets)
+        family.add_metric([shard], [*upto, ("+Inf", all_clicks)], sum(delay_us for *_, delay_us in buckets) / 1e6)
+    return family
 
 
-def _worker_families(workers: Mapping[str, Mapping[str, Any]]) -> Iterator[list[str]]:
-    placed = [({"worker": name}, worker) for name, worker in sorted(workers.items())]
+def _worker_families(workers: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
+    placed = sorted(workers.items())
     for name, (key, about) in WORKER.items():
-        yield _family(name, "gauge", about, [(label, worker[key]) for label, worker in placed])
+        yield _gauge(name, about, ["worker"], [((worker,), told[key]) for worker, told in placed])
     for name, about in TIMINGS.items():
-        samples = [line for label, worker in placed for line in _timings(name, label, worker[name])]
-        yield [*_head(name, "histogram", about), *samples]
+        family = HistogramMetricFamily(f"queryloop_{name}", about, labels=["worker"])
+        for worker, told in placed:
+            bounds = [*map(str, told[name]["bounds"]), "+Inf"]
+            family.add_metric([worker], list(zip(bounds, accumulate(told[name]["counts"]), strict=True)), told[name]["total"])
+        yield family
 
 
-def _timings(name: str, label: Mapping[str, object], timings: Mapping[str, Any]) -> list[str]:
-    running, upto = 0, {}
-    for bound, count in zip(timings["bounds"], timings["counts"], strict=False):
-        running += count
-        upto[bound] = running
-    return _histogram(name, label, upto, sum(timings["counts"]), timings["total"])
-
-
-def _histogram(name: str, label: Mapping[str, object], upto: Mapping[float, int], number: int, total: float) -> list[str]:
-    bounds = [*upto.items(), ("+Inf", number)]
-    lines = [_line(f"{name}_bucket", {**label, "le": bound}, count) for bound, count in bounds]
-    return [*lines, _line(f"{name}_sum", label, total), _line(f"{name}_count", label, number)]
-
-
-def _family(name: str, kind: str, about: str, samples: Iterable[Sample]) -> list[str]:
-    return [*_head(name, kind, about), *(_line(name, labels, value) for labels, value in samples if value is not None)]
-
-
-def _head(name: str, kind: str, about: str) -> list[str]:
-    return [f"# HELP queryloop_{name} {about}", f"# TYPE queryloop_{name} {kind}"]
-
-
-def _line(name: str, labels: Mapping[str, object], value: float) -> str:
-    told = ",".join(f'{key}="{one}"' for key, one in labels.items())
-    return f"queryloop_{name}{{{told}}} {value}" if told else f"queryloop_{name} {value}"
+def _gauge(name: str, about: str, labels: Sequence[str], samples: Iterable[Sample]) -> Metric:
+    family = GaugeMetricFamily(f"queryloop_{name}", about, labels=labels)
+    for values, value in samples:
+        if value is not None:
+            family.add_metric(values, value)
+    return family

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from aiohttp import web
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from streams.api.endpoints import METRICS, READS, Read, answer_call, gather_parts
 from streams.api.fan_out import LiveReads, PartitionsMissing, describe_account
@@ -46,7 +47,8 @@ def add_pages(app: faust.App, key: SecretStr | None, live: LiveReads) -> None:
         call = read_call(Call, request.query.items()).model_copy(update={"partial": True})
         held = await METRICS.parts(live, call, live.all) if call.local else None
         parts = held if held is not None else (found := await gather_parts(live, METRICS, call)).found
-        return page.text(render_metrics(parts, [] if held is not None else found.missing))
+        body = render_metrics(parts, [] if held is not None else found.missing)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
     async def counts(page: Any, request: Any, partition: str) -> Any:
         return await _send_whole(live, request, partition, dump_counts, "application/vnd.apache.arrow.stream")

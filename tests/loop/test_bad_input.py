@@ -41,6 +41,7 @@ from streams.store.shard import Shard
 from streams.worker.settings import StreamsSettings, WorkerSettings
 from tests.support.logs import click, impression, query
 from tests.support.loops import Answer, call, post, publish_policy, start_serving, wait_serving, wait_worker
+from tests.support.prometheus import read_value
 
 DAY = 86_400.0
 MEGABYTES_2 = 2 * 1024 * 1024
@@ -333,10 +334,9 @@ class Door:
     def ready(self) -> Any:
         return call(f"{self.url}/readyz").json
 
-    def metric(self, sample: str) -> float:
+    def metric(self, name: str, **labels: str) -> float:
         """The value of a sample of /metrics, 0 where there is none."""
-        lines = call(f"{self.url}/metrics").body.decode().splitlines()
-        return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{sample} ")), 0.0)
+        return read_value(call(f"{self.url}/metrics").body.decode(), name, **labels) or 0.0
 
     def wait(self, ready: Any, what: str) -> None:
         self.child.wait_until(lambda: ready(self.ready()), 60, what, poll_s=0.05)
@@ -368,7 +368,7 @@ def test_a_full_buffer_is_answered_503_with_retry_after_and_lists_are_still_answ
     assert "emitter.max_buffered is 10" in answer.json["error"]
     assert 0 < answer.json["accepted"] <= 10
     assert door.recommend().status == 200
-    assert door.metric('queryloop_impressions_lost_total{reason="queue_full"}') >= 1
+    assert door.metric("queryloop_impressions_lost_total", reason="queue_full") >= 1
 
 
 def test_a_full_queue_is_answered_503_with_retry_after_and_the_waiting_ones_are_answered(door: Door) -> None:

@@ -29,6 +29,7 @@ from streams.brokers.topics import KafkaSettings, create_topics
 from streams.runtime import artifacts
 from streams.runtime.processes import free_port
 from tests.support.models import make_tiny_policy
+from tests.support.prometheus import read_value
 
 AIOHTTP_KEEPS_S = 15.0
 """An idle connection, in a pool with its documented default."""
@@ -174,6 +175,10 @@ def test_a_real_process_serves_swaps_and_stops(tmp_path: Path, embedded_broker: 
     assert all(seen.get(name) == answer[name] for name in ("items", "release", "logprob", "task", "decoding"))
 
 
+def emitter_events(client: httpx.Client, state: str) -> float | None:
+    return read_value(client.get("/metrics").text, "queryloop_emitter_events", state=state)
+
+
 def test_events_that_were_answered_202_outlive_the_process_and_the_brokers_absence(
     tmp_path: Path, embedded_broker: Broker
 ) -> None:
@@ -184,13 +189,13 @@ def test_events_that_were_answered_202_outlive_the_process_and_the_brokers_absen
         for name in ids:
             event = {"type": "query", "event_id": name, "ts": 1.7e9, "session_id": "s", "query": "shoes"}
             assert client.post("/v1/events", json={"events": [event]}).status_code == 202
-        assert 'queryloop_emitter_events{state="on_disk"} 50' in client.get("/metrics").text
+        assert emitter_events(client, "on_disk") == 50
         process.kill()
         process.wait()
     log.unlink()
     with served(tmp_path, embedded_broker.bootstrap, log) as (url, process), httpx.Client(base_url=url, timeout=40) as client:
-        wait_for(lambda: 'queryloop_emitter_events{state="delivered"} 50' in client.get("/metrics").text, process)
-        assert 'queryloop_emitter_events{state="recovered"} 50' in client.get("/metrics").text
+        wait_for(lambda: emitter_events(client, "delivered") == 50, process)
+        assert emitter_events(client, "recovered") == 50
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
     found = [line["event_id"] for line in read_topic(embedded_broker.bootstrap) if line["event_id"] in ids]

@@ -25,6 +25,7 @@ from streams.emitter.emitter import Counters, QueueFull
 from streams.events.schema import Event, Impression, encode
 from streams.runtime import artifacts
 from streams.runtime.settings import DataSettings
+from tests.support.prometheus import read_value
 from tests.support.scripted_engine import ScriptedEngine
 
 NOW = 1_700_000_000.0
@@ -242,7 +243,7 @@ def test_a_lost_impression_is_counted_and_the_list_still_answered(house: House, 
     async def scenario(client: httpx.AsyncClient) -> None:
         for _ in range(3):
             assert (await client.post("/v1/recommend", json=CALL)).status_code == 200
-        assert 'queryloop_impressions_lost_total{reason="queue_full"} 3' in (await client.get("/metrics")).text
+        assert read_value((await client.get("/metrics")).text, "queryloop_impressions_lost_total", reason="queue_full") == 3
 
     with caplog.at_level(logging.WARNING, "serving"):
         house.run(scenario)
@@ -296,8 +297,8 @@ def test_events_are_taken_or_refused_by_index(house: House) -> None:
         answer = await client.post("/v1/events", content=lines, headers={"content-type": "application/x-ndjson"})
         assert [(one["index"], one["reason"]) for one in answer.json()["rejected"]] == [(1, "malformed")]
         text = (await client.get("/metrics")).text
-        assert "queryloop_events_accepted_total 3" in text
-        assert 'queryloop_events_rejected_total{reason="malformed"} 1' in text
+        assert read_value(text, "queryloop_events_accepted_total") == 3
+        assert read_value(text, "queryloop_events_rejected_total", reason="malformed") == 1
         house.sink.stored = False
         answer = await client.post("/v1/events", json={"events": [good]})
         assert (answer.status_code, answer.json()["accepted"]) == (503, 1)
@@ -387,9 +388,12 @@ def test_metrics_count_requests_by_route(house: House) -> None:
         await client.get("/healthz")
         await client.get("/a/b/c")
         await client.get("/<script>")
-        text = (await client.get("/metrics")).text
-        assert 'queryloop_requests_total{path="/healthz",status="200"} 1' in text
-        assert 'queryloop_requests_total{path="other",status="404"} 2' in text
-        assert 'queryloop_release_info{release="r0000"} 1' in text
+        answer = await client.get("/metrics")
+        assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+        assert read_value(answer.text, "queryloop_requests_total", path="/healthz", status="200") == 1
+        assert read_value(answer.text, "queryloop_requests_total", path="other", status="404") == 2
+        assert read_value(answer.text, "queryloop_request_seconds_count", path="other") == 2
+        assert read_value(answer.text, "queryloop_release_info", release="r0000") == 1
+        assert read_value(answer.text, "queryloop_emitter_events", state="emitted") == 0
 
     house.run(scenario)

@@ -64,7 +64,7 @@ def test_requests_share_batches_and_get_their_own_answers() -> None:
     metrics = run_with(scenario, work)
     assert sorted(number for batch in work.batches for number in batch) == list(range(20))
     assert [len(batch) for batch in work.batches] == [8, 8, 4]
-    assert list(metrics.batch_size.samples())[-1].endswith(" 3")
+    assert metrics.registry.get_sample_value("queryloop_batch_size_count") == 3
 
 
 def test_what_comes_during_a_batch_is_the_next_batch() -> None:
@@ -99,7 +99,7 @@ def test_a_late_answer_is_a_deadline_error_and_expired_requests_are_not_computed
 
     metrics = run_with(scenario, work)
     assert work.batches == [[0], [2]]
-    assert metrics.expired.value() == 1
+    assert metrics.registry.get_sample_value("queryloop_expired_total") == 1
 
 
 def test_a_full_queue_refuses_at_once() -> None:

@@ -74,8 +74,22 @@ def test_a_promoted_release_goes_live_once(data: Path) -> None:
     assert slot.check()
     assert not slot.check()
     assert (slot.release, slot.error, loader.loads) == ("r0000", None, ["r0000"])
-    assert metrics.swaps.value() == 1
-    assert metrics.release.value("r0000") == 1
+    assert metrics.registry.get_sample_value("queryloop_swaps_total") == 1
+    assert named_releases(metrics) == ["r0000"]
+
+
+def test_the_metrics_name_the_live_release_alone(data: Path) -> None:
+    metrics = ServingMetrics()
+    slot = Slot(data, Loader(), metrics)
+    assert named_releases(metrics) == []
+    for name in ("r0000", "r0002", "r0001", "r0000"):
+        registry.promote(data, name)
+        slot.check()
+        assert named_releases(metrics) == [name]
+
+
+def named_releases(metrics: ServingMetrics) -> list[str]:
+    return [sample.labels["release"] for family in metrics.release.collect() for sample in family.samples]
 
 
 def test_a_batch_keeps_the_release_it_started_with(data: Path) -> None:
@@ -108,7 +122,7 @@ def test_a_release_that_fails_to_load_changes_nothing_and_says_why_once(data: Pa
     assert slot.release == "r0000"
     assert slot.error == "release r0001 cannot go live: KeyError: 'model.layers.0'"
     assert len(caplog.records) == 1
-    assert metrics.load_failed.value() == 1
+    assert metrics.registry.get_sample_value("queryloop_release_load_failed") == 1
     assert loader.loads == ["r0000", "r0001", "r0001", "r0001"]
 
 
@@ -136,7 +150,7 @@ def test_another_promotion_is_tried_at_once(data: Path) -> None:
     loader.error = None
     registry.promote(data, "r0001")
     assert slot.check()
-    assert (slot.release, slot.error, metrics.load_failed.value()) == ("r0001", None, 0)
+    assert (slot.release, slot.error, metrics.registry.get_sample_value("queryloop_release_load_failed")) == ("r0001", None, 0)
 
 
 def test_going_back_to_the_live_release_clears_the_error(data: Path) -> None:
@@ -216,7 +230,7 @@ def test_swaps_under_load_with_real_policies(tmp_path: Path) -> None:
         stop.set()
         answered = batches.result()
     torch.set_num_threads(threads)
-    assert metrics.swaps.value() == 4
+    assert metrics.registry.get_sample_value("queryloop_swaps_total") == 4
     expected = {
         name: texts_of(load_bundle(registry.read_release(tmp_path, name), {}, "cpu"), requests) for name in names(answered)
     }

@@ -24,6 +24,7 @@ from streams.counting.windows import coec, smoothed_ctr
 from streams.worker.settings import StreamsSettings
 from tests.streams.worker.test_main import APPLIED_S, emit, make_settings, shards_of
 from tests.support.logs import START, click, day, impression, query
+from tests.support.prometheus import read_families, read_value
 from tests.support.recount import recount
 
 AS_OF = day(START) + timedelta(days=1)
@@ -177,17 +178,19 @@ def test_metrics_hold_every_shard_and_with_local_those_of_one_worker(group: Grou
     for _, settings in group:
         whole, local = (read_metrics(settings, question) for question in ("", "?local=true"))
         for number in (0, 1):
-            assert f'queryloop_lag_records{{partition="{number}"}} 0' in whole
-            assert f'queryloop_click_delay_seconds_count{{partition="{number}"}}' in whole
-        assert 'queryloop_apply_events_count{worker="one"}' in whole and 'queryloop_apply_events_count{worker="two"}' in whole
-        assert "queryloop_partitions_missing 0" in whole
-        assert local.count("queryloop_counted{") == 1
-        assert 'reason="malformed"} 1' in whole
+            assert read_value(whole, "queryloop_lag_records", partition=str(number)) == 0
+            assert read_value(whole, "queryloop_click_delay_seconds_count", partition=str(number))
+        assert all(read_value(whole, "queryloop_apply_events_count", worker=name) for name in ("one", "two"))
+        assert read_value(whole, "queryloop_partitions_missing") == 0
+        assert len(read_families(local)["queryloop_counted"][2]) == 1
+        malformed = [read_value(whole, "queryloop_quarantined", partition=str(n), reason="malformed") for n in (0, 1)]
+        assert 1 in malformed
 
 
 def read_metrics(settings: StreamsSettings, question: str) -> str:
     url = f"http://127.0.0.1:{settings.worker.port}/metrics{question}"
     with urllib.request.urlopen(urllib.request.Request(url, headers={"Authorization": "Bearer letmein"}), timeout=20) as answer:
+        assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
         return str(answer.read().decode())
 
 
@@ -232,4 +235,4 @@ def test_a_worker_that_is_gone_is_named_and_never_left_out_silently(group: Group
     assert f"no worker answers for partitions {lost[0]}" in answer["error"]
     part = ask(second, "/v1/successors", query=QUERIES[0], as_of=AS_OF, partial="true")
     assert (part["status"], part["missing"]) == (200, lost)
-    assert f"queryloop_partitions_missing {len(lost)}" in read_metrics(second, "")
+    assert read_value(read_metrics(second, ""), "queryloop_partitions_missing") == len(lost)

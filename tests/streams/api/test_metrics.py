@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
+from hypothesis import example, given
+from hypothesis import strategies as st
+
 from streams.api.metrics import describe_histogram, render_metrics
 from streams.store.progress import Timings
-from tests.support.prometheus import read_families
+from tests.support.prometheus import read_families, read_value
 
 EXPOSED = (Path(__file__).parent / "metrics.txt").read_text(encoding="utf-8")
 """What Prometheus servers out there have recorded: names, types, labels and values of one `part` whose lag in events is known."""
@@ -31,47 +33,68 @@ def part(name: str) -> dict[str, Any]:
     }
 
 
+def render(shards: dict[int, dict[str, Any]], missing: list[int]) -> str:
+    return render_metrics(shards, missing).decode()
+
+
 def test_names_types_labels_and_values_are_those_that_dashboards_know() -> None:
     shard = part("one")
     shard["lag"]["events"] = 12
-    assert read_families(render_metrics({0: shard}, [1, 2])) == read_families(EXPOSED)
+    assert read_families(render({0: shard}, [1, 2])) == read_families(EXPOSED)
 
 
-def test_every_family_is_told_once_with_its_type_before_its_samples() -> None:
-    text = render_metrics({0: part("one"), 3: part("two")}, [1, 2])
-    families = re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE)
-    assert len(families) == len(set(families)) > 15
-    current = ""
-    for line in text.splitlines():
-        if line.startswith("# TYPE"):
-            current = line.split()[2]
-        elif not line.startswith("#"):
-            assert re.fullmatch(rf"{current}(_bucket|_sum|_count)?(\{{[^}}]*\}})? [-0-9.e+]+", line), line
+def test_every_family_is_there_when_no_worker_answers() -> None:
+    families = read_families(render({}, [0]))
+    assert families.keys() == read_families(EXPOSED).keys()
+    assert [name for name, (_, _, samples) in families.items() if samples] == ["queryloop_partitions_missing"]
 
 
 def test_numbers_stand_by_shard_and_by_worker() -> None:
-    text = render_metrics({0: part("one"), 3: part("two")}, [1, 2])
-    for told in (
-        'queryloop_counted{partition="3"} 3',
-        'queryloop_quarantined{partition="0",reason="invalid"} 1',
-        'queryloop_lag_seconds{partition="0"} 0.5',
-        'queryloop_shard_bytes{partition="0",file="file"} 100',
-        'queryloop_upkeep_longest_seconds{partition="3",kind="checkpoint"} 0.2',
-        'queryloop_worker_memory_bytes{worker="two"} 10',
-        "queryloop_partitions_missing 2",
-    ):
-        assert f"{told}\n" in text
-    assert "queryloop_lag_events{" not in text  # unknown, and so not told
+    text = render({0: part("one"), 3: part("two")}, [1, 2])
+    assert read_value(text, "queryloop_counted", partition="3") == 3
+    assert read_value(text, "queryloop_quarantined", partition="0", reason="invalid") == 1
+    assert read_value(text, "queryloop_lag_seconds", partition="0") == 0.5
+    assert read_value(text, "queryloop_shard_bytes", partition="0", file="file") == 100
+    assert read_value(text, "queryloop_upkeep_longest_seconds", partition="3", kind="checkpoint") == 0.2
+    assert read_value(text, "queryloop_worker_memory_bytes", worker="two") == 10
+    assert read_value(text, "queryloop_partitions_missing") == 2
+
+
+def test_a_number_that_is_not_known_is_not_told() -> None:
+    assert read_families(render({0: part("one")}, []))["queryloop_lag_events"][2] == {}
+
+
+def test_a_worker_with_several_shards_is_told_once() -> None:
+    families = read_families(render({0: part("one"), 1: part("one"), 2: part("two")}, []))
+    assert len(families["queryloop_new_topics"][2]) == 2
+    assert len(families["queryloop_counted"][2]) == 3
 
 
 def test_histograms_are_cumulative_and_end_with_all() -> None:
-    text = render_metrics({0: part("one")}, [])
-    delays = [int(n) for n in re.findall(r'click_delay_seconds_bucket\{partition="0",le="[^"]+"\} (\d+)', text)]
-    assert delays == sorted(delays) and delays[-1] == 3
-    assert 'queryloop_click_delay_seconds_bucket{partition="0",le="1.0"} 3' in text
-    assert 'queryloop_click_delay_seconds_bucket{partition="0",le="0.5"} 1' in text
-    assert 'queryloop_click_delay_seconds_sum{partition="0"} 2.0' in text
-    applies = [int(n) for n in re.findall(r'apply_events_bucket\{worker="one",le="[^"]+"\} (\d+)', text)]
-    assert applies == sorted(applies) and applies[0] == 0 and applies[-1] == 2
-    assert 'queryloop_apply_seconds_sum{worker="one"} 1.52' in text
-    assert 'queryloop_write_seconds_count{worker="one"} 2' in text
+    text = render({0: part("one")}, [])
+    for name, label, number, total in (
+        ("click_delay_seconds", ("partition", "0"), 3, 2.0),
+        ("apply_events", ("worker", "one"), 2, 200_050),
+        ("write_seconds", ("worker", "one"), 2, 1.52),
+    ):
+        _, _, samples = read_families(text)[f"queryloop_{name}"]
+        buckets = sorted((dict(labels)["le"], value) for (sample, labels), value in samples.items() if sample.endswith("_bucket"))
+        counts = [value for _, value in buckets]
+        assert counts == sorted(counts) and buckets[-1] == (float("inf"), number) and counts[0] < number
+        assert samples[f"queryloop_{name}_count", frozenset([label])] == number
+        assert samples[f"queryloop_{name}_sum", frozenset([label])] == total
+    assert read_value(text, "queryloop_click_delay_seconds_bucket", partition="0", le="0.5") == 1
+    assert read_value(text, "queryloop_click_delay_seconds_bucket", partition="0", le="1.0") == 3
+
+
+@given(st.text())
+@example('say "hi"')
+@example("back\\slash\nline\\")
+@example('one"} 7\nqueryloop_counted{partition="9')
+def test_any_label_value_comes_back_as_it_was(value: str) -> None:
+    shard = part(value)
+    shard["state"]["rows"] = {value: 4}
+    text = render({0: shard}, [])
+    assert read_value(text, "queryloop_shard_rows", partition="0", table=value) == 4
+    assert read_value(text, "queryloop_write_seconds_count", worker=value) == 2
+    assert len(read_families(text)["queryloop_counted"][2]) == 1
