@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 FILLED := .venv/.filled
 SEED ?= 0
+RESOLVE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --upgrade \
+    --generate-hashes --no-header --no-annotate --no-emit-index-url
 
 .PHONY: demo torture test test-full lint format lock clean help
 .DELETE_ON_ERROR:
@@ -32,9 +34,11 @@ format: $(FILLED)  ## let ruff lay the code out
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: $(FILLED)  ## resolve requirements.lock anew (versions and hashes, no download addresses)
-	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --upgrade \
-	    --generate-hashes --no-header --no-annotate --no-emit-index-url --output-file requirements.lock
+# requirements.lock fills .venv, the other two the images. They take its versions, so that the images run what the tests ran.
+lock: $(FILLED)  ## resolve the locks anew: .venv and both images (versions and hashes, no download addresses)
+	$(RESOLVE) --extra dev --output-file requirements.lock
+	$(RESOLVE) --extra embedded --extra cpu --constraint requirements.lock --output-file requirements-cpu.lock
+	$(RESOLVE) --extra embedded --extra gpu --constraint requirements.lock --output-file requirements-gpu.lock
 
 clean:  ## remove what was built; data/ stays
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -30,7 +30,7 @@ def train_encoder(dictionary: Dictionary, settings: IndexSettings) -> tuple[Enco
     try:
         import torch
     except ImportError as error:
-        raise ImportError("training the query encoder needs torch: pip install 'queryloop[cpu]'") from error
+        raise ImportError("training the query encoder needs torch: pip install 'queryloop[cpu]' (or queryloop[gpu])") from error
     space = FeatureSpace(settings.buckets, settings.min_ngram, settings.max_ngram)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)

@@ -65,5 +65,5 @@ def _faiss() -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise ImportError("searching near queries needs faiss: pip install 'queryloop[cpu]'") from error
+        raise ImportError("searching near queries needs faiss: pip install 'queryloop[cpu]' (or queryloop[gpu])") from error
     return faiss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -45,3 +46,9 @@ def test_it_comes_back_from_disk_whole(exact_up_to: int, tmp_path: Path) -> None
 def test_fewer_vectors_than_asked_for_and_none_at_all() -> None:
     assert build_neighbours(draw(3), 10).search(draw(2, 1), 9)[0].shape == (2, 3)
     assert build_neighbours(draw(0), 10).search(draw(2, 1), 9)[0].shape == (2, 0)
+
+
+def test_without_faiss_the_error_names_both_extras_that_bring_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ImportError, match=r"queryloop\[cpu\].*queryloop\[gpu\]"):
+        build_neighbours(draw(3), 10)
