@@ -11,10 +11,10 @@ from statistics import median
 from typing import Any
 
 from benchmarks.goals import Goal
-from benchmarks.narration import tell
-from benchmarks.ours import Site, Topic, running_worker
+from benchmarks.probes.usage import resident_mib
+from benchmarks.progress_log import tell
 from benchmarks.traffic import START, Traffic
-from benchmarks.usage import resident_mib
+from benchmarks.worker_runs import Site, Topic, running_worker
 from streams.runtime.processes import ProcessError
 
 FULL_LOG_EVENTS = 28_600_000

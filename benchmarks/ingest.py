@@ -22,14 +22,14 @@ from benchmarks.endurance import judge_memory, measure_replay, report_catch_up, 
 from benchmarks.goals import Goal
 from benchmarks.ingest_tables import print_report
 from benchmarks.latency import judge_latency, measure_latency
-from benchmarks.narration import tell
-from benchmarks.ours import Site
 from benchmarks.peer_runs import fill_topic
 from benchmarks.peer_venv import PeersUnavailable, peer_python
+from benchmarks.probes.usage import Usage, cores_used, read_stolen, use_two_cores
+from benchmarks.progress_log import tell
 from benchmarks.state import build_state, judge_state, later_traffic, measure_state, report_state
 from benchmarks.throughput import BATCHED, SINGLE, judge_throughput, measure_throughput, report_throughput
 from benchmarks.traffic import Mix, Traffic
-from benchmarks.usage import Usage, cores_used, read_stolen, use_two_cores
+from benchmarks.worker_runs import Site
 from streams.brokers.broker import BrokerError, KafkaBroker
 from streams.brokers.topics import TopicError
 from streams.runtime.processes import ProcessError

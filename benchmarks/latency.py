@@ -21,14 +21,14 @@ from statistics import median
 from typing import Any
 
 from benchmarks.corpus import Corpus
-from benchmarks.disk import DiskProbe
 from benchmarks.goals import Goal, percentile
-from benchmarks.narration import tell
-from benchmarks.ours import Progress, Site, Topic, Worker, measure_worker, running_worker
 from benchmarks.peer_runs import run_peer
-from benchmarks.reads import ReadProbe
+from benchmarks.probes.disk import DiskProbe
+from benchmarks.probes.reads import ReadProbe
+from benchmarks.probes.usage import cores_used, read_stolen, read_usage
+from benchmarks.progress_log import tell
 from benchmarks.throughput import BATCHED
-from benchmarks.usage import cores_used, read_stolen, read_usage
+from benchmarks.worker_runs import Progress, Site, Topic, Worker, measure_worker, running_worker
 from streams.brokers.topics import KafkaSettings, create_topics
 
 POLL_S = 0.02
@@ -158,7 +158,7 @@ def _pace_and_watch(
     options = ["--topic", topic, "--rate", str(rate), "--seconds", str(seconds), "--lines", str(BATCHED)]
 
     def produce() -> None:
-        done.append(run_peer(site, "pace", [*options, *files]))
+        done.append(run_peer(site, "paced_producer", [*options, *files]))
 
     producer = threading.Thread(target=produce, daemon=True)
     producer.start()

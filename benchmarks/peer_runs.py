@@ -8,9 +8,9 @@ import uuid
 from typing import Any, Literal
 
 from benchmarks.corpus import Corpus
-from benchmarks.ours import Rate, Site, Topic
 from benchmarks.peer_venv import PEERS, peer_python
-from benchmarks.usage import read_usage
+from benchmarks.probes.usage import read_usage
+from benchmarks.worker_runs import Rate, Site, Topic
 from streams.brokers.topics import KafkaSettings, create_topics
 from streams.runtime.processes import Child, ProcessError
 

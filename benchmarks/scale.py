@@ -11,9 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.capacity.outage import Day, simulate
+from benchmarks.capacity.sizing import GB, Assumptions, Costs, Plan, plan
 from benchmarks.goals import Goal
-from benchmarks.outage import Day, simulate
-from benchmarks.sizing import GB, Assumptions, Costs, Plan, plan
 
 MEASURED = Path(__file__).with_name("measured.json")
 """The report of the full `benchmarks.ingest` run whose costs are the default."""

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.goals import Goal
-from benchmarks.narration import tell
-from benchmarks.ours import Rate, Site, Topic, measure_worker
+from benchmarks.probes.usage import CORES
+from benchmarks.progress_log import tell
 from benchmarks.throughput import ratios
 from benchmarks.traffic import DAY_S, START, Mix, Traffic
-from benchmarks.usage import CORES
+from benchmarks.worker_runs import Rate, Site, Topic, measure_worker
 from streams.events.batch_decoder import decode_columns
 from streams.lake.files import Lake, LakeSettings
 from streams.runtime.processes import Child, ProcessError

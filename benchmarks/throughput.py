@@ -9,9 +9,9 @@ from statistics import median
 from typing import Any
 
 from benchmarks.goals import Goal, Spread
-from benchmarks.narration import tell
-from benchmarks.ours import Rate, Site, Topic, measure_worker
 from benchmarks.peer_runs import measure_decoding, measure_quix
+from benchmarks.progress_log import tell
+from benchmarks.worker_runs import Rate, Site, Topic, measure_worker
 
 BATCHED, SINGLE = 100, 1
 GOALS = {BATCHED: (0.7, 5.0), SINGLE: (1.0, 3.0)}

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
 from datetime import date
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from queryloop.exits import MEANINGS, CommandError, Exit
 
-if TYPE_CHECKING:
-    from queryloop.settings import Settings
-
 BROKERS = ("embedded", "kafka")
 KINDS = ("ctr", "index", "policy")
+WITH_PACKAGE = ("up", "demo", "torture")
+"""Commands with a package of their own, in its file `command`; the others are files of `queryloop.commands`."""
 BROKER_HELP = "embedded: in memory, nothing to install; kafka: real Apache Kafka, durable (default: kafka.broker)"
 
 
@@ -28,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     try:
-        return int(options.command(options))
+        return int(import_module(options.module).run(options))
     except KeyboardInterrupt:
         return _say_error("interrupted", Exit.INTERRUPTED)
     except BrokenPipeError:
@@ -71,7 +70,7 @@ def _say_error(text: str, code: Exit) -> Exit:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands; each knows the function that runs it as `command`."""
+    """Return the parser of all commands; the options of each name the `module` whose `run` does it."""
     parser = argparse.ArgumentParser(
         prog="queryloop",
         description="A streaming feedback loop for generative query recommendation.",
@@ -88,7 +87,8 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(commands: Any, name: str, about: str, example: str, command: Any) -> argparse.ArgumentParser:
+def _add(commands: Any, name: str, about: str, example: str) -> argparse.ArgumentParser:
+    """Add a command; its module has a function `run` that takes the options and returns the exit code."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=about,
@@ -96,7 +96,7 @@ def _add(commands: Any, name: str, about: str, example: str, command: Any) -> ar
         epilog=f"example: {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(command=command)
+    parser.set_defaults(module=f"queryloop.{name}.command" if name in WITH_PACKAGE else f"queryloop.commands.{name}")
     return parser
 
 
@@ -105,12 +105,12 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_up(commands: Any) -> None:
-    parser = _add(commands, "up", "run broker, worker, trainers and server here until Ctrl-C", "queryloop up --broker kafka", up)
+    parser = _add(commands, "up", "run broker, worker, trainers and server here until Ctrl-C", "queryloop up --broker kafka")
     parser.add_argument("--broker", choices=BROKERS, help=BROKER_HELP)
 
 
 def _add_demo(commands: Any) -> None:
-    parser = _add(commands, "demo", "run the whole loop twice against a simulated product", "queryloop demo --seed 3", demo)
+    parser = _add(commands, "demo", "run the whole loop twice against a simulated product", "queryloop demo --seed 3")
     parser.add_argument("--seed", type=_whole, default=0, help="which world is drawn (default: 0)")
     parser.add_argument("--broker", choices=BROKERS, help=BROKER_HELP)
     parser.add_argument("--out", type=Path, default=Path("demo-report"), metavar="DIR", help="where the report goes")
@@ -120,7 +120,7 @@ def _add_demo(commands: Any) -> None:
 
 def _add_replay(commands: Any) -> None:
     example = "queryloop replay events.jsonl.gz --isolated --as-of 2021-04-01 --out counts/"
-    parser = _add(commands, "replay", "replay a log of events", example, replay)
+    parser = _add(commands, "replay", "replay a log of events", example)
     parser.add_argument("log", type=Path, metavar="LOG", help="NDJSON plain, gzip or zstd; Parquet; CSV or TSV with --mapping")
     parser.add_argument(
         "--mapping", type=Path, metavar="FILE", help="which column of a CSV or TSV is which field (docs/testing.md)"
@@ -137,34 +137,32 @@ def _add_replay(commands: Any) -> None:
 
 
 def _add_broker(commands: Any) -> None:
-    parser = _add(commands, "broker", "run a broker alone until Ctrl-C", "queryloop broker --broker kafka --port 9092", broker)
+    parser = _add(commands, "broker", "run a broker alone until Ctrl-C", "queryloop broker --broker kafka --port 9092")
     parser.add_argument("--broker", choices=BROKERS, help=BROKER_HELP)
     parser.add_argument("--port", type=_port, default=9092, help="port on loopback, 0 for any (default: 9092)")
 
 
 def _add_run(commands: Any) -> None:
-    parser = _add(commands, "run", "run a training job now", "queryloop run policy", run)
+    parser = _add(commands, "run", "run a training job now", "queryloop run policy")
     parser.add_argument("kind", choices=KINDS, help="ctr: predictor and judge; index: nearest queries; policy: cold start or DPO")
     _add_json(parser)
 
 
 def _add_releases(commands: Any) -> None:
-    parser = _add(commands, "releases", "list releases, or change which one answers", "queryloop releases rollback", releases)
+    parser = _add(commands, "releases", "list releases, or change which one answers", "queryloop releases rollback")
     parser.add_argument("step", nargs="?", choices=("list", "promote", "rollback"), default="list", help="default: list")
     parser.add_argument("id", nargs="?", help="the release to promote")
     _add_json(parser)
 
 
 def _add_status(commands: Any) -> None:
-    parser = _add(
-        commands, "status", "say what runs, what is counted and which release answers", "queryloop status --json", status
-    )
+    parser = _add(commands, "status", "say what runs, what is counted and which release answers", "queryloop status --json")
     _add_json(parser)
 
 
 def _add_verify(commands: Any) -> None:
     about = "count everything anew from the log and compare with what the shards hold"
-    parser = _add(commands, "verify", about, "queryloop verify --json", verify)
+    parser = _add(commands, "verify", about, "queryloop verify --json")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--from-lake", action="store_true", help="from the lake's day files instead of Kafka")
     source.add_argument("--log", type=Path, metavar="FILE", help="from a log that was replayed, instead of Kafka")
@@ -174,7 +172,7 @@ def _add_verify(commands: Any) -> None:
 
 def _add_torture(commands: Any) -> None:
     about = "kill real processes while a difficult log flows, then compare every count"
-    parser = _add(commands, "torture", about, "queryloop torture --events 500000 --kills 30 --workers 2", torture)
+    parser = _add(commands, "torture", about, "queryloop torture --events 500000 --kills 30 --workers 2")
     parser.add_argument("--events", type=_whole, default=500_000, help="lines of the log (default: 500000)")
     parser.add_argument("--kills", type=_whole, default=30, help="how often a worker is killed (default: 30)")
     parser.add_argument("--workers", type=_whole, default=2, help="workers of one group (default: 2)")
@@ -190,7 +188,7 @@ def _add_quarantine(commands: Any) -> None:
     example = """queryloop quarantine list --reason invalid
          queryloop quarantine show 2:17 --raw > fix.jsonl    # edit it, then
          queryloop quarantine replay --file fix.jsonl"""
-    parser = _add(commands, "quarantine", about, example, quarantine)
+    parser = _add(commands, "quarantine", about, example)
     steps = parser.add_subparsers(title="steps", dest="step", required=True, metavar="STEP")
     rows = steps.add_parser("list", help="how many rows by reason, and the newest of them")
     rows.add_argument("--reason", type=_reason, help="only rows of this reason")
@@ -207,28 +205,27 @@ def _add_quarantine(commands: Any) -> None:
 
 
 def _add_config(commands: Any) -> None:
-    parser = _add(commands, "config", "print the effective settings, secrets masked", "queryloop config --json", config)
+    parser = _add(commands, "config", "print the effective settings, secrets masked", "queryloop config --json")
     _add_json(parser)
 
 
 def _add_reads(commands: Any) -> None:
     windows = _add(
-        commands, "windows", "show a query's windows: impressions, clicks, rates", 'queryloop windows --query "red shoes"', read
+        commands, "windows", "show a query's windows: impressions, clicks, rates", 'queryloop windows --query "red shoes"'
     )
     windows.add_argument("--query", help="a query, in any form that compares equal")
     windows.add_argument("--item", help="a recommended query; --query, --item or both")
     windows.add_argument("--position", type=_whole, help="only this position, from 0")
     about = "show what users searched after a query"
-    successors = _add(commands, "successors", about, 'queryloop successors --query "red shoes" --json', read)
+    successors = _add(commands, "successors", about, 'queryloop successors --query "red shoes" --json')
     successors.add_argument("--query", required=True, help="a query, in any form that compares equal")
     for parser in (windows, successors):
         help_ = "UTC day YYYY-MM-DD: the 14 days before it (default: so that the latest event's day shows)"
         parser.add_argument("--as-of", type=_day, metavar="DAY", help=help_)
         parser.add_argument("--limit", type=_whole, help="rows, at most (default: 100)")
-    lag = _add(commands, "lag", "show how far counting is behind the log", "queryloop lag", read)
-    delays = _add(commands, "delays", "show how long after its impression a click comes", "queryloop delays --json", read)
-    for what, parser in (("windows", windows), ("successors", successors), ("lag", lag), ("delays", delays)):
-        parser.set_defaults(what=what)
+    lag = _add(commands, "lag", "show how far counting is behind the log", "queryloop lag")
+    delays = _add(commands, "delays", "show how long after its impression a click comes", "queryloop delays --json")
+    for parser in (windows, successors, lag, delays):
         parser.add_argument("--partial", action="store_true", help="answer without the partitions that no worker answers for")
         _add_json(parser)
 
@@ -269,105 +266,3 @@ def _factor(text: str) -> float:
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is no pace: a number over 0, 60 for sixty times as fast")
     return number
-
-
-def read_settings(options: argparse.Namespace) -> Settings:
-    """Return all settings with `--broker` folded in. Raises SettingsError."""
-    from queryloop.settings import Settings
-    from streams.runtime.settings import load_settings
-
-    settings = load_settings(Settings, options.config)
-    chosen = getattr(options, "broker", None)
-    return settings.model_copy(update={"kafka": settings.kafka.model_copy(update={"broker": chosen})}) if chosen else settings
-
-
-def up(options: argparse.Namespace) -> int:
-    """`queryloop up`."""
-    from queryloop.up.machine import run as run_up
-
-    return run_up(read_settings(options))
-
-
-def demo(options: argparse.Namespace) -> int:
-    """`queryloop demo`."""
-    from queryloop.demo.run import main as run_demo
-
-    return run_demo(read_settings(options), seed=options.seed, out=options.out, as_json=options.json, quick=options.quick)
-
-
-def replay(options: argparse.Namespace) -> int:
-    """`queryloop replay`."""
-    from queryloop.commands.replay import replay_log
-
-    return replay_log(options, read_settings(options))
-
-
-def broker(options: argparse.Namespace) -> int:
-    """`queryloop broker`."""
-    from queryloop.commands.broker import keep_broker
-
-    return keep_broker(read_settings(options), options.port)
-
-
-def run(options: argparse.Namespace) -> int:
-    """`queryloop run`."""
-    from queryloop.commands.run import run_job
-
-    return run_job(read_settings(options), options.kind, as_json=options.json)
-
-
-def releases(options: argparse.Namespace) -> int:
-    """`queryloop releases`."""
-    from queryloop.commands.releases import change_rollout, show_releases
-
-    folder = read_settings(options).data.dir
-    if (options.step == "promote") != (options.id is not None):
-        raise CommandError("`releases promote` takes the id of a release, the other steps take none", Exit.USAGE)
-    if options.step != "list":
-        change_rollout(folder, options.step, options.id)
-    return show_releases(folder, as_json=options.json)
-
-
-def status(options: argparse.Namespace) -> int:
-    """`queryloop status`."""
-    from queryloop.commands.status import show_status
-
-    return show_status(read_settings(options), as_json=options.json)
-
-
-def read(options: argparse.Namespace) -> int:
-    """`queryloop windows`, `successors`, `lag`, `delays`."""
-    from queryloop.commands.counts import show_read
-
-    return show_read(read_settings(options), options.what, options)
-
-
-def verify(options: argparse.Namespace) -> int:
-    """`queryloop verify`."""
-    from queryloop.commands.verify import verify as verify_counts
-
-    return verify_counts(options, read_settings(options))
-
-
-def torture(options: argparse.Namespace) -> int:
-    """`queryloop torture`."""
-    from queryloop.torture.run import Options, main
-
-    names = Options.__dataclass_fields__
-    return main(Options(**{name: getattr(options, name) for name in names}), as_json=options.json)
-
-
-def quarantine(options: argparse.Namespace) -> int:
-    """`queryloop quarantine`."""
-    from queryloop.commands.quarantine import run as run_quarantine
-
-    return run_quarantine(options, read_settings(options))
-
-
-def config(options: argparse.Namespace) -> int:
-    """`queryloop config`."""
-    from queryloop.settings import masked, to_toml
-
-    tables = masked(read_settings(options))
-    print(json.dumps(tables, indent=2, ensure_ascii=False) if options.json else to_toml(tables), end="\n" if options.json else "")
-    return Exit.DONE

@@ -1,51 +1,24 @@
-"""All settings of one machine in one frozen object: the sections of every room, as the front door needs them."""
+"""All settings of one machine in one frozen object: the sections of every room, as the command line needs them."""
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
-from pydantic import BaseModel, SecretStr
+import argparse
 
 from queryloop.product.settings import ProductSettings
 from serving.settings import ServingRoot
+from streams.runtime.settings import load_settings
 from streams.worker.settings import StreamsSettings
 from trainers.jobs.settings import TrainerSettings
 
-MASK = "**********"
-
 
 class Settings(TrainerSettings, ServingRoot, StreamsSettings, frozen=True, extra="forbid"):
-    """The effective settings; a section's meaning stands beside the code that reads it."""
+    """The effective settings; each section is declared beside the code that reads it."""
 
     product: ProductSettings = ProductSettings()
 
 
-def masked(settings: BaseModel) -> dict[str, Any]:
-    """Return the settings as plain JSON values, every secret that is set as asterisks."""
-    dumped: dict[str, Any] = json.loads(json.dumps(settings.model_dump(), default=_plain))
-    return dumped
-
-
-def _plain(value: object) -> str:
-    return MASK if isinstance(value, SecretStr) else str(value)
-
-
-def to_toml(tables: dict[str, Any]) -> str:
-    """Return sections as TOML; an unset value is a comment, since TOML has none."""
-    return "\n".join(line for name, table in tables.items() for line in (*_table(name, table), "")).rstrip() + "\n"
-
-
-def _table(name: str, table: dict[str, Any]) -> list[str]:
-    own = {key: value for key, value in table.items() if not isinstance(value, dict)}
-    lines = [f"[{name}]"] if own or not table else []
-    lines += [f"# {key} is unset" if value is None else f"{key} = {_value(value)}" for key, value in own.items()]
-    for key, value in table.items():
-        if isinstance(value, dict):
-            lines += [*([""] if lines else []), *_table(f"{name}.{key}", value)]
-    return lines
-
-
-def _value(value: Any) -> str:
-    """Return a scalar or a list as TOML writes it; JSON's strings, numbers and arrays are TOML's too."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+def read_settings(options: argparse.Namespace) -> Settings:
+    """Return the settings of a command: file and environment, and `--broker` over `kafka.broker`. Raises SettingsError."""
+    settings = load_settings(Settings, options.config)
+    chosen = getattr(options, "broker", None)
+    return settings.model_copy(update={"kafka": settings.kafka.model_copy(update={"broker": chosen})}) if chosen else settings

@@ -14,8 +14,8 @@ from queryloop.pytest_plugin.rows import Quarantined, Successor, Window
 
 if TYPE_CHECKING:
     from queryloop.pytest_plugin.clock import Clock
-    from queryloop.pytest_plugin.stations import Stations
     from queryloop.pytest_plugin.trial import Trial
+    from queryloop.pytest_plugin.worker_pool import Stations
 
 __all__ = ["Clock", "Quarantined", "Successor", "Trial", "Window"]
 
@@ -57,10 +57,10 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def queryloop_stations() -> Iterator[Stations]:
     """The brokers of this run, each started when a test first wants it, and a worker started ahead for the next test."""
-    from queryloop.pytest_plugin.hosts import Hosts
+    from queryloop.pytest_plugin.runner_pool import Hosts
 
     with Hosts() as hosts:
-        from queryloop.pytest_plugin.stations import Stations  # slow: meanwhile the first worker's process imports too
+        from queryloop.pytest_plugin.worker_pool import Stations  # slow: meanwhile the first worker's process imports too
 
         with Stations(hosts) as stations:
             yield stations

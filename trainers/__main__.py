@@ -55,7 +55,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _run_job(arguments: argparse.Namespace) -> int:
     for name, value in ENVIRON.items():
         os.environ.setdefault(name, value)  # before torch is imported
-    from trainers.jobs.job import run_recorded
+    from trainers.jobs.runner import run_recorded
     from trainers.jobs.settings import TrainerSettings
 
     signal.signal(signal.SIGTERM, _stop)

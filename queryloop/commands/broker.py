@@ -1,20 +1,23 @@
-"""`queryloop broker`: one broker alone, with the topics made, for processes that are started by hand."""
+"""`queryloop broker`: a broker alone, its topics created, for processes that are started by hand."""
 
 from __future__ import annotations
 
+import argparse
 import signal
-from typing import TYPE_CHECKING
 
 from queryloop.exits import Exit
+from queryloop.settings import Settings, read_settings
 from streams.brokers.broker import choose_broker
 from streams.brokers.topics import create_topics
 
-if TYPE_CHECKING:
-    from queryloop.settings import Settings
+
+def run(options: argparse.Namespace) -> int:
+    """Run the broker of the settings until Ctrl-C or SIGTERM. Raises SettingsError, BrokerError, TopicError."""
+    return keep_broker(read_settings(options), options.port)
 
 
 def keep_broker(settings: Settings, port: int) -> int:
-    """Run the broker of the settings until Ctrl-C or SIGTERM. Raises BrokerError when it cannot start."""
+    """Start the broker at `port` (0: any free one), create the topics, print how to reach it and wait for a signal."""
     signals = {signal.SIGINT, signal.SIGTERM}
     with choose_broker(settings.kafka, settings.data.dir, port) as broker:
         create_topics(broker.bootstrap, settings.kafka)

@@ -1,6 +1,6 @@
-"""`queryloop windows`, `successors`, `lag` and `delays`: what the workers have counted so far, from any worker's HTTP.
+"""What `queryloop windows`, `successors`, `lag` and `delays` share: a worker is asked over HTTP, its answer printed as a table.
 
-The worker is the one that `queryloop up` runs, else the one of the settings, else any that says it holds a shard.
+The worker is the one that `queryloop up` runs, else the one of the settings, else any that holds a shard.
 """
 
 from __future__ import annotations
@@ -9,41 +9,49 @@ import argparse
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlencode
 
+import rich.table
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from queryloop.commands.status import read_running
 from queryloop.exits import CommandError, Exit
-
-if TYPE_CHECKING:
-    from queryloop.settings import Settings
+from queryloop.settings import Settings, read_settings
 
 TIMEOUT_S = 30.0
 PARAMETERS = ("query", "item", "position", "as_of", "limit")
-COLUMNS = {
-    "windows": ("query", "item", "position", "impressions", "clicks", "raw_ctr", "smoothed_ctr", "coec"),
-    "successors": ("next_query", "count", "share"),
-    "lag": ("shard", "next_offset", "end_offset", "records", "events", "seconds", "event_time_seconds"),
-    "delays": ("upto_s", "clicks"),
-}
+
+Answer = dict[str, Any]
+"""A worker's answer to a read, or one row of it."""
 
 
-def show_read(settings: Settings, what: str, options: argparse.Namespace) -> int:
-    """Ask a worker and print its answer. Raises CommandError: usage for what it refuses, unavailable where a shard is missing."""
+@dataclass(frozen=True)
+class Table:
+    """How one command shows an answer: the columns of its table, the rows for them, and the line below."""
+
+    columns: tuple[str, ...]
+    rows: Callable[[Answer], Sequence[Answer]]
+    summary: Callable[[Answer], str]
+
+
+def show_counts(options: argparse.Namespace, read: str, table: Table) -> int:
+    """Ask a worker for /v1/`read` and print the answer.
+
+    Raises SettingsError and CommandError: usage where the worker refuses the parameters, unavailable where a shard is missing.
+    """
     given = {name: getattr(options, name, None) for name in PARAMETERS}
     parameters = {name: str(value) for name, value in given.items() if value is not None}
     if options.partial:
         parameters["partial"] = "true"
-    answer = ask_worker(settings, f"/v1/{what}?{urlencode(parameters)}")
+    answer = ask_worker(read_settings(options), f"/v1/{read}?{urlencode(parameters)}")
     if options.json:
         print(json.dumps(answer, indent=2, ensure_ascii=False))
     else:
-        _print(what, answer)
+        _print(answer, table)
     return Exit.DONE
 
 
@@ -90,39 +98,19 @@ def _problem(error: urllib.error.HTTPError) -> str:
     return text.replace("partial=true", "--partial")
 
 
-def _print(what: str, answer: dict[str, Any]) -> None:
+def _print(answer: Answer, table: Table) -> None:
     console = Console()
-    table = Table(*COLUMNS[what])
-    for row in _rows(what, answer):
-        table.add_row(*(_cell(row[name]) for name in COLUMNS[what]))
-    console.print(table)
-    console.print(_summary(what, answer), soft_wrap=True, highlight=False)
+    shown = rich.table.Table(*table.columns)
+    for row in table.rows(answer):
+        shown.add_row(*(cell(row[name]) for name in table.columns))
+    console.print(shown)
+    console.print(table.summary(answer), soft_wrap=True, highlight=False)
     if answer["missing"]:
         console.print(f"[red]without the partitions {', '.join(map(str, answer['missing']))}[/]: no worker answers for them")
 
 
-def _rows(what: str, answer: dict[str, Any]) -> list[dict[str, Any]]:
-    if what == "lag":
-        return [{"shard": shard, **told} for shard, told in answer["shards"].items()]
-    rows: list[dict[str, Any]] = answer["buckets" if what == "delays" else "rows"]
-    return rows
-
-
-def _summary(what: str, answer: dict[str, Any]) -> str:
-    match what:
-        case "windows":
-            return f"{answer['total']} cells in the 14 days before {answer['as_of']}"
-        case "successors":
-            return f"followed {answer['followed']} times by {answer['total']} queries in the 14 days before {answer['as_of']}"
-        case "lag":
-            return f"behind by {_cell(answer['records'])} records, {_cell(answer['seconds'])} seconds"
-        case _:
-            parts = ", ".join(f"{name[:3]} {_cell(answer[name])} s" for name in ("p50_s", "p90_s", "p99_s"))
-            return f"{answer['clicks']} clicks: {parts}"
-
-
-def _cell(value: Any) -> str:
-    """A value for a terminal: text without what a terminal would obey."""
+def cell(value: Any) -> str:
+    """Return a value as text for a terminal, characters that would control the terminal escaped."""
     if value is None:
         return "-"
     if isinstance(value, float):

@@ -15,17 +15,15 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlencode
 
 from queryloop.commands.quarantine_repair import check_lines, send_again
 from queryloop.commands.workers import ask_shard
 from queryloop.exits import CommandError, Exit
+from queryloop.settings import Settings, read_settings
 from streams.api.quarantine_rows import RowsCall, dump_rows
 from streams.events.schema import Reason, printable
-
-if TYPE_CHECKING:
-    from queryloop.settings import Settings
 
 PAGE = 200
 MAX_FILE_BYTES = 256 * 1024 * 1024
@@ -33,8 +31,9 @@ MAX_FILE_BYTES = 256 * 1024 * 1024
 Row = dict[str, Any]
 
 
-def run(options: argparse.Namespace, settings: Settings) -> int:
-    """Do the chosen step. Raises CommandError."""
+def run(options: argparse.Namespace) -> int:
+    """Do the chosen step. Raises SettingsError, CommandError."""
+    settings = read_settings(options)
     if options.step == "list":
         return _list(settings, options.reason, options.limit, as_json=options.json)
     if options.step == "show":

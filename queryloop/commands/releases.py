@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,22 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from queryloop.exits import Exit
+from queryloop.exits import CommandError, Exit
+from queryloop.settings import read_settings
 from serving.releases import registry
 from serving.releases.registry import Release, Rollout
 
 FIGURES = ("aec_predictor", "aec_judge", "well_formed", "mean_tokens", "duplicate_rate")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do the chosen step and print every release. Raises SettingsError, ReleaseError, CommandError."""
+    folder = read_settings(options).data.dir
+    if (options.step == "promote") != (options.id is not None):
+        raise CommandError("`releases promote` takes the id of a release, the other steps take none", Exit.USAGE)
+    if options.step != "list":
+        change_rollout(folder, options.step, options.id)
+    return show_releases(folder, as_json=options.json)
 
 
 def change_rollout(folder: Path, step: str, name: str | None) -> Rollout:

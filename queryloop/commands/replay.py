@@ -8,22 +8,21 @@ import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from queryloop.commands.status import read_running
 from queryloop.exits import CommandError, Exit
 from queryloop.replay.replay import Pace, replay, replay_isolated
+from queryloop.settings import Settings, read_settings
 from streams.events.schema import printable
 from streams.importers.mapping import Mapping, read_mapping
 from streams.importers.preview import Preview, preview
 from streams.worker.settings import StreamsSettings
 
-if TYPE_CHECKING:
-    from queryloop.settings import Settings
 
-
-def replay_log(options: argparse.Namespace, settings: Settings) -> int:
+def run(options: argparse.Namespace) -> int:
     """Replay as the options say and print the summary. Raises CommandError for options that do not go together."""
+    settings = read_settings(options)
     if options.check:
         return _check(options, settings)
     summary = _isolated(options, settings) if options.isolated else _running(options, settings)

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 
 from queryloop.exits import Exit
+from queryloop.settings import Settings, read_settings
 from streams.runtime.environment import environ_of
 from trainers.jobs.ledger import Kind, Ledger, Run, State
 from trainers.jobs.processes import settle_job, start_job
 
-if TYPE_CHECKING:
-    from queryloop.settings import Settings
-
 POLL_S = 0.3
 TAIL_BYTES = 2000
 CODES = {State.SUCCEEDED: Exit.DONE, State.SKIPPED: Exit.SKIPPED, State.FAILED: Exit.FAILED}
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the chosen job. Raises SettingsError, LedgerError."""
+    return run_job(read_settings(options), options.kind, as_json=options.json)
 
 
 def run_job(settings: Settings, kind: Kind, *, as_json: bool) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 from pydantic import SecretStr
@@ -15,16 +16,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from queryloop.exits import Exit
+from queryloop.settings import Settings, read_settings
 from serving.releases.registry import ReleaseError, read_rollout
 from streams.events.schema import printable
 from trainers.jobs.ledger import Ledger
 
-if TYPE_CHECKING:
-    from queryloop.settings import Settings
-
 TIMEOUT_S = 3.0
 MAX_ERROR_BYTES = 4096
 NOT_READY = 503
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the status of every room. Raises SettingsError."""
+    return show_status(read_settings(options), as_json=options.json)
 
 
 def show_status(settings: Settings, *, as_json: bool) -> int:

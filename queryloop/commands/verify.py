@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -19,25 +19,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from queryloop.commands.status import read_running
 from queryloop.commands.workers import live_counts
 from queryloop.exits import CommandError, Exit
+from queryloop.settings import Settings, read_settings
 from queryloop.verify.arrivals import LogRecord
-from queryloop.verify.backlog import open_backlog
 from queryloop.verify.lake_verification import verify_lake
-from queryloop.verify.verification import Log, Verdict, no_counts, refuse, rows, verify_shard
+from queryloop.verify.shard_verification import Log, Verdict, no_counts, refuse, rows, verify_shard
+from queryloop.verify.topic_reader import open_backlog
 from streams.api.snapshot import Counts
 from streams.brokers.topics import topic_id
 from streams.emitter.record_batches import MAX_RECORD_BYTES, partition_of
 from streams.events.schema import printable
 from streams.importers.log_files import read_log, session_of
 
-if TYPE_CHECKING:
-    from queryloop.settings import Settings
-
 SOURCES = {"kafka": "Kafka", "lake": "the lake", "log": "the log file"}
 
 
-def verify(options: argparse.Namespace, settings: Settings) -> int:
+def run(options: argparse.Namespace) -> int:
     """Verify as the options say and print the outcome; 0 equal, 1 different, 6 equal as far as it can be told."""
-    began = time.monotonic()
+    settings, began = read_settings(options), time.monotonic()
     with _progress() as bars:
         verdicts = [_verify_lake(settings, bars)] if options.from_lake else list(_verify_log(settings, options.log, bars))
     seconds = round(time.monotonic() - began, 3)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from queryloop.demo.plots import Span, draw_bars, draw_lines, draw_timeline
-from queryloop.product.account import Account, Shown, percentile
 from queryloop.product.clicks import list_click_probability
+from queryloop.product.totals import Account, Shown, percentile
 from queryloop.product.world import World
 
 MEASURES = ("aec_predictor", "aec_judge", "well_formed", "mean_tokens", "duplicate_rate")

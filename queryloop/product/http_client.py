@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 
-from queryloop.product.account import Account
+from queryloop.product.totals import Account
 
 
 class DoorError(Exception):

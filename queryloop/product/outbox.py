@@ -8,8 +8,8 @@ import math
 import random
 from typing import Any
 
-from queryloop.product.account import Account
 from queryloop.product.http_client import Door
+from queryloop.product.totals import Account
 
 MALFORMED_LINES = (b'{"type":"click","event_id":"broken', b"\xff\xfe not even text", b'["an array"]', b'{"type":"query","ts":0}')
 """Lines that no schema accepts: cut short, not UTF-8, not an object, fields missing."""

@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from queryloop.product.account import Account, Shown
 from queryloop.product.clicks import item_probabilities
 from queryloop.product.http_client import Door
 from queryloop.product.outbox import Outbox
 from queryloop.product.settings import ProductSettings
+from queryloop.product.totals import Account, Shown
 from queryloop.product.visits import first_query, next_query
 from queryloop.product.world import World
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 from queryloop.pytest_plugin.clock import Clock
 from queryloop.pytest_plugin.counts import rate_windows, read_all
 from queryloop.pytest_plugin.rows import Quarantined, Successor, Window
-from queryloop.pytest_plugin.stations import Sections, Station, Stations
+from queryloop.pytest_plugin.worker_pool import Sections, Station, Stations
 from queryloop.replay.replay import FLUSH_S, ReplayError, send_line
 from queryloop.up.worker_process import ask_worker, read_progress
 from streams.brokers.topics import end_offsets

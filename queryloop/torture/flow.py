@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from queryloop.torture.log import TortureLog
+from queryloop.torture.generated_log import TortureLog
 from queryloop.torture.stage_files import Progress, StageFiles
 
 APART_STAGES = 2

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from queryloop.torture.flow import Flow
-from queryloop.torture.log import TortureLog
+from queryloop.torture.generated_log import TortureLog
 from queryloop.torture.producer import ProducerSettings
 from queryloop.torture.stage_files import StageFiles
 from queryloop.torture.workers import Worker

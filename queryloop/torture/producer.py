@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 from pydantic import BaseModel, Field
 
-from queryloop.torture.log import TortureLog
+from queryloop.torture.generated_log import TortureLog
 from queryloop.torture.stage_files import Progress, StageFiles
 from streams.brokers.topics import KafkaSettings
 from streams.emitter.emitter import Emitter, EmitterSettings, QueueFull

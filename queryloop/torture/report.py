@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from queryloop.product.account import percentile
+from queryloop.product.totals import percentile
 from queryloop.torture.faults import Diary
 from queryloop.torture.harness import Surprise
 from queryloop.torture.workers import Restart

@@ -1,34 +1,29 @@
-"""`queryloop torture`: sets the stand up, does what the schedule says while the log flows, compares every count at the end."""
+"""One run of the torture: processes are started, the schedule's faults done while the log flows, every count compared."""
 
 from __future__ import annotations
 
-import json
-import shutil
-import signal
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from queryloop.exits import CommandError, Exit
-from queryloop.torture.account import account_of, differences, expected_account
 from queryloop.torture.brokers import TortureBroker, open_broker
+from queryloop.torture.expected_counts import account_of, differences, expected_account
 from queryloop.torture.faults import Diary, do
 from queryloop.torture.flow import Flow
-from queryloop.torture.harness import Producer, Stand, TortureError
-from queryloop.torture.log import MIN_EVENTS, TortureLog
+from queryloop.torture.generated_log import MIN_EVENTS, TortureLog
+from queryloop.torture.harness import Producer, Stand
 from queryloop.torture.producer import ProducerSettings
-from queryloop.torture.report import Result, render
+from queryloop.torture.report import Result
 from queryloop.torture.schedule import Sizes, Step, draw_schedule
 from queryloop.torture.stage_files import StageFiles
-from queryloop.torture.verification import run_verify
+from queryloop.torture.verify_process import run_verify
 from queryloop.torture.workers import Worker
 from streams.brokers.topics import KafkaSettings, end_offsets, topic_id
 from streams.emitter.emitter import EmitterSettings
@@ -69,36 +64,7 @@ class Options:
             raise CommandError(f"--keep {self.keep} is not empty: a torture begins with nothing", Exit.USAGE)
 
 
-def main(options: Options, *, as_json: bool) -> int:
-    """Run it and print the report; exit code 0 when all counts are right, 1 when not."""
-    options.check()
-    result = torture(options)
-    print(json.dumps(result.as_dict(), indent=2) if as_json else render(result))
-    return Exit.DONE if result.equal else Exit.FAILED
-
-
-def torture(options: Options) -> Result:
-    """Run it once. What it found is raised as TortureError, or is in the result; in both cases the data folder is kept."""
-    folder = options.keep or Path(tempfile.mkdtemp(prefix="queryloop-torture-"))
-    try:
-        with _terminable():
-            result = _run(options, folder)
-    except TortureError as error:
-        raise TortureError(f"{error}\nthe data folder is kept: {folder}") from error
-    except BaseException:
-        _remove(options, folder)
-        raise
-    if result.equal:
-        _remove(options, folder)
-    return result
-
-
-def _remove(options: Options, folder: Path) -> None:
-    if options.keep is None:
-        shutil.rmtree(folder)
-
-
-def _run(options: Options, folder: Path) -> Result:
+def run_torture(options: Options, folder: Path) -> Result:
     partitions = max(PARTITIONS, 2 * options.workers)
     producers = PRODUCERS[options.broker]
     made = TortureLog(options.seed, options.events, producers)
@@ -199,17 +165,3 @@ def _progress(stand: Stand, diary: Diary) -> Iterator[Callable[[], None]]:
             bars.update(bar, completed=stand.flow.applied_stages, description=f"counting, {diary.kills} kills")
 
         yield show
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM end this process as Ctrl-C does, through the `with` blocks that stop what was started."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from queryloop.verify.arrivals import fold
-from queryloop.verify.verification import DIFFERENCES, READ, Verdict
+from queryloop.verify.shard_verification import DIFFERENCES, READ, Verdict
 from streams.api.snapshot import Counts
 from streams.events.rules import CountingRules
 from streams.lake.files import Lake

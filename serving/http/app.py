@@ -19,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
 from serving.http.browsers import EVENTS_PATH, SCHEMA_PATH, SNIPPET_PATH, KnownOrigins, answer_schema, answer_snippet
-from serving.http.event_intake import BatchError, split_batch, take_events
+from serving.http.events_request import BatchError, split_batch, take_events
 from serving.http.impressions import EventSink, ImpressionLog, make_impression
 from serving.http.micro_batcher import Batcher, BusyError, DeadlineError
 from serving.http.middleware import BearerKey, CountRequests, LimitBody

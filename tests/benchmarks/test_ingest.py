@@ -16,16 +16,16 @@ import pytest
 
 from benchmarks import latency, peer_venv
 from benchmarks.corpus import Corpus
-from benchmarks.disk import DiskProbe
 from benchmarks.endurance import extrapolate, judge_memory, report_catch_up, report_memory
 from benchmarks.ingest import QUICK, SECTIONS, Sizes, _sections, choose_sizes
 from benchmarks.ingest_tables import print_report
 from benchmarks.latency import judge_latency, visible_delays
-from benchmarks.ours import Progress, Rate, Site, Topic
 from benchmarks.peer_venv import PeersUnavailable, peer_folder, peer_python
-from benchmarks.reads import ReadProbe
+from benchmarks.probes.disk import DiskProbe
+from benchmarks.probes.reads import ReadProbe
+from benchmarks.probes.usage import Usage, cores_used, cpu_seconds, read_stolen, read_threads, read_usage, resident_mib
 from benchmarks.throughput import Contest, judge_throughput, report_throughput
-from benchmarks.usage import Usage, cores_used, cpu_seconds, read_stolen, read_threads, read_usage, resident_mib
+from benchmarks.worker_runs import Progress, Rate, Site, Topic
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -156,8 +156,8 @@ def test_a_running_process_is_seen_with_its_threads() -> None:
 
 def test_what_the_host_keeps_is_that_of_the_cores_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     told = [SimpleNamespace(steal=2.0), SimpleNamespace(steal=30.0), SimpleNamespace(steal=0.5), SimpleNamespace(user=1.0)]
-    monkeypatch.setattr("benchmarks.usage.psutil.cpu_times", lambda percpu: told)
-    monkeypatch.setattr("benchmarks.usage.os.sched_getaffinity", lambda _pid: {0, 2, 3})
+    monkeypatch.setattr("benchmarks.probes.usage.psutil.cpu_times", lambda percpu: told)
+    monkeypatch.setattr("benchmarks.probes.usage.os.sched_getaffinity", lambda _pid: {0, 2, 3})
     assert read_stolen().cpu_s == 2.5
     assert cores_used(Usage(1.0, 10.0), Usage(2.5, 15.0)) == 0.3
 

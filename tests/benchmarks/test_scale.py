@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from kafka.partitioner.default import murmur2 as kafka_murmur2
 
-from benchmarks.outage import PEAK_AT_S, outage_backlog, rate_at, simulate, simulate_day
+from benchmarks.capacity.outage import PEAK_AT_S, outage_backlog, rate_at, simulate, simulate_day
+from benchmarks.capacity.sizing import DAY_S, Assumptions, Costs, plan
+from benchmarks.capacity.skew import draw_sessions, murmur2, partition_shares
 from benchmarks.scale import BEGIN, DOCUMENT, END, MEASURED, judge, main, render, size_all
-from benchmarks.sizing import DAY_S, Assumptions, Costs, plan
-from benchmarks.skew import draw_sessions, murmur2, partition_shares
 
 ROOT = Path(__file__).resolve().parents[2]
 COSTS = Costs(

@@ -1,4 +1,4 @@
-"""The house keeps its rules: import directions, small files and functions, docstrings, honest names."""
+"""The tree keeps its rules: import directions, small files and folders, tests beside what they test, docstrings."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("streams", "index", "serving", "trainers", "queryloop")
 SHIPPED = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 FILES = SHIPPED + sorted((ROOT / "benchmarks").rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+FOLDERS = sorted({path.parent for path in FILES})
+WITHOUT_A_MIRROR = ("loop", "house", "docs")
+"""Folders of tests that test no single file: the whole loop, the tree itself, the documentation."""
+MAX_FILES, MAX_LINES = 20, 400
 WITH_CODE = [path for path in FILES if path.stat().st_size > 200]
 VAGUE = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
 
@@ -49,10 +54,32 @@ def test_a_file_says_why_it_exists_and_is_not_vague(path: Path) -> None:
     assert path.stem not in VAGUE
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_file_over_400_lines_gives_a_reason_in_its_header(path: Path) -> None:
-    lines = len(path.read_text().splitlines())
-    assert lines <= 400 or "400 lines" in (ast.get_docstring(parsed(path)) or "")
+@pytest.mark.parametrize("path", FILES + TESTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_is_over_400_lines(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= MAX_LINES
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_folder_is_a_package_of_at_most_20_files_that_says_what_it_is_for(folder: Path) -> None:
+    assert len([path for path in folder.iterdir() if path.is_file()]) <= MAX_FILES
+    summary = (ast.get_docstring(parsed(folder / "__init__.py")) or "").partition("\n\n")[0]
+    assert summary and "\n" not in summary, "the first paragraph of __init__.py says in one line what the package is for"
+
+
+def test_every_test_file_mirrors_the_file_that_it_tests() -> None:
+    def mirrored(test: Path) -> list[Path]:
+        folder, name = test.parent.relative_to(ROOT / "tests"), test.stem.removeprefix("test_")
+        return [ROOT / folder / f"{name}.py", ROOT / folder / f"__{name}__.py"]
+
+    tests = [path for path in TESTS if path.name.startswith("test_")]
+    mirrors = [path for path in tests if path.relative_to(ROOT / "tests").parts[0] not in WITHOUT_A_MIRROR]
+    assert len(mirrors) > 50
+    assert [str(path.relative_to(ROOT)) for path in mirrors if not any(one.exists() for one in mirrored(path))] == []
+
+
+def test_files_of_tests_that_hold_no_test_are_support() -> None:
+    support = [path for path in TESTS if not path.name.startswith("test_") and path.name != "conftest.py"]
+    assert [str(path.relative_to(ROOT)) for path in support if path.parent != ROOT / "tests" / "support"] == []
 
 
 def test_files_and_functions_are_small() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from serving.policy.engines import Decoding
-from serving.policy.engines.rows import Rows, advance, join, take
+from serving.policy.engines.forward_passes import Rows, advance, join, take
 from serving.policy.engines.sampling import Sampler
 from serving.policy.lists import ListTokens, find_list_tokens, parse_part
 from serving.policy.tasks import Task

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import torch
 
 from serving.policy.engines import Decoding, Generation
-from serving.policy.engines.drawing import Drawn, Redrawing
+from serving.policy.engines.forward_passes import Rows, advance, prefill, take
 from serving.policy.engines.loading import choose_device, load_policy
-from serving.policy.engines.rows import Rows, advance, prefill, take
+from serving.policy.engines.redrawing import Drawn, Redrawing
 from serving.policy.engines.sampling import Sampler
 from serving.policy.engines.search import Expansion, SearchState, expand_rows, select_rows, start_search
 from serving.policy.lists import find_list_tokens, parse

@@ -14,8 +14,8 @@ import pytest
 
 from queryloop.demo.plots import Span, draw_bars, draw_lines, draw_timeline
 from queryloop.demo.report import Measured, ReleaseRecord, make_report, summarise, write_report
-from queryloop.product.account import Account, Shown
 from queryloop.product.clicks import list_click_probability
+from queryloop.product.totals import Account, Shown
 from queryloop.product.world import draw_world
 
 WORLD = draw_world(0)

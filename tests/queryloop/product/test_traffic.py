@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from queryloop.product.account import Account, percentile
 from queryloop.product.clicks import list_click_probability
 from queryloop.product.http_client import Door
 from queryloop.product.settings import ProductSettings
+from queryloop.product.totals import Account, percentile
 from queryloop.product.traffic import Traffic
 from queryloop.product.world import draw_world
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from queryloop.torture.flow import AHEAD_STAGES, Flow
-from queryloop.torture.log import TortureLog
+from queryloop.torture.generated_log import TortureLog
 from queryloop.torture.stage_files import Progress, StageFiles
 
 MADE = TortureLog(0, 20_000, 2)

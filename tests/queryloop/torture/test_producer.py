@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from queryloop.torture.log import TortureLog
+from queryloop.torture.generated_log import TortureLog
 from queryloop.torture.producer import NotAcknowledged, send_log
 from queryloop.torture.stage_files import Progress, StageFiles
 from streams.emitter.emitter import QueueFull

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from queryloop.verify.lake_verification import NEXT_NOT_EXPORTED, NOT_EXPORTED, verify_lake
-from queryloop.verify.verification import Verdict
+from queryloop.verify.shard_verification import Verdict
 from streams.api.snapshot import dump_counts, read_counts
 from streams.events.rules import CountingRules
 from streams.lake.files import Lake, LakeSettings

@@ -9,8 +9,6 @@ import fcntl
 import json
 import logging
 import os
-import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from queryloop.up.supervisor import Keeper, Room, Say, answers_http, room_environ
 from streams.brokers.broker import Broker, BrokerError, EmbeddedBroker, KafkaBroker, choose_broker
@@ -34,11 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 ROOMS = ("streams", "serving", "trainers")
-NO_RELEASE = "events are taken; lists are refused (503) until a release is live: `queryloop run policy` makes the first one"
 WATCH_S = 0.2
 EMBEDDED_SESSION_S = 6.0
-UNAVAILABLE = 3
-"""Exit code of `queryloop up` when it cannot start."""
 
 
 class UpError(RuntimeError):
@@ -171,46 +166,6 @@ class Watcher:
             self._tend()
         self._idle.set()
         self._over.wait()
-
-
-def run(settings: Settings) -> int:
-    """`queryloop up`: everything runs until Ctrl-C or SIGTERM. Exit code 0 after a clean stop, 3 when it could not start."""
-    started = time.monotonic()
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGHUP, _interrupt)
-    try:
-        with Stack(settings, say=_print) as stack:
-            _wait_for_interrupt(
-                f"ready in {time.monotonic() - started:.1f} s: serving {stack.urls.serving}, worker {stack.urls.worker}/status",
-                *([] if answers_http(f"{stack.urls.serving}/readyz") else [NO_RELEASE]),
-                f"logs in {settings.data.dir / 'logs'}; Ctrl-C stops everything",
-            )
-            _print("stopping trainers, serving, worker, broker")
-    except UpError as error:
-        print(f"queryloop up: {error}", file=sys.stderr)
-        return UNAVAILABLE
-    except KeyboardInterrupt:
-        _print("stopped before everything was ready")
-    return 0
-
-
-def _wait_for_interrupt(*lines: str) -> None:
-    """Say that all is ready and wait for the first signal; from then on none interrupts the stopping."""
-    try:
-        for line in lines:
-            _print(line)
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
-
-
-def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
-
-
-def _print(line: str) -> None:
-    print(line, flush=True)
 
 
 def _with_ports(settings: Settings) -> Settings:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from benchmarks.probes import Probe
+from benchmarks.probes.probe import Probe
 
 BLOCK = b"\0" * 4096
 EVERY_S = 0.05

@@ -13,7 +13,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
-from benchmarks.usage import Usage, read_threads, read_usage
+from benchmarks.probes.usage import Usage, read_threads, read_usage
 from queryloop.up.worker_process import WorkerProcess
 from streams.brokers.topics import KafkaSettings
 from streams.runtime.processes import ProcessError, free_port

@@ -15,10 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from queryloop.demo.command import find_differences
 from queryloop.demo.plots import Span
 from queryloop.demo.report import Measured
-from queryloop.demo.run import find_differences
-from queryloop.product.account import Account, Shown
+from queryloop.product.totals import Account, Shown
 from queryloop.product.world import draw_world
 
 COMMAND = [sys.executable, "-m", "queryloop", "demo", "--quick", "--seed", "1"]

@@ -15,7 +15,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from queryloop.verify import arrivals, definitions
+from queryloop.verify import arrivals, recount_queries
 from queryloop.verify.arrivals import Arrivals, LogRecord
 from streams.api.snapshot import Counts
 from streams.events.rules import DAY_US, WINDOW_DAYS, CountingRules
@@ -46,7 +46,7 @@ CREATE TABLE differences (
 """
 WINDOWS_DIFFER = f"""
 INSERT INTO differences
-WITH told AS ({definitions.WINDOWS}),
+WITH told AS ({recount_queries.WINDOWS}),
 live AS (SELECT query_norm AS query, item_norm AS item, position, impressions, clicks FROM live_windows WHERE day = $day)
 SELECT 'window', $day, query, item, position,
     [coalesce(l.impressions, 0), coalesce(l.clicks, 0)], [coalesce(t.impressions, 0), coalesce(t.clicks, 0)]
@@ -141,7 +141,7 @@ def verify_shard(partition: int, counts: Counts, log: Log, limits: EventSettings
         future = frozenset(counts.future["event_id"].to_pylist())
         came = Arrivals(con, counts.rules, limits, now_us, future, _forgotten_us(counts))
         came.load(log.records)
-        account = definitions.settle(con, counts.rules, came.latest_us or 0, log.ended)
+        account = recount_queries.settle(con, counts.rules, came.latest_us or 0, log.ended)
         return _compare(con, partition, counts, log, came.lines, account)
 
 
@@ -153,14 +153,14 @@ def _compare(
     for sql in (*LIVE, DIFFERENCES):
         con.execute(sql)
     held = {day for (day,) in con.execute(LIVE_DAYS).fetchall()}
-    left_out = dict(_left_out(counts, log, held | set(definitions.recounted_days(con)), held))
-    days = sorted((held | set(definitions.recounted_days(con))).difference(left_out))
+    left_out = dict(_left_out(counts, log, held | set(recount_queries.recounted_days(con)), held))
+    days = sorted((held | set(recount_queries.recounted_days(con))).difference(left_out))
     doubts = _doubts(counts)
     for day in [] if doubts else days:
         con.execute(WINDOWS_DIFFER, {"day": day})
         con.execute(PAIRS_DIFFER, {"day": day})
     whole = not doubts and log.gone_us is None
-    differing = account_differences(counts, account, lines, definitions.doubtful(con, counts.rules)) if whole else {}
+    differing = account_differences(counts, account, lines, recount_queries.doubtful(con, counts.rules)) if whole else {}
     found = con.sql(READ).to_arrow_table()
     return Verdict(partition, counts.next_offset or 0, lines, found, differing, days, left_out, doubts)
 

@@ -20,7 +20,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     import streams.brokers.clients  # noqa: F401
 
-from queryloop.pytest_plugin.hosts import Host, Hosts
+from queryloop.pytest_plugin.runner_pool import Host, Hosts
 from queryloop.replay.replay import NEVER_S, SESSION_S
 from queryloop.up.worker_process import read_status
 from streams.brokers.broker import Broker, EmbeddedBroker, ExternalBroker, KafkaBroker

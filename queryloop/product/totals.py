@@ -58,6 +58,10 @@ class Account:
         self.failed += 1
         self.failures[reason] += 1
 
+    def describe_failures(self) -> list[str]:
+        """Return why calls failed, the three most frequent reasons first."""
+        return [f"{reason} ({count} times)" for reason, count in self.failures.most_common(3)]
+
 
 def percentile(values: Sequence[float], share: float) -> float:
     """Return the smallest value that at least `share` of the values do not exceed (nearest rank); 0.0 of none."""

@@ -1,42 +1,28 @@
-"""`queryloop demo`: the whole loop twice over, on real parts, against a simulated product; then what it was worth."""
+"""The loop of a demo on real processes: cold start, twice traffic, training and swap, then traffic on the last release."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import shutil
-import signal
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import aiohttp
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from queryloop.demo.milestones import Counters, MilestoneError, run_job, wait_for_days, wait_for_events, wait_for_release
-from queryloop.demo.plan import DemoPlan, Round, choose_plan, make_settings
-from queryloop.demo.report import Measured, ReleaseRecord, day_of, describe_gate, summarise, write_report
+from queryloop.demo.plan import DemoPlan, Round
+from queryloop.demo.report import Measured, ReleaseRecord, day_of
 from queryloop.demo.stages import Stages, Tell
-from queryloop.exits import Exit
-from queryloop.product.account import Account
 from queryloop.product.annotations import write_annotations
 from queryloop.product.http_client import Door
+from queryloop.product.totals import Account
 from queryloop.product.traffic import Traffic
-from queryloop.product.world import World, draw_world
+from queryloop.product.world import World
+from queryloop.settings import Settings
+from queryloop.up.stack import Stack
 from serving.releases.registry import list_releases, read_rollout
 from trainers.jobs.ledger import Kind, Ledger
-
-if TYPE_CHECKING:
-    from queryloop.settings import Settings
-    from queryloop.up.machine import Stack
 
 DAY_S = 86_400.0
 
@@ -59,56 +45,8 @@ class Demo:
         return self.first_day + number * DAY_S
 
 
-def main(settings: Settings, *, seed: int, out: Path, as_json: bool = False, quick: bool = False) -> int:
-    """Run the demo and return its exit code; prints a table, or the report's JSON, to stdout."""
-    from queryloop.up.machine import UpError
-
-    plan, world = choose_plan(quick=quick), draw_world(seed)
-    work = Path(tempfile.mkdtemp(prefix="queryloop-demo-"))
-    with Stages(plan.expected) as stages, _interruptible():
-        try:
-            measured = _run_stack(make_settings(settings, plan, work), plan, world, stages)
-            with stages.stage("report"):
-                # Without this stage itself: how long it takes is not known before it is written.
-                report = write_report(replace(measured, spans=stages.spans[:-1]), out)
-        except (MilestoneError, UpError) as error:
-            stages.say(f"queryloop demo: stage “{stages.current}” failed: {error}\nlogs: {work / 'logs'}")
-            return Exit.FAILED
-        except (KeyboardInterrupt, asyncio.CancelledError):
-            stages.say(f"stopped in stage “{stages.current}”; nothing is left running")
-            shutil.rmtree(work, ignore_errors=True)
-            return Exit.INTERRUPTED
-    _show(report, measured, out, as_json=as_json)
-    if wrong := find_differences(measured):
-        print("queryloop demo: " + "; ".join(wrong) + f"\nlogs: {work / 'logs'}", file=sys.stderr)
-        return Exit.FAILED
-    shutil.rmtree(work, ignore_errors=True)
-    return Exit.DONE
-
-
-def find_differences(measured: Measured) -> list[str]:
-    """Return what the loop counted otherwise than the product's own account, and calls that failed; empty when all is well."""
-    account, counters = measured.account, measured.counters
-    pairs = {
-        "failed calls": (account.failed, 0),
-        "events counted": (counters["counted"], account.counted),
-        "duplicates": (counters["duplicates"], account.duplicates),
-        "quarantined": (counters["quarantined"], dict(account.spoiled)),
-        "clicks still waiting": (counters["pending"], 0),
-    }
-    wrong = [f"{name}: {found}, expected {expected}" for name, (found, expected) in pairs.items() if found != expected]
-    return wrong + _describe_failures(account)
-
-
-def _describe_failures(account: Account) -> list[str]:
-    """Return why calls failed, the most frequent reasons first."""
-    return [f"{reason} ({count} times)" for reason, count in account.failures.most_common(3)]
-
-
-def _run_stack(settings: Settings, plan: DemoPlan, world: World, stages: Stages) -> Measured:
+def run_stack(settings: Settings, plan: DemoPlan, world: World, stages: Stages) -> Measured:
     """Start all processes, run the loop, stop them, and return what was measured."""
-    from queryloop.up.machine import Stack
-
     with stages.stage("start"):
         write_annotations(world, settings.data.dir / "annotations.jsonl", plan.annotations)
         stack = Stack(settings, say=stages.say)
@@ -214,7 +152,7 @@ async def _wait_for_sent(demo: Demo) -> Counters:
     try:
         return await wait_for_events(demo.http, demo.stack.urls.worker, demo.traffic.sent)
     except MilestoneError as error:
-        raise MilestoneError("; ".join([str(error), *_describe_failures(demo.traffic.account)])) from None
+        raise MilestoneError("; ".join([str(error), *demo.traffic.account.describe_failures()])) from None
 
 
 def _first_day(plan: DemoPlan, now: datetime) -> float:
@@ -225,43 +163,3 @@ def _first_day(plan: DemoPlan, now: datetime) -> float:
 
 def _read_releases(data: Path, champions: list[str]) -> list[ReleaseRecord]:
     return [ReleaseRecord(one.id, one.gate or {}, one.id in champions) for one in list_releases(data)]
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Stop in order on SIGTERM and SIGHUP as on Ctrl-C."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _show(report: dict[str, Any], measured: Measured, out: Path, *, as_json: bool) -> None:
-    """Print the report to stdout."""
-    if as_json:
-        print(json.dumps(report, indent=2, ensure_ascii=False))
-        return
-    console = Console(highlight=False)
-    table = Table(title=f"Queryloop demo, seed {measured.seed}", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for name in ("release", "true rate", "AEC predictor", "AEC judge", "well formed", "tokens", "repeats", "gate"):
-        table.add_column(name, justify="left" if name in ("release", "gate") else "right")
-    for one in report["releases"]:
-        numbers = [one[name] for name in ("true_click_rate", "aec_predictor", "aec_judge", "well_formed", "mean_tokens")]
-        cells = ["–" if value is None else f"{value:.3f}" for value in [*numbers, one["duplicate_rate"]]]
-        table.add_row(one["id"], *cells, describe_gate(one["gate"]).partition(":")[0])
-    console.print(table)
-    for one in report["releases"]:
-        for reason in one["gate"].get("reasons", []):
-            console.print(f"{one['id']}: {reason}", markup=False, soft_wrap=True)
-    requests, events = report["requests"], report["events"]
-    console.print(f"{requests['answered']} lists answered, {requests['failed']} calls failed, ", end="", markup=False)
-    console.print(f"p50 {requests['p50_ms']} ms, p99 {requests['p99_ms']} ms", markup=False)
-    console.print(f"{events['counted']} events counted; the product's own account says {measured.account.counted}", markup=False)
-    console.print(summarise(report), markup=False)
-    console.print(f"{out / 'report.html'} and report.json in {sum(report['seconds'].values()):.0f} s", markup=False)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from queryloop.torture.account import account_of, differences, expected_account
-from queryloop.torture.log import AGAIN, COUNTED, ORPHAN, REPEATED, Line
+from queryloop.torture.expected_counts import account_of, differences, expected_account
+from queryloop.torture.generated_log import AGAIN, COUNTED, ORPHAN, REPEATED, Line
 from streams.events.schema import Reason
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.http.event_intake import BatchError, Refusal, split_batch, take_events
+from serving.http.events_request import BatchError, Refusal, split_batch, take_events
 from streams.emitter.emitter import Counters, QueueFull
 from streams.events.schema import DEFAULT_LIMITS, Event, encode
 

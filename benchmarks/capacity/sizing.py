@@ -1,6 +1,6 @@
 """Sizing: how many partitions, workers and brokers, and how much disk, memory and network a volume of events a day asks for.
 
-A plan is arithmetic on measured costs and stated assumptions; `benchmarks.outage` then tries it on a simulated day.
+A plan is arithmetic on measured costs and stated assumptions; `benchmarks.capacity.outage` then tries it on a simulated day.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from benchmarks.usage import CORES
+from benchmarks.probes.usage import CORES
 
 DAY_S = 86_400
 GB = 1e9

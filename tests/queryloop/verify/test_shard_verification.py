@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from queryloop.verify import arrivals, definitions
+from queryloop.verify import arrivals, recount_queries
 from queryloop.verify.arrivals import Arrivals
-from queryloop.verify.verification import EXPIRED, UNCOVERED, Log, Verdict, no_counts, rows, verify_shard
+from queryloop.verify.shard_verification import EXPIRED, UNCOVERED, Log, Verdict, no_counts, rows, verify_shard
 from streams.api.snapshot import Counts, CountsError, dump_counts, read_counts
 from streams.events.line_decoder import decode_records
 from streams.events.rules import CountingRules
@@ -180,9 +180,9 @@ def settle(con: duckdb.DuckDBPyConnection, log: Sequence[bytes]) -> tuple[Counte
     con.execute(arrivals.TABLES)
     came = Arrivals(con, KEEP_ALL, DEFAULT_LIMITS, NOW_US)
     came.load((number, None, value) for number, value in enumerate(log))
-    account = definitions.settle(con, KEEP_ALL, came.latest_us or 0, ended=True)
-    days = definitions.recounted_days(con)
-    windows = [(one, *cell) for one in days for cell in con.execute(definitions.WINDOWS, {"day": one}).fetchall()]
+    account = recount_queries.settle(con, KEEP_ALL, came.latest_us or 0, ended=True)
+    days = recount_queries.recounted_days(con)
+    windows = [(one, *cell) for one in days for cell in con.execute(recount_queries.WINDOWS, {"day": one}).fetchall()]
     return account, windows, con.execute("FROM pairs").fetchall()
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from serving.policy.engines.rows import Rows
+from serving.policy.engines.forward_passes import Rows
 from serving.policy.lists import ListTokens
 
 

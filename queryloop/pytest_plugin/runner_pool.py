@@ -18,13 +18,13 @@ END = "end"
 
 
 class Host:
-    """A process that runs one worker after another (`queryloop.pytest_plugin.host`)."""
+    """A process that runs one worker after another (`queryloop.pytest_plugin.worker_runner`)."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
         orders = folder / "orders"
         os.mkfifo(orders)
-        command: list[str | Path] = [sys.executable, "-m", "queryloop.pytest_plugin.host", orders]
+        command: list[str | Path] = [sys.executable, "-m", "queryloop.pytest_plugin.worker_runner", orders]
         self.child = Child("the test's worker", command, folder / "worker.log")
         # Open for reading too, so that neither opening nor writing waits for the other side.
         self._orders = os.fdopen(os.open(orders, os.O_RDWR), "w", encoding="utf-8")

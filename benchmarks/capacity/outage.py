@@ -1,4 +1,4 @@
-"""A simulated day: the plan of `benchmarks.sizing` under a daily curve, skewed partitions and an outage before the peak."""
+"""A simulated day: a plan of `benchmarks.capacity.sizing` under a daily curve, with skewed partitions and an outage."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.sizing import DAY_S, Assumptions, Plan
-from benchmarks.skew import draw_sessions, partition_shares
+from benchmarks.capacity.sizing import DAY_S, Assumptions, Plan
+from benchmarks.capacity.skew import draw_sessions, partition_shares
 
 STEP_S = 60
 PEAK_AT_S = 20 * 3600

@@ -21,10 +21,10 @@ from streams.runtime.settings import DataSettings
 from tests.support.lake_days import write_cooccurrence, write_impressions
 from tests.support.toy_policy import SMALL, TASK
 from trainers.jobs.ctr import train_part
-from trainers.jobs.job import run, run_recorded
 from trainers.jobs.ledger import Ledger, State
 from trainers.jobs.outcomes import JobError, Skipped
 from trainers.jobs.processes import BUSY, hold_kind
+from trainers.jobs.runner import run, run_recorded
 from trainers.jobs.settings import TrainerSettings
 from trainers.policy.aligners.dpo import DpoSettings
 from trainers.policy.gate import GateSettings

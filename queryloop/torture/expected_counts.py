@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from queryloop.torture.log import AGAIN, COUNTED, ORPHAN, REPEATED, Line
+from queryloop.torture.generated_log import AGAIN, COUNTED, ORPHAN, REPEATED, Line
 from streams.emitter.record_batches import partition_of
 from streams.events.schema import Reason
 

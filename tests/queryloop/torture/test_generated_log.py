@@ -9,8 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from queryloop.torture.account import account_of, differences, expected_account
-from queryloop.torture.log import AGAIN, COUNTED, LATE_STAGES, MIN_EVENTS, ORPHAN, REPEATED, SECOND, START_US, Line, TortureLog
+from queryloop.torture.expected_counts import account_of, differences, expected_account
+from queryloop.torture.generated_log import (
+    AGAIN,
+    COUNTED,
+    LATE_STAGES,
+    MIN_EVENTS,
+    ORPHAN,
+    REPEATED,
+    SECOND,
+    START_US,
+    Line,
+    TortureLog,
+)
 from streams.events.line_decoder import parse_line
 from streams.events.rules import DAY_US, CountingRules
 from streams.events.schema import Click, Event, Impression, Reason, Reject

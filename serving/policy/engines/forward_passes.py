@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from serving.policy.engines.cache import gather_columns, join_rows, make_cache, select_rows
+from serving.policy.engines.kv_cache import gather_columns, join_rows, make_cache, select_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -1,6 +1,6 @@
 """A process that runs one worker after another, each as `python -m streams` does: importing once saves a second a test.
 
-python -m queryloop.pytest_plugin.host ORDERS, where each line of the pipe ORDERS is the environment of the next worker, in JSON.
+python -m queryloop.pytest_plugin.worker_runner PIPE: each line of the pipe is the environment of the next worker, in JSON.
 SIGTERM ends the worker that runs; then its data and its topics are removed. A worker that fails ends the process.
 """
 
@@ -12,7 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from queryloop.pytest_plugin.hosts import END
+from queryloop.pytest_plugin.runner_pool import END
 from streams.__main__ import exit_now
 from streams.runtime.logs import configure_logs
 from streams.runtime.settings import load_settings
@@ -43,6 +43,8 @@ def main(orders: Path) -> int:
 
 def _import_ahead() -> None:
     """Import what a worker imports when it starts, while nobody waits yet."""
+    import streams.api.routes
+    import streams.worker.app  # noqa: F401
 
 
 def _remove(settings: StreamsSettings) -> None:

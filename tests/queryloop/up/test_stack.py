@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from queryloop.settings import Settings
-from queryloop.up.machine import Stack, UpError, Watcher
+from queryloop.up.stack import Stack, UpError, Watcher
 from streams.brokers.topics import KafkaSettings
 from streams.runtime.processes import free_port
 from streams.runtime.settings import DataSettings

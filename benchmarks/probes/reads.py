@@ -11,7 +11,7 @@ from http.client import HTTPConnection, HTTPException
 from types import TracebackType
 from urllib.parse import urlencode
 
-from benchmarks.probes import Probe
+from benchmarks.probes.probe import Probe
 
 TIMEOUT_S = 30.0
 PRIOR_AGE_S = 3600

@@ -1,0 +1,1 @@
+"""What is measured beside a benchmark: what processes use, how long the disk and readers wait."""

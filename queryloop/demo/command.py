@@ -1,0 +1,110 @@
+"""`queryloop demo`: the whole loop twice against a simulated product, and a report of what it was worth."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from queryloop.demo.loop import run_stack
+from queryloop.demo.milestones import MilestoneError
+from queryloop.demo.plan import choose_plan, make_settings
+from queryloop.demo.report import Measured, describe_gate, summarise, write_report
+from queryloop.demo.stages import Stages
+from queryloop.exits import Exit
+from queryloop.product.world import draw_world
+from queryloop.settings import read_settings
+from queryloop.up.stack import UpError
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the demo and print a table, or the report's JSON, to stdout. Raises SettingsError."""
+    settings, out = read_settings(options), options.out
+    plan, world = choose_plan(quick=options.quick), draw_world(options.seed)
+    work = Path(tempfile.mkdtemp(prefix="queryloop-demo-"))
+    with Stages(plan.expected) as stages, _interruptible():
+        try:
+            measured = run_stack(make_settings(settings, plan, work), plan, world, stages)
+            with stages.stage("report"):
+                # Without this stage itself: how long it takes is not known before it is written.
+                report = write_report(replace(measured, spans=stages.spans[:-1]), out)
+        except (MilestoneError, UpError) as error:
+            stages.say(f"queryloop demo: stage “{stages.current}” failed: {error}\nlogs: {work / 'logs'}")
+            return Exit.FAILED
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            stages.say(f"stopped in stage “{stages.current}”; nothing is left running")
+            shutil.rmtree(work, ignore_errors=True)
+            return Exit.INTERRUPTED
+    _show(report, measured, out, as_json=options.json)
+    if wrong := find_differences(measured):
+        print("queryloop demo: " + "; ".join(wrong) + f"\nlogs: {work / 'logs'}", file=sys.stderr)
+        return Exit.FAILED
+    shutil.rmtree(work, ignore_errors=True)
+    return Exit.DONE
+
+
+def find_differences(measured: Measured) -> list[str]:
+    """Return what the loop counted otherwise than the product's own account, and calls that failed; empty when all is well."""
+    account, counters = measured.account, measured.counters
+    pairs = {
+        "failed calls": (account.failed, 0),
+        "events counted": (counters["counted"], account.counted),
+        "duplicates": (counters["duplicates"], account.duplicates),
+        "quarantined": (counters["quarantined"], dict(account.spoiled)),
+        "clicks still waiting": (counters["pending"], 0),
+    }
+    wrong = [f"{name}: {found}, expected {expected}" for name, (found, expected) in pairs.items() if found != expected]
+    return wrong + account.describe_failures()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Stop in order on SIGTERM and SIGHUP as on Ctrl-C."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _show(report: dict[str, Any], measured: Measured, out: Path, *, as_json: bool) -> None:
+    """Print the report to stdout."""
+    if as_json:
+        print(json.dumps(report, indent=2, ensure_ascii=False))
+        return
+    console = Console(highlight=False)
+    table = Table(title=f"Queryloop demo, seed {measured.seed}", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for name in ("release", "true rate", "AEC predictor", "AEC judge", "well formed", "tokens", "repeats", "gate"):
+        table.add_column(name, justify="left" if name in ("release", "gate") else "right")
+    for one in report["releases"]:
+        numbers = [one[name] for name in ("true_click_rate", "aec_predictor", "aec_judge", "well_formed", "mean_tokens")]
+        cells = ["–" if value is None else f"{value:.3f}" for value in [*numbers, one["duplicate_rate"]]]
+        table.add_row(one["id"], *cells, describe_gate(one["gate"]).partition(":")[0])
+    console.print(table)
+    for one in report["releases"]:
+        for reason in one["gate"].get("reasons", []):
+            console.print(f"{one['id']}: {reason}", markup=False, soft_wrap=True)
+    requests, events = report["requests"], report["events"]
+    console.print(f"{requests['answered']} lists answered, {requests['failed']} calls failed, ", end="", markup=False)
+    console.print(f"p50 {requests['p50_ms']} ms, p99 {requests['p99_ms']} ms", markup=False)
+    console.print(f"{events['counted']} events counted; the product's own account says {measured.account.counted}", markup=False)
+    console.print(summarise(report), markup=False)
+    console.print(f"{out / 'report.html'} and report.json in {sum(report['seconds'].values()):.0f} s", markup=False)

@@ -1,0 +1,57 @@
+"""`queryloop up`: the stack of this machine, run until a signal."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+from queryloop.exits import Exit
+from queryloop.settings import read_settings
+from queryloop.up.stack import Stack, UpError
+from queryloop.up.supervisor import answers_http
+
+NO_RELEASE = "events are accepted; lists are refused (503) until a release is live: `queryloop run policy` makes the first one"
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run everything until Ctrl-C or SIGTERM: 0 after a clean stop, 3 when it could not start. Raises SettingsError."""
+    settings, started = read_settings(options), time.monotonic()
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGHUP, _interrupt)
+    try:
+        with Stack(settings, say=_print) as stack:
+            _wait_for_interrupt(
+                f"ready in {time.monotonic() - started:.1f} s: serving {stack.urls.serving}, worker {stack.urls.worker}/status",
+                *([] if answers_http(f"{stack.urls.serving}/readyz") else [NO_RELEASE]),
+                f"logs in {settings.data.dir / 'logs'}; Ctrl-C stops everything",
+            )
+            _print("stopping trainers, serving, worker, broker")
+    except UpError as error:
+        print(f"queryloop up: {error}", file=sys.stderr)
+        return Exit.UNAVAILABLE
+    except KeyboardInterrupt:
+        _print("stopped before everything was ready")
+    return Exit.DONE
+
+
+def _wait_for_interrupt(*lines: str) -> None:
+    """Say that all is ready and wait for the first signal; from then on none interrupts the stopping."""
+    try:
+        for line in lines:
+            _print(line)
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
