@@ -9,8 +9,9 @@ import pyarrow.compute as pc
 
 from queryloop.pytest_plugin.rows import Window
 from queryloop.up.worker_process import fetch_from_worker
+from streams.api.click_rates import find_coec, fit_prior, sum_rows, window_row
 from streams.api.snapshot import Counts, read_counts
-from streams.counting.windows import coec, raw_ctr, smoothed_ctr, sum_windows
+from streams.counting.windows import sum_windows
 from streams.events.rules import WINDOW_DAYS
 from streams.worker.settings import StreamsSettings
 
@@ -24,21 +25,10 @@ def read_all(settings: StreamsSettings) -> list[Counts]:
 def rate_windows(shards: list[Counts], as_of: date) -> list[Window]:
     """Return the windows as of a day, with their rates, sorted by query, item and position."""
     table = sum_windows(_cut(counts.windows, as_of) for counts in shards)
-    ratios = {(row["query_norm"], row["item_norm"]): row["coec"] for row in coec(table).to_pylist()}
-    pairs = zip(raw_ctr(table).to_pylist(), smoothed_ctr(table).to_pylist(), strict=True)
-    return [
-        Window(
-            query=raw["query_norm"],
-            item=raw["item_norm"],
-            position=raw["position"],
-            impressions=raw["impressions"],
-            clicks=raw["clicks"],
-            raw_ctr=raw["ctr"],
-            smoothed_ctr=smooth["ctr"],
-            coec=ratios[raw["query_norm"], raw["item_norm"]],
-        )
-        for raw, smooth in pairs
-    ]
+    rows = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+    cells, positions = sum_rows([rows]), sum_rows([[row[2:] for row in rows]])
+    prior, coec = fit_prior(table), find_coec(cells, positions)
+    return [Window(**window_row(cell, sums, prior, coec)) for cell, sums in cells.items()]
 
 
 def _cut(windows: pa.Table, as_of: date) -> pa.Table:

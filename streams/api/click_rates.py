@@ -1,8 +1,7 @@
 """Click rates of window cells from sums over all shards: raw, smoothed by a Beta prior of each position, and COEC.
 
-`streams.counting.windows` has the same formulas in SQL over whole tables; here they are for the few cells of one answer. A prior
-rests on every cell of the window, and a cell may have counts in several shards, so all cells are brought together to compute it.
-That takes seconds where there are millions of them, so a prior is used again until it is older than the caller allows.
+A prior rests on every cell of the window, and a cell may have counts in several shards, so all cells are brought together to
+compute it. That takes seconds for millions of them, so a prior is used again until it is older than the caller allows.
 """
 
 from __future__ import annotations
@@ -18,12 +17,33 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from streams.counting.windows import position_priors
-
 KEPT = 4
 SUM_CELLS = """
 SELECT first(position) AS position, sum(impressions)::BIGINT AS impressions, sum(clicks)::BIGINT AS clicks
 FROM cells GROUP BY key
+"""
+
+# Kleinman's moments of a beta-binomial, one Beta(a, b) a position over its k cells of n impressions and c clicks: with
+# m = sum c / sum n, rho = (sum n (c/n - m)^2 / (m (1 - m)) - k) / (sum n - k) and a + b = 1 / rho - 1, held in [1, 10^6] where
+# the cells differ more or less than a Beta prior can say.
+FIT_PRIOR = """
+WITH moments AS (
+    SELECT position, sum(clicks) / sum(impressions) AS mean, sum(impressions) AS total, count(*) AS cells,
+        sum(pow(clicks - impressions * mean_of_position, 2) / impressions) AS spread
+    FROM (
+        SELECT *, sum(clicks) OVER p / sum(impressions) OVER p AS mean_of_position
+        FROM counts WINDOW p AS (PARTITION BY position)
+    )
+    GROUP BY position
+),
+correlations AS (
+    SELECT position, mean,
+        CASE WHEN mean > 0 AND mean < 1 AND total > cells
+            THEN (spread / (mean * (1 - mean)) - cells) / (total - cells) ELSE 0 END AS rho
+    FROM moments
+)
+SELECT position, mean, CASE WHEN rho > 0 THEN least(greatest(1 / rho - 1, 1), 1e6) ELSE 1e6 END AS strength
+FROM correlations ORDER BY position
 """
 
 
@@ -38,6 +58,13 @@ class Prior:
         """The posterior mean of a cell's click rate."""
         mean, strength = self.positions[position]
         return (clicks + mean * strength) / (impressions + strength)
+
+
+def fit_prior(cells: pa.Table, computed_at: float = 0.0) -> Prior:
+    """The priors of a whole window, whose cells have the columns position, impressions and clicks at least."""
+    with duckdb.connect(":memory:") as con:
+        con.register("counts", cells)
+        return Prior({position: (mean, strength) for position, mean, strength in con.execute(FIT_PRIOR).fetchall()}, computed_at)
 
 
 class Priors:
@@ -61,9 +88,7 @@ class Priors:
     def compute(self, packed: Iterable[str]) -> Prior:
         """The prior over the cells of all shards (of `pack_cells`)."""
         began = self._clock()
-        table = position_priors(_sum_cells(packed))
-        rows = zip(*(table[name].to_pylist() for name in ("position", "mean", "strength")), strict=True)
-        return Prior({position: (mean, strength) for position, mean, strength in rows}, began)
+        return fit_prior(_sum_cells(packed), began)
 
     def keep(self, as_of: date, prior: Prior) -> None:
         """Use this one for a while."""

@@ -1,4 +1,4 @@
-"""Windows: impressions and clicks of each (query, recommendation, position) over 14 UTC days, and the click rates read from them.
+"""Windows: impressions and clicks of each (query, recommendation, position) over 14 UTC days, summed when read.
 
 Counts are appended as deltas by day and summed when read, so that counting never has to find the row that it adds to. A list that
 stands in the part of its day that is not folded needs none (`streams.counting.rollups`): `window_cells` are both.
@@ -58,48 +58,6 @@ GROUP BY ALL
 ORDER BY ALL
 """
 
-RAW_CTR = "SELECT *, clicks / impressions AS ctr FROM counts ORDER BY query_norm, item_norm, position"
-
-# Kleinman's moments of a beta-binomial, one Beta(a, b) a position over its k cells of n impressions and c clicks: with
-# m = sum c / sum n, rho = (sum n (c/n - m)^2 / (m (1 - m)) - k) / (sum n - k) and a + b = 1 / rho - 1, held in [1, 10^6] where
-# the cells differ more or less than a Beta prior can say.
-PRIORS = """
-WITH moments AS (
-    SELECT position, sum(clicks) / sum(impressions) AS mean, sum(impressions) AS total, count(*) AS cells,
-        sum(pow(clicks - impressions * mean_of_position, 2) / impressions) AS spread
-    FROM (
-        SELECT *, sum(clicks) OVER p / sum(impressions) OVER p AS mean_of_position
-        FROM counts WINDOW p AS (PARTITION BY position)
-    )
-    GROUP BY position
-),
-correlations AS (
-    SELECT position, mean,
-        CASE WHEN mean > 0 AND mean < 1 AND total > cells
-            THEN (spread / (mean * (1 - mean)) - cells) / (total - cells) ELSE 0 END AS rho
-    FROM moments
-),
-priors AS (
-    SELECT position, mean, CASE WHEN rho > 0 THEN least(greatest(1 / rho - 1, 1), 1e6) ELSE 1e6 END AS strength FROM correlations
-)
-"""
-READ_PRIORS = f"{PRIORS} FROM priors ORDER BY position"
-SMOOTHED_CTR = f"""
-{PRIORS}
-SELECT c.*, (clicks + mean * strength) / (impressions + strength) AS ctr
-FROM counts c JOIN priors USING (position)
-ORDER BY query_norm, item_norm, position
-"""
-
-COEC = """
-WITH positions AS (SELECT position, sum(clicks) / sum(impressions) AS ctr FROM counts GROUP BY position)
-SELECT query_norm, item_norm, sum(impressions)::BIGINT AS impressions, sum(clicks)::BIGINT AS clicks,
-    sum(impressions * ctr) AS expected, sum(clicks) / nullif(sum(impressions * ctr), 0) AS coec
-FROM counts JOIN positions USING (position)
-GROUP BY query_norm, item_norm
-ORDER BY query_norm, item_norm
-"""
-
 
 def count(feeds: Feeds, lists: pa.Table, clicked: pa.Table) -> None:
     """Append what folded lists (day, query_norm, items) and newly clicked positions count.
@@ -142,37 +100,6 @@ def read_windows(con: duckdb.DuckDBPyConnection, as_of: date) -> pa.Table:
 
 def sum_windows(parts: Iterable[pa.Table]) -> pa.Table:
     """Return one window table for several shards' tables, sorted."""
-    return _query(SUM, parts=pa.concat_tables(parts))
-
-
-def raw_ctr(counts: pa.Table) -> pa.Table:
-    """Return a window table with `ctr`, clicks / impressions."""
-    return _query(RAW_CTR, counts=counts)
-
-
-def smoothed_ctr(counts: pa.Table) -> pa.Table:
-    """Return a window table with `ctr`, the posterior mean under an empirical-Bayes Beta prior of its position.
-
-    A cell with few impressions stays near its position's mean, one with many near its own clicks / impressions.
-    """
-    return _query(SMOOTHED_CTR, counts=counts)
-
-
-def position_priors(counts: pa.Table) -> pa.Table:
-    """Return position, mean, strength of the Beta prior that `smoothed_ctr` uses; of a window table only the numbers are read."""
-    return _query(READ_PRIORS, counts=counts)
-
-
-def coec(counts: pa.Table) -> pa.Table:
-    """Return query_norm, item_norm, impressions, clicks, expected, coec: clicks over the clicks expected at the positions shown.
-
-    `coec` is null where no click is expected (nobody clicked at those positions).
-    """
-    return _query(COEC, counts=counts)
-
-
-def _query(sql: str, **relations: pa.Table) -> pa.Table:
     with duckdb.connect(":memory:") as con:
-        for name, table in relations.items():
-            con.register(name, table)
-        return con.sql(sql).to_arrow_table()
+        con.register("parts", pa.concat_tables(parts))
+        return con.sql(SUM).to_arrow_table()

@@ -13,16 +13,15 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import urlencode
 
-import pyarrow as pa
 import pytest
 
 from queryloop.up.worker_process import WorkerProcess
 from streams.api.snapshot import read_counts
 from streams.brokers.broker import Broker
 from streams.brokers.topics import create_topics
-from streams.counting.windows import coec, smoothed_ctr
 from streams.worker.settings import StreamsSettings
 from tests.streams.worker.test_main import APPLIED_S, emit, make_settings, shards_of
+from tests.support.click_rates import expected_coec, expected_smoothed
 from tests.support.logs import START, click, day, impression, query
 from tests.support.prometheus import read_families, read_value
 from tests.support.recount import recount
@@ -88,15 +87,9 @@ def group(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 Group = list[tuple[WorkerProcess, StreamsSettings]]
 
 
-def as_table(cells: list[tuple[str, str, int, int, int]]) -> pa.Table:
-    names = ["query_norm", "item_norm", "position", "impressions", "clicks"]
-    return pa.table(dict(zip(names, map(list, zip(*cells, strict=True)), strict=True)))
-
-
 def test_windows_are_sums_over_all_shards_with_rates_from_the_sums(group: Group) -> None:
     cells = recount(LOG[:-1]).windows(AS_OF)
-    smoothed = {tuple(row.values())[:3]: row["ctr"] for row in smoothed_ctr(as_table(cells)).to_pylist()}
-    expected = {(row["query_norm"], row["item_norm"]): row["coec"] for row in coec(as_table(cells)).to_pylist()}
+    smoothed, coec = expected_smoothed(cells), expected_coec(cells)
     for _, settings in group:
         for text in QUERIES:
             answer = ask(settings, "/v1/windows", query=f" {text.upper()} ")
@@ -104,8 +97,8 @@ def test_windows_are_sums_over_all_shards_with_rates_from_the_sums(group: Group)
             assert sorted(tuple(row.values())[:5] for row in answer["rows"]) == [cell for cell in cells if cell[0] == text]
             for row in answer["rows"]:
                 assert row["raw_ctr"] == row["clicks"] / row["impressions"]
-                assert row["smoothed_ctr"] == pytest.approx(smoothed[row["query"], row["item"], row["position"]])
-                assert row["coec"] == pytest.approx(expected[row["query"], row["item"]])
+                assert row["smoothed_ctr"] == pytest.approx(float(smoothed[row["query"], row["item"], row["position"]]))
+                assert row["coec"] == pytest.approx(float(coec[row["query"], row["item"]] or 0))
             shown = [row["impressions"] for row in answer["rows"]]
             assert shown == sorted(shown, reverse=True)
 
