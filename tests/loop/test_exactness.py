@@ -1,7 +1,7 @@
 """Exactness: order, repeats, batching, crashes and repairs of a log change no count.
 
-`tests.streams.store.test_shard` compares logs with one version of each event to a recount of the sorted log; here
-ids come in several versions, and the oracle goes by the order of arrival.
+`tests.streams.store.test_shard` delivers logs with one version of each event in another order than they are recounted in; here
+ids have several versions, so that the order of arrival decides, and the log is recounted as it is delivered.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from hypothesis import strategies as st
 from streams.events.batch_decoder import decode_columns
 from streams.events.line_decoder import decode_records
 from streams.store.shard import CountingRules, Shard
-from tests.support.arrival_recount import recount_arrivals
 from tests.support.logs import NOW, START, click, day, feed, impression, query, repaired_logs, rows
-from tests.support.recount import Recount
+from tests.support.recount import Recount, recount
 
 KEEP_ALL = CountingRules(retention_days=0)
 DAYS = [day(START + number * 86_400) for number in (1, 14, 21)]
@@ -74,7 +73,7 @@ def small_memory(rows_kept: int) -> Iterator[None]:
 def check_repairs(log: list[bytes], seed: int, batch: int) -> None:
     chance = random.Random(seed)
     delivered = log + chance.choices(log, k=len(log) // 2) if log else []
-    expected = expected_counts(recount_arrivals(delivered), len(delivered))
+    expected = expected_counts(recount(delivered), len(delivered))
     for size, rows_kept, written in ((1, 1_000, 1.0), (batch, 1_000, 0.2), (batch, chance.randint(1, 6), 0.2), (2, 20, 0.0)):
         with small_memory(rows_kept), new_shard() as (_, shard):
             for first in range(0, len(delivered), size):
@@ -87,7 +86,7 @@ def check_repairs(log: list[bytes], seed: int, batch: int) -> None:
 
 def check_crashes(log: list[bytes], seed: int) -> None:
     chance = random.Random(seed)
-    expected = expected_counts(recount_arrivals(log), len(log))
+    expected = expected_counts(recount(log), len(log))
     with small_memory(chance.choice([2, 1_000])), new_shard() as (path, shard):
         while (first := (shard.position() or ("t", 0))[1]) < len(log):
             end = min(len(log), first + chance.randint(1, 9))
@@ -168,14 +167,14 @@ def test_a_click_that_one_list_refused_and_an_earlier_one_takes_counts_by_what_c
         for first, end in pairwise((0, *ends[:-1], len(log))):
             apply(shard, log, first, end, columns=True)
         shard.finish(NOW)
-        assert counts_of(shard) == expected_counts(recount_arrivals(log), len(log))
+        assert counts_of(shard) == expected_counts(recount(log), len(log))
         shard.close()
 
 
 def test_without_the_cut_at_a_freed_id_a_repaired_click_is_lost() -> None:
     """The cut in `repeats.find_conflicts` matters: the oracle tells a store without it."""
     log = [impression("e", START), click("c", START + 1, position=5), click("c", START + 1)]
-    expected = expected_counts(recount_arrivals(log), len(log))
+    expected = expected_counts(recount(log), len(log))
     with new_shard() as (_, shard):
         apply(shard, log, 0, 3, columns=True)
         assert counts_of(shard) == expected

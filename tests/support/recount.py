@@ -1,7 +1,7 @@
-"""An oracle for the streams room: every count recomputed in plain Python over the lines of a log.
+"""An oracle for the streams room: a log recounted in plain Python, literally, line by line in the order of arrival.
 
-It shares no code with the product: its own parsing, its own normalisation, sorting instead of order-independent bookkeeping. It
-knows the meaning in DESIGN.md ("Meaning, exactly") for a log of which everything is kept.
+It shares no code with the product: its own parsing, its own normal form, whole lists and dictionaries instead of deltas. It knows
+the meaning in DESIGN.md ("Meaning, exactly") and the rule of repair, for a log of which everything is kept.
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ from typing import Any
 WINDOW = timedelta(days=14)
 GAP_US = 30 * 60 * 10**6
 ATTRIBUTION_US = 24 * 60 * 60 * 10**6
+NEEDED = {"impression": {"impression_id", "items"}, "click": {"impression_id", "position"}}
+
+Event = dict[str, Any]
 
 
 @dataclass
 class Recount:
-    """What a log holds: impressions by id with the positions clicked, co-occurring pairs, quarantined (event_id, reason)."""
+    """What a log counts: impressions by id with the positions clicked, co-occurring pairs, quarantined (event_id, reason)."""
 
-    impressions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    impressions: dict[str, Event] = field(default_factory=dict)
     clicked: dict[tuple[str, int], int] = field(default_factory=dict)
     pairs: list[tuple[date, str, str]] = field(default_factory=list)
     quarantined: Counter[tuple[str | None, str]] = field(default_factory=Counter)
-    lines: int = 0
     counted: int = 0
 
     def windows(self, as_of: date) -> list[tuple[str, str, int, int, int]]:
@@ -39,7 +41,7 @@ class Recount:
         for name, event in self.impressions.items():
             if as_of - WINDOW <= day_of(event["us"]) < as_of:
                 for position, item in enumerate(event["items"]):
-                    cell = (fold(event["query"]), fold(item), position)
+                    cell = (normal_form(event["query"]), normal_form(item), position)
                     shown[cell] += 1
                     clicks[cell] += (name, position) in self.clicked
         return sorted((*cell, number, clicks[cell]) for cell, number in shown.items())
@@ -50,75 +52,141 @@ class Recount:
         return sorted((first, second, number) for (first, second), number in counts.items())
 
 
+@dataclass
+class Ledger:
+    """What the lines so far came to.
+
+    `accepted` has for each id the event that counts or waits. `quarantine` has the reasons of an id's refused versions, of a line
+    without an id by its bytes. `refused` are clicks that did not fit their impression and may fit an earlier one: several of one
+    id and reason share a row. `canonical` is the earliest impression of each impression_id.
+    """
+
+    accepted: dict[str, Event] = field(default_factory=dict)
+    clicks_on: dict[str, dict[str, Event]] = field(default_factory=lambda: defaultdict(dict))
+    quarantine: dict[str | bytes, set[str]] = field(default_factory=lambda: defaultdict(set))
+    refused: list[Event] = field(default_factory=list)
+    canonical: dict[str, Event] = field(default_factory=dict)
+
+    def receive(self, line: bytes) -> None:
+        """Count, keep waiting or refuse one line."""
+        try:
+            event = json.loads(line.decode("utf-8"))
+        except ValueError:
+            self.quarantine[line].add("malformed")
+            return
+        name = event.get("event_id")
+        if name in self.accepted:
+            return
+        needed = {"type", "event_id", "ts", "session_id", "query"} | NEEDED.get(event.get("type"), set())
+        if not needed <= event.keys():
+            self.quarantine[line if name is None else name].add("invalid")
+            return
+        event["us"] = micros(event["ts"])
+        if event["type"] == "click":
+            self.judge(event)
+            return
+        self.accept(event)
+        if event["type"] == "impression":
+            self.show(event)
+
+    def show(self, event: Event) -> None:
+        """Make an impression the canonical one, if it is the earliest of its id, and judge that id's clicks anew."""
+        shown = event["impression_id"]
+        before = self.canonical.get(shown)
+        if before and (before["us"], before["event_id"]) < (event["us"], event["event_id"]):
+            return
+        self.canonical[shown] = event
+        accepted = list(self.clicks_on.pop(shown, {}).values())
+        refused = [e for e in self.refused if e["impression_id"] == shown]
+        self.refused = [e for e in self.refused if e["impression_id"] != shown]
+        still_refused = {(e["event_id"], e["reason"]) for e in self.refused}
+        for name, reason in {(click["event_id"], click["reason"]) for click in refused} - still_refused:
+            self.quarantine[name].remove(reason)
+        for click in accepted:
+            del self.accepted[click["event_id"]]
+        for click in accepted + refused:
+            if click["event_id"] not in self.accepted:
+                self.judge(click)
+
+    def judge(self, click: Event) -> None:
+        """Let a click count or wait, or refuse it."""
+        reason = self.fault(click)
+        if reason is None:
+            self.accept(click)
+        else:
+            self.quarantine[click["event_id"]].add(reason)
+            self.refused.append(click | {"reason": reason})
+
+    def fault(self, click: Event) -> str | None:
+        """Say what is wrong with a click; nothing is while it waits for its impression."""
+        if self.waits(click):
+            return None
+        shown = self.canonical[click["impression_id"]]
+        if click["us"] - shown["us"] > ATTRIBUTION_US:
+            return "late_click"
+        if click["position"] >= len(shown["items"]):
+            return "position_out_of_range"
+        if click.get("item") is not None and normal_form(click["item"]) != normal_form(shown["items"][click["position"]]):
+            return "item_mismatch"
+        return None
+
+    def waits(self, click: Event) -> bool:
+        """Say whether no impression of the click's impression_id at its time or before has been received."""
+        shown = self.canonical.get(click["impression_id"])
+        return shown is None or shown["us"] > click["us"]
+
+    def accept(self, event: Event) -> None:
+        """Let an event count or wait: what quarantine has of its id is repaired."""
+        name = event["event_id"]
+        self.accepted[name] = event
+        if event["type"] == "click":
+            self.clicks_on[event["impression_id"]][name] = event
+        if self.quarantine.pop(name, None):
+            self.refused = [click for click in self.refused if click["event_id"] != name]
+
+    def finish(self) -> Recount:
+        """Return the counts when the log has ended: a click that still waits is an orphan."""
+        result = Recount(impressions=self.canonical)
+        events = sorted(self.accepted.values(), key=lambda e: (e["us"], e["event_id"]))
+        for click in (e for e in events if e["type"] == "click"):
+            if self.waits(click):
+                self.quarantine[click["event_id"]].add("orphan_click")
+                continue
+            result.counted += 1
+            result.clicked.setdefault((click["impression_id"], click["position"]), click["us"])
+        queries = [e for e in events if e["type"] == "query"]
+        result.pairs = pair(queries)
+        result.counted += len(queries) + len(self.canonical)
+        for name, reasons in self.quarantine.items():
+            result.quarantined.update((None if isinstance(name, bytes) else name, reason) for reason in reasons)
+        return result
+
+
 def recount(lines: Iterable[bytes]) -> Recount:
     """Recount a log, one event a line."""
-    result = Recount()
-    events: dict[str, dict[str, Any]] = {}
+    ledger = Ledger()
     for line in lines:
         if line.strip():
-            result.lines += 1
-            take(line, events, result)
-    by_type: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for event in sorted(events.values(), key=lambda e: (e["us"], e["event_id"])):
-        by_type[event["type"]].append(event)
-    for event in by_type["impression"]:
-        result.impressions.setdefault(event["impression_id"], event)
-    for event in by_type["click"]:
-        judge(event, result)
-    pair(by_type["query"], result)
-    result.counted += len(by_type["query"]) + len(result.impressions)
-    return result
+            ledger.receive(line)
+    return ledger.finish()
 
 
-def take(line: bytes, events: dict[str, dict[str, Any]], result: Recount) -> None:
-    """File a line under its event_id, or in quarantine."""
-    try:
-        event = json.loads(line.decode("utf-8"))
-    except ValueError:
-        result.quarantined[None, "malformed"] = 1
-        return
-    needed = {"type", "event_id", "ts", "session_id", "query"}
-    needed |= {"impression": {"impression_id", "items"}, "click": {"impression_id", "position"}}.get(event.get("type"), set())
-    if not needed <= event.keys():
-        result.quarantined[event.get("event_id"), "invalid"] = 1
-        return
-    event["us"] = micros(event["ts"])
-    events.setdefault(event["event_id"], event)
-
-
-def judge(click: dict[str, Any], result: Recount) -> None:
-    """Count a click on its impression, or say why not."""
-    impression = result.impressions.get(click["impression_id"])
-    reason = None
-    if impression is None or impression["us"] > click["us"]:
-        reason = "orphan_click"
-    elif click["us"] - impression["us"] > ATTRIBUTION_US:
-        reason = "late_click"
-    elif click["position"] >= len(impression["items"]):
-        reason = "position_out_of_range"
-    elif click.get("item") is not None and fold(click["item"]) != fold(impression["items"][click["position"]]):
-        reason = "item_mismatch"
-    if reason:
-        result.quarantined[click["event_id"], reason] = 1
-        return
-    result.counted += 1
-    result.clicked.setdefault((click["impression_id"], click["position"]), click["us"])
-
-
-def pair(queries: list[dict[str, Any]], result: Recount) -> None:
-    """Find the pairs of consecutive user queries in each session; queries come sorted by (ts, event_id)."""
-    sessions: dict[str, list[dict[str, Any]]] = defaultdict(list)
+def pair(queries: list[Event]) -> list[tuple[date, str, str]]:
+    """Find the pairs of consecutive user queries in each session; queries are sorted by (ts, event_id)."""
+    sessions: dict[str, list[Event]] = defaultdict(list)
     for event in queries:
         if event.get("source", "user") == "user":
             sessions[event["session_id"]].append(event)
+    pairs = []
     for events in sessions.values():
         for first, second in itertools.pairwise(events):
-            near = second["us"] - first["us"] <= GAP_US
-            if near and fold(first["query"]) != fold(second["query"]):
-                result.pairs.append((day_of(first["us"]), fold(first["query"]), fold(second["query"])))
+            texts = normal_form(first["query"]), normal_form(second["query"])
+            if second["us"] - first["us"] <= GAP_US and texts[0] != texts[1]:
+                pairs.append((day_of(first["us"]), *texts))
+    return pairs
 
 
-def fold(text: str) -> str:
+def normal_form(text: str) -> str:
     """Compatibility-composed, case-folded, white space collapsed."""
     words = unicodedata.normalize("NFKC", text).casefold().split()
     return " ".join(words)

@@ -15,7 +15,7 @@ from streams.lake.reader import read_cooccurrence, read_impressions, read_querie
 from streams.store.lake_export import export_mature, mature_days
 from streams.store.shard import CountingRules, Shard
 from tests.support.logs import DATA, NOW, click, feed, impression, query, real_log, rows
-from tests.support.recount import day_of, fold, recount
+from tests.support.recount import day_of, normal_form, recount
 
 DAY = date(2021, 3, 15)
 NOON = datetime(2021, 3, 15, 12, tzinfo=UTC).timestamp()
@@ -154,7 +154,7 @@ def test_the_lake_of_a_real_log_equals_the_recount(shard: Shard, tmp_path: Path,
     table = read_impressions(Lake.local(tmp_path), exported[0], exported[-1])
     found = {row["impression_id"]: (row["query_norm"], row["items"], row["click_ts_us"]) for row in table.to_pylist()}
     assert found == {
-        name: (fold(event["query"]), event["items"], [expected.clicked.get((name, k)) for k in range(len(event["items"]))])
+        name: (normal_form(event["query"]), event["items"], [expected.clicked.get((name, k)) for k in range(len(event["items"]))])
         for name, event in expected.impressions.items()
         if day_of(event["us"]) in exported
     }
