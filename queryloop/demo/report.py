@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from queryloop.demo.plots import Span, draw_bars, draw_lines, draw_timeline
 from queryloop.product.clicks import list_click_probability
 from queryloop.product.totals import Account, Shown, percentile
 from queryloop.product.world import World
+from streams.runtime.atomic_files import replace_file
 
 MEASURES = ("aec_predictor", "aec_judge", "well_formed", "mean_tokens", "duplicate_rate")
 
@@ -129,8 +129,9 @@ def write_report(measured: Measured, out: Path) -> dict[str, Any]:
     """Write report.json and report.html into `out` (made when missing) and return the JSON's contents."""
     report = make_report(measured)
     out.mkdir(parents=True, exist_ok=True)
-    _write(out / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    _write(out / "report.html", render_page(report, measured))
+    content = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    replace_file(out / "report.json", content.encode(), durable=True)
+    replace_file(out / "report.html", render_page(report, measured).encode(), durable=True)
     return report
 
 
@@ -189,12 +190,3 @@ def _plot_timeline(report: Mapping[str, Any], measured: Measured) -> str:
 
 def _show(form: str) -> Any:
     return lambda value: "–" if value is None else form.format(value)
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(path.name + ".part")
-    with beside.open("w", encoding="utf-8") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    beside.replace(path)

@@ -7,7 +7,6 @@ learns to take items from the prompt. Half have none: the first release serves b
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from queryloop.product.clicks import LIST_SIZE
 from queryloop.product.visits import first_query, next_query
 from queryloop.product.world import World
+from streams.runtime.atomic_files import replacing_file
 
 RELATED_SHOWN = 5
 WITHOUT_RELATED = 0.5
@@ -26,12 +26,8 @@ RELATED_ENTITY, BARE_ENTITY, REPEATED = 0.06, 0.05, 0.04
 def write_annotations(world: World, path: Path, count: int) -> None:
     """Write `count` annotations of the `suggest` task as JSONL; the same world gives the same file."""
     lines = (json.dumps(annotation, ensure_ascii=False) + "\n" for annotation in annotate(world, count))
-    beside = path.with_name(path.name + ".part")
-    with beside.open("w", encoding="utf-8") as out:
+    with replacing_file(path, durable=True) as beside, beside.open("w", encoding="utf-8") as out:
         out.writelines(lines)
-        out.flush()
-        os.fsync(out.fileno())
-    beside.replace(path)
 
 
 def annotate(world: World, count: int) -> Iterator[dict[str, Any]]:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from streams.counting.windows import sum_windows
 from streams.lake.reader import sum_cooccurrence
+from streams.runtime.atomic_files import replace_file, replacing_file
 from streams.store.held_shards import shard_path
 from streams.store.shard import CountingRules, Shard
 
@@ -54,29 +54,17 @@ def write_results(
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table beside `path`, make it durable, and move it over `path`."""
-
-    def fill(file: IO[str]) -> None:
+    """Write a table, durable and in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing_file(path, durable=True) as beside, beside.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
 
-    _replace(path, fill)
-
 
 def write_summary(out: Path, summary: dict[str, Any]) -> None:
     """Write summary.json, the last of the files."""
-    _replace(out / SUMMARY, lambda file: json.dump(summary, file, indent=2, default=str))
-
-
-def _replace(path: Path, fill: Callable[[IO[str]], None]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.writing")
-    with beside.open("w", encoding="utf-8", newline="") as file:
-        fill(file)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    replace_file(out / SUMMARY, json.dumps(summary, indent=2, default=str).encode(), durable=True)
 
 
 def _rows(table: Any) -> Iterable[Sequence[Any]]:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import msgspec
 
+from streams.runtime.atomic_files import replace_file
+
 
 class Progress(msgspec.Struct, frozen=True):
     """How far a producer is: stages that are in its outbox, stages acknowledged whole, and the offsets after its last record."""
@@ -45,9 +47,7 @@ class StageFiles:
 
     def _write(self, name: str, text: bytes) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        aside = self.folder / f"{name}.part"
-        aside.write_bytes(text)
-        aside.replace(self.folder / name)
+        replace_file(self.folder / name, text, durable=False)
 
     def _read(self, name: str) -> bytes:
         try:

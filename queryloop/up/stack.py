@@ -22,6 +22,7 @@ from queryloop.up.supervisor import Keeper, Room, Say, answers_http, room_enviro
 from streams.brokers.broker import Broker, BrokerError, EmbeddedBroker, KafkaBroker, choose_broker
 from streams.brokers.jars import KafkaUnavailable
 from streams.brokers.topics import KafkaSettings, TopicError, create_topics
+from streams.runtime.atomic_files import replace_file
 from streams.runtime.environment import environ_of
 from streams.runtime.processes import Child, ProcessError, free_port, port_is_free
 from trainers.jobs.ledger import Ledger, LedgerError
@@ -228,9 +229,8 @@ def _hold_folder(data_dir: Path) -> Iterator[None]:
 @contextmanager
 def _published(path: Path, bootstrap: str, urls: Urls) -> Iterator[None]:
     """Others on this machine read from this file where a running stack is reached."""
-    aside = path.with_suffix(".part")
-    aside.write_text(json.dumps({"pid": os.getpid(), "bootstrap": bootstrap, **asdict(urls)}) + "\n", encoding="utf-8")
-    aside.replace(path)
+    content = json.dumps({"pid": os.getpid(), "bootstrap": bootstrap, **asdict(urls)}) + "\n"
+    replace_file(path, content.encode(), durable=False)
     try:
         yield
     finally:

@@ -203,7 +203,7 @@ def _forgotten_us(counts: Counts) -> int:
     rules: CountingRules = counts.rules
     if not rules.retention_us or counts.latest_us is None:
         return 0
-    return max((counts.latest_us - rules.retention_us - rules.reach_us) // DAY_US * DAY_US, 0)
+    return max((counts.latest_us - rules.retention_us - rules.lookback_us) // DAY_US * DAY_US, 0)
 
 
 def _day(ts_us: int) -> date:

@@ -8,9 +8,7 @@ one is champion and is replaced atomically. Nothing here deletes: a folder may b
 from __future__ import annotations
 
 import fcntl
-import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from streams.runtime import artifacts
+from streams.runtime.atomic_files import new_folder, replace_file
 
 _T = TypeVar("_T")
 _MANIFEST = "manifest.json"
@@ -92,12 +91,8 @@ def publish(
     with _lock(place):
         name = _next_id(place)
         manifest = _Manifest(name, datetime.now(UTC), parts, dict(gate or {}), dict(meta or {}))
-        aside = place / f".{name}.part"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        _write(aside / _MANIFEST, manifest)
-        aside.rename(place / name)
-        _sync(place)
+        with new_folder(place / name) as folder:
+            (folder / _MANIFEST).write_bytes(_encode(manifest))
     return read_release(root, name)
 
 
@@ -223,11 +218,7 @@ def _lock(place: Path) -> Iterator[None]:
 
 
 def _replace_rollout(root: Path, rollout: Rollout) -> Rollout:
-    place = root / "releases"
-    aside = place / f".{_ROLLOUT}.part"
-    _write(aside, rollout)
-    aside.replace(place / _ROLLOUT)
-    _sync(place)
+    replace_file(root / "releases" / _ROLLOUT, _encode(rollout), durable=True)
     return rollout
 
 
@@ -240,17 +231,5 @@ def _read(path: Path, kind: type[_T]) -> _T:
         raise ReleaseError(f"{path}: cannot be read: {error}") from error
 
 
-def _write(path: Path, content: msgspec.Struct) -> None:
-    with path.open("wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _encode(content: msgspec.Struct) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n"

@@ -17,7 +17,7 @@ from streams.counting.connection import Feeds
 from streams.counting.key_index import Keys
 from streams.counting.recent_rows import Recent, RecentRows
 from streams.counting.time_ranges import group_times
-from streams.events.columns import event_days
+from streams.events.columns import to_event_days
 from streams.events.line_spans import Int64s
 from streams.events.rules import DAY_US, WINDOW_DAYS, CountingRules
 
@@ -149,7 +149,7 @@ def find_changes(old: pa.Table, new: pa.Table, gap_us: int) -> pa.Table:
         chosen, count = _net(pairs, ts_us[first] // DAY_US, count)
         first, second = first[chosen], second[chosen]
     texts = [queries.take(pa.array(ends)) for ends in (first, second)]
-    return pa.Table.from_arrays([event_days(ts_us[first]), *texts, pa.array(count)], names=EDGE_COLUMNS)
+    return pa.Table.from_arrays([to_event_days(ts_us[first]), *texts, pa.array(count)], names=EDGE_COLUMNS)
 
 
 def _net(pairs: Int64s, day: Int64s, count: Int64s) -> tuple[Int64s, Int64s]:

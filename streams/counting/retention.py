@@ -70,7 +70,7 @@ def mark_exported(con: duckdb.DuckDBPyConnection, day: date, changed: bool) -> N
 
 def find_cut(con: duckdb.DuckDBPyConnection, latest_us: int, rules: CountingRules) -> int:
     """Return the event time (microseconds) before which no accepted event can still need the state, at a day's start."""
-    cut = (latest_us - rules.retention_us - rules.reach_us) // DAY_US * DAY_US
+    cut = (latest_us - rules.retention_us - rules.lookback_us) // DAY_US * DAY_US
     waiting = read_dirty(con)
     return min(cut, to_us(waiting[0])) if waiting else cut
 

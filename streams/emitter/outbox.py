@@ -18,6 +18,7 @@ import msgspec
 
 from streams.emitter.record_batches import Line
 from streams.emitter.segments import SUFFIX, Frame, Segment, encode_frame, load_frame, read_frames, segment_path
+from streams.runtime.atomic_files import replace_file, sync
 
 log = logging.getLogger(__name__)
 
@@ -128,9 +129,7 @@ class Outbox:
         if mark == self.mark:
             return
         self.mark = mark
-        beside = self.folder / f"{MARK}.new"
-        beside.write_bytes(msgspec.json.encode(mark))
-        beside.replace(self.folder / MARK)
+        replace_file(self.folder / MARK, msgspec.json.encode(mark), durable=False)
 
     def sync(self) -> None:
         """Have the disk hold what was appended."""
@@ -186,7 +185,7 @@ class Outbox:
     def _begin_segment(self) -> int:
         path = segment_path(self.folder, self.next)
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        _sync_folder(self.folder)
+        sync(self.folder)
         self.segments.append(Segment(path, self.next, self.next))
         return file
 
@@ -244,11 +243,3 @@ def _lock_folder(folder: Path) -> int:
         os.close(lock)
         raise OutboxError(f"another process uses the outbox {folder}: stop it, or give this one a folder of its own") from error
     return lock
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

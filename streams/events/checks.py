@@ -1,6 +1,7 @@
-"""Wire fields to event columns: the checks that types cannot say, over whole columns, and what is derived from the fields.
+"""Checks whole columns of event fields at once and derives columns from them; both fast paths end here.
 
-Both bulk readers end here. A row that fails a check is only doubtful: the line decoder decides what is refused, and why.
+The checks are stricter than the schema, never laxer. A row that fails one needs the strict check: `streams.events.line_decoder`
+decides whether it is refused, and why.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from streams.events.columns import CLICKS, IMPRESSIONS, QUERIES, TEXTS, event_days
+from streams.events.columns import CLICKS, IMPRESSIONS, QUERIES, TEXTS, to_event_days
 from streams.events.line_spans import Flags, Int64s
 from streams.events.normal_form import normalise_column, text_bounds
 from streams.events.schema import MAX_ID_CHARS, MAX_TS_US, Click, EventSettings, Impression, Query, normalise
@@ -28,7 +29,7 @@ WIRE_TYPES = {
     "logprob": pa.float64(),
     "position": pa.int64(),
 }
-"""Arrow types of wire fields; others are texts."""
+"""Arrow types of event fields; all others are texts."""
 MAX_POSITION = 2**31 - 1
 
 
@@ -36,106 +37,109 @@ Fields = Mapping[str, pa.Array]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Wire:
-    """Events of one kind as they came.
+class WireColumns:
+    """Events of one kind, one array a field, before they are checked.
 
-    `fields` has an array for each wire field but ts, `query_norm` (of null that of ""), and `extra` of impressions; `ts_us` is
-    -1 for a time outside 1970 to 9999. `rows` says which of the lines each one is. Of a row in `doubtful` nothing is certain,
-    and any value may be null.
+    `fields` has every field of the event but ts, `query_norm` (of a null query that of ""), and `extra` of impressions; `ts_us`
+    is -1 for a time outside 1970 to 9999. `rows` are the numbers of their lines. Rows flagged in `needs_strict` may be misread,
+    and any value of theirs may be null.
     """
 
     kind: Kind
     fields: Fields
     ts_us: Int64s
     rows: Int64s
-    doubtful: Flags
+    needs_strict: Flags
 
 
 def fill_nulls(column: pa.Array, value: object) -> pa.Array:
-    """Return a column with `value` for null; most have none."""
+    """Return the column with `value` in place of null; most columns have none."""
     return pc.fill_null(column, value) if column.null_count else column
 
 
 def to_micros_column(seconds: npt.NDArray[np.float64]) -> Int64s:
-    """Return microseconds since the epoch, -1 for what is outside 1970 to 9999 or no number."""
+    """Return microseconds since the epoch, -1 for NaN and for times outside 1970 to 9999."""
     with np.errstate(over="ignore"):
         rounded = np.rint(seconds * 1_000_000)
     inside = (rounded >= 0) & (rounded < MAX_TS_US)
     return np.where(inside, rounded, -1).astype(np.int64)
 
 
-def event_columns(wire: Wire, place: Fields, limits: EventSettings, horizon_us: float) -> tuple[pa.Table, Flags]:
-    """Return events as in `streams.events.columns`, and which rows are doubtful; `place` says where they are in the log."""
-    make = {Query: _queries, Impression: _impressions, Click: _clicks}[wire.kind]
-    made, doubtful = make(wire.fields, limits)
-    columns = {**wire.fields, **made, **place, "ts_us": pa.array(wire.ts_us), "day": event_days(wire.ts_us)}
+def event_columns(wire: WireColumns, log_columns: Fields, limits: EventSettings, horizon_us: float) -> tuple[pa.Table, Flags]:
+    """Return events as a table of `streams.events.columns`, and flags of the rows that need the strict check.
+
+    `log_columns` are the columns that say where each event lies in the log.
+    """
+    check = {Query: _check_queries, Impression: _check_impressions, Click: _check_clicks}[wire.kind]
+    derived, needs_strict = check(wire.fields, limits)
+    columns = {**wire.fields, **derived, **log_columns, "ts_us": pa.array(wire.ts_us), "day": to_event_days(wire.ts_us)}
     schema = SCHEMAS[wire.kind]
     table = pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
-    doubtful |= wire.doubtful | (wire.ts_us < 0) | (wire.ts_us > horizon_us)
-    return table, doubtful | _has_strange_shared(wire.fields, limits)
+    needs_strict |= wire.needs_strict | (wire.ts_us < 0) | (wire.ts_us > horizon_us)
+    return table, needs_strict | _shared_fields_need_strict(wire.fields, limits)
 
 
-def _queries(fields: Fields, limits: EventSettings) -> tuple[Fields, Flags]:
+def _check_queries(fields: Fields, limits: EventSettings) -> tuple[Fields, Flags]:
     source = fill_nulls(fields["source"], "user")
-    return {"source": source}, _is_no_id(source)
+    return {"source": source}, _may_be_invalid_id(source)
 
 
-def _impressions(fields: Fields, limits: EventSettings) -> tuple[Fields, Flags]:
+def _check_impressions(fields: Fields, limits: EventSettings) -> tuple[Fields, Flags]:
     items = fields["items"]
     starts = items.offsets.to_numpy()
     texts = fill_nulls(items.values, "")
     norms = normalise_column(texts)
     sizes = starts[1:] - starts[:-1]
-    doubtful = _any_of(_is_strange(texts, norms, limits), starts) | (sizes < 1) | (sizes > limits.max_items)
-    doubtful |= _lacks_a_number(fields) | _is_no_id(fields["impression_id"])
-    doubtful |= _is_no_id(fields["task"], optional=True) | _is_no_id(fields["release"], optional=True)
-    return {"items_norm": _changed(items.offsets, texts, norms)}, doubtful
+    needs_strict = _any_in_list(_needs_strict_text(texts, norms, limits), starts) | (sizes < 1) | (sizes > limits.max_items)
+    needs_strict |= _has_invalid_number(fields) | _may_be_invalid_id(fields["impression_id"])
+    needs_strict |= _may_be_invalid_id(fields["task"], optional=True) | _may_be_invalid_id(fields["release"], optional=True)
+    return {"items_norm": _changed_normal_forms(items.offsets, texts, norms)}, needs_strict
 
 
-def _changed(offsets: pa.Array, texts: pa.StringArray, norms: pa.StringArray) -> pa.Array:
-    """Return the lists of normal forms, null where each is the text itself."""
+def _changed_normal_forms(offsets: pa.Array, texts: pa.StringArray, norms: pa.StringArray) -> pa.Array:
+    """Return the lists of normal forms, null where every item is its own normal form."""
     if texts.equals(norms):
         return pa.nulls(len(offsets) - 1, TEXTS)
-    changed = _any_of(pc.not_equal(texts, norms).to_numpy(zero_copy_only=False), offsets.to_numpy())
+    changed = _any_in_list(pc.not_equal(texts, norms).to_numpy(zero_copy_only=False), offsets.to_numpy())
     return pa.ListArray.from_arrays(offsets, norms, mask=pa.array(~changed))
 
 
-def _clicks(fields: Fields, limits: EventSettings) -> tuple[Fields, Flags]:
+def _check_clicks(fields: Fields, limits: EventSettings) -> tuple[Fields, Flags]:
     position = fill_nulls(fields["position"], -1).to_numpy()
-    sizes = _sizes(fields["item"], of_null=1)
-    doubtful = (position < 0) | (position > MAX_POSITION) | (sizes < 1) | (sizes > limits.max_query_chars)
-    return {"item_norm": _norms(fields["item"])}, doubtful | _is_no_id(fields["impression_id"])
+    sizes = _byte_lengths(fields["item"], of_null=1)
+    needs_strict = (position < 0) | (position > MAX_POSITION) | (sizes < 1) | (sizes > limits.max_query_chars)
+    return {"item_norm": _normalise_optional(fields["item"])}, needs_strict | _may_be_invalid_id(fields["impression_id"])
 
 
-def _has_strange_shared(fields: Fields, limits: EventSettings) -> Flags:
-    """Flag events with a strange value in a field that all kinds have."""
-    strange = _is_strange(fields["query"], fields["query_norm"], limits)
-    strange |= _is_no_id(fields["event_id"]) | _is_no_id(fields["session_id"])
-    return strange | (_sizes(fields["user_id"]) > MAX_ID_CHARS)
+def _shared_fields_need_strict(fields: Fields, limits: EventSettings) -> Flags:
+    """Flag events whose fields that all kinds share need the strict check."""
+    flags = _needs_strict_text(fields["query"], fields["query_norm"], limits)
+    flags |= _may_be_invalid_id(fields["event_id"]) | _may_be_invalid_id(fields["session_id"])
+    return flags | (_byte_lengths(fields["user_id"]) > MAX_ID_CHARS)
 
 
-def _is_no_id(column: pa.Array, optional: bool = False) -> Flags:
-    """Flag what is empty, or longer in bytes than an id may be in characters."""
-    sizes = _sizes(column, of_null=1 if optional else 0)
+def _may_be_invalid_id(column: pa.Array, optional: bool = False) -> Flags:
+    """Flag ids that are empty, or have more bytes than an id may have characters."""
+    sizes = _byte_lengths(column, of_null=1 if optional else 0)
     return (sizes < 1) | (sizes > MAX_ID_CHARS)
 
 
-def _lacks_a_number(fields: Fields) -> Flags:
-    """Flag impressions with null or NaN where a number must be."""
+def _has_invalid_number(fields: Fields) -> Flags:
+    """Flag impressions with null or NaN among their numbers."""
     predicted = fields["predicted"]
-    strange = ~np.isfinite(fill_nulls(predicted.values, np.nan).to_numpy())
+    flags = ~np.isfinite(fill_nulls(predicted.values, np.nan).to_numpy())
     logprob: npt.NDArray[np.float64] = fill_nulls(fields["logprob"], 0.0).to_numpy()
-    return _any_of(strange, predicted.offsets.to_numpy()) | ~np.isfinite(logprob)
+    return _any_in_list(flags, predicted.offsets.to_numpy()) | ~np.isfinite(logprob)
 
 
-def _is_strange(texts: pa.StringArray, norms: pa.StringArray, limits: EventSettings) -> Flags:
-    """Flag texts that may be too long or only white space."""
-    strange: Flags = (_sizes(texts) > limits.max_query_chars) | (_sizes(norms) == 0)
-    return strange
+def _needs_strict_text(texts: pa.StringArray, norms: pa.StringArray, limits: EventSettings) -> Flags:
+    """Flag texts that may be too long or are only white space."""
+    flags: Flags = (_byte_lengths(texts) > limits.max_query_chars) | (_byte_lengths(norms) == 0)
+    return flags
 
 
-def _sizes(texts: pa.StringArray, of_null: int = 0) -> npt.NDArray[np.int32]:
-    """Return how many bytes each text has."""
+def _byte_lengths(texts: pa.StringArray, of_null: int = 0) -> npt.NDArray[np.int32]:
+    """Return the number of bytes of each text."""
     bounds = text_bounds(texts)
     sizes: npt.NDArray[np.int32] = bounds[1:] - bounds[:-1]
     if texts.null_count:
@@ -143,15 +147,15 @@ def _sizes(texts: pa.StringArray, of_null: int = 0) -> npt.NDArray[np.int32]:
     return sizes
 
 
-def _norms(texts: pa.StringArray) -> pa.Array:
-    """Return the normal form of each text, null where there is none."""
+def _normalise_optional(texts: pa.StringArray) -> pa.Array:
+    """Return the normal form of each text, null for null."""
     if not texts.null_count:
         return normalise_column(texts)
     return pa.array([None if text is None else normalise(text) for text in texts.to_pylist()], pa.string())
 
 
-def _any_of(flags: Flags, starts: npt.NDArray[np.int32]) -> Flags:
-    """Say of each list whether one of its elements is flagged."""
+def _any_in_list(flags: Flags, starts: npt.NDArray[np.int32]) -> Flags:
+    """Flag the lists with a flagged element; list i has the elements from starts[i] up to starts[i + 1]."""
     if not flags.any():
         return np.zeros(len(starts) - 1, np.bool_)
     before = np.append(0, flags.cumsum())[starts]

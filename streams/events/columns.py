@@ -1,6 +1,6 @@
 """Events as Arrow columns, the form in which a batch enters DuckDB.
 
-Texts are normalised here, once an event, so that the SQL that counts compares plain strings.
+Texts are normalised here, once for each event, so that the SQL that counts compares strings as they are.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ TEXTS = pa.list_(pa.string())
 
 def _schema(**own: pa.DataType) -> pa.Schema:
     shared = {"ts_us": pa.int64(), "day": pa.date32(), "event_id": pa.string()}
-    place = {"log_offset": pa.int64(), "line": pa.int64(), "row": pa.int64()}
-    return pa.schema(shared | own | place)
+    location = {"log_offset": pa.int64(), "line": pa.int64(), "row": pa.int64()}
+    return pa.schema(shared | own | location)
 
 
 QUERIES = _schema(session_id=pa.string(), user_id=pa.string(), query=pa.string(), query_norm=pa.string(), source=pa.string())
@@ -42,16 +42,16 @@ IMPRESSIONS = _schema(
     decoding=pa.string(),
     extra=pa.string(),
 )
-"""`items_norm` is null where normalising changes no item."""
+"""`items_norm` is null where every item is its own normal form."""
 CLICKS = _schema(impression_id=pa.string(), position=pa.int64(), item_norm=pa.string(), raw=pa.binary())
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What a run of records held: one row an event, in any order, and what was refused.
+    """The events of some records, one row each in any order, and the events that were refused.
 
-    The tables have the schemas QUERIES, IMPRESSIONS and CLICKS. `log_offset` and `line` are an event's place in the log, `row` is
-    that of its line in `texts`. Clicks have the line itself too (`raw`).
+    The tables have the schemas QUERIES, IMPRESSIONS and CLICKS. `log_offset` and `line` say where an event lies in the log, `row`
+    is the number of its line in `texts`. Clicks have the line itself too (`raw`).
     """
 
     queries: pa.Table
@@ -64,10 +64,10 @@ class Columns:
         return len(self.queries) + len(self.impressions) + len(self.clicks) + len(self.rejects)
 
 
-def columns_of(decoded: Decoded) -> Columns:
+def to_columns(decoded: Decoded) -> Columns:
     """Return decoded events as columns."""
     events: list[Event] = [*decoded.queries, *decoded.impressions, *decoded.clicks]
-    found = (_queries(decoded.queries), _impressions(decoded.impressions), _clicks(decoded.clicks))
+    found = (_query_columns(decoded.queries), _impression_columns(decoded.impressions), _click_columns(decoded.clicks))
     tables, first = [], 0
     for columns, schema in zip(found, (QUERIES, IMPRESSIONS, CLICKS), strict=True):
         rows = range(first, first + len(columns["event_id"]))
@@ -77,13 +77,13 @@ def columns_of(decoded: Decoded) -> Columns:
     return Columns(tables[0], tables[1], tables[2], texts, list(decoded.rejects))
 
 
-def event_days(ts_us: Int64s) -> pa.Array:
+def to_event_days(ts_us: Int64s) -> pa.Array:
     """Return the UTC days (date32) of event times in microseconds since the epoch."""
     return pa.array((ts_us // DAY_US).astype(np.int32)).view(pa.date32())
 
 
-def _queries(queries: Sequence[Query]) -> dict[str, Any]:
-    return _shared(queries) | {
+def _query_columns(queries: Sequence[Query]) -> dict[str, Any]:
+    return _shared_columns(queries) | {
         "session_id": [q.session_id for q in queries],
         "user_id": [q.user_id for q in queries],
         "query": [q.query for q in queries],
@@ -92,8 +92,8 @@ def _queries(queries: Sequence[Query]) -> dict[str, Any]:
     }
 
 
-def _impressions(impressions: Sequence[Impression]) -> dict[str, Any]:
-    return _shared(impressions) | {
+def _impression_columns(impressions: Sequence[Impression]) -> dict[str, Any]:
+    return _shared_columns(impressions) | {
         "impression_id": [i.impression_id for i in impressions],
         "session_id": [i.session_id for i in impressions],
         "user_id": [i.user_id for i in impressions],
@@ -101,17 +101,17 @@ def _impressions(impressions: Sequence[Impression]) -> dict[str, Any]:
         "query_norm": [normalise(i.query) for i in impressions],
         "task": [i.task for i in impressions],
         "items": [i.items for i in impressions],
-        "items_norm": [_changed(i.items) for i in impressions],
+        "items_norm": [_changed_normal_forms(i.items) for i in impressions],
         "release": [i.release for i in impressions],
         "predicted": [i.predicted for i in impressions],
         "logprob": [i.logprob for i in impressions],
-        "decoding": [_json(i.decoding) for i in impressions],
+        "decoding": [_to_json(i.decoding) for i in impressions],
         "extra": [i.extra.decode() or None for i in impressions],
     }
 
 
-def _clicks(clicks: Sequence[Click]) -> dict[str, Any]:
-    return _shared(clicks) | {
+def _click_columns(clicks: Sequence[Click]) -> dict[str, Any]:
+    return _shared_columns(clicks) | {
         "impression_id": [c.impression_id for c in clicks],
         "position": [c.position for c in clicks],
         "item_norm": [None if c.item is None else normalise(c.item) for c in clicks],
@@ -119,20 +119,20 @@ def _clicks(clicks: Sequence[Click]) -> dict[str, Any]:
     }
 
 
-def _shared(events: Sequence[Event]) -> dict[str, Any]:
+def _shared_columns(events: Sequence[Event]) -> dict[str, Any]:
     return {
         "ts_us": [e.ts_us for e in events],
-        "day": event_days(np.array([e.ts_us for e in events], np.int64)),
+        "day": to_event_days(np.array([e.ts_us for e in events], np.int64)),
         "event_id": [e.event_id for e in events],
         "log_offset": [e.offset for e in events],
         "line": [e.line for e in events],
     }
 
 
-def _changed(items: tuple[str, ...]) -> tuple[str, ...] | None:
+def _changed_normal_forms(items: tuple[str, ...]) -> tuple[str, ...] | None:
     norms = tuple(map(normalise, items))
     return None if norms == items else norms
 
 
-def _json(value: dict[str, Any] | None) -> str | None:
+def _to_json(value: dict[str, Any] | None) -> str | None:
     return None if value is None else msgspec.json.encode(value).decode()

@@ -1,4 +1,4 @@
-"""Fields of an impression that may hold any JSON, kept as text: how it was decoded, and what our own server sends along."""
+"""Pass-through JSON: fields of an impression that may be any JSON and are stored as text (`decoding`, `context`, `response`)."""
 
 from __future__ import annotations
 
@@ -11,93 +11,93 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from streams.events.line_spans import REFUSED, Flags, Int64s, Spans, decode_objects
-from streams.events.schema import is_deep
+from streams.events.line_spans import DECODE_ERRORS, Flags, Int64s, Spans, decode_objects
+from streams.events.schema import is_too_deep
 
-COMPANIONS = ("context", "response")
-"""What comes with the impressions of our own server beside the schema's fields, in the order in which `extra` has them."""
-ASIDE = ("decoding", *COMPANIONS)
+EXTRA_FIELDS = ("context", "response")
+"""Fields that our own server sends with an impression and the schema does not know, in their order in `extra`."""
+PASS_THROUGH = ("decoding", *EXTRA_FIELDS)
 ABSENT = msgspec.Raw(b"")
-_FIRST = b',"%s":' % ASIDE[0].encode()
-_QUOTED = [b'"%s"' % name.encode() for name in ASIDE]
+_DECODING_KEY = b',"%s":' % PASS_THROUGH[0].encode()
+_QUOTED_NAMES = [b'"%s"' % name.encode() for name in PASS_THROUGH]
 _ESCAPED_LETTER = re.compile(rb"\\u00[67]")
 
-_Aside: Any = msgspec.defstruct("Aside", [(name, msgspec.Raw, ABSENT) for name in ASIDE], gc=False)
-_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Aside)
+_PassThrough: Any = msgspec.defstruct("PassThrough", [(name, msgspec.Raw, ABSENT) for name in PASS_THROUGH], gc=False)
+_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_PassThrough)
 _object_decoder = msgspec.json.Decoder(dict[str, Any] | None)
-"""What msgspec raises for text that it refuses."""
 
 Texts = Mapping[str, Sequence[bytes]]
-"""The JSON of each of ASIDE, b"" where the field is absent."""
+"""The JSON of each field of PASS_THROUGH, b"" where it is absent."""
 
 
-class Asides(NamedTuple):
-    """`decoding` as it is stored and `extra` (a JSON object), null where there is none, and which rows hold something else."""
+class PassThroughColumns(NamedTuple):
+    """`decoding` as it is stored and `extra` (a JSON object), null where absent, and flags of rows that need the strict check."""
 
     decoding: pa.Array
     extra: pa.Array
-    doubtful: Flags
+    needs_strict: Flags
 
-    def spread(self, rows: Int64s) -> Asides:
-        """Return these rows of it; nothing for -1."""
+    def take_rows(self, rows: Int64s) -> PassThroughColumns:
+        """Return these rows; nulls and no flag for row -1."""
         take = pa.array(rows, mask=rows < 0)
-        return Asides(self.decoding.take(take), self.extra.take(take), np.append(self.doubtful, False)[rows])
+        return PassThroughColumns(self.decoding.take(take), self.extra.take(take), np.append(self.needs_strict, False)[rows])
 
 
-def read_asides(lines: Spans, rows: Int64s) -> tuple[Texts, Int64s]:
-    """Return these fields of some lines, each of which is one JSON object, and which row of them is each line's.
+def read_pass_through(lines: Spans, rows: Int64s) -> tuple[Texts, Int64s]:
+    """Read these fields of some lines; return the distinct values, and for each line the index of its own.
 
-    A line is read from the last `,"decoding":` on. In JSON that stands outside of any string, and where what follows ends the
-    one object that it is in, and so does the line, that is the line's own. Where it does not the fields are absent, and so is
-    one before that place: their keys then count as such that nobody read.
+    Each line is one JSON object. It is read from its last `,"decoding":` on, because many lines end alike and equal ends
+    are read once. In valid JSON that key is outside of any string. When the text from there on closes exactly one object and the
+    line ends with it, the key is the line's own. Otherwise the fields are taken as absent, and so is a field before that
+    key: the count of keys then shows that a field was not read.
     """
     starts, ends = lines.starts[rows], lines.ends[rows].tolist()
-    begins = np.maximum(list(map(lines.text.rfind, repeat(_FIRST), starts.tolist(), ends)), starts)
+    begins = np.maximum(list(map(lines.text.rfind, repeat(_DECODING_KEY), starts.tolist(), ends)), starts)
     numbers: dict[bytes, int] = {}
     tails = [lines.text[begin:end] for begin, end in zip(begins.tolist(), ends, strict=True)]
     which = np.array([numbers.setdefault(tail, len(numbers)) for tail in tails], np.int64)
-    asides = [aside or _Aside() for aside in decode_objects(_decoder, [b"{" + tail[1:] for tail in numbers])]
-    return {name: [bytes(getattr(aside, name)) for aside in asides] for name in ASIDE}, which
+    found = [one or _PassThrough() for one in decode_objects(_decoder, [b"{" + tail[1:] for tail in numbers])]
+    return {name: [bytes(getattr(one, name)) for one in found] for name in PASS_THROUGH}, which
 
 
-def may_repeat(line: bytes) -> bool:
-    """Say whether a line may have one of these fields twice; its key may be escaped, as no writer of JSON does with a letter."""
-    return any(line.count(name) > 1 for name in _QUOTED) or _ESCAPED_LETTER.search(line) is not None
+def may_repeat_field(line: bytes) -> bool:
+    """Return whether a line may have one of these fields twice; an escaped letter, which no JSON writer makes, may hide a key."""
+    return any(line.count(name) > 1 for name in _QUOTED_NAMES) or _ESCAPED_LETTER.search(line) is not None
 
 
 def count_keys(texts: Texts) -> Int64s:
-    """Return how often `":` stands in each row's fields and at their names."""
+    """Return how often `":` occurs in the fields of each row, their names included."""
     rows = zip(*texts.values(), strict=True)
     return np.array([sum(1 + text.count(b'":') for text in row if text) for row in rows], np.int64)
 
 
-def make_asides(texts: Texts) -> Asides:
-    """Return the columns of these fields."""
-    stored = {text: _decoding_text(text) for text in set(texts["decoding"])}
+def make_pass_through(texts: Texts) -> PassThroughColumns:
+    """Return the columns that store these fields."""
+    stored = {text: _stored_decoding(text) for text in set(texts["decoding"])}
     decoding = [stored[text] for text in texts["decoding"]]
-    doubtful = np.array([text is None for text in decoding], np.bool_)
+    needs_strict = np.array([text is None for text in decoding], np.bool_)
     extra = pa.nulls(len(decoding), pa.string())
-    if any(any(texts[name]) for name in COMPANIONS):
-        made = [_extra(pair) if any(pair) else None for pair in zip(*(texts[name] for name in COMPANIONS), strict=True)]
-        extra, doubtful = pa.array(made, pa.string()), doubtful | np.array([text == "" for text in made], np.bool_)
-    return Asides(pa.array([text or None for text in decoding], pa.string()), extra, doubtful)
+    if any(any(texts[name]) for name in EXTRA_FIELDS):
+        made = [_join_extra(pair) if any(pair) else None for pair in zip(*(texts[name] for name in EXTRA_FIELDS), strict=True)]
+        extra, needs_strict = pa.array(made, pa.string()), needs_strict | np.array([text == "" for text in made], np.bool_)
+    return PassThroughColumns(pa.array([text or None for text in decoding], pa.string()), extra, needs_strict)
 
 
-def _extra(texts: Sequence[bytes]) -> str:
-    """Return the companions as a JSON object, "" where they are not UTF-8."""
-    parts = [b'"%s":%s' % (name.encode(), text) for name, text in zip(COMPANIONS, texts, strict=True) if text]
+def _join_extra(texts: Sequence[bytes]) -> str:
+    """Return the fields of EXTRA_FIELDS as one JSON object, "" where they are not UTF-8."""
+    parts = [b'"%s":%s' % (name.encode(), text) for name, text in zip(EXTRA_FIELDS, texts, strict=True) if text]
     try:
         return (b"{" + b",".join(parts) + b"}").decode()
     except UnicodeDecodeError:
         return ""
 
 
-def _decoding_text(text: bytes) -> str | None:
-    """Return an object's JSON as it is stored, "" for null or nothing, None for what is neither or too deep."""
+def _stored_decoding(text: bytes) -> str | None:
+    """Return a JSON object as it is stored, "" for null or no text, None for any other value or one that is too deep."""
     try:
         value = _object_decoder.decode(text or b"null")
-    except REFUSED:
+    except DECODE_ERRORS:
         return None
-    if value and is_deep(value):
+    if value and is_too_deep(value):
         return None
     return "" if value is None else msgspec.json.encode(value).decode()

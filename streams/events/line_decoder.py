@@ -1,8 +1,8 @@
-"""The one decoder of events.
+"""The decoder that decides which lines are events and why any other is refused.
 
-Every path that reads events (agents, replay, the HTTP door, the emitter's own check) goes through this file, so that a line is
-accepted by all of them or refused by all of them for the same reason. A whole record goes through one C call when every line
-of it is a valid event without unknown fields; otherwise it is read line by line, with the same outcome.
+Every path that reads events (workers, replay, the HTTP app, the emitter's own check) ends here, so that a line is accepted by all
+of them or refused by all of them for the same reason. A whole record is decoded in one C call when every line of it is a valid
+event without unknown fields; otherwise it is read line by line, with the same outcome.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from streams.events.schema import (
     Impression,
     Reason,
     Reject,
-    is_deep,
+    is_too_deep,
     printable,
     to_micros,
 )
@@ -43,7 +43,7 @@ _UNKNOWN = "Object contains unknown field"
 def decode_records(
     records: Iterable[tuple[int, bytes | None]], limits: EventSettings = DEFAULT_LIMITS, now: float | None = None
 ) -> Decoded:
-    """Decode (offset, value) records into one `Decoded`; `now` (epoch seconds) turns on the check for future events."""
+    """Decode (offset, value) records; with `now` (epoch seconds) events from the future are refused."""
     decoded = Decoded()
     for offset, value in records:
         _decode_into(decoded, value, offset, limits, now)
@@ -60,7 +60,7 @@ def decode_record(
 def parse_line(
     line: bytes, limits: EventSettings = DEFAULT_LIMITS, *, offset: int = -1, number: int = -1, now: float | None = None
 ) -> Event | Reject:
-    """Decode and check one event; what is wrong with it comes back as a `Reject`, never as an exception."""
+    """Decode and check one event; a line that is refused is returned as a `Reject`, never raised."""
     if len(line) > limits.max_line_bytes:
         return _reject(
             Reason.TOO_LARGE, f"line of {len(line)} bytes, at most {limits.max_line_bytes} are allowed", line, offset, number
@@ -69,7 +69,7 @@ def parse_line(
         event, extra = _decode_line(line)
     except EventError as error:
         return _reject(error.reason, error.detail, line, offset, number)
-    return _finish(event, line, extra, offset, number, limits, horizon_us(limits, now))
+    return _check_event(event, line, extra, offset, number, limits, horizon_us(limits, now))
 
 
 def _decode_into(decoded: Decoded, value: bytes | None, offset: int, limits: EventSettings, now: float | None) -> None:
@@ -77,7 +77,7 @@ def _decode_into(decoded: Decoded, value: bytes | None, offset: int, limits: Eve
         decoded.add(_reject(Reason.MALFORMED, "record without a value", b"", offset, 0))
         return
     lines = value.strip(SPACE).split(b"\n")
-    events = _decode_at_once(value, lines, limits)
+    events = _decode_whole_record(value, lines, limits)
     if events is None:
         for number, line in enumerate(value.split(b"\n")):
             if stripped := line.strip(SPACE):
@@ -86,15 +86,15 @@ def _decode_into(decoded: Decoded, value: bytes | None, offset: int, limits: Eve
     horizon = horizon_us(limits, now)
     first = value[: len(value) - len(value.lstrip(SPACE))].count(b"\n")
     for number, (event, line) in enumerate(zip(events, lines, strict=True), first):
-        decoded.add(_finish(event, line, b"", offset, number, limits, horizon))
+        decoded.add(_check_event(event, line, b"", offset, number, limits, horizon))
 
 
-def _decode_at_once(value: bytes, lines: list[bytes], limits: EventSettings) -> list[Event] | None:
-    """Decode a record in one call, or return None where it needs a look line by line.
+def _decode_whole_record(value: bytes, lines: list[bytes], limits: EventSettings) -> list[Event] | None:
+    """Decode a record in one call, or return None when it must be read line by line.
 
-    `decode_lines` lets a value span lines and lets two share one. Neither can pass here: a line break between `}` and `{` is
-    never inside a JSON value, so when every break is of that kind, each line holds one value or more, and exactly one when there
-    are as many values as lines.
+    `decode_lines` accepts a value that spans lines and two values in one line. Both are excluded here: a line break between `}`
+    and `{` is never inside a JSON value, so when every break is of that kind, each line has at least one value, and exactly one
+    when there are as many values as lines.
     """
     if len(value) > limits.max_line_bytes and max(map(len, lines)) > limits.max_line_bytes:
         return None
@@ -114,14 +114,14 @@ def _decode_line(line: bytes) -> tuple[Event, bytes]:
     except msgspec.ValidationError as error:
         _require_json(line)
         if not str(error).startswith(_UNKNOWN):
-            raise EventError(*_fault_of(error)) from error
+            raise EventError(*_classify_error(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _malformed(error) from error
     return _decode_with_extra(line)
 
 
 def _require_json(line: bytes) -> None:
-    """Raise EventError where the line is malformed behind the place at which the decoder stopped for another reason."""
+    """Raise EventError when the line is not JSON after the point where the decoder stopped for another reason."""
     try:
         line.decode()
         _raw_decoder.decode(line)
@@ -135,18 +135,18 @@ def _malformed(error: Exception) -> EventError:
 
 def _decode_with_extra(line: bytes) -> tuple[Event, bytes]:
     fields = _object_decoder.decode(line)
-    known = KNOWN[_type_of(fields)]
+    known = KNOWN[_read_type(fields)]
     try:
         event = _decoder.decode(_encoder.encode({name: value for name, value in fields.items() if name in known}))
     except msgspec.ValidationError as error:
-        raise EventError(*_fault_of(error)) from error
+        raise EventError(*_classify_error(error)) from error
     except RecursionError as error:
         raise _malformed(error) from error
     return event, _encoder.encode({name: fields[name] for name in sorted(fields.keys() - known)})
 
 
-def _type_of(fields: Mapping[str, msgspec.Raw]) -> str:
-    """Return the event's type, which may stand behind the unknown field that stopped the strict decoder."""
+def _read_type(fields: Mapping[str, msgspec.Raw]) -> str:
+    """Return the event's type, which may follow the unknown field at which the decoder stopped; raise EventError."""
     try:
         tag = msgspec.json.decode(fields["type"], type=str) if "type" in fields else None
     except msgspec.ValidationError as error:
@@ -156,22 +156,22 @@ def _type_of(fields: Mapping[str, msgspec.Raw]) -> str:
     return str(tag)
 
 
-def _fault_of(error: msgspec.ValidationError) -> tuple[Reason, str]:
+def _classify_error(error: msgspec.ValidationError) -> tuple[Reason, str]:
     text = str(error)
     return (Reason.TOO_LARGE if _TOO_LONG.match(text) else Reason.INVALID), printable(text)
 
 
 def horizon_us(limits: EventSettings, now: float | None) -> float:
-    """Return the latest event time (microseconds) that is not in the future, infinity without a clock."""
+    """Return the latest event time (microseconds) that is accepted, infinity when `now` is None."""
     return float("inf") if now is None else (now + limits.future_tolerance_s) * 1e6
 
 
-def _finish(
+def _check_event(
     event: Event, line: bytes, extra: bytes, offset: int, number: int, limits: EventSettings, horizon: float
 ) -> Event | Reject:
-    """Check what the types cannot say and hang the event's place in the log on it."""
+    """Check what the types cannot express, and note in the event where it lies in the log."""
     ts_us = to_micros(event.ts)
-    fault = _fault(event, ts_us, len(line), limits, horizon)
+    fault = _find_fault(event, ts_us, len(line), limits, horizon)
     if fault is not None:
         return Reject(fault[0], fault[1], line, event.event_id, ts_us if 0 <= ts_us < MAX_TS_US else None, offset, number)
     known = event.__dict__
@@ -181,15 +181,15 @@ def _finish(
     return event
 
 
-def _fault(event: Event, ts_us: int, size: int, limits: EventSettings, horizon: float) -> tuple[Reason, str] | None:
+def _find_fault(event: Event, ts_us: int, size: int, limits: EventSettings, horizon: float) -> tuple[Reason, str] | None:
     if not 0 <= ts_us < MAX_TS_US:
         return Reason.INVALID, f"ts: {event.ts} is outside 1970 to 9999; it is seconds since the epoch, or RFC 3339"
     if event.query.isspace():
         return Reason.INVALID, "query: only white space"
-    # A text has no more characters than its line has bytes.
-    if size > limits.max_query_chars and (long := _too_long(event, limits.max_query_chars)):
+    # A text has at most as many characters as its line has bytes.
+    if size > limits.max_query_chars and (long := _describe_overlong(event, limits.max_query_chars)):
         return Reason.TOO_LARGE, long
-    if type(event) is Impression and (fault := _impression_fault(event, limits)):
+    if type(event) is Impression and (fault := _find_impression_fault(event, limits)):
         return fault
     if ts_us > horizon:
         return (
@@ -199,7 +199,7 @@ def _fault(event: Event, ts_us: int, size: int, limits: EventSettings, horizon: 
     return None
 
 
-def _too_long(event: Event, limit: int) -> str | None:
+def _describe_overlong(event: Event, limit: int) -> str | None:
     if len(event.query) > limit:
         return f"query: {len(event.query)} characters, at most {limit} are allowed"
     if type(event) is Impression and (longest := max(map(len, event.items))) > limit:
@@ -209,28 +209,28 @@ def _too_long(event: Event, limit: int) -> str | None:
     return None
 
 
-def _impression_fault(event: Impression, limits: EventSettings) -> tuple[Reason, str] | None:
+def _find_impression_fault(event: Impression, limits: EventSettings) -> tuple[Reason, str] | None:
     if len(event.items) > limits.max_items:
         return Reason.TOO_LARGE, f"items: {len(event.items)} of them, at most {limits.max_items} are allowed"
     if any(map(str.isspace, event.items)):
         return Reason.INVALID, "items: one is only white space"
-    if event.decoding and is_deep(event.decoding):
+    if event.decoding and is_too_deep(event.decoding):
         return Reason.INVALID, f"decoding: nested more than {MAX_DEPTH} deep"
     return None
 
 
-class _Stub(msgspec.Struct):
-    """What can be told of an event that is refused."""
+class _EventId(msgspec.Struct):
+    """The part of a refused event that is still read."""
 
     event_id: Id | None = None
 
 
-_stub_decoder = msgspec.json.Decoder(_Stub)
+_event_id_decoder = msgspec.json.Decoder(_EventId)
 
 
 def _reject(reason: Reason, detail: str, line: bytes, offset: int, number: int) -> Reject:
     try:
-        event_id = _stub_decoder.decode(line).event_id
+        event_id = _event_id_decoder.decode(line).event_id
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         event_id = None
     return Reject(reason, detail, line, event_id, None, offset, number)

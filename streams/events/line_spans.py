@@ -1,6 +1,6 @@
-"""Lines of a run of records, and where each stands in the log: what is decoded in bulk is first told apart here.
+"""Splits records into lines and notes where each lies in the log, before they are decoded in bulk.
 
-A line is a span of one long text. Most are never a Python object of their own.
+A line is a span of one long text: most lines never become a Python object of their own.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from streams.events.schema import SPACE
 Int64s = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
-REFUSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What reading JSON that cannot be read raises."""
+DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for text that it cannot decode."""
 _OPEN, _CLOSE, _BREAK = b"{}\n"
 
 
@@ -40,12 +40,12 @@ class Spans:
         return self.text.isascii()
 
     def take(self, rows: Int64s) -> list[bytes]:
-        """Return some of the lines."""
+        """Return the lines with these numbers."""
         text = self.text
         return [text[start:end] for start, end in zip(self.starts[rows].tolist(), self.ends[rows].tolist(), strict=True)]
 
     def select(self, rows: Int64s) -> Spans:
-        """Return some of the lines, with one line break between any two."""
+        """Return the lines with these numbers as spans, with one line break between any two."""
         if len(rows) == len(self) and (self.starts[1:] == self.ends[:-1] + 1).all():
             return self
         return join_lines(self.take(rows))
@@ -60,9 +60,9 @@ def join_lines(lines: Sequence[bytes]) -> Spans:
 
 @dataclass(frozen=True, eq=False)
 class Lines:
-    """Lines that are not blank; the record (offset) of each and its number there.
+    """Lines that are not blank, the offset of the record of each, and its number in that record.
 
-    `braced` says of each whether it begins with { and ends with }.
+    `braced` flags the lines that begin with { and end with }.
     """
 
     spans: Spans
@@ -76,9 +76,9 @@ def split_records(records: Sequence[tuple[int, bytes]]) -> Lines:
     text = b"\n".join([value for _, value in records])
     data = np.frombuffer(text, np.uint8)
     breaks = (data == _BREAK).nonzero()[0]
-    # Where every line break stands between two braces, no line is blank or has white space around it.
+    # When every line break is between two braces, no line is blank or has white space around it.
     if not _is_braced(text) or (data[breaks - 1] != _CLOSE).any() or (data[breaks + 1] != _OPEN).any():
-        return _split_each(records)
+        return _split_line_by_line(records)
     offsets = np.array([offset for offset, _ in records], np.int64)
     bounds = np.concatenate([[-1], breaks, [len(text)]])
     spans = Spans(text, bounds[:-1] + 1, bounds[1:])
@@ -90,15 +90,15 @@ def split_records(records: Sequence[tuple[int, bytes]]) -> Lines:
     return Lines(spans, offsets.repeat(sizes), numbers, braced)
 
 
-def _split_each(records: Sequence[tuple[int, bytes]]) -> Lines:
-    texts, places = [], []
+def _split_line_by_line(records: Sequence[tuple[int, bytes]]) -> Lines:
+    texts, found = [], []
     for offset, value in records:
         for number, line in enumerate(value.split(b"\n")):
             if text := line.strip(SPACE):
                 texts.append(text)
-                places.append((offset, number))
-    where = np.array(places, np.int64).reshape(-1, 2)
-    return Lines(join_lines(texts), where[:, 0], where[:, 1], np.array(list(map(_is_braced, texts)), np.bool_))
+                found.append((offset, number))
+    locations = np.array(found, np.int64).reshape(-1, 2)
+    return Lines(join_lines(texts), locations[:, 0], locations[:, 1], np.array(list(map(_is_braced, texts)), np.bool_))
 
 
 def _is_braced(text: bytes) -> bool:
@@ -106,14 +106,14 @@ def _is_braced(text: bytes) -> bool:
 
 
 def decode_objects(decoder: msgspec.json.Decoder[Any], lines: Sequence[bytes]) -> list[Any]:
-    """Return what the decoder makes of each line, None of one that it refuses. Each begins with { and ends with }.
+    """Return the decoded value of each line, None for a line that is refused. Each line begins with { and ends with }.
 
-    `decode_lines` lets two values share a line. None of these goes on in the next line, and each holds one value or more; when
-    there are as many values as lines, each holds one.
+    `decode_lines` accepts two values in a line. With these braces no value spans lines and each line has at least one value; as
+    many values as lines means one value each.
     """
     try:
         found: list[Any] = decoder.decode_lines(b"\n".join(lines))
-    except REFUSED:
+    except DECODE_ERRORS:
         found = []
     return found if len(found) == len(lines) else [_decode_object(decoder, line) for line in lines]
 
@@ -121,5 +121,5 @@ def decode_objects(decoder: msgspec.json.Decoder[Any], lines: Sequence[bytes]) -
 def _decode_object(decoder: msgspec.json.Decoder[Any], line: bytes) -> Any:
     try:
         return decoder.decode(line)
-    except REFUSED:
+    except DECODE_ERRORS:
         return None

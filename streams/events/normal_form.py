@@ -1,6 +1,7 @@
-"""Normal forms of whole columns of texts: what `streams.events.normalise` gives each, without a call for each plain one.
+"""Normal forms of whole columns of texts: as `streams.events.normalise`, without a Python call for each text.
 
-A plain text is ASCII with single spaces inside; its normal form is itself in lower case. Most texts are.
+Most texts are ASCII with single spaces between words: their normal form is the text in lower case. Only others are normalised
+one by one.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ def normalise_column(texts: pa.StringArray) -> pa.StringArray:
 
 
 def text_bounds(texts: pa.StringArray) -> npt.NDArray[np.int32]:
-    """Return where each text starts in their buffer, and where the last one ends; nothing of no texts."""
+    """Return where each text starts in the buffer and where the last one ends; an empty array for no texts."""
     if not len(texts):
         return np.empty(0, np.int32)
     return np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + len(texts) + 1]
 
 
 def find_special(texts: pa.StringArray) -> Flags:
-    """Flag the texts that are not plain, and perhaps some that are."""
+    """Flag the texts that must be normalised one by one, and perhaps some that need not."""
     bounds = text_bounds(texts)
     if not len(texts) or bounds[-1] == bounds[0]:
         return np.ones(len(texts), np.bool_)

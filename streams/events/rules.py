@@ -1,4 +1,4 @@
-"""The numbers that decide what counts. They stand apart from the store because every counting file reads them."""
+"""The numbers that decide what counts, in one place because every counting file reads them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ HOUR_US = 3_600_000_000
 
 @dataclass(frozen=True, slots=True)
 class CountingRules:
-    """How one shard counts; all times in event time.
+    """How one shard counts; all times are event times.
 
-    `retention_days` 0 keeps everything: nothing is too old and no click stops waiting before `Shard.finish` (an isolated log).
-    No count depends on `compact_rows`, the rows that a day gains before it is compacted, once it is over.
+    `retention_days` 0 keeps everything: no event is too old, and clicks wait for their impression until `Shard.finish` (replay of
+    an isolated log). `compact_rows` is how many rows a past day gains before it is compacted; no count depends on it.
     """
 
     retention_days: int = 30
@@ -29,10 +29,10 @@ class CountingRules:
 
     @property
     def retention_us(self) -> int:
-        """Microseconds that events are kept, 0 for ever."""
+        """Microseconds that events are kept; 0 means for ever."""
         return self.retention_days * DAY_US
 
     @property
-    def reach_us(self) -> int:
-        """How far before an accepted event the state may be needed to count it: its impression, or the query before it."""
+    def lookback_us(self) -> int:
+        """How far before an event (microseconds) the state that counts it may lie: its impression, or the query before it."""
         return max(self.attribution_window_us, self.session_gap_us)

@@ -1,4 +1,4 @@
-"""The event schema: what travels through Kafka, what is refused, and how an event is written.
+"""The event schema: which events travel through Kafka, what makes one unusable, and how an event is written.
 
 The structs are the wire format and the only definition of it; `json_schema` publishes it. Lines are read in
 `streams.events.line_decoder`.
@@ -23,7 +23,7 @@ MAX_ID_CHARS = 256
 MAX_TS_US = 253_402_300_800 * 1_000_000
 """Event times lie in [0, MAX_TS_US) microseconds: 1970 to 9999. A ts in milliseconds falls outside and is refused as invalid."""
 MAX_DEPTH = 64
-"""Objects and lists in each other in `decoding`: far from where reading or writing JSON runs out of stack."""
+"""How deep objects and lists may be nested in `decoding`: far from where reading or writing JSON runs out of stack."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -64,7 +64,7 @@ DEFAULT_LIMITS = EventSettings()
 
 
 class EventError(ValueError):
-    """An event that no consumer would accept; `reason` and `detail` say why."""
+    """An event that no worker would accept; `reason` and `detail` say why."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(f"event refused, {reason}: {detail}")
@@ -75,10 +75,10 @@ class EventError(ValueError):
 class BaseEvent(
     msgspec.Struct, frozen=True, kw_only=True, dict=True, tag_field="type", omit_defaults=True, forbid_unknown_fields=True
 ):
-    """What all events share. Struct fields are the wire format; the decoder sets the class variables below for each instance.
+    """The fields that all events share. Struct fields are the wire format; the decoder sets class variables for each instance.
 
-    `offset` and `line` say where the event stood in the log (line counts from 0 inside its record, -1 when it was made here),
-    `raw` is the line as it came, `extra` a JSON object (UTF-8) of the fields this schema does not know, b"" when there is none.
+    `offset` and `line` say where the event lies in the log (line counts from 0 inside its record; -1: made in this process),
+    `raw` is the line as it was received, `extra` a JSON object (UTF-8) of the fields this schema does not know, or b"".
     """
 
     offset: ClassVar[int] = -1
@@ -110,7 +110,7 @@ class Query(BaseEvent, frozen=True, tag="query"):
 
 
 class Impression(BaseEvent, frozen=True, tag="impression"):
-    """A list of recommended queries that was shown. `response` and `context` may come along and are kept in `extra`."""
+    """A list of recommended queries that was shown. `response` and `context` may be sent with it and are kept in `extra`."""
 
     impression_id: Id
     items: Annotated[tuple[Text, ...], Meta(min_length=1)]
@@ -138,7 +138,7 @@ KNOWN: Mapping[str, frozenset[str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """An event for quarantine. `detail` is printable ASCII; `raw` is the hostile line itself and is never logged."""
+    """An event for quarantine. `detail` is printable ASCII; `raw` is the line itself, may be hostile and is never logged."""
 
     reason: Reason
     detail: str
@@ -151,7 +151,7 @@ class Reject:
 
 @dataclass(slots=True)
 class Decoded:
-    """What a run of records held, in log order within each list."""
+    """The events and rejects of some records, in log order within each list."""
 
     queries: list[Query] = field(default_factory=list)
     impressions: list[Impression] = field(default_factory=list)
@@ -162,14 +162,14 @@ class Decoded:
         return len(self.queries) + len(self.impressions) + len(self.clicks) + len(self.rejects)
 
     def found(self) -> Iterator[Event | Reject]:
-        """Yield everything, kind by kind."""
+        """Yield all events and rejects, kind by kind."""
         yield from self.queries
         yield from self.impressions
         yield from self.clicks
         yield from self.rejects
 
     def add(self, found: Event | Reject) -> None:
-        """File one line's outcome under its kind."""
+        """Append the outcome of one line to the list of its kind."""
         match found:
             case Query():
                 self.queries.append(found)
@@ -189,16 +189,16 @@ def normalise(text: str) -> str:
 
 
 def to_micros(ts: float | datetime) -> int:
-    """Return microseconds since the epoch for seconds (rounded) or an aware datetime, MAX_TS_US or -1 for what is far outside."""
+    """Return microseconds since the epoch for seconds (rounded) or an aware datetime; MAX_TS_US or -1 for times far outside."""
     if isinstance(ts, datetime):
         return (ts - EPOCH) // MICROSECOND
-    if abs(ts) >= MAX_TS_US:  # microseconds of it might be no number
+    if abs(ts) >= MAX_TS_US:  # its microseconds could overflow
         return MAX_TS_US if ts > 0 else -1
     return round(ts * 1_000_000)
 
 
-def is_deep(value: object) -> bool:
-    """Say whether a JSON value has objects and lists more than MAX_DEPTH deep."""
+def is_too_deep(value: object) -> bool:
+    """Return whether a JSON value nests objects and lists more than MAX_DEPTH deep."""
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         level = [inner for outer in level for inner in _members(outer)]
@@ -217,20 +217,20 @@ def make_event_id() -> str:
 
 
 def printable(text: str) -> str:
-    """Return text that is safe to log: printable ASCII, the rest escaped, at most MAX_DETAIL_CHARS characters."""
+    """Return text that is safe to log: printable ASCII, anything else escaped, at most MAX_DETAIL_CHARS characters."""
     shown = text.encode("unicode_escape", "backslashreplace").decode("ascii")
     return shown if len(shown) <= MAX_DETAIL_CHARS else shown[: MAX_DETAIL_CHARS - 3] + "..."
 
 
 def reject_event(event: Event, reason: Reason, detail: str) -> Reject:
-    """Return the quarantine entry of an event that decoded well but cannot be used."""
+    """Return the quarantine entry of an event that was decoded but cannot be used."""
     return Reject(reason, detail, event.raw or encode(event), event.event_id, event.ts_us, event.offset, event.line)
 
 
 def with_extra(event: Event, extra: Mapping[str, Any]) -> Event:
-    """Return the event with further fields (`response`, `context`, a product's own) that travel with it.
+    """Return the event with further fields that travel with it (`response`, `context`, a product's own).
 
-    Raises EventError when a field is one of the schema's own.
+    Raises EventError when one of them is a field of the schema.
     """
     taken = KNOWN[str(event.__struct_config__.tag)] & extra.keys()
     if taken:
@@ -243,7 +243,7 @@ def with_extra(event: Event, extra: Mapping[str, Any]) -> Event:
 
 
 def encode(event: Event) -> bytes:
-    """Return the event as one line of JSON: the text it came as, if it came as one (there a line break is only white space)."""
+    """Return the event as one line of JSON; one that was read keeps its text, its line breaks (JSON white space) made spaces."""
     if event.raw:
         return event.raw.strip(SPACE).replace(b"\n", b" ")
     line = msgspec.json.encode(event)

@@ -19,6 +19,8 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, BaseModel, Field
 
+from streams.runtime.atomic_files import replacing_file
+
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
@@ -157,11 +159,8 @@ def _day_file(path: str) -> DayFile | None:
 
 def _put_local(path: Path, fill: Callable[[Path], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.writing")
-    fill(beside)
-    _sync(beside)
-    beside.replace(path)
-    _sync(path.parent)
+    with replacing_file(path, durable=True) as beside:
+        fill(beside)
 
 
 def _upload(lake: Lake, path: str, fill: Callable[[Path], None]) -> None:
@@ -176,11 +175,3 @@ def _upload(lake: Lake, path: str, fill: Callable[[Path], None]) -> None:
         fill(whole)
         with pa.memory_map(str(whole)) as source, lake.files.open_output_stream(path) as target:
             target.write(source.read_buffer())
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

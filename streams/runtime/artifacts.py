@@ -7,9 +7,7 @@ So a visible folder is complete, and its manifest's checksums say whether it is 
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +16,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
+
+from streams.runtime.atomic_files import new_folder
 
 MANIFEST = "manifest.json"
 
@@ -65,20 +65,13 @@ def publish(
     """
     created = datetime.fromtimestamp(clock(), UTC)
     name = f"{created:%Y%m%dT%H%M%S%f}-{secrets.token_hex(4)}"
-    place = root / kind / name
-    aside = root / kind / f".{name}.part"
-    aside.mkdir(parents=True)
-    try:
-        fill(aside)
-        manifest = Manifest(kind, name, created, meta, _seal(aside))
-        _write_durably(aside / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
-        _sync_folder(aside)
-        aside.rename(place)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    _sync_folder(place.parent)
-    return _artifact(place, manifest)
+    path = root / kind / name
+    with new_folder(path) as folder:
+        fill(folder)
+        manifest = Manifest(kind, name, created, meta, _seal(folder))
+        (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+        (folder / MANIFEST).chmod(0o444)
+    return _artifact(path, manifest)
 
 
 def load(path: Path) -> Artifact:
@@ -121,18 +114,14 @@ def _artifact(path: Path, manifest: Manifest) -> Artifact:
 
 
 def _seal(folder: Path) -> dict[str, File]:
-    """Make every file durable and read-only; return their sizes and checksums."""
+    """Make every file read-only; return their sizes and checksums."""
     files = {}
     for path in _files(folder):
         name = path.relative_to(folder).as_posix()
         if name == MANIFEST:
             raise ArtifactError(f"{path}: this name is reserved for the artifact's own manifest")
         path.chmod(0o444)
-        _sync(path)
         files[name] = File(path.stat().st_size, digest(path))
-    for path in folder.rglob("*"):
-        if path.is_dir():
-            _sync_folder(path)
     return files
 
 
@@ -155,22 +144,3 @@ def _check(folder: Path, name: str, file: File) -> None:
         raise ArtifactError(f"{path}: {path.stat().st_size} bytes, the manifest says {file.bytes}")
     if digest(path) != file.sha256:
         raise ArtifactError(f"{path}: its checksum differs from the manifest's, so it was changed or damaged")
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-    path.chmod(0o444)
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

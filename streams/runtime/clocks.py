@@ -6,10 +6,11 @@ Tests and replays of old logs say what time it is; the check for events from the
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from streams.runtime.atomic_files import replace_file
 
 
 class ClockError(RuntimeError):
@@ -34,6 +35,4 @@ def read_clock(file: Path) -> float:
 
 def set_clock(file: Path, seconds: float) -> None:
     """Write a clock file, so that a reader sees the old time or the new one."""
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    beside.write_text(repr(float(seconds)), encoding="ascii")
-    beside.replace(file)
+    replace_file(file, repr(float(seconds)).encode(), durable=False, shared=True)

@@ -23,7 +23,7 @@ from streams.counting import batch as intake
 from streams.counting.batch import Batch
 from streams.counting.connection import Feeds
 from streams.counting.recent_rows import Recent, load_recent
-from streams.events.columns import Columns, columns_of
+from streams.events.columns import Columns, to_columns
 from streams.events.rules import CountingRules
 from streams.events.schema import Decoded, Reason, Reject
 from streams.store import compaction
@@ -120,7 +120,7 @@ class Shard:
         seconds since the epoch, for the future-event check. Another topic id than the stored one starts over at that topic's
         offsets; repeats are then known by their ids. Raises OffsetGap when records are missing.
         """
-        columns = columns_of(decoded) if isinstance(decoded, Decoded) else decoded
+        columns = to_columns(decoded) if isinstance(decoded, Decoded) else decoded
         self._remember()
         if topic_id == self._totals.topic_id and self._totals.next_offset is not None:
             expected = self._totals.next_offset

@@ -7,12 +7,13 @@ answers without the shard, which is then missing.
 from __future__ import annotations
 
 import json
-import os
 import socket
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from streams.runtime.atomic_files import replace_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +42,7 @@ class Places:
     def write(self, partition: int) -> None:
         """Say that this worker holds a shard."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._path(partition)
-        beside = path.with_suffix(f".{os.getpid()}.new")
-        beside.write_text(json.dumps(asdict(self.mine)))
-        beside.replace(path)
+        replace_file(self._path(partition), json.dumps(asdict(self.mine)).encode(), durable=False, shared=True)
 
     def remove(self, partition: int) -> None:
         """Say that this worker does not hold a shard any more; what its next holder wrote stays."""

@@ -19,7 +19,7 @@ from streams.counting.cooccurrence import APPEND, count_queries, find_changes
 from streams.counting.key_index import KeySet
 from streams.counting.quarantine import Held
 from streams.counting.recent_rows import Recent, RecentRows
-from streams.events.columns import event_days
+from streams.events.columns import to_event_days
 from streams.lake.reader import sum_cooccurrence
 from streams.store.shard import CountingRules, Shard
 from tests.support.logs import START, day, feed, query, rows
@@ -80,7 +80,7 @@ def test_sessions_with_equal_keys_keep_apart() -> None:
     feeds, recent = Feeds(duckdb.connect()), Recent(RecentRows(100), KeySet(), 0, Held(), set(), {})
     for number, batch in enumerate(batches):
         queries = table_of([(session, ts, f"e{number}{ts}", text) for session, ts, text in batch])
-        numbers = {"session_key": pa.array([7] * len(batch), pa.uint64()), "day": event_days(queries["ts_us"].to_numpy())}
+        numbers = {"session_key": pa.array([7] * len(batch), pa.uint64()), "day": to_event_days(queries["ts_us"].to_numpy())}
         for name, column in (numbers | {"source": pa.array(["user"] * len(batch))}).items():
             queries = queries.append_column(name, column)
         count_queries(feeds, queries, CountingRules(), recent)

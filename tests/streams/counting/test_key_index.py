@@ -16,7 +16,7 @@ from streams.counting.batch import take_in
 from streams.counting.connection import Feeds
 from streams.counting.deduplication import add_keys
 from streams.counting.key_index import KeySet, hash_texts, load_keys
-from streams.events.columns import columns_of
+from streams.events.columns import to_columns
 from streams.events.schema import Decoded, Reason, Reject
 from streams.store.shard import CountingRules, Shard
 from tests.support.logs import START, click, feed, impression, query
@@ -105,7 +105,7 @@ def test_a_line_without_an_id_may_share_its_key_with_an_event(tmp_path: Path, mo
 
 def test_keys_of_a_batch_stand_beside_its_events_and_then_its_rejects(tmp_path: Path) -> None:
     rejects = [Reject(Reason.INVALID, "", b"{}", None, None, 3, 1), Reject(Reason.INVALID, "", b"{}", "e1", START, 0, 5)]
-    columns = columns_of(Decoded([], [], [], rejects))
+    columns = to_columns(Decoded([], [], [], rejects))
     batch = take_in(columns, None, CountingRules(), START)
     with duckdb.connect(str(tmp_path / "keys.duckdb")) as con:
         tables, asked = add_keys(Feeds(con), batch)

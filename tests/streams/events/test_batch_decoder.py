@@ -1,4 +1,4 @@
-"""Decoding straight to columns gives what the line decoder gives, whatever the lines, the records and the limits."""
+"""Decoding in bulk gives the same columns and rejects as the line decoder, whatever the lines, the records and the limits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 
 from streams.events.batch_decoder import decode_columns
-from streams.events.columns import Columns, columns_of
+from streams.events.columns import Columns, to_columns
 from streams.events.line_decoder import decode_records
 from streams.events.schema import DEFAULT_LIMITS, EventSettings
 
@@ -41,7 +41,7 @@ def contents(columns: Columns) -> dict[str, Any]:
 def assert_same(
     records: list[tuple[int, bytes | None]], limits: EventSettings = DEFAULT_LIMITS, now: float | None = None
 ) -> None:
-    expected = columns_of(decode_records(records, limits, now))
+    expected = to_columns(decode_records(records, limits, now))
     assert contents(decode_columns(records, limits, now)) == contents(expected)
 
 
@@ -196,14 +196,14 @@ def test_columns_are_those_of_the_line_decoder(values: list[bytes | None], limit
 
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("name", sorted(set(NAMES)))
-def test_every_field_takes_what_the_line_decoder_takes(name: str, value: object) -> None:
+def test_every_value_of_every_field_is_judged_as_by_the_line_decoder(name: str, value: object) -> None:
     lines = [json.dumps({**event, name: value}).encode() for event in (QUERY, IMPRESSION, CLICK)]
     assert_same([(0, lines[0]), (1, WHOLE[0]), (2, lines[1]), (3, lines[2])], EventSettings(), NOW)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.binary(max_size=60), max_size=6))
-def test_no_bytes_make_it_fail(values: list[bytes]) -> None:
+def test_arbitrary_bytes_never_raise(values: list[bytes]) -> None:
     assert_same(list(enumerate(values)))
 
 

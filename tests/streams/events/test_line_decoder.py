@@ -1,4 +1,4 @@
-"""The decoder: what is accepted, what is refused and why, and that no input makes it fail or lose a line."""
+"""The line decoder: which lines it accepts, which it refuses and why; no input makes it raise or lose a line."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_unknown_fields_are_kept_in_their_own_text() -> None:
     assert event.extra == b'{"a":{"b": 1e2},"c":123456789012345678901}'
 
 
-def test_fields_of_ours_that_are_not_on_the_wire_cannot_be_set_from_it() -> None:
+def test_class_variables_of_an_event_cannot_be_set_by_a_line() -> None:
     raw = line(QUERY, offset=99, raw="x", extra={"k": 1}, ts_us=5, query_norm="other")
     event = parse_line(raw, offset=3, number=4)
     assert not isinstance(event, Reject)
@@ -180,7 +180,7 @@ def test_what_is_over_a_limit_is_too_large(raw: bytes, named: str) -> None:
     assert named in reject.detail
 
 
-def test_what_a_model_was_asked_to_do_may_be_nested_to_a_depth() -> None:
+def test_decoding_may_be_nested_up_to_a_depth() -> None:
     event = accepted(line(IMPRESSION, decoding=nested(MAX_DEPTH)))
     assert isinstance(event, Impression) and event.decoding == nested(MAX_DEPTH)
 
@@ -202,7 +202,7 @@ def test_the_future_begins_beyond_the_tolerance_of_the_clock() -> None:
     assert not isinstance(parse_line(line(QUERY, ts=now + 86_401)), Reject)
 
 
-def test_a_reject_says_which_event_it_was_where_that_can_be_told() -> None:
+def test_a_reject_has_the_id_and_time_of_its_event_where_they_are_readable() -> None:
     assert refused(line(QUERY, ts=-1)).event_id == "e"
     assert refused(line(QUERY, query=...)).event_id == "e"
     assert refused(line(QUERY, query="x" * 600)).ts_us == 1_500_000
@@ -221,7 +221,7 @@ def test_a_record_without_a_value_is_malformed() -> None:
     assert (reject.reason, reject.offset) == (Reason.MALFORMED, 4)
 
 
-def test_lines_know_their_place_though_blank_ones_are_skipped() -> None:
+def test_lines_keep_their_numbers_though_blank_ones_are_skipped() -> None:
     value = b"\n\n" + line(QUERY, event_id="a") + b"\n \r\n" + line(QUERY, event_id="b") + b"\r\n{\n"
     decoded = decode_record(value, offset=9)
     assert [(one.event_id, one.offset, one.line) for one in decoded.queries] == [("a", 9, 2), ("b", 9, 4)]
@@ -229,7 +229,7 @@ def test_lines_know_their_place_though_blank_ones_are_skipped() -> None:
 
 
 @pytest.mark.parametrize("space", [b"", b"\n", b"\r\n", b" \n"])
-def test_a_record_of_good_lines_keeps_their_places_too(space: bytes) -> None:
+def test_lines_of_a_record_decoded_in_one_call_keep_their_numbers_too(space: bytes) -> None:
     decoded = decode_record(space + line(QUERY) + b"\n" + line(CLICK) + space, offset=1)
     first = space.count(b"\n")
     assert [one.line for one in decoded.queries] == [first]
@@ -266,7 +266,7 @@ lines = st.sampled_from(
 
 
 @given(st.lists(lines, max_size=6), st.none() | st.just(2e9))
-def test_a_record_means_what_its_lines_mean_one_by_one(found: list[bytes], now: float | None) -> None:
+def test_a_record_decodes_as_its_lines_do_one_by_one(found: list[bytes], now: float | None) -> None:
     expected = Decoded()
     for number, raw in enumerate(found):
         if raw.strip():

@@ -1,4 +1,4 @@
-"""Lines of records: the same lines and places as splitting each record by itself, whatever is between them."""
+"""Splitting many records at once gives the same lines and numbers as splitting each by itself, whatever the white space."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RECORDS = st.lists(
 @example([b"{}\n{}", b"{}"])
 @example([b"{}", b"{}\n", b"{}"])
 @example([])
-def test_lines_are_those_of_each_record_by_itself(values: list[bytes]) -> None:
+def test_lines_equal_those_of_each_record_split_by_itself(values: list[bytes]) -> None:
     lines = split_records(list(enumerate(values, 5)))
     expected = [
         (line.strip(SPACE), offset, number)
@@ -31,7 +31,7 @@ def test_lines_are_those_of_each_record_by_itself(values: list[bytes]) -> None:
     assert lines.braced.tolist() == [text[:1] == b"{" and text[-1:] == b"}" for text in texts]
 
 
-def test_chosen_lines_stand_beside_each_other() -> None:
+def test_selected_lines_are_joined_with_one_line_break() -> None:
     spans = join_lines([b"one", b"two", b"three"])
     chosen = spans.select(np.array([0, 2]))
     assert (chosen.text, chosen.take(np.array([1]))) == (b"one\nthree", [b"three"])

@@ -1,4 +1,4 @@
-"""A column's normal forms are those of its texts one by one."""
+"""Normalising a column equals normalising its texts one by one."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def test_a_column_is_normalised_as_its_texts_are(texts: list[str], skipped: int,
     assert normalise_column(column).to_pylist() == [normalise(text) for text in column.to_pylist()]
 
 
-def test_plain_texts_are_told_from_others() -> None:
+def test_texts_that_need_full_normalisation_are_flagged() -> None:
     texts = ["red shoes", "Red Shoes", " red", "red ", "red  shoes", "r\u00e9d", "", "a\tb", "x"]
     assert find_special(pa.array(texts)).nonzero()[0].tolist() == [2, 3, 4, 5, 6, 7]
 
 
-def test_bounds_are_those_of_the_texts_that_are_left() -> None:
+def test_bounds_of_a_slice_are_those_of_its_texts() -> None:
     column = pa.array(["ab", "", None, "c"], pa.string())
     assert text_bounds(column).tolist() == [0, 2, 2, 2, 3]
     assert text_bounds(column.slice(1)).tolist() == [2, 2, 2, 3]

@@ -1,4 +1,4 @@
-"""The event schema: how queries compare, how events are written, and what the published schema says."""
+"""The event schema: how queries compare, how events are written, and which events the published schema accepts."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_event_time_is_microseconds_utc(ts: float | datetime, micros: int) -> No
 
 
 @given(events)
-def test_what_is_written_is_read_back_equal(event: Event) -> None:
+def test_a_written_event_is_read_back_equal(event: Event) -> None:
     line = encode(event)
     assert b"\n" not in line
     read = parse_line(line)
@@ -105,7 +105,7 @@ def test_what_is_written_is_read_back_equal(event: Event) -> None:
 
 
 @given(events)
-def test_a_read_event_is_written_as_it_came(event: Event) -> None:
+def test_an_event_that_was_read_is_written_with_its_own_text(event: Event) -> None:
     line = json.dumps(json.loads(encode(event)), indent=2).encode() + b" \r\n"
     read = parse_line(line)
     assert not isinstance(read, Reject)
@@ -130,7 +130,7 @@ def test_further_fields_cannot_replace_the_schemas_own() -> None:
         with_extra(query(), {"ts": 5})
 
 
-def test_an_event_that_cannot_be_used_keeps_its_line_and_place() -> None:
+def test_an_event_that_cannot_be_used_keeps_its_line_and_position_in_the_log() -> None:
     line = encode(query())
     read = parse_line(line, offset=7, number=2)
     assert not isinstance(read, Reject)
@@ -138,7 +138,7 @@ def test_an_event_that_cannot_be_used_keeps_its_line_and_place() -> None:
 
 
 @given(st.text())
-def test_what_is_logged_is_printable_and_short(text: str) -> None:
+def test_logged_text_is_printable_and_short(text: str) -> None:
     shown = printable(text)
     assert shown.isascii()
     assert shown.isprintable()

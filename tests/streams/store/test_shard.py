@@ -84,10 +84,10 @@ def test_real_logs_equal_the_recount(shard: Shard, name: str, shuffled: bool) ->
     feed(shard, delivered, 7_001)
     shard.finish(NOW * 2)
     expected = recount(log)
-    event_days = sorted(
+    to_event_days = sorted(
         {day(us / 1e6) for us in (e["us"] for e in expected.impressions.values())} | {d for d, _, _ in expected.pairs}
     )
-    chosen = [*event_days[:: max(1, len(event_days) // 4)], event_days[-1]]
+    chosen = [*to_event_days[:: max(1, len(to_event_days) // 4)], to_event_days[-1]]
     as_of = [d.fromordinal(d.toordinal() + shift) for d in chosen for shift in (1, 7)]
     assert_equal_counts(shard, expected, as_of)
     assert_account_adds_up(shard.totals(), len(delivered))
