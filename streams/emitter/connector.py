@@ -1,6 +1,6 @@
-"""Dialling: connecting a producer on a thread of its own, so that events reach the disk while no broker answers.
+"""Connects a producer on a thread of its own, so that events reach the disk while no broker answers.
 
-Connecting takes seconds where nobody is there, and the emitter's one thread has lines to write meanwhile.
+Connecting takes seconds when there is no broker, and the emitter's one thread has lines to write meanwhile.
 """
 
 from __future__ import annotations
@@ -13,51 +13,51 @@ if TYPE_CHECKING:
     from streams.brokers.clients import KafkaProducer
 
 
-class Link(NamedTuple):
-    """A producer that is connected, and the number of partitions it found."""
+class Connection(NamedTuple):
+    """A connected producer, and the number of partitions of its topic."""
 
     producer: KafkaProducer
     partitions: int
 
 
-class Dialler:
-    """Dials once at a time. `hang_up` gets a producer that nobody waits for any more."""
+class Connector:
+    """Runs one `connect` at a time; `abort` closes a producer that was connected after `close`."""
 
-    def __init__(self, dial: Callable[[], Link], hang_up: Callable[[KafkaProducer], None]) -> None:
-        self._dial = dial
-        self._hang_up = hang_up
+    def __init__(self, connect: Callable[[], Connection], abort: Callable[[KafkaProducer], None]) -> None:
+        self._connect = connect
+        self._abort = abort
         self._lock = threading.Lock()
-        self._dialling = self._closed = False
-        self._answer: Link | Exception | None = None
+        self._connecting = self._closed = False
+        self._result: Connection | Exception | None = None
 
-    def poll(self) -> Link | None:
-        """Return the connection once it is there, None until then; dial when nobody does. Raises what dialling raised."""
+    def poll(self) -> Connection | None:
+        """Return the connection when there is one, else None; connect in the background. Raises what `connect` raised."""
         with self._lock:
-            answer, self._answer = self._answer, None
-            if answer is None and not self._dialling:
-                self._dialling = True
-                threading.Thread(target=self._run, name="emitter-dial", daemon=True).start()
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+            result, self._result = self._result, None
+            if result is None and not self._connecting:
+                self._connecting = True
+                threading.Thread(target=self._run, name="emitter-connect", daemon=True).start()
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     def close(self) -> None:
-        """Wait for nobody any more."""
+        """Close the producer that was connected, also one that is connected later."""
         with self._lock:
             self._closed = True
-            answer, self._answer = self._answer, None
-        if isinstance(answer, Link):
-            self._hang_up(answer.producer)
+            result, self._result = self._result, None
+        if isinstance(result, Connection):
+            self._abort(result.producer)
 
     def _run(self) -> None:
-        answer: Link | Exception
+        result: Connection | Exception
         try:
-            answer = self._dial()
+            result = self._connect()
         except Exception as error:  # noqa: BLE001 - raised again by poll, on the thread that asked
-            answer = error
+            result = error
         with self._lock:
-            self._dialling = False
+            self._connecting = False
             unwanted = self._closed
-            self._answer = None if unwanted else answer
-        if unwanted and isinstance(answer, Link):
-            self._hang_up(answer.producer)
+            self._result = None if unwanted else result
+        if unwanted and isinstance(result, Connection):
+            self._abort(result.producer)

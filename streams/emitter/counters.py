@@ -1,4 +1,4 @@
-"""What the emitter counts, and the marks that wait in its queue."""
+"""The counters of an emitter, and the markers by which a caller waits for the lines before them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Counters:
-    """Events so far: emitted + recovered = delivered + failed + buffered. `refused` were turned away and are in none of them.
+    """Events so far: emitted + recovered = delivered + failed + buffered. Events that were `refused` are in none of them.
 
-    recovered: left behind by an earlier process; on_disk: the buffered ones that are in the outbox; dropped: the failed ones that
-    a full outbox let go; resent: sent a second time because the topic was made anew (`topic_changes` times).
+    recovered: left in the outbox by an earlier process; on_disk: those of `buffered` that are in the outbox; dropped: those of
+    `failed` that a full outbox dropped; resent: sent a second time because the topic was made anew (`topic_changes` times).
     """
 
     emitted: int = 0
@@ -27,8 +27,11 @@ class Counters:
 
 
 @dataclass(slots=True)
-class Tally:
-    """The counts as they are kept, guarded by the emitter's lock. `queued` wait in its queue, `held` in the courier's memory."""
+class SendCounters:
+    """The live counters, guarded by the emitter's lock.
+
+    `queued` events are in its queue, `in_memory` events in the send buffer or on their way to the broker.
+    """
 
     emitted: int = 0
     recovered: int = 0
@@ -40,37 +43,37 @@ class Tally:
     topic_changes: int = 0
     queued: int = 0
     queued_bytes: int = 0
-    held: int = 0
-    held_bytes: int = 0
-    again: int = 0
-    """Outcomes still to come that are second ones."""
-    room: int = 0
-    """Bytes that the outbox can take before anything undelivered would have to go."""
+    in_memory: int = 0
+    memory_bytes: int = 0
+    resends_pending: int = 0
+    """Outcomes that are still expected of events that are sent a second time."""
+    outbox_free_bytes: int = 0
+    """Bytes that the outbox can take before undelivered events would have to be dropped."""
 
     @property
     def buffered(self) -> int:
         return self.emitted + self.recovered - self.delivered - self.failed
 
-    def take(self, count: int, size: int) -> None:
+    def leave_queue(self, count: int, size: int) -> None:
         """Count events that left the queue."""
         self.queued -= count
         self.queued_bytes -= size
 
-    def hold(self, count: int, size: int) -> None:
-        """Count events that are in the courier's memory now (negative: that left it)."""
-        self.held += count
-        self.held_bytes += size
+    def enter_memory(self, count: int, size: int) -> None:
+        """Count events that entered memory; negative numbers for events that left it."""
+        self.in_memory += count
+        self.memory_bytes += size
 
-    def repeats(self, count: int) -> int:
-        """How many of `count` outcomes are second ones, of events sent again; they are counted as resent alone."""
-        repeated = min(count, self.again)
-        self.again -= repeated
-        self.resent += repeated
-        return repeated
+    def count_resent(self, count: int) -> int:
+        """Return how many of `count` outcomes are of events sent a second time, and count these as resent."""
+        resent = min(count, self.resends_pending)
+        self.resends_pending -= resent
+        self.resent += resent
+        return resent
 
-    def read(self, *, stored: bool) -> Counters:
-        """Return the counts of this moment; `stored`: there is an outbox."""
-        on_disk = self.buffered - self.queued if stored else 0
+    def snapshot(self, *, has_outbox: bool) -> Counters:
+        """Return the counters as they are now."""
+        on_disk = self.buffered - self.queued if has_outbox else 0
         return Counters(
             emitted=self.emitted,
             delivered=self.delivered,
@@ -85,11 +88,14 @@ class Tally:
         )
 
 
-class Mark:
-    """A mark in the queue: done when every line before it is on disk (`stored`), or has its outcome; `until`: the next line."""
+class FlushMarker:
+    """A marker in the queue: done when every line before it has its outcome or, with `until_stored`, is on disk.
 
-    def __init__(self, *, stored: bool = False) -> None:
-        self.stored = stored
+    `end` is the number of the line after it.
+    """
+
+    def __init__(self, *, until_stored: bool = False) -> None:
+        self.until_stored = until_stored
         self.done = threading.Event()
-        self.until = 0
+        self.end = 0
         self.sent = False

@@ -1,8 +1,8 @@
 """The outbox: event lines on disk from before they are sent until some time after they are delivered.
 
-Lines are numbered in the order of emission. One mark says up to which number all are delivered, and for which topic (by its id).
-What is behind the mark is kept for a topic that is lost and made anew; what is ahead of it is sent first by the next process.
-Bounded in bytes: what is delivered goes first, oldest first, then what is not, oldest first (the caller reports that).
+Lines are numbered in the order of emission. A mark says up to which number all are delivered, and to which topic (by its id).
+Lines before the mark are kept in case the topic is lost and made anew; lines after it are sent first by the next process.
+The size is bounded: delivered lines are deleted first, then undelivered ones (the caller reports these), both oldest first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 SEGMENT_BYTES = 16 << 20
 SEGMENTS = 16
-"""How many segments an outbox has at least when it is full: the part that is dropped at once."""
+"""How many segments a full outbox has at least; a full outbox drops one segment at a time."""
 MARK = "delivered.json"
 
 
@@ -32,7 +32,7 @@ class OutboxError(RuntimeError):
     """An outbox that cannot be used; the text names its folder and what to do."""
 
 
-class Mark(msgspec.Struct, frozen=True):
+class DeliveryMark(msgspec.Struct, frozen=True):
     """All lines before number `next` are delivered to the topic with id `topic_id` (None: to none yet)."""
 
     next: int = 0
@@ -45,15 +45,15 @@ class Outbox:
     Raises OutboxError when another process uses the folder or it cannot be written.
     """
 
-    def __init__(self, folder: Path, max_bytes: int, keep_s: float, wall: Callable[[], float] = time.time) -> None:
+    def __init__(self, folder: Path, max_bytes: int, keep_s: float, clock: Callable[[], float] = time.time) -> None:
         self.folder = folder
         self.max_bytes = max_bytes
         self._keep_s = keep_s
-        self._wall = wall
+        self._clock = clock
         self._segment_bytes = min(SEGMENT_BYTES, max(1, max_bytes // SEGMENTS))
         self._lock = _lock_folder(folder)
         self._unsynced = False
-        self._place: tuple[int, Path, int] | None = None
+        self._read_position: tuple[int, Path, int] | None = None
         try:
             self.mark = self._read_mark()
             self.segments = self._open_segments()
@@ -76,14 +76,14 @@ class Outbox:
         return sum(one.size for one in self.segments)
 
     @property
-    def pending_bytes(self) -> int:
-        """Bytes of the segments that hold anything not delivered."""
+    def undelivered_bytes(self) -> int:
+        """Bytes of the segments with undelivered lines."""
         return sum(one.size for one in self.segments if one.next > self.mark.next)
 
     def append(self, lines: Sequence[Line]) -> None:
-        """Write lines under the next numbers, as one frame, to the operating system. Raises OSError, and then keeps none."""
+        """Write lines under the next numbers, as one frame, without fsync. Raises OSError, and then none of them is kept."""
         if self.segments[-1].size >= self._segment_bytes:
-            self._roll()
+            self._start_next_segment()
         segment = self.segments[-1]
         data = encode_frame(self.next, lines)
         try:
@@ -99,19 +99,19 @@ class Outbox:
         segment.next = self.next
         self._unsynced = True
 
-    def skip(self, count: int) -> None:
-        """Leave out the numbers of lines that could not be written."""
+    def skip_numbers(self, count: int) -> None:
+        """Skip the numbers of lines that could not be written."""
         self.next += count
 
-    def read(self, number: int, at: float = 0.0) -> tuple[int, list[Line]]:
-        """Return the lines from `number` on to the end of their frame, and the number of the first; no lines at the end.
+    def read(self, number: int, emitted_at: float = 0.0) -> tuple[int, list[Line]]:
+        """Return the lines from `number` to the end of their frame, and the number of the first; no lines at the outbox's end.
 
-        The first may have a higher number than was asked for: what is between was never written, was dropped or is damaged.
+        The first may have a higher number than requested: the lines between were never written, were dropped or are damaged.
         """
-        while (found := self._find(number)) is not None:
+        while (found := self._find_frame(number)) is not None:
             segment, frame = found
-            lines = load_frame(segment.path, frame, at)
-            self._place = (frame.next, segment.path, frame.offset + frame.size)
+            lines = load_frame(segment.path, frame, emitted_at)
+            self._read_position = (frame.next, segment.path, frame.offset + frame.size)
             if lines is not None:
                 begin = max(number, frame.first)
                 return begin, lines[begin - frame.first :]
@@ -120,64 +120,64 @@ class Outbox:
         return number, []
 
     def count(self, begin: int, end: int) -> int:
-        """How many lines with begin <= number < end are kept; inside a segment, numbers that were skipped count too."""
-        return sum(_overlap(one, begin, end) for one in self.segments)
+        """Return how many lines with begin <= number < end are kept; skipped numbers inside a segment count too."""
+        return sum(_count_overlap(one, begin, end) for one in self.segments)
 
-    def settle(self, number: int, topic_id: str | None) -> None:
-        """Write down that all lines before `number` are delivered to the topic with this id."""
-        mark = Mark(number, topic_id)
+    def mark_delivered(self, number: int, topic_id: str | None) -> None:
+        """Store that all lines before `number` are delivered to the topic with this id."""
+        mark = DeliveryMark(number, topic_id)
         if mark == self.mark:
             return
         self.mark = mark
         replace_file(self.folder / MARK, msgspec.json.encode(mark), durable=False)
 
     def sync(self) -> None:
-        """Have the disk hold what was appended."""
+        """Make appended lines survive a loss of power (fsync)."""
         if self._unsynced:
             os.fsync(self._file)
             self._unsynced = False
 
     def trim(self) -> None:
-        """Delete delivered segments that were kept for long enough, and the oldest ones as far as the bound asks for it."""
-        old = self._wall() - self._keep_s
+        """Delete delivered segments that were kept long enough, and the oldest delivered ones while the outbox is too large."""
+        old = self._clock() - self._keep_s
         while len(self.segments) > 1 and self.segments[0].next <= self.mark.next:
             closed_at = self.segments[0].closed_at
             if self.size <= self.max_bytes and closed_at is not None and closed_at > old:
                 return
-            self.discard()
+            self.delete_oldest()
 
-    def victim(self, more: int) -> Segment | None:
-        """The oldest segment, if it has to go so that `more` bytes fit; after `trim` it holds something that is not delivered."""
-        return self.segments[0] if len(self.segments) > 1 and self.size + more > self.max_bytes else None
+    def segment_to_drop(self, size_needed: int) -> Segment | None:
+        """Return the oldest segment if it must go so that `size_needed` bytes fit; after `trim` it has undelivered lines."""
+        return self.segments[0] if len(self.segments) > 1 and self.size + size_needed > self.max_bytes else None
 
-    def discard(self) -> None:
+    def delete_oldest(self) -> None:
         """Delete the oldest segment."""
         self.segments.pop(0).path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Sync, and let another process have the folder."""
+        """Sync, and release the folder for another process."""
         try:
             self.sync()
         finally:
             os.close(self._file)
             os.close(self._lock)
 
-    def _find(self, number: int) -> tuple[Segment, Frame] | None:
-        """The frame with line `number`, or the first one after it."""
+    def _find_frame(self, number: int) -> tuple[Segment, Frame] | None:
+        """Return the frame with line `number`, or the first frame after it."""
         for segment in self.segments:
             if segment.next <= number or not segment.size:
                 continue
-            expected, path, offset = self._place or (-1, None, 0)
-            here = path == segment.path and expected <= number
-            for frame in read_frames(segment.path, offset if here else 0):
+            expected, path, offset = self._read_position or (-1, None, 0)
+            resumes = path == segment.path and expected <= number
+            for frame in read_frames(segment.path, offset if resumes else 0):
                 if frame.next > number:
                     return segment, frame
         return None
 
-    def _roll(self) -> None:
+    def _start_next_segment(self) -> None:
         """Close the segment and begin the next one."""
         self.sync()
-        self.segments[-1].closed_at = self._wall()
+        self.segments[-1].closed_at = self._clock()
         file = self._begin_segment()
         os.close(self._file)
         self._file = file
@@ -190,46 +190,46 @@ class Outbox:
         return file
 
     def _open_segments(self) -> list[Segment]:
-        """The segments that an earlier process left; a torn tail is cut off the last one."""
+        """Return the segments that an earlier process left; truncate a last frame that was half written."""
         paths = sorted(path for path in self.folder.glob(f"*{SUFFIX}") if path.stem.isdigit())
-        found = [_scan(path, last=path == paths[-1]) for path in paths]
+        found = [_load_segment(path, last=path == paths[-1]) for path in paths]
         for segment in found:
             if segment.path.stat().st_size == 0:
                 segment.path.unlink()
         return [one for one in found if one.lines]
 
-    def _read_mark(self) -> Mark:
+    def _read_mark(self) -> DeliveryMark:
         path = self.folder / MARK
         try:
-            return msgspec.json.decode(path.read_bytes(), type=Mark)
+            return msgspec.json.decode(path.read_bytes(), type=DeliveryMark)
         except FileNotFoundError:
-            return Mark()
+            return DeliveryMark()
         except msgspec.MsgspecError as error:
             log.warning("event=outbox_mark_damaged file=%s error=%r action=%r", path, str(error), "everything kept is sent again")
-            return Mark()
+            return DeliveryMark()
 
 
-def _scan(path: Path, *, last: bool) -> Segment:
+def _load_segment(path: Path, *, last: bool) -> Segment:
     frames = list(read_frames(path, check=last))
     end = frames[-1].offset + frames[-1].size if frames else 0
     stat = path.stat()
     if end < stat.st_size:
-        what = "cut: it was being written when the process stopped" if last else "not readable: the file is damaged"
-        log.warning("event=outbox_torn file=%s offset=%d bytes=%d said=%r", path, end, stat.st_size - end, what)
+        said = "cut: it was being written when the process stopped" if last else "not readable: the file is damaged"
+        log.warning("event=outbox_torn file=%s offset=%d bytes=%d said=%r", path, end, stat.st_size - end, said)
         if last:
             os.truncate(path, end)
     first = int(path.stem)
     return Segment(path, first, frames[-1].next if frames else first, sum(one.lines for one in frames), end, stat.st_mtime)
 
 
-def _overlap(segment: Segment, begin: int, end: int) -> int:
+def _count_overlap(segment: Segment, begin: int, end: int) -> int:
     if begin <= segment.first and segment.next <= end:
         return segment.lines
     return max(0, min(segment.next, end) - max(segment.first, begin))
 
 
 def _lock_folder(folder: Path) -> int:
-    """Take the folder's lock file, which the kernel gives back when the process is gone."""
+    """Lock the folder's lock file; the kernel releases it when the process ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

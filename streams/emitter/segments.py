@@ -1,7 +1,7 @@
-"""Segments: the files of an outbox. Each holds frames of event lines, appended and never changed.
+"""Segments: the files of an outbox. Each is a sequence of frames of event lines, appended and never changed.
 
 A frame is a header (bytes of the payload, CRC-32 of all that follows it, number of its first line, how many lines) and the
-payload: the lines and their sessions. What a crash left half written fails its checksum and is recognised.
+payload: the lines and their sessions. The checksum shows a frame that a crash left half written.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import msgspec
 from streams.emitter.record_batches import Line
 
 HEADER = struct.Struct("<IIQI")
-_CHECKED = struct.Struct("<QI")
+_CHECKSUMMED = struct.Struct("<QI")
 MAX_PAYLOAD = 1 << 28
 SUFFIX = ".log"
 
@@ -28,7 +28,7 @@ _decoder = msgspec.msgpack.Decoder(tuple[list[str], list[bytes]])
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Where a frame stands in its file, and which lines it holds."""
+    """Where a frame lies in its file (bytes), and the numbers of its lines."""
 
     offset: int
     size: int
@@ -42,7 +42,7 @@ class Frame:
 
 @dataclass(slots=True)
 class Segment:
-    """One file. `first` is its first line's number, `next` the one after its last; `closed_at`: epoch seconds, or open."""
+    """One file. `first` is the number of its first line, `next` the one after its last; `closed_at`: epoch seconds or None."""
 
     path: Path
     first: int
@@ -53,19 +53,19 @@ class Segment:
 
 
 def segment_path(folder: Path, first: int) -> Path:
-    """The file of the segment that begins with line `first`; names sort as the segments follow each other."""
+    """Return the path of the segment that begins with line `first`; names sort in the order of the segments."""
     return folder / f"{first:020d}{SUFFIX}"
 
 
 def encode_frame(first: int, lines: Sequence[Line]) -> bytes:
-    """The bytes of one frame."""
+    """Return the bytes of one frame."""
     payload = _encoder.encode(([one.session_id for one in lines], [one.line for one in lines]))
-    checked = _CHECKED.pack(first, len(lines))
+    checked = _CHECKSUMMED.pack(first, len(lines))
     return HEADER.pack(len(payload), zlib.crc32(payload, zlib.crc32(checked)), first, len(lines)) + payload
 
 
 def read_frames(path: Path, offset: int = 0, *, check: bool = False) -> Iterator[Frame]:
-    """Yield the frames of a file in order, up to the first that is not whole; with `check`, whose checksum is wrong too."""
+    """Yield the frames of a file up to the first incomplete one or, with `check`, the first whose checksum is wrong."""
     with path.open("rb") as file:
         end = os.fstat(file.fileno()).st_size
         file.seek(offset)
@@ -80,8 +80,8 @@ def read_frames(path: Path, offset: int = 0, *, check: bool = False) -> Iterator
             file.seek(offset)
 
 
-def load_frame(path: Path, frame: Frame, at: float) -> list[Line] | None:
-    """The lines of a frame, as emitted at `at`; None when its bytes are not those that were written."""
+def load_frame(path: Path, frame: Frame, emitted_at: float) -> list[Line] | None:
+    """Return the lines of a frame with the time `emitted_at`, None when its checksum is wrong."""
     with path.open("rb") as file:
         file.seek(frame.offset)
         data = file.read(frame.size)
@@ -90,8 +90,8 @@ def load_frame(path: Path, frame: Frame, at: float) -> list[Line] | None:
     if len(payload) != size or _checksum(payload, first, lines) != crc:
         return None
     sessions, texts = _decoder.decode(payload)
-    return [Line(text, session, at) for text, session in zip(texts, sessions, strict=True)]
+    return [Line(text, session, emitted_at) for text, session in zip(texts, sessions, strict=True)]
 
 
 def _checksum(payload: bytes, first: int, lines: int) -> int:
-    return zlib.crc32(payload, zlib.crc32(_CHECKED.pack(first, lines)))
+    return zlib.crc32(payload, zlib.crc32(_CHECKSUMMED.pack(first, lines)))

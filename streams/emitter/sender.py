@@ -1,8 +1,7 @@
-"""The courier: the emitter's background thread, which takes lines from the queue and gets them to the broker.
+"""The sender: the emitter's background thread, which takes lines from the queue and delivers them to the broker.
 
-What is sent is always one run through the lines' numbers (`streams.emitter.send_buffer`), from wherever it has to begin: after
-the last delivered line, or, when the topic was lost, at the oldest line that the outbox keeps. So no line overtakes an
-earlier one of its partition.
+Lines are always sent in the order of their numbers (`streams.emitter.send_buffer`), beginning after the last delivered line or,
+when the topic was lost, at the oldest line that the outbox keeps. So no line overtakes an earlier one of its partition.
 """
 
 from __future__ import annotations
@@ -13,330 +12,333 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from streams.emitter.counters import Mark, Tally
-from streams.emitter.delivery import RECONNECT_S, Connect, Delivery, Wire
+from streams.emitter.counters import FlushMarker, SendCounters
+from streams.emitter.delivery import RECONNECT_S, Connect, Delivery, RecordFormat
 from streams.emitter.outbox import Outbox
 from streams.emitter.record_batches import Batcher, Line, Record, partition_of
-from streams.emitter.send_buffer import Shelf, count_bytes
+from streams.emitter.send_buffer import SendBuffer, count_bytes
 
 log = logging.getLogger(__name__)
 
 IDLE_S = 1.0
 FOREVER = float("inf")
-PIECE_LINES = 1000
-PIECE_BYTES = 262_144
-TURN_LINES = 2000
-"""Lines sent between two looks at the queue, so that new ones soon reach the disk."""
+CHUNK_LINES = 1000
+CHUNK_BYTES = 262_144
+"""Lines, and bytes of them, that one frame of the outbox has at most."""
+ROUND_LINES = 2000
+"""Lines that are sent before the queue is checked again, so that new lines reach the disk soon."""
 
 OnFailure = Callable[[Sequence[bytes], str], None]
 
 
 @dataclass(frozen=True)
-class Pace:
-    """What of the emitter's settings the courier works by."""
+class SenderSettings:
+    """The emitter's settings that the sender needs; durations in seconds."""
 
     batch_events: int
-    linger_s: float
+    batching_delay_s: float
     timeout_s: float
     max_bytes: int
     sync_s: float
     drop_oldest: bool
 
 
-class Courier:
-    """What the thread does. The public attributes are guarded by `changed`; the rest is the thread's own."""
+class Sender:
+    """The work of the thread. `condition` guards the public attributes; only the thread uses the others."""
 
     def __init__(
         self,
         bootstrap: str,
         topic: str,
-        pace: Pace,
+        settings: SenderSettings,
         outbox: Outbox | None,
-        changed: threading.Condition,
+        condition: threading.Condition,
         clock: Callable[[], float],
         connect: Connect | None,
-        wire: Wire,
+        record_format: RecordFormat,
         on_failure: OnFailure | None,
     ) -> None:
-        self.tally = Tally()
-        self.queue: deque[Line | Mark] = deque()
+        self.counters = SendCounters()
+        self.queue: deque[Line | FlushMarker] = deque()
         self.positions: dict[int, int] = {}
         self.idle = self.closing = False
-        self._changed = changed
-        self._news = False
-        self._lost: deque[tuple[list[bytes], str]] = deque()
-        self._bootstrap, self._topic, self._pace, self._clock = bootstrap, topic, pace, clock
+        self._condition = condition
+        self._has_outcomes = False
+        self._failed_lines: deque[tuple[list[bytes], str]] = deque()
+        self._bootstrap, self._topic, self._settings, self._clock = bootstrap, topic, settings, clock
         self._on_failure = on_failure
-        self._stored = outbox is not None
+        self._has_outbox = outbox is not None
         self._topic_id = outbox.mark.topic_id if outbox is not None else None
-        drop = None if on_failure is None else lambda lines, reason: self._lost.append((lines, reason))
-        self._shelf = Shelf(outbox, self.tally, changed, pace.max_bytes, pace.drop_oldest, drop)
-        self._batcher = Batcher(pace.batch_events)
+        drop = None if on_failure is None else lambda lines, reason: self._failed_lines.append((lines, reason))
+        self._buffer = SendBuffer(outbox, self.counters, condition, settings.max_bytes, settings.drop_oldest, drop)
+        self._batcher = Batcher(settings.batch_events)
         self._delivery = Delivery(
             bootstrap,
             topic,
-            pace.timeout_s,
-            self._settle,
-            changed,
+            settings.timeout_s,
+            self._record_outcome,
+            condition,
             clock,
             connect,
-            wire=wire,
-            patient=self._stored,
-            opened=self._follow_topic,
+            record_format=record_format,
+            keeps_trying=self._has_outbox,
+            on_connected=self._follow_topic,
         )
-        self._flushes: list[Mark] = []
-        self._tended = clock()
+        self._flushes: list[FlushMarker] = []
+        self._maintained_at = clock()
 
     def run(self) -> None:
         """Work until `closing` is set."""
         reason = "closed before delivery"
         try:
             while not self.closing:
-                self._cycle()
-            self._store_rest()
+                self._run_once()
+            self._store_remaining()
         except Exception as error:
             log.exception("event=emitter_stopped action=%r", "this is a defect: restart the process and report it")
             reason = f"the emitter stopped: {error!r}"
         finally:
             self._stop(reason)
 
-    def _cycle(self) -> None:
-        ready = self._delivery.turn()
+    def _run_once(self) -> None:
+        ready = self._delivery.advance()
         if self._follow_topic():
-            ready = self._delivery.turn()
-        self._report_lost()
-        if not self._stored and not ready:
+            ready = self._delivery.advance()
+        self._report_failed()
+        if not self._has_outbox and not ready:
             self._expire()
-            with self._changed:
-                self._changed.wait_for(lambda: self.closing, RECONNECT_S)
+            with self._condition:
+                self._condition.wait_for(lambda: self.closing, RECONNECT_S)
             return
-        self._take(ready)
+        self._accept_queued(ready)
         if ready:
-            self._feed()
-        if self._stored and self._clock() - self._tended >= self._pace.sync_s:
-            self._tend()
+            self._send_next()
+        if self._has_outbox and self._clock() - self._maintained_at >= self._settings.sync_s:
+            self._maintain()
         self._finish_flushes()
 
-    def _take(self, ready: bool) -> None:
-        """Wait until there is something to do, then shelve what the queue holds."""
-        with self._changed:
+    def _accept_queued(self, ready: bool) -> None:
+        """Wait until there is something to do, then move the queue into the send buffer."""
+        with self._condition:
             if not self._has_work(ready):
-                self.idle = self._batcher.oldest() is None
-                self._changed.wait(self._patience(ready))
+                self.idle = self._batcher.oldest_at() is None
+                self._condition.wait(self._seconds_to_wait(ready))
                 self.idle = False
-            self._news = False
-            taken = list(self.queue)
+            self._has_outcomes = False
+            queued = list(self.queue)
             self.queue.clear()
-        done = self._store(taken)
-        if done < len(taken):
-            with self._changed:
-                self.queue.extendleft(reversed(taken[done:]))
-                self._changed.wait_for(lambda: self.closing, RECONNECT_S)
+        done = self._add_to_buffer(queued)
+        if done < len(queued):
+            with self._condition:
+                self.queue.extendleft(reversed(queued[done:]))
+                self._condition.wait_for(lambda: self.closing, RECONNECT_S)
 
     def _has_work(self, ready: bool) -> bool:
-        if self.closing or self._delivery.troubled or self._news or (ready and self._shelf.has_more()):
+        if self.closing or self._delivery.has_failures or self._has_outcomes or (ready and self._buffer.has_lines()):
             return True
-        return len(self.queue) >= self._pace.batch_events or any(isinstance(one, Mark) for one in self.queue)
+        return len(self.queue) >= self._settings.batch_events or any(isinstance(one, FlushMarker) for one in self.queue)
 
-    def _patience(self, ready: bool) -> float:
-        """Seconds until something is due though nothing comes."""
+    def _seconds_to_wait(self, ready: bool) -> float:
+        """Return how long to wait for new lines before something else is due."""
         if not ready:
-            return min(RECONNECT_S, self._pace.linger_s)
-        began = self._batcher.oldest()
-        lingers = IDLE_S if began is None else max(0.0, began + self._pace.linger_s - self._clock())
-        return min(lingers, self._pace.sync_s) if self._stored else lingers
+            return min(RECONNECT_S, self._settings.batching_delay_s)
+        oldest = self._batcher.oldest_at()
+        delay = IDLE_S if oldest is None else max(0.0, oldest + self._settings.batching_delay_s - self._clock())
+        return min(delay, self._settings.sync_s) if self._has_outbox else delay
 
-    def _store(self, taken: Sequence[Line | Mark]) -> int:
-        """Shelve lines and note marks; how many of them are done with (fewer than all: the disk refused)."""
+    def _add_to_buffer(self, queued: Sequence[Line | FlushMarker]) -> int:
+        """Add lines to the send buffer and note markers; return how many were accepted (fewer than all: the disk refused)."""
         done = 0
-        for piece in _cut(taken):
-            if isinstance(piece, Mark):
-                self._reach(piece)
+        for chunk in _split(queued):
+            if isinstance(chunk, FlushMarker):
+                self._pass_marker(chunk)
                 done += 1
-            elif self._shelf.put(piece, self._frontier()):
-                done += len(piece)
+            elif self._buffer.add(chunk, self._low_watermark()):
+                done += len(chunk)
             else:
                 break
         return done
 
-    def _reach(self, mark: Mark) -> None:
-        mark.until = self._shelf.next
-        if mark.stored:
-            mark.done.set()
+    def _pass_marker(self, marker: FlushMarker) -> None:
+        marker.end = self._buffer.next
+        if marker.until_stored:
+            marker.done.set()
         else:
-            self._flushes.append(mark)
+            self._flushes.append(marker)
 
-    def _feed(self) -> None:
-        """Batch and send what is next, as far as memory allows."""
-        budget = TURN_LINES if self._stored else FOREVER
-        while budget > 0 and (drawn := self._shelf.draw(self._clock())) is not None:
-            first, lines = drawn
+    def _send_next(self) -> None:
+        """Batch and send the next lines, as far as memory allows."""
+        budget = ROUND_LINES if self._has_outbox else FOREVER
+        while budget > 0 and (batch := self._buffer.take_next(self._clock())) is not None:
+            first, lines = batch
             for number, one in enumerate(lines, first):
                 partition = partition_of(one.session_id, self._delivery.partitions)
-                if full := self._batcher.add(one.line, one.session_id, partition, one.at, number):
+                if full := self._batcher.add(one.line, one.session_id, partition, one.emitted_at, number):
                     self._delivery.send(full)
             budget -= len(lines)
-        for record in self._batcher.due(FOREVER if self._hurries() else self._clock() - self._pace.linger_s):
+        for record in self._batcher.take_due(
+            FOREVER if self._reached_flush() else self._clock() - self._settings.batching_delay_s
+        ):
             self._delivery.send(record)
 
-    def _hurries(self) -> bool:
-        """Whether a flush begins to wait for records that are still open."""
-        reached = [mark for mark in self._flushes if not mark.sent and mark.until <= self._shelf.place]
-        for mark in reached:
-            mark.sent = True
+    def _reached_flush(self) -> bool:
+        """Return whether a flush marker was reached for the first time, so that open records must be sent now."""
+        reached = [marker for marker in self._flushes if not marker.sent and marker.end <= self._buffer.next_to_send]
+        for marker in reached:
+            marker.sent = True
         return bool(reached)
 
-    def _frontier(self) -> int:
-        """Every line with a lower number has its outcome."""
-        with self._changed:
-            sent = self._delivery.lowest()
-        lowest = [one for one in (sent, self._batcher.lowest()) if one is not None]
-        return min([self._shelf.place, *lowest])
+    def _low_watermark(self) -> int:
+        """Return the number below which every line has its outcome."""
+        with self._condition:
+            sent = self._delivery.lowest_number()
+        pending = [one for one in (sent, self._batcher.lowest_number()) if one is not None]
+        return min([self._buffer.next_to_send, *pending])
 
-    def _tend(self) -> None:
-        self._tended = self._clock()
-        self._shelf.tend(self._frontier(), self._topic_id)
+    def _maintain(self) -> None:
+        self._maintained_at = self._clock()
+        self._buffer.maintain(self._low_watermark(), self._topic_id)
 
     def _follow_topic(self) -> bool:
-        """Notice that the topic's name stands for another log than before, and send again what is kept; True when it does."""
+        """Return whether the topic was deleted and made anew since the last call; if so, send again what the outbox keeps."""
         found = self._delivery.topic_id
         if found is None or found == self._topic_id:
             return False
-        known, self._topic_id = self._topic_id, found
-        if known is None:
+        previous, self._topic_id = self._topic_id, found
+        if previous is None:
             return False
-        with self._changed:
-            self.tally.topic_changes += 1
+        with self._condition:
+            self.counters.topic_changes += 1
             self.positions.clear()
-        kept = self._rewind()
-        said = "what the outbox kept is sent again" if self._stored else "set emitter.outbox_dir to have events sent again"
-        log.warning("event=topic_changed topic=%s was=%s is=%s kept=%d said=%r", self._topic, known, found, kept, said)
+        kept = self._resend_kept()
+        said = "what the outbox kept is sent again" if self._has_outbox else "set emitter.outbox_dir to have events sent again"
+        log.warning("event=topic_changed topic=%s was=%s is=%s kept=%d said=%r", self._topic, previous, found, kept, said)
         return True
 
-    def _rewind(self) -> int:
-        """Go back to the oldest line that is kept; return how many lines that makes."""
-        outbox = self._shelf.outbox
+    def _resend_kept(self) -> int:
+        """Go back to the oldest line that is kept; return how many lines will be sent again."""
+        outbox = self._buffer.outbox
         if outbox is None:
             return 0
         kept = outbox.count(outbox.oldest, outbox.next)
-        forget = self._frontier() >= self._shelf.unstored  # else some lines are in memory alone
-        if forget:
-            self._batcher.due(FOREVER)
-            self._delivery.forget()
-        with self._changed:
-            tally = self.tally
-            tally.again = max(0, kept - (tally.buffered - tally.queued))
-            if forget:
-                tally.held = tally.held_bytes = 0
+        drop_memory = self._low_watermark() >= self._buffer.stored_from  # otherwise some lines are in memory only
+        if drop_memory:
+            self._batcher.take_due(FOREVER)
+            self._delivery.drop_pending()
+        with self._condition:
+            counters = self.counters
+            counters.resends_pending = max(0, kept - (counters.buffered - counters.queued))
+            if drop_memory:
+                counters.in_memory = counters.memory_bytes = 0
             else:
-                tally.again += tally.held
-        self._shelf.rewind(forget=forget)
-        self._tend()
+                counters.resends_pending += counters.in_memory
+        self._buffer.restart(drop_memory=drop_memory)
+        self._maintain()
         return kept
 
-    def _settle(self, record: Record, offset: int | None, reason: str) -> None:
-        """Take a record's outcome; called by Delivery with the lock held."""
-        tally, count = self.tally, len(record.lines)
-        tally.hold(-count, -sum(map(len, record.lines)))
-        fresh = count - tally.repeats(count)
+    def _record_outcome(self, record: Record, offset: int | None, reason: str) -> None:
+        """Count a record's outcome; Delivery calls it with the lock held."""
+        counters, count = self.counters, len(record.lines)
+        counters.enter_memory(-count, -sum(map(len, record.lines)))
+        first_outcomes = count - counters.count_resent(count)
         if offset is None:
-            tally.failed += fresh
-            self._lost.append((record.lines, reason))
+            counters.failed += first_outcomes
+            self._failed_lines.append((record.lines, reason))
         else:
-            tally.delivered += fresh
+            counters.delivered += first_outcomes
             self.positions[record.partition] = max(self.positions.get(record.partition, 0), offset + 1)
-        if self._flushes or self._shelf.wants_room():
-            self._news = True
-            self._changed.notify()
+        if self._flushes or self._buffer.waits_for_memory():
+            self._has_outcomes = True
+            self._condition.notify()
 
     def _finish_flushes(self) -> None:
         if not self._flushes:
             return
-        frontier = self._frontier()
-        for mark in self._flushes:
-            if mark.until <= frontier:
-                mark.done.set()
-        self._flushes = [mark for mark in self._flushes if not mark.done.is_set()]
+        low_watermark = self._low_watermark()
+        for marker in self._flushes:
+            if marker.end <= low_watermark:
+                marker.done.set()
+        self._flushes = [marker for marker in self._flushes if not marker.done.is_set()]
 
-    def _report_lost(self) -> None:
-        with self._changed:
-            lost = list(self._lost)
-            self._lost.clear()
+    def _report_failed(self) -> None:
+        with self._condition:
+            failed = list(self._failed_lines)
+            self._failed_lines.clear()
         if self._on_failure is None:
             return
-        for lines, reason in lost:
+        for lines, reason in failed:
             try:
                 self._on_failure(lines, reason)
             except Exception:
                 log.exception("event=on_failure_raised events=%d", len(lines))
 
     def _expire(self) -> None:
-        """Fail what waited too long for a first connection; only without an outbox, where nothing else holds it."""
-        limit = self._clock() - self._pace.timeout_s
-        with self._changed:
-            late = [one for one in self.queue if isinstance(one, Line) and one.at <= limit]
-            self.queue = deque(one for one in self.queue if not (isinstance(one, Line) and one.at <= limit))
-            self._hold(late)
-        for record in _loose(late) + self._batcher.due(limit):
+        """Fail lines that waited too long for a first connection; only without an outbox, where they are in memory only."""
+        limit = self._clock() - self._settings.timeout_s
+        with self._condition:
+            expired = [one for one in self.queue if isinstance(one, Line) and one.emitted_at <= limit]
+            self.queue = deque(one for one in self.queue if not (isinstance(one, Line) and one.emitted_at <= limit))
+            self._count_taken(expired)
+        for record in _make_unassigned(expired) + self._batcher.take_due(limit):
             self._delivery.fail(record, f"no broker answered at {self._bootstrap}")
         self._finish_flushes()
-        self._report_lost()
+        self._report_failed()
 
-    def _hold(self, lines: Sequence[Line]) -> None:
-        """Count lines from queue to memory; needs the lock."""
+    def _count_taken(self, lines: Sequence[Line]) -> None:
+        """Count lines that move from the queue to memory; call it with the lock held."""
         size = count_bytes(lines)
-        self.tally.take(len(lines), size)
-        self.tally.hold(len(lines), size)
+        self.counters.leave_queue(len(lines), size)
+        self.counters.enter_memory(len(lines), size)
 
-    def _store_rest(self) -> None:
-        """With an outbox, leave to the next process what came since the last look."""
-        if not self._stored:
+    def _store_remaining(self) -> None:
+        """With an outbox, store the lines that are still queued for the next process."""
+        if not self._has_outbox:
             return
-        with self._changed:
-            taken = list(self.queue)
+        with self._condition:
+            queued = list(self.queue)
             self.queue.clear()
-        rest = taken[self._store(taken) :]
-        with self._changed:
-            self.queue.extendleft(reversed(rest))
-        self._tend()
+        unsent = queued[self._add_to_buffer(queued) :]
+        with self._condition:
+            self.queue.extendleft(reversed(unsent))
+        self._maintain()
 
     def _stop(self, reason: str) -> None:
-        """End: what is on disk stays there for the next process, anything else without an outcome counts as failed."""
-        with self._changed:
+        """End: lines on disk stay there for the next process; other lines without an outcome count as failed."""
+        with self._condition:
             self.closing = True
-            left = list(self.queue)
+            remaining = list(self.queue)
             self.queue.clear()
-        rest = [one for one in left if isinstance(one, Line)]
-        with self._changed:
-            self._hold(rest)
-        end = self._shelf.unstored if self._stored else FOREVER
-        if self._stored:
-            self._delivery.forget(self._shelf.unstored)
-        open_records = [one for one in self._batcher.due(FOREVER) if one.first < end]
-        self._delivery.close(open_records + _loose(self._shelf.empty(end)) + _loose(rest), reason)
-        self._shelf.close()
-        self._report_lost()
-        for mark in (*self._flushes, *(one for one in left if isinstance(one, Mark))):
-            mark.done.set()
+        unsent = [one for one in remaining if isinstance(one, Line)]
+        with self._condition:
+            self._count_taken(unsent)
+        end = self._buffer.stored_from if self._has_outbox else FOREVER
+        if self._has_outbox:
+            self._delivery.drop_pending(self._buffer.stored_from)
+        open_records = [one for one in self._batcher.take_due(FOREVER) if one.first_number < end]
+        self._delivery.close(open_records + _make_unassigned(self._buffer.drain(end)) + _make_unassigned(unsent), reason)
+        self._buffer.close()
+        self._report_failed()
+        for marker in (*self._flushes, *(one for one in remaining if isinstance(one, FlushMarker))):
+            marker.done.set()
 
 
-def _cut(taken: Sequence[Line | Mark]) -> Iterator[list[Line] | Mark]:
-    """Yield the lines in pieces that one frame of the outbox holds, and the marks between them."""
-    piece: list[Line] = []
+def _split(queued: Sequence[Line | FlushMarker]) -> Iterator[list[Line] | FlushMarker]:
+    """Yield the lines in chunks that each fit one frame of the outbox, and the markers between them."""
+    chunk: list[Line] = []
     size = 0
-    for one in taken:
-        if piece and (isinstance(one, Mark) or len(piece) >= PIECE_LINES or size + len(one.line) > PIECE_BYTES):
-            yield piece
-            piece, size = [], 0
-        if isinstance(one, Mark):
+    for one in queued:
+        if chunk and (isinstance(one, FlushMarker) or len(chunk) >= CHUNK_LINES or size + len(one.line) > CHUNK_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        if isinstance(one, FlushMarker):
             yield one
         else:
-            piece.append(one)
+            chunk.append(one)
             size += len(one.line)
-    if piece:
-        yield piece
+    if chunk:
+        yield chunk
 
 
-def _loose(lines: Sequence[Line]) -> list[Record]:
-    """Return one record of lines that never came to have a partition, none when there is no line."""
-    return [Record(-1, b"", lines[0].at, [one.line for one in lines])] if lines else []
+def _make_unassigned(lines: Sequence[Line]) -> list[Record]:
+    """Return one record of lines that have no partition yet; no record for no lines."""
+    return [Record(-1, b"", lines[0].emitted_at, [one.line for one in lines])] if lines else []

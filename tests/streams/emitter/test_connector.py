@@ -1,4 +1,4 @@
-"""Dialling: one at a time, the answer comes once, errors reach the one who asks, and nobody is left on the line."""
+"""The connector: one attempt at a time, each result is returned once, errors reach the caller, no connection is left open."""
 
 from __future__ import annotations
 
@@ -10,69 +10,69 @@ from typing import Any
 
 import pytest
 
-from streams.emitter.connector import Dialler, Link
+from streams.emitter.connector import Connection, Connector
 
 
-class Exchange:
-    """Answers when it is told to."""
+class SlowBroker:
+    """Returns its result when the test sets `go`."""
 
-    def __init__(self, answer: Any) -> None:
-        self.answer = answer
-        self.dialled = 0
+    def __init__(self, result: Any) -> None:
+        self.result = result
+        self.connects = 0
         self.go = threading.Event()
-        self.hung_up: list[object] = []
-        self.dialler = Dialler(self.dial, self.hung_up.append)
+        self.aborted: list[object] = []
+        self.connector = Connector(self.connect, self.aborted.append)
 
-    def dial(self) -> Link:
-        self.dialled += 1
+    def connect(self) -> Connection:
+        self.connects += 1
         assert self.go.wait(10)
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return Link(self.answer, 3)
+        if isinstance(self.result, Exception):
+            raise self.result
+        return Connection(self.result, 3)
 
-    def wait(self) -> Link:
+    def wait(self) -> Connection:
         deadline = time.monotonic() + 10
-        while (found := self.dialler.poll()) is None:
+        while (found := self.connector.poll()) is None:
             assert time.monotonic() < deadline
             time.sleep(0.005)
         return found
 
 
-def settled(ready: Callable[[], bool]) -> bool:
+def wait_until(ready: Callable[[], bool]) -> bool:
     deadline = time.monotonic() + 10
     while not ready() and time.monotonic() < deadline:
         time.sleep(0.005)
     return ready()
 
 
-def test_polling_never_waits_and_the_answer_comes_once() -> None:
-    exchange = Exchange(producer := SimpleNamespace())
-    assert [exchange.dialler.poll() for _ in range(5)] == [None] * 5
-    assert exchange.dialled == 1
-    exchange.go.set()
-    assert exchange.wait() == Link(producer, 3)  # type: ignore[arg-type]
-    assert exchange.dialler.poll() is None
-    assert settled(lambda: exchange.dialled == 2)
+def test_polling_never_waits_and_returns_a_connection_once() -> None:
+    broker = SlowBroker(producer := SimpleNamespace())
+    assert [broker.connector.poll() for _ in range(5)] == [None] * 5
+    assert broker.connects == 1
+    broker.go.set()
+    assert broker.wait() == Connection(producer, 3)  # type: ignore[arg-type]
+    assert broker.connector.poll() is None
+    assert wait_until(lambda: broker.connects == 2)
 
 
-def test_an_error_is_raised_where_it_is_asked_for_and_the_next_poll_dials_again() -> None:
-    exchange = Exchange(OSError("nobody there"))
-    exchange.go.set()
+def test_an_error_is_raised_by_poll_and_the_next_poll_connects_again() -> None:
+    broker = SlowBroker(OSError("nobody there"))
+    broker.go.set()
     with pytest.raises(OSError, match="nobody there"):
-        exchange.wait()
-    exchange.answer = SimpleNamespace()
-    assert exchange.wait().partitions == 3
-    assert exchange.dialled == 2
+        broker.wait()
+    broker.result = SimpleNamespace()
+    assert broker.wait().partitions == 3
+    assert broker.connects == 2
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_an_answer_that_nobody_waits_for_is_hung_up(late: bool) -> None:
-    exchange = Exchange(producer := SimpleNamespace())
+def test_a_connection_made_after_closing_is_aborted(late: bool) -> None:
+    broker = SlowBroker(producer := SimpleNamespace())
     if not late:
-        exchange.go.set()
-    assert exchange.dialler.poll() is None
+        broker.go.set()
+    assert broker.connector.poll() is None
     if not late:
-        assert settled(lambda: not exchange.dialler._dialling)
-    exchange.dialler.close()
-    exchange.go.set()
-    assert settled(lambda: exchange.hung_up == [producer])
+        assert wait_until(lambda: not broker.connector._connecting)
+    broker.connector.close()
+    broker.go.set()
+    assert wait_until(lambda: broker.aborted == [producer])

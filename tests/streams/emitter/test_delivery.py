@@ -1,4 +1,4 @@
-"""Delivery: every record gets exactly one outcome, is sent again while that can help, and is given up with a reason when not."""
+"""Delivery: every record gets exactly one outcome, is sent again while that can help, and else fails with a reason."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TIMEOUT_S = 30.0
 
 
 class Promise:
-    """kafka-python's future as far as it is used: it is kept or broken once, when the test says so."""
+    """The part of kafka-python's future that is used; the test completes it once."""
 
     def __init__(self) -> None:
         self._callbacks: list[Callable[[Any], None]] = []
@@ -44,7 +44,7 @@ class Promise:
 
 
 class Producer:
-    """A producer whose broker is the test. Closing breaks the promises that are left, at once or, when `lazy`, whenever."""
+    """A producer whose broker is the test. Closing fails the pending promises, at once unless it is `lazy`."""
 
     def __init__(self, lazy: bool) -> None:
         self.sent: list[tuple[bytes, int, Promise]] = []
@@ -66,7 +66,7 @@ class Producer:
 
 
 class Broker:
-    """What the delivery connects to, and what came of each record."""
+    """A scripted broker, and the outcome of each record."""
 
     def __init__(self, lazy: bool = False) -> None:
         self.now = 100.0
@@ -75,7 +75,7 @@ class Broker:
         self.producers: list[Producer] = []
         self.outcomes: list[tuple[bytes, int | None, str]] = []
         changed = threading.Condition()
-        self.delivery = Delivery("b:1", "events", TIMEOUT_S, self.settle, changed, lambda: self.now, self.connect)
+        self.delivery = Delivery("b:1", "events", TIMEOUT_S, self.record_outcome, changed, lambda: self.now, self.connect)
 
     def connect(self, bootstrap: str, timeout_s: float) -> Any:
         if not self.up:
@@ -83,17 +83,17 @@ class Broker:
         self.producers.append(Producer(self.lazy))
         return self.producers[-1]
 
-    def settle(self, record: Record, offset: int | None, reason: str) -> None:
+    def record_outcome(self, record: Record, offset: int | None, reason: str) -> None:
         self.outcomes.append((record.value, offset, reason))
 
     def send(self, *names: str) -> None:
-        assert self.delivery.turn()
+        assert self.delivery.advance()
         for name in names:
             self.delivery.send(Record(0, b"key", self.now, [name.encode()]))
 
     def wait(self, seconds: float = RECONNECT_S) -> bool:
         self.now += seconds
-        return self.delivery.turn()
+        return self.delivery.advance()
 
     @property
     def promises(self) -> list[Promise]:
@@ -106,14 +106,14 @@ def test_an_acknowledged_record_is_delivered_at_its_offset() -> None:
     assert broker.delivery.partitions == 2
     broker.promises[0].succeed(7)
     assert broker.outcomes == [(b"a", 7, "")]
-    assert broker.delivery.lowest() is None
+    assert broker.delivery.lowest_number() is None
 
 
 def test_a_record_that_failed_early_is_sent_again_by_a_new_producer() -> None:
     broker = Broker()
     broker.send("a", "b")
     broker.promises[0].fail(UnknownProducerIdError())
-    assert not broker.delivery.turn(), "a new producer waits a moment"
+    assert not broker.delivery.advance(), "a new producer waits a moment"
     assert broker.wait()
     assert len(broker.producers) == 2
     assert sorted(value for value, _, _ in broker.producers[1].sent) == [b"a", b"b"]
@@ -124,11 +124,11 @@ def test_a_record_that_failed_early_is_sent_again_by_a_new_producer() -> None:
     assert len(broker.producers) == 2, "the records that the old producer aborted do not cost the new one"
 
 
-def test_a_record_that_can_never_be_taken_fails_at_once_and_alone() -> None:
+def test_a_record_that_can_never_be_accepted_fails_at_once_and_alone() -> None:
     broker = Broker()
     broker.send("a", "b")
     broker.promises[0].fail(MessageSizeTooLargeError("too big"))
-    assert broker.delivery.turn()
+    assert broker.delivery.advance()
     assert len(broker.producers) == 1
     assert [(value, offset) for value, offset, _ in broker.outcomes] == [(b"a", None)]
     assert "too big" in broker.outcomes[0][2]
@@ -137,16 +137,16 @@ def test_a_record_that_can_never_be_taken_fails_at_once_and_alone() -> None:
 @pytest.mark.parametrize("error", [KafkaTimeoutError("no metadata"), ValueError("Unrecognized partition 0"), OSError("broken")])
 def test_a_producer_that_refuses_is_replaced(error: Exception) -> None:
     broker = Broker()
-    assert broker.delivery.turn()
+    assert broker.delivery.advance()
     broker.producers[0].refusal = error
     broker.send("a")
-    assert not broker.delivery.turn()
+    assert not broker.delivery.advance()
     assert broker.wait()
     broker.promises[0].succeed(0)
     assert broker.outcomes == [(b"a", 0, "")]
 
 
-def test_what_is_not_acknowledged_in_time_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_record_that_is_not_acknowledged_in_time_fails(caplog: pytest.LogCaptureFixture) -> None:
     broker = Broker()
     broker.send("a\x1b[31m")
     broker.up = False
@@ -163,7 +163,7 @@ def test_what_is_not_acknowledged_in_time_is_given_up(caplog: pytest.LogCaptureF
     assert "\x1b" not in caplog.text
 
 
-def test_a_silent_broker_is_told_once_and_once_that_it_is_back(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_silent_broker_is_logged_once_and_its_return_once(caplog: pytest.LogCaptureFixture) -> None:
     broker = Broker()
     broker.up = False
     with caplog.at_level(logging.INFO):
@@ -175,7 +175,7 @@ def test_a_silent_broker_is_told_once_and_once_that_it_is_back(caplog: pytest.Lo
     assert "start the broker" in caplog.records[0].getMessage()
 
 
-def test_no_acknowledgement_for_a_while_is_told_though_the_connection_stands(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_broker_that_stops_acknowledging_is_logged_though_it_is_connected(caplog: pytest.LogCaptureFixture) -> None:
     broker = Broker()
     broker.send("a")
     with caplog.at_level(logging.INFO):
@@ -185,7 +185,7 @@ def test_no_acknowledgement_for_a_while_is_told_though_the_connection_stands(cap
     assert "no acknowledgement" in caplog.text
 
 
-def test_closing_fails_what_is_left() -> None:
+def test_closing_fails_pending_records() -> None:
     broker = Broker()
     broker.send("a", "b")
     broker.promises[0].succeed(0)
@@ -197,7 +197,7 @@ def test_a_late_acknowledgement_counts_while_there_is_no_outcome_and_never_twice
     broker = Broker(lazy=True)
     broker.send("a", "b")
     broker.promises[0].fail(UnknownProducerIdError())
-    broker.delivery.turn()
+    broker.delivery.advance()
     broker.wait()
     broker.producers[0].sent[1][2].succeed(4)
     assert broker.outcomes == [(b"b", 4, "")]
@@ -218,7 +218,7 @@ def test_every_record_gets_exactly_one_outcome_whatever_happens(script: list[tup
     for step, number in script:
         promises = [promise for producer in broker.producers for _, _, promise in producer.sent]
         promise = promises[number % len(promises)] if promises else None
-        if step == "send" and broker.delivery.turn():
+        if step == "send" and broker.delivery.advance():
             broker.delivery.send(Record(0, b"", broker.now, [b"%d" % sent]))
             sent += 1
         elif step in ("down", "up"):
@@ -235,6 +235,6 @@ def test_every_record_gets_exactly_one_outcome_whatever_happens(script: list[tup
     assert sorted(int(value) for value, _, _ in broker.outcomes) == list(range(sent))
 
 
-def test_only_refusals_for_what_the_record_is_are_permanent() -> None:
+def test_only_refusals_of_the_record_or_the_client_are_permanent() -> None:
     assert is_permanent(InvalidTopicError())
     assert not any(map(is_permanent, (UnknownProducerIdError(), KafkaTimeoutError(), KafkaError(), ValueError())))

@@ -1,4 +1,4 @@
-"""The emitter against real brokers: at least once, sessions kept together, never waiting, and frank about what it cannot do."""
+"""The emitter against real brokers: delivers at least once, keeps sessions together, never waits, reports failures."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_all_types_arrive_as_they_were_made(bootstrap: str, unique: str) -> None
     assert decoded.clicks == [clicked]
 
 
-def test_raw_lines_travel_unchanged_for_the_agents_to_judge(bootstrap: str, unique: str) -> None:
+def test_raw_lines_are_delivered_unchanged_for_the_workers_to_judge(bootstrap: str, unique: str) -> None:
     topic = make_topics(bootstrap, unique, 1)
     with Emitter(bootstrap, topic=topic) as emitter:
         for line in (b"\xff\x00 junk", b"{", b"x" * 100_000):
@@ -125,7 +125,7 @@ def test_large_events_stay_below_the_brokers_record_limit(bootstrap: str, unique
     assert max(map(len, records[0])) <= 900_000
 
 
-def test_an_event_is_sent_when_it_has_lingered_though_the_batch_is_not_full(bootstrap: str, unique: str) -> None:
+def test_an_event_is_sent_after_the_batching_delay_though_the_batch_is_not_full(bootstrap: str, unique: str) -> None:
     topic = make_topics(bootstrap, unique, 1)
     with Emitter(bootstrap, EmitterSettings(batch_events=1000, linger_ms=20), topic=topic) as emitter:
         for number in range(3):
@@ -182,7 +182,7 @@ def test_a_broker_that_is_down_for_some_seconds_loses_nothing(kind: str, tmp_pat
         broker.stop()
 
 
-def test_a_broker_may_come_after_the_emitter(tmp_path: Path) -> None:
+def test_a_broker_may_start_after_the_emitter(tmp_path: Path) -> None:
     broker = EmbeddedBroker(free_port())
     with Emitter(broker.bootstrap) as emitter:
         emitter.emit(query(0))
@@ -226,7 +226,7 @@ def test_the_buffer_is_bounded_in_bytes_too() -> None:
     emitter.close(0)
 
 
-def test_what_cannot_be_delivered_is_counted_reported_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_undeliverable_event_is_counted_reported_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     lost: list[tuple[Sequence[bytes], str]] = []
     address = nobody()
     settings = EmitterSettings(delivery_timeout_s=0.2)
@@ -298,12 +298,12 @@ def test_no_thread_is_left_after_closing(embedded_broker: Broker, unique: str) -
         (Click(event_id="e", ts=1, session_id="s", query="q", impression_id="i", position=-1), Reason.INVALID),
     ],
 )
-def test_an_event_that_the_agents_would_refuse_is_refused_here(event: Query | Impression | Click, reason: Reason) -> None:
+def test_an_event_that_workers_would_refuse_is_refused_by_emit(event: Query | Impression | Click, reason: Reason) -> None:
     with pytest.raises(EventError) as error:
         checked_line(event)
     assert error.value.reason is reason
 
 
-def test_the_limits_are_the_callers() -> None:
+def test_the_limits_of_an_event_are_settable() -> None:
     with pytest.raises(EventError):
         checked_line(query(0, text="abcd"), EventSettings(max_query_chars=3, max_line_bytes=300))

@@ -1,4 +1,4 @@
-"""The outbox: whatever is appended, settled, torn or reopened, what was not delivered is read back in order, within its bound."""
+"""The outbox: undelivered lines are read back in order, within its size, whatever is appended, torn or reopened."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def tail(folder: Path) -> Path:
     return max(folder.glob("*.log"))
 
 
-def test_lines_come_back_in_order_with_their_sessions_also_from_the_middle_of_a_frame(tmp_path: Path) -> None:
+def test_lines_are_read_back_in_order_with_their_sessions_also_from_the_middle_of_a_frame(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path, MAX_BYTES, 60)
     outbox.append(lines("a", "b", "c"))
     outbox.append([Line("öß\x00".encode(), "s\n\x1b", 0.0)])
     assert read_all(outbox) == [(0, b"a"), (1, b"b"), (2, b"c"), (3, "öß\x00".encode())]
-    assert outbox.read(2, at=7.0) == (2, [Line(b"c", "sc", 7.0)])
+    assert outbox.read(2, emitted_at=7.0) == (2, [Line(b"c", "sc", 7.0)])
     assert outbox.read(3)[1][0].session_id == "s\n\x1b"
     outbox.close()
 
@@ -48,7 +48,7 @@ def test_lines_come_back_in_order_with_their_sessions_also_from_the_middle_of_a_
 def test_the_next_process_finds_the_mark_and_goes_on_numbering(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path, MAX_BYTES, 60)
     outbox.append(lines("a", "b"))
-    outbox.settle(1, "topic-1")
+    outbox.mark_delivered(1, "topic-1")
     outbox.close()
     outbox = Outbox(tmp_path, MAX_BYTES, 60)
     assert (outbox.mark.next, outbox.mark.topic_id, outbox.next) == (1, "topic-1", 2)
@@ -72,7 +72,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         Outbox(tmp_path / "file" / "outbox", MAX_BYTES, 60)
 
 
-def test_a_torn_tail_is_cut_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_torn_tail_is_truncated_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     outbox = Outbox(tmp_path, MAX_BYTES, 60)
     outbox.append(lines("a"))
     outbox.append(lines("b"))
@@ -89,7 +89,7 @@ def test_a_torn_tail_is_cut_and_said(tmp_path: Path, caplog: pytest.LogCaptureFi
 def test_a_mark_ahead_of_what_a_power_loss_left_gives_no_number_twice(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path, MAX_BYTES, 60)
     outbox.append(lines("a", "b", "c"))
-    outbox.settle(3, None)
+    outbox.mark_delivered(3, None)
     outbox.close()
     os.truncate(tail(tmp_path), 0)
     outbox = Outbox(tmp_path, MAX_BYTES, 60)
@@ -98,7 +98,7 @@ def test_a_mark_ahead_of_what_a_power_loss_left_gives_no_number_twice(tmp_path: 
     outbox.close()
 
 
-def test_a_damaged_frame_is_skipped_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_frame_is_skipped_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     outbox = Outbox(tmp_path, MAX_BYTES, 60)
     for text in "abc":
         outbox.append(lines(text))
@@ -114,7 +114,7 @@ def test_a_damaged_frame_is_skipped_and_said(tmp_path: Path, caplog: pytest.LogC
 def test_a_damaged_mark_sends_everything_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     outbox = Outbox(tmp_path, MAX_BYTES, 60)
     outbox.append(lines("a"))
-    outbox.settle(1, "t")
+    outbox.mark_delivered(1, "t")
     outbox.close()
     (tmp_path / "delivered.json").write_bytes(b"{")
     outbox = Outbox(tmp_path, MAX_BYTES, 60)
@@ -131,7 +131,7 @@ def test_delivered_segments_are_kept_for_their_time_and_undelivered_ones_are_nev
         outbox.append(lines(big, big))
     assert len(outbox.segments) > 3
     begins = [one.first for one in outbox.segments]
-    outbox.settle(begins[2], "t")
+    outbox.mark_delivered(begins[2], "t")
     outbox.trim()
     assert outbox.oldest == 0, "delivered just now: kept for a topic that may be lost"
     now += 61
@@ -143,23 +143,23 @@ def test_delivered_segments_are_kept_for_their_time_and_undelivered_ones_are_nev
     outbox.close()
 
 
-def test_the_bound_takes_delivered_segments_first_and_then_names_the_oldest(tmp_path: Path) -> None:
+def test_a_full_outbox_deletes_delivered_segments_first_and_then_names_the_oldest(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path, MAX_BYTES, 1e9)
     big = "x" * 50_000
-    while outbox.victim(100_000) is None:
+    while outbox.segment_to_drop(100_000) is None:
         outbox.append(lines(big))
-    outbox.settle(outbox.segments[3].first, "t")
+    outbox.mark_delivered(outbox.segments[3].first, "t")
     size = outbox.size
     outbox.trim()
     assert outbox.size == size and outbox.oldest == 0, "within the bound nothing goes before its time"
     outbox.append(lines(*[big] * 10))
     outbox.trim()
     assert outbox.oldest > 0
-    outbox.settle(outbox.oldest, "t")
-    victim = outbox.victim(MAX_BYTES)
-    assert victim is outbox.segments[0] and victim.next > outbox.mark.next
-    outbox.discard()
-    assert not victim.path.exists()
+    outbox.mark_delivered(outbox.oldest, "t")
+    segment = outbox.segment_to_drop(MAX_BYTES)
+    assert segment is outbox.segments[0] and segment.next > outbox.mark.next
+    outbox.delete_oldest()
+    assert not segment.path.exists()
     outbox.close()
 
 
@@ -186,7 +186,7 @@ def test_a_full_disk_keeps_nothing_of_the_frame_and_the_next_one_fits(tmp_path: 
 
 
 @given(st.binary(min_size=1, max_size=200), st.integers(0, 10_000))
-def test_a_frame_with_any_byte_changed_is_not_taken_for_whole(data: bytes, place: int) -> None:
+def test_a_frame_with_any_byte_changed_fails_its_checksum(data: bytes, place: int) -> None:
     frame = bytearray(encode_frame(5, [Line(data, "s", 0.0), Line(b"", "", 0.0)]))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "f"
@@ -215,8 +215,8 @@ steps = st.lists(
 
 @settings(max_examples=150, deadline=None)
 @given(steps)
-def test_what_is_not_delivered_is_kept_in_order_whatever_happens(script: list[tuple[str, int, int]]) -> None:
-    """The oracle: a plain list of (number, line), cut where the crash cut the file, and dropped from where room was made."""
+def test_undelivered_lines_are_kept_in_order_whatever_happens(script: list[tuple[str, int, int]]) -> None:
+    """The oracle: a list of (number, line), truncated where the crash truncated the file, without dropped segments."""
     clock = [0.0]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -233,14 +233,14 @@ def test_what_is_not_delivered_is_kept_in_order_whatever_happens(script: list[tu
                 outbox.append([Line(one, "s", 0.0) for one in new])
                 tails = [*(tails if outbox.segments[-1].path == path else []), (outbox.segments[-1].size, outbox.next)]
             elif step == "settle":
-                outbox.settle(min(outbox.next, outbox.mark.next + count), "t")
+                outbox.mark_delivered(min(outbox.next, outbox.mark.next + count), "t")
             elif step == "later":
                 clock[0] += count
                 outbox.trim()
             elif step == "room":
                 outbox.trim()
-                while outbox.victim(count) is not None:
-                    outbox.discard()
+                while outbox.segment_to_drop(count) is not None:
+                    outbox.delete_oldest()
                 assert outbox.size + count <= MAX_BYTES or len(outbox.segments) == 1
             else:
                 outbox.close()

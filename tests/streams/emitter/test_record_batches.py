@@ -37,7 +37,7 @@ def test_a_partition_exists_and_does_not_change(session: str, partitions: int) -
     st.integers(1, 9),
     st.integers(40, 120),
 )
-def test_every_line_travels_once_in_order_in_records_that_are_not_too_large(
+def test_every_line_is_sent_once_in_order_in_records_that_are_not_too_large(
     lines: list[tuple[int, bytes]], max_lines: int, max_bytes: int
 ) -> None:
     batcher = Batcher(max_lines, max_bytes)
@@ -45,7 +45,7 @@ def test_every_line_travels_once_in_order_in_records_that_are_not_too_large(
     for number, (partition, line) in enumerate(lines):
         full = batcher.add(line, f"s{partition}", partition, float(number))
         records += [full] if full else []
-    records += batcher.due(float("inf"))
+    records += batcher.take_due(float("inf"))
     sent = defaultdict(list)
     for record in records:
         assert 1 <= len(record.lines) <= max_lines
@@ -58,27 +58,27 @@ def test_every_line_travels_once_in_order_in_records_that_are_not_too_large(
     assert sent == expected
 
 
-def test_a_full_record_leaves_at_once() -> None:
+def test_a_full_record_is_returned_at_once() -> None:
     batcher = Batcher(2)
     assert batcher.add(b"a", "s", 0, 1.0) is None
     full = batcher.add(b"b", "t", 0, 2.0)
     assert full is not None
-    assert (full.value, full.key, full.since) == (b"a\nb", b"s", 1.0)
-    assert batcher.oldest() is None
+    assert (full.value, full.key, full.oldest_at) == (b"a\nb", b"s", 1.0)
+    assert batcher.oldest_at() is None
 
 
-def test_a_record_is_due_when_its_first_line_has_lingered() -> None:
+def test_a_record_is_due_when_its_first_line_has_waited_long_enough() -> None:
     batcher = Batcher(10)
     batcher.add(b"a", "s", 0, 1.0)
     batcher.add(b"b", "t", 1, 2.0)
-    assert batcher.oldest() == 1.0
-    assert [record.value for record in batcher.due(1.5)] == [b"a"]
-    assert [record.value for record in batcher.due(1.5)] == []
-    assert [record.value for record in batcher.due(2.0)] == [b"b"]
+    assert batcher.oldest_at() == 1.0
+    assert [record.value for record in batcher.take_due(1.5)] == [b"a"]
+    assert [record.value for record in batcher.take_due(1.5)] == []
+    assert [record.value for record in batcher.take_due(2.0)] == [b"b"]
 
 
-def test_a_line_over_the_limit_travels_alone() -> None:
+def test_a_line_over_the_limit_is_sent_alone() -> None:
     batcher = Batcher(10, max_bytes=5)
     assert batcher.add(b"a", "s", 0, 1.0) is None
     assert batcher.add(b"x" * 9, "s", 0, 1.0) is not None
-    assert [record.value for record in batcher.due(1.0)] == [b"x" * 9]
+    assert [record.value for record in batcher.take_due(1.0)] == [b"x" * 9]

@@ -1,4 +1,4 @@
-"""The shelf under the courier, against a scripted broker: nothing is lost or overtaken, whatever fails in whatever order."""
+"""Sender and send buffer against a scripted broker: no line is lost or overtaken, whatever fails in whatever order."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ import hypothesis.strategies as st
 from hypothesis import example, given, settings
 from kafka.errors import KafkaError, KafkaTimeoutError
 
-from streams.emitter.delivery import DEFAULT_WIRE
+from streams.emitter.delivery import DEFAULT_FORMAT
 from streams.emitter.outbox import Outbox
 from streams.emitter.record_batches import Line
-from streams.emitter.sender import Courier, Pace
+from streams.emitter.sender import Sender, SenderSettings
 from tests.streams.emitter.test_delivery import Promise
 
 PARTITIONS = 2
 
 
-class World:
-    """A broker with one topic, and a product process that may be killed. Time stands still unless the test moves it."""
+class Simulation:
+    """A broker with one topic, and a product process that may be killed. Time passes only when the test says so."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.folder = folder
-        self.pace = Pace(3, 0.0, 30.0, max_bytes, 1.0, drop_oldest=True)
+        self.sender_settings = SenderSettings(3, 0.0, 30.0, max_bytes, 1.0, drop_oldest=True)
         self.now = 0.0
         self.emitted = 0
-        self.piece = 0  # lines taken at once, at most
+        self.chunk = 0  # lines accepted at once, at most
         self.log: list[tuple[int, int]] = []  # (partition, number) in the order of arrival
         self.topic_id = uuid.uuid4()
         self.up = True
@@ -40,9 +40,11 @@ class World:
     def start(self) -> None:
         self.outbox = Outbox(self.folder, 10_000_000, 1e9)
         changed = threading.Condition()
-        self.courier = Courier("b:1", "t", self.pace, self.outbox, changed, lambda: self.now, self.connect, DEFAULT_WIRE, None)
-        delivery: Any = self.courier._delivery
-        delivery._dialler = SimpleNamespace(poll=delivery._dial, close=lambda: None)  # at once, on this thread
+        self.sender = Sender(
+            "b:1", "t", self.sender_settings, self.outbox, changed, lambda: self.now, self.connect, DEFAULT_FORMAT, None
+        )
+        delivery: Any = self.sender._delivery
+        delivery._connector = SimpleNamespace(poll=delivery._connect_now, close=lambda: None)  # at once, on this thread
 
     def connect(self, bootstrap: str, timeout_s: float) -> Any:
         if not self.up:
@@ -59,18 +61,20 @@ class World:
     def emit(self, count: int) -> None:
         for _ in range(count):
             line = b"%d %s" % (self.emitted, b"x" * 100)
-            self.courier.queue.append(Line(line, f"s{self.emitted % 5}", self.now))
-            tally = self.courier.tally
-            tally.emitted, tally.queued, tally.queued_bytes = tally.emitted + 1, tally.queued + 1, tally.queued_bytes + len(line)
+            self.sender.queue.append(Line(line, f"s{self.emitted % 5}", self.now))
+            counters = self.sender.counters
+            counters.emitted += 1
+            counters.queued += 1
+            counters.queued_bytes += len(line)
             self.emitted += 1
 
     def cycle(self, seconds: float = 0.0) -> None:
         self.now += seconds
-        self.piece = max(self.piece, len(self.courier.queue))
-        self.courier._news = True  # never wait
-        self.courier._cycle()
-        if self.outbox.next > self.courier._shelf.place:
-            self.courier._news = True
+        self.chunk = max(self.chunk, len(self.sender.queue))
+        self.sender._has_outcomes = True  # never wait
+        self.sender._run_once()
+        if self.outbox.next > self.sender._buffer.next_to_send:
+            self.sender._has_outcomes = True
 
     def acknowledge(self, count: int) -> None:
         for partition, numbers, promise in self.sent[:count]:
@@ -79,7 +83,7 @@ class World:
         del self.sent[:count]
 
     def lose(self, arrived: int) -> None:
-        """Fail everything on its way, of which the first `arrived` records had arrived unacknowledged."""
+        """Fail all records in flight, the first `arrived` of which had reached the log unacknowledged."""
         left, self.sent = self.sent, []
         self.log += [(partition, number) for partition, numbers, _ in left[:arrived] for number in numbers]
         for _, _, promise in left:
@@ -91,21 +95,21 @@ class World:
         self.topic_id = uuid.uuid4()
 
     def restart(self) -> None:
-        """Kill -9: nothing is said or written. Everything emitted was on disk."""
-        while self.courier.queue:
+        """Kill -9: nothing more is sent or written. All emitted lines were on disk."""
+        while self.sender.queue:
             self.cycle()
         self.sent.clear()
         self.outbox.close()
         self.start()
 
-    def settle(self) -> None:
+    def deliver_all(self) -> None:
         self.up = True
         for _ in range(200):
             self.cycle(0.6)
             self.acknowledge(len(self.sent))
-            if self.courier.tally.buffered == 0 and not self.courier.tally.again and not self.sent:
+            if self.sender.counters.buffered == 0 and not self.sender.counters.resends_pending and not self.sent:
                 return
-        raise AssertionError(f"not delivered: {self.courier.tally}")
+        raise AssertionError(f"not delivered: {self.sender.counters}")
 
 
 steps = st.lists(
@@ -124,32 +128,32 @@ FULL = [("emit", 12), ("cycle", 10), ("emit", 12), ("cycle", 10)]
 @example([*FULL, ("ack", 12), ("remake", 0), ("emit", 12), ("cycle", 12), ("ack", 2), ("remake", 0)], 500)
 @settings(max_examples=150, deadline=None)
 @given(steps, st.sampled_from([500, 2_000, 1_000_000]))
-def test_everything_arrives_and_nothing_is_overtaken(script: list[tuple[str, int]], max_bytes: int) -> None:
+def test_every_line_arrives_and_none_is_overtaken(script: list[tuple[str, int]], max_bytes: int) -> None:
     with tempfile.TemporaryDirectory() as name:
-        world = World(Path(name), max_bytes)
+        simulation = Simulation(Path(name), max_bytes)
         for step, count in script:
             if step == "emit":
-                world.emit(count)
+                simulation.emit(count)
             elif step == "cycle":
-                world.cycle(count / 10)
+                simulation.cycle(count / 10)
             elif step == "ack":
-                world.acknowledge(count)
+                simulation.acknowledge(count)
             elif step == "lose":
-                world.lose(count)
+                simulation.lose(count)
             elif step in ("down", "up"):
-                world.up = step == "up"
+                simulation.up = step == "up"
             elif step == "remake":
-                world.remake_topic()
+                simulation.remake_topic()
             else:
-                world.restart()
-            tally = world.courier.tally
-            assert min(tally.buffered, tally.queued, tally.held) >= 0
-            assert tally.held_bytes <= max_bytes + 110 * world.piece, "memory is bounded, by a piece more than it should hold"
-        world.settle()
-        tally = world.courier.tally
-        assert tally.emitted + tally.recovered == tally.delivered and tally.failed == 0
+                simulation.restart()
+            counters = simulation.sender.counters
+            assert min(counters.buffered, counters.queued, counters.in_memory) >= 0
+            assert counters.memory_bytes <= max_bytes + 110 * simulation.chunk, "memory is bounded by the limit and one chunk"
+        simulation.deliver_all()
+        counters = simulation.sender.counters
+        assert counters.emitted + counters.recovered == counters.delivered and counters.failed == 0
         for partition in range(PARTITIONS):
-            arrived = list(dict.fromkeys(number for place, number in world.log if place == partition))
-            assert arrived == sorted(arrived), "first copies stand in order"
-        assert sorted({number for _, number in world.log}) == list(range(world.emitted))
-        world.outbox.close()
+            arrived = list(dict.fromkeys(number for place, number in simulation.log if place == partition))
+            assert arrived == sorted(arrived), "first copies are in order"
+        assert sorted({number for _, number in simulation.log}) == list(range(simulation.emitted))
+        simulation.outbox.close()

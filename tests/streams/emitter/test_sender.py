@@ -1,4 +1,4 @@
-"""The emitter with an outbox: what was emitted is delivered, in order, over every loss of broker, process, topic and disk."""
+"""The emitter with an outbox: emitted events are delivered, in order, over every loss of broker, process, topic and disk."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
 from streams.brokers.broker import Broker, EmbeddedBroker, KafkaBroker
 from streams.brokers.topics import KafkaSettings, create_topics, end_offsets
-from streams.emitter.counters import Mark
+from streams.emitter.counters import FlushMarker
 from streams.emitter.emitter import Emitter, EmitterSettings, OutboxError, QueueFull
 from streams.emitter.outbox import Outbox
 from streams.emitter.record_batches import Line
-from streams.emitter.sender import PIECE_BYTES, PIECE_LINES, _cut
+from streams.emitter.sender import CHUNK_BYTES, CHUNK_LINES, _split
 from streams.events.schema import Query
 from streams.runtime.processes import free_port
 
@@ -88,13 +88,13 @@ def first_seen(numbers: Sequence[int]) -> list[int]:
 
 
 def check_all_in_order(found: dict[int, list[int]], count: int) -> None:
-    """Every event is there, and the first copies of a partition's events stand in the order of emission."""
+    """Every event is there, and the first copies of a partition's events are in the order of emission."""
     assert sorted({number for numbers in found.values() for number in numbers}) == list(range(count))
     for numbers in found.values():
         assert first_seen(numbers) == sorted(first_seen(numbers))
 
 
-def test_a_broker_killed_while_events_come_loses_none_and_keeps_their_order(kafka_broker: Broker, tmp_path: Path) -> None:
+def test_a_broker_killed_while_events_are_emitted_loses_none_and_keeps_their_order(kafka_broker: Broker, tmp_path: Path) -> None:
     with KafkaBroker(tmp_path, free_port()) as broker:
         topic = make_topics(broker.bootstrap)
         with Emitter(broker.bootstrap, settings(tmp_path / "out", max_buffered=1000, max_buffered_bytes=1_000_000)) as emitter:
@@ -115,7 +115,7 @@ def test_a_broker_killed_while_events_come_loses_none_and_keeps_their_order(kafk
         check_all_in_order(read(broker.bootstrap, topic), 3000)
 
 
-def test_an_emitter_killed_after_storing_loses_nothing_and_makes_no_id_anew(bootstrap: str, unique: str, tmp_path: Path) -> None:
+def test_an_emitter_killed_after_storing_loses_no_event_and_makes_no_new_ids(bootstrap: str, unique: str, tmp_path: Path) -> None:
     away = f"127.0.0.1:{free_port()}"
     process = subprocess.Popen([sys.executable, "-c", EMIT_FOR_EVER, away, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -138,7 +138,7 @@ def test_an_emitter_killed_after_storing_loses_nothing_and_makes_no_id_anew(boot
         assert emitter.counters().recovered == 0, "what is delivered is not sent again"
 
 
-def test_what_an_earlier_process_left_is_sent_before_newer_events(bootstrap: str, unique: str, tmp_path: Path) -> None:
+def test_events_of_an_earlier_process_are_sent_before_newer_ones(bootstrap: str, unique: str, tmp_path: Path) -> None:
     with Emitter(f"127.0.0.1:{free_port()}", settings(tmp_path)) as emitter:
         for number in range(500):
             emitter.emit(query(number))
@@ -156,7 +156,7 @@ def test_what_an_earlier_process_left_is_sent_before_newer_events(bootstrap: str
     check_all_in_order(found, 600)
 
 
-def test_a_topic_deleted_and_made_anew_gets_everything_that_is_kept(kafka_broker: Broker, unique: str, tmp_path: Path) -> None:
+def test_a_topic_deleted_and_made_anew_gets_all_kept_events_again(kafka_broker: Broker, unique: str, tmp_path: Path) -> None:
     topic = make_topics(kafka_broker.bootstrap, unique)
     with Emitter(kafka_broker.bootstrap, settings(tmp_path), topic=topic) as emitter:
         for number in range(2000):
@@ -180,9 +180,7 @@ def test_a_topic_deleted_and_made_anew_gets_everything_that_is_kept(kafka_broker
     assert sorted({number for numbers in found.values() for number in numbers}) == list(range(2600))
     for numbers in found.values():
         resent = numbers[numbers.index(min(numbers)) :]
-        assert first_seen(resent) == sorted(set(resent)), (
-            "in order from the oldest on; a few that were on their way may stand before"
-        )
+        assert first_seen(resent) == sorted(set(resent)), "in order from the oldest on; a few that were in flight may lie before"
 
 
 def list_topics(bootstrap: str) -> list[str]:
@@ -190,7 +188,7 @@ def list_topics(bootstrap: str) -> list[str]:
         return list(admin.list_topics())
 
 
-def test_a_broker_that_lost_its_memory_gets_everything_again(embedded_broker: Broker, tmp_path: Path) -> None:
+def test_a_broker_that_lost_its_memory_gets_all_events_again(embedded_broker: Broker, tmp_path: Path) -> None:
     broker = EmbeddedBroker(free_port())
     with broker:
         make_topics(broker.bootstrap)
@@ -252,7 +250,7 @@ def test_a_full_outbox_drops_the_oldest_and_reports_them(bootstrap: str, unique:
     assert set(range(500, 600)) <= there
 
 
-def test_a_full_outbox_that_refuses_loses_nothing_it_took(bootstrap: str, unique: str, tmp_path: Path) -> None:
+def test_a_full_outbox_that_refuses_loses_no_event_it_accepted(bootstrap: str, unique: str, tmp_path: Path) -> None:
     small = settings(tmp_path, outbox_max_bytes=1_000_000, outbox_full="refuse")
     taken = 0
     with Emitter(f"127.0.0.1:{free_port()}", small) as emitter:
@@ -280,7 +278,7 @@ def emits(emitter: Emitter, number: int) -> bool:
     return True
 
 
-def test_a_full_disk_does_not_stop_delivery_and_is_said_once(
+def test_a_full_disk_does_not_stop_delivery_and_is_logged_once(
     bootstrap: str, unique: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(outbox: Outbox, lines: object) -> None:
@@ -303,7 +301,7 @@ def test_a_full_disk_does_not_stop_delivery_and_is_said_once(
     check_all_in_order(read(bootstrap, topic), 501)
 
 
-def test_events_are_on_disk_at_once_though_nobody_answers(tmp_path: Path) -> None:
+def test_events_are_on_disk_at_once_though_no_broker_answers(tmp_path: Path) -> None:
     emitter = Emitter(f"127.0.0.1:{free_port()}", settings(tmp_path))
     slowest, until = 0.0, time.monotonic() + 4
     number = 0
@@ -333,11 +331,11 @@ def test_storing_without_an_outbox_has_nothing_to_wait_for() -> None:
 
 
 @given(st.lists(st.one_of(st.integers(0, 200_000), st.none()), max_size=30), st.integers(1, 300))
-def test_what_is_taken_is_cut_into_frames_in_order_around_the_marks(sizes: list[int | None], times: int) -> None:
-    taken = [Mark() if size is None else Line(b"x" * size, "s", 0.0) for size in sizes] + [Line(b"", "s", 0.0)] * times
-    pieces = list(_cut(taken))
-    assert [one for piece in pieces for one in (piece if isinstance(piece, list) else [piece])] == taken
-    for piece in pieces:
-        if isinstance(piece, list):
-            assert 1 <= len(piece) <= PIECE_LINES
-            assert len(piece) == 1 or sum(len(one.line) for one in piece) <= PIECE_BYTES
+def test_lines_are_split_into_frames_in_order_around_the_markers(sizes: list[int | None], times: int) -> None:
+    taken = [FlushMarker() if size is None else Line(b"x" * size, "s", 0.0) for size in sizes] + [Line(b"", "s", 0.0)] * times
+    chunks = list(_split(taken))
+    assert [one for chunk in chunks for one in (chunk if isinstance(chunk, list) else [chunk])] == taken
+    for chunk in chunks:
+        if isinstance(chunk, list):
+            assert 1 <= len(chunk) <= CHUNK_LINES
+            assert len(chunk) == 1 or sum(len(one.line) for one in chunk) <= CHUNK_BYTES
