@@ -23,7 +23,7 @@ from streams.brokers.jars import missing_tool
 with warnings.catch_warnings():
     # kafka-python reads its message schemas with a function that Python 3.11 deprecates and later versions restored.
     warnings.simplefilter("ignore", DeprecationWarning)
-    # With our mends, so that no client of a test leaves a socket to a later one.
+    # With our patches, so that no client of a test leaves a socket to a later one.
     import streams.brokers.clients  # noqa: F401
 
 # The legs use the variable themselves; to the code under test it must not look like a setting of the person who runs the tests.

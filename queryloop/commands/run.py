@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from queryloop.exits import Exit
 from queryloop.settings import Settings, read_settings
-from streams.runtime.environment import environ_of
+from streams.runtime.environment import to_environ
 from trainers.jobs.ledger import Kind, Ledger, Run, State
 from trainers.jobs.processes import settle_job, start_job
 
@@ -62,7 +62,7 @@ def _follow_daemon(ledger: Ledger, kind: Kind) -> Run:
 
 def _run_here(ledger: Ledger, kind: Kind, settings: Settings) -> Run:
     number = ledger.request(kind)
-    child = start_job(ledger, ledger.run(number), settings.data.dir, environ_of(settings))
+    child = start_job(ledger, ledger.run(number), settings.data.dir, to_environ(settings))
     try:
         with _watch(ledger, number) as show:
             while child.sleep(POLL_S) is None:

@@ -26,7 +26,7 @@ RELATED_ENTITY, BARE_ENTITY, REPEATED = 0.06, 0.05, 0.04
 def write_annotations(world: World, path: Path, count: int) -> None:
     """Write `count` annotations of the `suggest` task as JSONL; the same world gives the same file."""
     lines = (json.dumps(annotation, ensure_ascii=False) + "\n" for annotation in annotate(world, count))
-    with replacing_file(path, durable=True) as beside, beside.open("w", encoding="utf-8") as out:
+    with replacing_file(path, durable=True) as temporary, temporary.open("w", encoding="utf-8") as out:
         out.writelines(lines)
 
 

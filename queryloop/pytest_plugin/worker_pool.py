@@ -26,7 +26,7 @@ from queryloop.up.worker_process import read_status
 from streams.brokers.broker import Broker, EmbeddedBroker, ExternalBroker, KafkaBroker
 from streams.brokers.topics import create_topics
 from streams.runtime.clocks import set_clock
-from streams.runtime.environment import environ_of
+from streams.runtime.environment import to_environ
 from streams.runtime.processes import Child, ProcessError, free_port
 from streams.runtime.settings import DataSettings
 from streams.worker.settings import StreamsSettings
@@ -48,7 +48,7 @@ class Station:
         settings.data.dir.mkdir(parents=True)
         set_clock(self.clock_file, time.time())
         create_topics(self.bootstrap, settings.kafka)
-        host.order(environ_of(settings, {}))
+        host.order(to_environ(settings, {}))
 
     @property
     def child(self) -> Child:

@@ -56,7 +56,7 @@ def write_results(
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a table, durable and in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing_file(path, durable=True) as beside, beside.open("w", encoding="utf-8", newline="") as file:
+    with replacing_file(path, durable=True) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)

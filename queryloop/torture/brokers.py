@@ -10,7 +10,7 @@ from typing import Protocol, Self
 from streams.brokers.broker import BrokerError, EmbeddedBroker, KafkaBroker
 from streams.brokers.cluster import KafkaCluster
 from streams.brokers.topics import KafkaSettings, create_topics, topic_id
-from streams.runtime.processes import steady_ports
+from streams.runtime.processes import non_ephemeral_ports
 
 DOWN_S = 2.0
 Rest = Callable[[float], None]
@@ -38,7 +38,7 @@ def open_broker(kind: str, nodes: int, folder: Path, kafka: KafkaSettings) -> To
     """Return the broker that the command line asks for, not started yet."""
     if nodes > 1:
         return Cluster(KafkaCluster(folder, nodes), kafka)
-    [port] = steady_ports(1)
+    [port] = non_ephemeral_ports(1)
     return OneNode(KafkaBroker(folder, port) if kind == "kafka" else EmbeddedBroker(port), kafka)
 
 

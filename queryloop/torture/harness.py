@@ -19,7 +19,7 @@ from queryloop.torture.generated_log import TortureLog
 from queryloop.torture.producer import ProducerSettings
 from queryloop.torture.stage_files import StageFiles
 from queryloop.torture.workers import Worker
-from streams.runtime.environment import environ_of
+from streams.runtime.environment import to_environ
 from streams.runtime.processes import Child
 
 POLL_S = 0.02
@@ -52,7 +52,7 @@ class Producer:
         made = {"seed": self.made.seed, "events": self.made.events, "producers": self.made.producers, "producer": self.number}
         options = [text for name, value in made.items() for text in (f"--{name}", str(value))]
         command = [sys.executable, "-m", "queryloop.torture.producer", *options, "--folder", str(self.files.folder)]
-        self.child = Child(f"producer-{self.number}", command, self._log, environ_of(self._settings))
+        self.child = Child(f"producer-{self.number}", command, self._log, to_environ(self._settings))
 
     def kill(self) -> None:
         """SIGKILL, now."""

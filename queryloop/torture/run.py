@@ -27,7 +27,7 @@ from queryloop.torture.verify_process import run_verify
 from queryloop.torture.workers import Worker
 from streams.brokers.topics import KafkaSettings, end_offsets, topic_id
 from streams.emitter.emitter import EmitterSettings
-from streams.runtime.processes import steady_ports
+from streams.runtime.processes import non_ephemeral_ports
 from streams.runtime.settings import DataSettings
 from streams.worker.settings import StreamsSettings, WorkerSettings
 
@@ -133,7 +133,7 @@ def _make_stand(options: Options, made: TortureLog, folder: Path, kafka: KafkaSe
     worker = WorkerSettings(static=static, retention_days=RETENTION_DAYS, compact_rows=max(1, lines_a_day // 2))
     workers = [
         Worker(_worker_settings(f"worker-{number}", port, worker, folder, kafka), logs / f"worker-{number}.log")
-        for number, port in enumerate(steady_ports(options.workers))
+        for number, port in enumerate(non_ephemeral_ports(options.workers))
     ]
     files = StageFiles(folder / "stages")
     producers = [

@@ -9,7 +9,7 @@ from typing import Any
 
 from queryloop.exits import Exit
 from queryloop.torture.harness import TortureError
-from streams.runtime.environment import environ_of
+from streams.runtime.environment import to_environ
 from streams.worker.settings import StreamsSettings
 
 LIMIT_S = 1800.0
@@ -23,7 +23,7 @@ def run_verify(settings: StreamsSettings, *, log_was_lost: bool) -> tuple[bool, 
     Where the log was lost and all of it sent again, verify rightly doubts: the shards have read more lines than the log has.
     """
     command = [sys.executable, "-m", "queryloop", "verify", "--json"]
-    done = subprocess.run(command, env=environ_of(settings), capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    done = subprocess.run(command, env=to_environ(settings), capture_output=True, text=True, timeout=LIMIT_S, check=False)
     if done.returncode not in (Exit.DONE, Exit.FAILED, Exit.INCOMPLETE) or not done.stdout:
         raise TortureError(f"queryloop verify ended with code {done.returncode}: {done.stderr[-2000:]}")
     said: dict[str, Any] = json.loads(done.stdout)

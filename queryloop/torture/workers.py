@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from queryloop.up.worker_process import WorkerProcess, read_status
-from streams.runtime.environment import environ_of
+from streams.runtime.environment import to_environ
 from streams.runtime.processes import Child
 from streams.worker.settings import StreamsSettings
 
@@ -66,7 +66,7 @@ class Worker:
         self._read_from = self.log.stat().st_size if self.log.exists() else 0
         self.shards = {}
         self.restarts.append(Restart(self.name, why, time.monotonic()))
-        self.child = Child(self.name, WorkerProcess.COMMAND, self.log, environ_of(self.settings))
+        self.child = Child(self.name, WorkerProcess.COMMAND, self.log, to_environ(self.settings))
 
     def kill(self) -> None:
         """SIGKILL, now."""

@@ -23,7 +23,7 @@ from streams.brokers.broker import Broker, BrokerError, EmbeddedBroker, KafkaBro
 from streams.brokers.jars import KafkaUnavailable
 from streams.brokers.topics import KafkaSettings, TopicError, create_topics
 from streams.runtime.atomic_files import replace_file
-from streams.runtime.environment import environ_of
+from streams.runtime.environment import to_environ
 from streams.runtime.processes import Child, ProcessError, free_port, port_is_free
 from trainers.jobs.ledger import Ledger, LedgerError
 from trainers.jobs.processes import count_cores
@@ -188,7 +188,7 @@ def _refuse_busy_ports(settings: Settings, rooms: Sequence[str]) -> None:
 
 
 def _describe_rooms(settings: Settings, bootstrap: str, urls: Urls, rooms: Sequence[str]) -> Iterator[Room]:
-    environ = environ_of(settings.model_copy(update={"kafka": _reach(settings.kafka, bootstrap)}))
+    environ = to_environ(settings.model_copy(update={"kafka": _reach(settings.kafka, bootstrap)}))
     folder = settings.data.dir
     ledger = Ledger(folder / "ledger.sqlite")
     ready: dict[str, Callable[[Child], bool]] = {

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from streams.runtime.environment import environ_of
+from streams.runtime.environment import to_environ
 from streams.runtime.processes import Child, ProcessError
 from streams.worker.settings import StreamsSettings
 
@@ -53,7 +53,7 @@ class WorkerProcess:
             raise ProcessError(f"the worker ended with code {code}; its log ends:\n{self.child.tail()}")
 
     def _start(self) -> Child:
-        return Child("worker", self.COMMAND, self._log_file, environ_of(self._settings))
+        return Child("worker", self.COMMAND, self._log_file, to_environ(self._settings))
 
     def __enter__(self) -> Self:
         return self

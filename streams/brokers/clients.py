@@ -1,8 +1,8 @@
-"""kafka-python's clients, mended: one that reaches no broker leaves nothing open in this process.
+"""kafka-python's clients, patched: one that reaches no broker leaves no open file or thread in this process.
 
-kafka-python 3.0.12 leaves the socket of a failed connection to the garbage collector, in a cycle of its own, and the collector
-comes late where a process holds many objects. A client whose constructor fails leaves its event loop as well, an admin client's
-with a thread that runs for ever. A product whose broker is away would run into its limit of open files.
+kafka-python 3.0.12 leaves the socket of a failed connection to the garbage collector, in a reference cycle, and the collector
+runs late in a process with many objects. A client whose constructor fails leaves its event loop as well, an admin client's with a
+thread that runs for ever. A product whose broker is away would reach its limit of open files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _connect = KafkaNetSocket.sock_connect
 async def _connect_or_close(
     self: KafkaNetSocket, net: Any, sock: socket.socket, sockaddr: Any, timeout_at: float | None = None
 ) -> socket.socket:
-    """Connect, or close the socket. The event loop has let go of it by then: a wait ends before whoever waits goes on."""
+    """Connect, or close the socket; by then the event loop has ended its wait and no longer uses the socket."""
     try:
         connected: socket.socket = await _connect(self, net, sock, sockaddr, timeout_at=timeout_at)
     except BaseException:
@@ -31,13 +31,13 @@ async def _connect_or_close(
     return connected
 
 
-# On the class: a living client connects again and again, and consumers and proxies (they inherit it) are to be mended too.
+# On the class: a living client connects again and again, and consumers and proxies, which inherit it, need the patch too.
 KafkaNetSocket.sock_connect = _connect_or_close
 
 
 @contextmanager
 def _closing_on_failure() -> Iterator[Callable[..., KafkaNetClient]]:
-    """Yield a maker of event loops; close what it made when the block raises. A failed constructor hands its loop to nobody."""
+    """Yield a factory of event loops, and close them when the block raises: a failed constructor leaves its loop open."""
     made: list[KafkaNetClient] = []
 
     def make(**configs: Any) -> KafkaNetClient:
@@ -55,7 +55,7 @@ def _closing_on_failure() -> Iterator[Callable[..., KafkaNetClient]]:
 
 
 class KafkaAdminClient(kafka.KafkaAdminClient):  # type: ignore[misc]
-    """kafka-python's admin client."""
+    """kafka-python's admin client, with the patches of this file."""
 
     def __init__(self, **configs: Any) -> None:
         with _closing_on_failure() as make:
@@ -63,7 +63,7 @@ class KafkaAdminClient(kafka.KafkaAdminClient):  # type: ignore[misc]
 
 
 class KafkaProducer(kafka.KafkaProducer):  # type: ignore[misc]
-    """kafka-python's producer."""
+    """kafka-python's producer, with the patches of this file."""
 
     def __init__(self, **configs: Any) -> None:
         with _closing_on_failure() as make:

@@ -1,7 +1,7 @@
-"""Three nodes of real Apache Kafka on loopback ports: what survives the loss of a broker is shown on this.
+"""Three nodes of real Apache Kafka on loopback ports, to test the loss of a broker.
 
-Topics there want `kafka.replication = 3` and `kafka.min_insync = 2` (streams/topics.py): an event that is acknowledged is then on
-two nodes, and stays when either is killed.
+Topics on it need `kafka.replication = 3` and `kafka.min_insync = 2`: an acknowledged event is then on two nodes, and survives the
+loss of either.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from streams.brokers.broker import STOP_GRACE_S, BrokerError, node_numbers
 from streams.brokers.jars import KafkaUnavailable
 from streams.brokers.node import HOST, START_TIMEOUT_S, KafkaNode, make_cluster_id
 from streams.brokers.topics import describe_partitions
-from streams.runtime.processes import Child, ProcessError, accepts, steady_ports
+from streams.runtime.processes import Child, ProcessError, accepts, non_ephemeral_ports
 
 HEAP_MB = 256
 
 
 class KafkaCluster:
-    """`nodes` nodes numbered from 1, each broker and controller, durable in `data_dir`/kafka-cluster; ports stay over restarts.
+    """`nodes` nodes from number 1, each broker and controller, durable in `data_dir`/kafka-cluster; a restart keeps their ports.
 
     A context manager: entering starts all nodes and waits until they know each other, leaving stops them.
     """
@@ -31,7 +31,7 @@ class KafkaCluster:
 
     def __init__(self, data_dir: Path, nodes: int = 3) -> None:
         self.folder = data_dir.absolute() / "kafka-cluster"
-        ports = steady_ports(2 * nodes, HOST)
+        ports = non_ephemeral_ports(2 * nodes, HOST)
         controllers = dict(enumerate(ports[nodes:], 1))
         self.nodes = {
             number: KafkaNode(self.folder / f"node-{number}", port, controllers, number, HEAP_MB)
@@ -41,21 +41,21 @@ class KafkaCluster:
 
     @property
     def bootstrap(self) -> str:
-        """The addresses of all nodes, those that are down too."""
+        """The addresses of all nodes, also of those that are down."""
         return ",".join(node.address for node in self.nodes.values())
 
     def describe(self) -> str:
-        """One line for people."""
+        """Return one line for people."""
         return f"Apache Kafka at {self.bootstrap}: {len(self.nodes)} nodes, durable in {self.folder}"
 
     def alive(self) -> list[int]:
-        """The nodes whose process runs."""
+        """Return the nodes whose process runs."""
         return [number for number, child in sorted(self.children.items()) if child.returncode is None]
 
     def start(self, node: int, *, wait: bool = True) -> None:
-        """Start a node that does not run; with `wait`, until the cluster counts it again. Raises BrokerError.
+        """Start a node that does not run; with `wait`, wait until the cluster reports it as alive. Raises BrokerError.
 
-        After a kill this takes up to 6 s more than after a stop: its old session has to end first.
+        After a kill this takes up to 6 s longer than after a stop, because its old session has to end first.
         """
         if node in self.alive():
             raise BrokerError(f"node {node} of the Kafka cluster runs already")
@@ -67,11 +67,11 @@ class KafkaCluster:
             raise BrokerError(str(error)) from error
 
     def kill(self, node: int) -> None:
-        """Kill a node with SIGKILL: nothing is said to anybody, nothing is flushed."""
+        """Kill a node with SIGKILL: it flushes nothing and does not leave the cluster in order."""
         self.children[node].kill()
 
     def stop(self) -> None:
-        """Stop every node. SIGTERM goes to all before any is waited for: the last ones would wait for a lost quorum."""
+        """Stop every node. All get SIGTERM before any is waited for: else the last ones would wait for a lost quorum."""
         for child in self.children.values():
             child.terminate()
         for child in self.children.values():
@@ -79,12 +79,12 @@ class KafkaCluster:
         self.children.clear()
 
     def leader(self, topic: str, partition: int) -> int | None:
-        """The node that leads a partition now, None while there is none. Raises TopicError."""
+        """Return the node that leads a partition, None while there is none. Raises TopicError."""
         found = int(self._partition(topic, partition)["leader_id"])
         return found if found in self.nodes else None
 
     def in_sync(self, topic: str, partition: int) -> frozenset[int]:
-        """The nodes that hold all acknowledged records of a partition, as the cluster's metadata says. Raises TopicError."""
+        """Return the nodes with all acknowledged records of a partition (in-sync replicas). Raises TopicError."""
         return frozenset(self._partition(topic, partition)["isr_nodes"])
 
     def _partition(self, topic: str, partition: int) -> dict[str, Any]:
@@ -95,14 +95,14 @@ class KafkaCluster:
         return ",".join(self.nodes[number].address for number in self.alive()) or self.bootstrap
 
     def _wait(self, node: int) -> None:
-        def counted() -> bool:
+        def is_alive() -> bool:
             address = self.nodes[node].address
             return accepts(HOST, self.nodes[node].port) and node in node_numbers(address)
 
-        self.children[node].wait_until(counted, START_TIMEOUT_S, "counted by the cluster")
+        self.children[node].wait_until(is_alive, START_TIMEOUT_S, "a live node of the cluster")
 
     def _cluster_id(self) -> str:
-        """The cluster's id, made once and kept beside the nodes."""
+        """Return the cluster's id, made once and kept in the cluster's folder."""
         path = self.folder / "cluster-id"
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)

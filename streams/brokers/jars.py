@@ -1,6 +1,6 @@
 """Apache Kafka's jars, fetched once by Maven: a real broker on a machine without Docker or an installed Kafka.
 
-The versions stand in `kafka_pom.xml` beside this file. The jars (46 files, 43 MB) are cached for the user, not the project.
+Their versions are in `kafka_pom.xml` in this folder. The jars (46 files, 43 MB) are cached for the user, not the project.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class KafkaUnavailable(RuntimeError):
 
 
 def kafka_version() -> str:
-    """The Kafka version that the pom names."""
+    """Return the Kafka version in the pom."""
     version = ElementTree.parse(POM).findtext("m:properties/m:kafka.version", namespaces=_NAMESPACE)
     if not version:
         raise KafkaUnavailable(f"{POM} names no kafka.version")
@@ -30,13 +30,13 @@ def kafka_version() -> str:
 
 
 def jars_folder() -> Path:
-    """Where the jars of this version are, or will be."""
+    """Return the folder where the jars of this version are, or will be."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "queryloop" / f"kafka-{kafka_version()}"
 
 
 def missing_tool() -> str | None:
-    """Why real Kafka cannot run here, or None. Maven is asked for only while the jars are not cached."""
+    """Return why real Kafka cannot run here, None when it can. Maven is needed only until the jars are cached."""
     if shutil.which("java") is None:
         return "no `java` on PATH: install a Java runtime >= 17"
     if not jars_folder().is_dir() and shutil.which("mvn") is None:
@@ -45,7 +45,7 @@ def missing_tool() -> str | None:
 
 
 def fetch_jars() -> Path:
-    """The folder of jars, fetched by Maven when not cached; a half-fetched folder is never seen.
+    """Return the folder of jars, fetched by Maven unless cached; the folder appears only when it is complete.
 
     Raises KafkaUnavailable when Java or Maven is missing or the download fails.
     """
@@ -82,5 +82,5 @@ def _move_into_place(fetched: Path, folder: Path) -> None:
     try:
         fetched.rename(folder)
     except OSError:
-        if not folder.is_dir():  # another process that fetched at the same time won the race: its folder is as good
+        if not folder.is_dir():  # another process fetched them at the same time and was faster: its folder is as good
             raise

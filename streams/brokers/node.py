@@ -1,4 +1,4 @@
-"""One node of Apache Kafka as a child process: its properties, its storage, its start. A broker has one, a cluster several.
+"""One node of Apache Kafka as a child process: its properties, storage and start. A broker has one, a cluster several.
 
 Every node is broker and controller at once, and the quorum of controllers is static: written into each node's properties.
 """
@@ -64,7 +64,7 @@ class KafkaNode:
         return f"{HOST}:{self.port}"
 
     def launch(self, cluster_id: str | None = None) -> Child:
-        """Start the node without waiting. Its first start makes its storage, for the cluster `cluster_id` (default: a new one).
+        """Start the node without waiting. Its first start formats its storage, for the cluster `cluster_id` (default: a new one).
 
         Raises KafkaUnavailable without Java or jars, ProcessError when the storage cannot be made.
         """
@@ -101,5 +101,5 @@ class KafkaNode:
 
 
 def make_cluster_id() -> str:
-    """A random id in Kafka's own form: 16 bytes in URL-safe base64, no leading dash."""
+    """Return a random id as Kafka makes them: 16 bytes in URL-safe base64 without a dash."""
     return base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode().replace("-", "A")

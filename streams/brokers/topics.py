@@ -1,6 +1,6 @@
-"""The topics: what they are called, how they are created, and which log they currently stand for.
+"""The topics: their settings, their creation, their ids and offsets.
 
-A topic's id, not its name, identifies the log: a broker that lost its disk offers the same name with offsets that start anew.
+A topic's id, not its name, identifies the log: a broker that lost its disk has the same name with offsets that start again at 0.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ NAME = r"^[a-zA-Z0-9._-]{1,249}$"
 TIMEOUT_S = 30.0
 KAFKA_SESSION_S = 6.0
 DEAD_NODES = 4
-"""Nodes of a cluster that may be down, one after the other, before a question to it fails."""
+"""How many dead nodes of a cluster a request may reach, one after the other, before it fails."""
 
 T = TypeVar("T")
 
 
 class TopicError(RuntimeError):
-    """A topic that cannot be created or read as the settings want it; the text names topic, broker and what to do."""
+    """A topic that cannot be created or read as set; the text names topic, broker and what to do."""
 
 
 class KafkaSettings(BaseModel, frozen=True, extra="forbid"):
-    """Where the log is and what it is called (section `kafka`)."""
+    """Which broker has the log, and the names of its topics (section `kafka`)."""
 
     bootstrap: str | None = Field(default=None, min_length=1, description="host:port of an external broker; overrides `broker`")
     broker: Literal["embedded", "kafka"] = Field(
@@ -45,7 +45,7 @@ class KafkaSettings(BaseModel, frozen=True, extra="forbid"):
         default=None,
         ge=1,
         le=10,
-        description="copies that must hold an event before it is acknowledged; unset: the broker's default",
+        description="copies that must have an event before it is acknowledged; unset: the broker's default",
     )
     session_timeout_s: float = Field(
         default=45.0,
@@ -66,10 +66,9 @@ class KafkaSettings(BaseModel, frozen=True, extra="forbid"):
 def create_topics(bootstrap: str, kafka: KafkaSettings, timeout_s: float = TIMEOUT_S) -> None:
     """Create the event and quarantine topics where they do not exist, and wait until they have leaders.
 
-    Raises TopicError when the broker does not answer or a topic is there with another number of partitions: sessions would move
-    between shards.
+    Raises TopicError when the broker does not answer, or a topic has another number of partitions: sessions would change shards.
     """
-    _ask(bootstrap, timeout_s, lambda admin: _create(admin, bootstrap, kafka, timeout_s))
+    _request(bootstrap, timeout_s, lambda admin: _create(admin, bootstrap, kafka, timeout_s))
 
 
 def _create(admin: KafkaAdminClient, bootstrap: str, kafka: KafkaSettings, timeout_s: float) -> None:
@@ -91,7 +90,7 @@ def _create(admin: KafkaAdminClient, bootstrap: str, kafka: KafkaSettings, timeo
 
 
 def _await_topics(admin: KafkaAdminClient, names: list[str], deadline: float) -> list[dict[str, Any]]:
-    """Describe topics once they have leaders. In a cluster the node asked next may not have heard of them: then ask again."""
+    """Describe topics once they have leaders; ask again while a node of the cluster does not know them yet."""
     while True:
         admin.wait_for_topics(names, timeout_ms=max(0, int(1000 * (deadline - time.monotonic()))))
         topics: list[dict[str, Any]] = admin.describe_topics(names)
@@ -100,22 +99,22 @@ def _await_topics(admin: KafkaAdminClient, names: list[str], deadline: float) ->
 
 
 def topic_id(bootstrap: str, topic: str, timeout_s: float = TIMEOUT_S) -> str:
-    """Return the id (UUID) of the log behind a topic's name; raise TopicError when there is no such topic."""
-    return _ask(bootstrap, timeout_s, lambda admin: str(_describe(admin, topic, bootstrap)["topic_id"]))
+    """Return the id (UUID) of a topic; raise TopicError when there is no such topic."""
+    return _request(bootstrap, timeout_s, lambda admin: str(_describe(admin, topic, bootstrap)["topic_id"]))
 
 
 def describe_partitions(bootstrap: str, topic: str, timeout_s: float = TIMEOUT_S) -> list[dict[str, Any]]:
     """Return Kafka's metadata of each partition (`partition_index`, `leader_id`, `isr_nodes` and so on). Raises TopicError."""
-    return _ask(bootstrap, timeout_s, lambda admin: list(_describe(admin, topic, bootstrap)["partitions"]))
+    return _request(bootstrap, timeout_s, lambda admin: list(_describe(admin, topic, bootstrap)["partitions"]))
 
 
 def end_offsets(bootstrap: str, topic: str, timeout_s: float = TIMEOUT_S) -> dict[int, int]:
     """Return, for each partition, the offset that the next record will get; raise TopicError when there is no such topic.
 
-    The embedded broker answers with the first offset of the last Kafka batch plus one: right only where a batch holds one record,
-    as the emitter's do. Behind other producers use `Emitter.positions`, or real Kafka.
+    The embedded broker answers with the first offset of the last Kafka batch plus one: right only when a batch is one record, as
+    the emitter's are. With other producers use real Kafka.
     """
-    return _ask(bootstrap, timeout_s, lambda admin: _list_ends(admin, topic, bootstrap))
+    return _request(bootstrap, timeout_s, lambda admin: _list_ends(admin, topic, bootstrap))
 
 
 def _list_ends(admin: KafkaAdminClient, topic: str, bootstrap: str) -> dict[int, int]:
@@ -124,14 +123,14 @@ def _list_ends(admin: KafkaAdminClient, topic: str, bootstrap: str) -> dict[int,
 
     partitions = [one["partition_index"] for one in _describe(admin, topic, bootstrap)["partitions"]]
     found = admin.list_partition_offsets({TopicPartition(topic, number): OffsetSpec.LATEST for number in partitions})
-    return {place.partition: int(found[place].offset) for place in sorted(found)}
+    return {partition.partition: int(found[partition].offset) for partition in sorted(found)}
 
 
-def _ask(bootstrap: str, timeout_s: float, question: Callable[[KafkaAdminClient], T]) -> T:
-    """Return what `question` gets from an admin client; say which broker it was when it fails.
+def _request(bootstrap: str, timeout_s: float, request: Callable[[KafkaAdminClient], T]) -> T:
+    """Return the result of `request` with an admin client; raise TopicError, which names the broker.
 
-    kafka-python sends a request to any node that it has heard of, a dead one too. That node it then avoids for a while, so asking
-    again soon reaches a live one.
+    kafka-python sends a request to any node it knows, a dead one too. It then avoids that node for a while, so a second request
+    soon reaches a live one.
     """
     from kafka.errors import KafkaConnectionError, KafkaError
 
@@ -142,8 +141,8 @@ def _ask(bootstrap: str, timeout_s: float, question: Callable[[KafkaAdminClient]
         with KafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=limit, bootstrap_timeout_ms=limit) as admin:
             for _ in range(DEAD_NODES):
                 with suppress(KafkaConnectionError):
-                    return question(admin)
-            return question(admin)
+                    return request(admin)
+            return request(admin)
     except (KafkaError, OSError) as error:
         raise TopicError(
             f"broker {bootstrap}: {type(error).__name__}: {error}; is it running, and is the address right?"

@@ -159,8 +159,8 @@ def _day_file(path: str) -> DayFile | None:
 
 def _put_local(path: Path, fill: Callable[[Path], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing_file(path, durable=True) as beside:
-        fill(beside)
+    with replacing_file(path, durable=True) as temporary:
+        fill(temporary)
 
 
 def _upload(lake: Lake, path: str, fill: Callable[[Path], None]) -> None:

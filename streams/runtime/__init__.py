@@ -1,1 +1,1 @@
-"""What every process of the streams room starts with: settings, logs, child processes, clocks, artifact folders."""
+"""What every process starts with: settings, logs, child processes, clocks, files written whole, artifact folders."""

@@ -1,7 +1,7 @@
-"""Immutable folders: how a room hands weights, indexes and releases to another without either seeing half of one.
+"""Immutable folders, by which one room passes weights and indexes to another without ever showing an incomplete one.
 
-A folder is filled under a hidden name beside its place, made durable, described by a manifest that is written last, and renamed.
-So a visible folder is complete, and its manifest's checksums say whether it is still what was published.
+A folder is filled under a hidden name in its parent folder, described by a manifest with checksums, made durable and renamed.
+So a visible folder is complete, and its checksums show whether it was changed after it was published.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What `manifest.json` holds; `files` maps paths inside the folder, with forward slashes."""
+    """The content of `manifest.json`; `files` maps paths inside the folder, with forward slashes."""
 
     kind: str
     id: str
@@ -60,8 +60,7 @@ def publish(
 ) -> Artifact:
     """Let `fill` write a new folder, and publish it as root/kind/<id>; ids sort by time of creation.
 
-    Nothing becomes visible when `fill` raises. Raises ArtifactError for what cannot be kept: links, special files,
-    a manifest.json of its own.
+    When `fill` raises, nothing is published. Raises ArtifactError for links, special files and a manifest.json of its own.
     """
     created = datetime.fromtimestamp(clock(), UTC)
     name = f"{created:%Y%m%dT%H%M%S%f}-{secrets.token_hex(4)}"
@@ -75,7 +74,7 @@ def publish(
 
 
 def load(path: Path) -> Artifact:
-    """Return the artifact at `path` after checking that it holds what was published, no less and no more; raise ArtifactError."""
+    """Return the artifact at `path` after checking that its files are exactly those published; raise ArtifactError."""
     manifest = read_manifest(path)
     for name, file in manifest.files.items():
         _check(path, name, file)
@@ -88,9 +87,9 @@ def load(path: Path) -> Artifact:
 
 def latest(root: Path, kind: str) -> Artifact | None:
     """Return the newest artifact of a kind, checked as `load` does, or None when there is none."""
-    place = root / kind
-    names = [entry.name for entry in place.iterdir() if not entry.name.startswith(".")] if place.is_dir() else []
-    return load(place / max(names)) if names else None
+    folder = root / kind
+    names = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")] if folder.is_dir() else []
+    return load(folder / max(names)) if names else None
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -1,7 +1,7 @@
-"""Files and folders that appear whole: written beside their place, then moved over it in one step.
+"""Files and folders that are replaced in one step: written under a temporary name in the same folder, then renamed.
 
-A reader, and whoever starts after a kill, finds the old content or the new one. The name beside begins with a dot: readers of
-Parquet folders skip such names.
+A reader, also after a kill, finds the old content or the new one. Temporary names begin with a dot: readers of Parquet folders
+skip such names.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from pathlib import Path
 
 def replace_file(path: Path, content: bytes, *, durable: bool, shared: bool = False) -> None:
     """Replace a file by `content` in one step; `durable` and `shared` as in `replacing_file`."""
-    with replacing_file(path, durable=durable, shared=shared) as beside:
-        beside.write_bytes(content)
+    with replacing_file(path, durable=durable, shared=shared) as temporary:
+        temporary.write_bytes(content)
 
 
 @contextmanager
 def replacing_file(path: Path, *, durable: bool, shared: bool = False) -> Iterator[Path]:
-    """Yield the path of a file to write in the same folder, and move it over `path` when the block ends.
+    """Yield the path of a temporary file to write, and move it over `path` when the block ends.
 
-    An exception in the block leaves `path` as it was and nothing beside it; what a kill leaves is overwritten by the next writer.
-    With `durable` the new content survives a loss of power from then on. With `shared` several processes may replace the file at
-    the same time: each writes under a name of its own.
+    An exception in the block leaves `path` as it was and no temporary file; the next writer overwrites one that a kill left. With
+    `durable` the new content survives a loss of power from then on. With `shared` several processes may replace the file at the
+    same time: each has a temporary file of its own.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.writing" if shared else f".{path.name}.writing")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.writing" if shared else f".{path.name}.writing")
     try:
-        yield beside
+        yield temporary
         if durable:
-            sync(beside)
-        beside.replace(path)
+            sync(temporary)
+        temporary.replace(path)
     except BaseException:
-        with suppress(OSError):  # the first error says what is wrong; a full disk may refuse this too
-            beside.unlink()
+        with suppress(OSError):  # the error raised below says what is wrong; a failing disk may refuse this too
+            temporary.unlink()
         raise
     if durable:
         sync(path.parent)
@@ -43,20 +43,20 @@ def replacing_file(path: Path, *, durable: bool, shared: bool = False) -> Iterat
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `path` to fill; make it durable and rename it to `path` when the block ends.
+    """Yield an empty temporary folder to fill; make it durable and rename it to `path` when the block ends.
 
-    An exception in the block leaves nothing; what a kill left is removed by the next call for the same `path`.
+    An exception in the block leaves no folder; one that a kill left is removed by the next call for the same `path`.
     """
-    beside = path.with_name(f".{path.name}.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    temporary = path.with_name(f".{path.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     try:
-        yield beside
-        for entry in (*beside.rglob("*"), beside):
+        yield temporary
+        for entry in (*temporary.rglob("*"), temporary):
             sync(entry)
-        beside.rename(path)
+        temporary.rename(path)
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync(path.parent)
 

@@ -1,6 +1,6 @@
-"""A clock that somebody sets: the time that a worker goes by when it must not go by the machine's.
+"""A clock in a file, which a worker reads instead of the machine's clock.
 
-Tests and replays of old logs say what time it is; the check for events from the future then means what it meant at that time.
+Tests and replays of old logs set it, so that the check for events from the future uses the time of the log.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from streams.runtime.atomic_files import replace_file
 
 
 class ClockError(RuntimeError):
-    """A clock file that tells no time; the text names it."""
+    """A clock file that cannot be read; the text names it."""
 
 
 def choose_clock(file: Path | None) -> Callable[[], float]:
-    """Return the system's clock, or one that reads the file anew each time: seconds since the epoch. It raises ClockError."""
+    """Return the system's clock, or one that reads the file at each call (seconds since the epoch) and may raise ClockError."""
     return time.time if file is None else lambda: read_clock(file)
 
 
 def read_clock(file: Path) -> float:
-    """Return the seconds since the epoch that a clock file holds. Raises ClockError."""
+    """Return the seconds since the epoch in a clock file; raise ClockError."""
     try:
         seconds = float(file.read_text(encoding="ascii"))
     except (OSError, ValueError) as error:
-        raise ClockError(f"worker.clock_file {file} tells no time: {error}; write seconds since the epoch into it") from error
+        raise ClockError(f"worker.clock_file {file} cannot be read: {error}; write seconds since the epoch into it") from error
     if not math.isfinite(seconds):
-        raise ClockError(f"worker.clock_file {file} tells no time: {seconds}")
+        raise ClockError(f"worker.clock_file {file} is {seconds}; write seconds since the epoch into it")
     return seconds
 
 
 def set_clock(file: Path, seconds: float) -> None:
-    """Write a clock file, so that a reader sees the old time or the new one."""
+    """Write a clock file in one step, so that a reader sees the old time or the new one."""
     replace_file(file, repr(float(seconds)).encode(), durable=False, shared=True)

@@ -1,7 +1,7 @@
-"""Logs of a process: one line an event, `key=value`, to standard error; chatty libraries are held to a line now and then.
+"""Logs of a process: one line an event, `key=value`, to standard error; messages of chatty libraries are rate-limited.
 
-While a broker is away aiokafka and kafka-python print some 40 lines a second. Each of their messages goes through once, then at
-most once in `QUIET_S`, with the count of what was held back.
+While a broker is away aiokafka and kafka-python print some 40 lines a second. Each of their messages is written once, then at
+most once in `QUIET_S` seconds, with the count of those suppressed.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ CHATTY = ("aiokafka", "kafka", "faust", "mode")
 FORMAT = "ts=%(asctime)s level=%(levelname)s logger=%(name)s %(message)s"
 
 
-class RateLimit(logging.Filter):
-    """Lets each message template of each logger through once in `quiet_s`, then says how many it held back."""
+class RateLimitFilter(logging.Filter):
+    """Passes each message template of each library logger once in `quiet_s` seconds, with the count of those suppressed."""
 
     def __init__(self, quiet_s: float = QUIET_S, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
@@ -26,23 +26,23 @@ class RateLimit(logging.Filter):
         self._seen: dict[tuple[str, str], tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record may be written; records of our own loggers always may."""
+        """Return whether the record is written; records of our own loggers always are."""
         if not record.name.startswith(CHATTY):
             return True
         key = (record.name, str(record.msg)[:80])
         now = self._clock()
-        last, held = self._seen.get(key, (float("-inf"), 0))
+        last, suppressed = self._seen.get(key, (float("-inf"), 0))
         if now - last < self._quiet_s:
-            self._seen[key] = (last, held + 1)
+            self._seen[key] = (last, suppressed + 1)
             return False
         self._seen[key] = (now, 0)
-        if held:
-            record.msg, record.args = f"{record.getMessage()} (and {held} more like it)", None
+        if suppressed:
+            record.msg, record.args = f"{record.getMessage()} (and {suppressed} more like it)", None
         return True
 
 
-class OneLine(logging.Formatter):
-    """Keeps an event on one line: library messages become `message="…"`, control characters are escaped, a traceback follows."""
+class OneLineFormatter(logging.Formatter):
+    """One line a record: library messages become `message="…"`, control characters are escaped, a traceback follows."""
 
     def __init__(self) -> None:
         super().__init__(FORMAT, "%Y-%m-%dT%H:%M:%S%z")
@@ -54,10 +54,10 @@ class OneLine(logging.Formatter):
 
 
 def configure_logs(level: int = logging.INFO) -> None:
-    """Send all logs of this process to standard error: ours from `level` on, those of the libraries from WARNING on."""
+    """Send all logs of this process to standard error: our own from `level` on, those of chatty libraries from WARNING on."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(OneLine())
-    handler.addFilter(RateLimit())
+    handler.setFormatter(OneLineFormatter())
+    handler.addFilter(RateLimitFilter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)

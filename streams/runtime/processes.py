@@ -1,7 +1,4 @@
-"""Child processes of one machine: start one, wait until it answers, stop it for certain.
-
-Brokers and isolated workers are real processes. Waiting for them is polling with a deadline, and it lives here alone.
-"""
+"""Child processes on this machine: start one, wait with a deadline until it answers, and stop it for certain."""
 
 from __future__ import annotations
 
@@ -18,11 +15,11 @@ from types import TracebackType
 
 TAIL_BYTES = 4000
 KEEP_BUFFERS = {"MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "134217728"}
-"""Environment that keeps glibc from handing big buffers back to the system and faulting them in again at every pass."""
-STEADY_PORTS = (20_000, 32_000)
-"""Below the ports that Linux (32768) and other systems (49152) give to outgoing connections."""
-# Runs before the child's own program, in its process: the kernel kills the child when the thread that started it is gone
-# (PR_SET_PDEATHSIG = 1), and a parent that was gone already is noticed. A preexec_fn could deadlock in a process with threads.
+"""Environment that keeps glibc from returning big buffers to the system and faulting them in again at every pass."""
+NON_EPHEMERAL_PORTS = (20_000, 32_000)
+"""A range below the ports that Linux (from 32768) and other systems (from 49152) give to outgoing connections."""
+# Runs in the child before its own program: the kernel kills the child when the thread that started it ends (PR_SET_PDEATHSIG =
+# 1), and a parent that ended before is noticed. A preexec_fn could deadlock in a process with threads.
 DIE_WITH_PARENT = """\
 import ctypes, os, sys
 ctypes.CDLL(None).prctl(1, 9)
@@ -33,31 +30,31 @@ os.execvp(sys.argv[2], sys.argv[2:])
 
 
 class ProcessError(RuntimeError):
-    """A child process ended early, did not answer in time, or could not be started; the text holds the end of its log."""
+    """A child process ended early, did not answer in time, or could not be started; the text has the end of its log."""
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that was free on `host` a moment ago."""
+    """Return a TCP port that was free on `host` a moment ago."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
 
 
-def steady_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """TCP ports, free on `host` a moment ago, that the system hands out to nobody: for servers that keep theirs over restarts.
+def non_ephemeral_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+    """Return TCP ports, free on `host` a moment ago, that the system never chooses by itself: for servers that restart.
 
-    A port of the system's own range may belong to somebody else's outgoing connection by the time the server is back.
+    An ephemeral port may belong to another process's outgoing connection by the time the server is back.
     """
     chosen: list[int] = []
     while len(chosen) < count:
-        port = random.randrange(*STEADY_PORTS)
+        port = random.randrange(*NON_EPHEMERAL_PORTS)
         if port not in chosen and port_is_free(host, port):
             chosen.append(port)
     return chosen
 
 
 def port_is_free(host: str, port: int) -> bool:
-    """Whether `port` can be bound on `host` now (0 always can)."""
+    """Return whether `port` can be bound on `host` now (0 always can)."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -68,7 +65,7 @@ def port_is_free(host: str, port: int) -> bool:
 
 
 def accepts(host: str, port: int) -> bool:
-    """Whether something accepts a TCP connection there."""
+    """Return whether something accepts a TCP connection there."""
     try:
         with socket.create_connection((host, port), timeout=0.5):
             return True
@@ -76,8 +73,8 @@ def accepts(host: str, port: int) -> bool:
         return False
 
 
-def guard() -> list[str]:
-    """What to put before a command, so that it does not outlive this process."""
+def die_with_parent() -> list[str]:
+    """Return the words to put before a command, so that its process ends with this one."""
     if sys.platform != "linux":
         return []
     return [sys.executable, "-I", "-S", "-c", DIE_WITH_PARENT, str(os.getpid())]
@@ -86,8 +83,8 @@ def guard() -> list[str]:
 class Child:
     """One running child process whose output goes to a log file; stopped on leaving the `with` block.
 
-    It runs in a session of its own, so that Ctrl-C in the terminal reaches its parent alone, which stops it in order. On
-    Linux it is killed when the parent is (more exactly: when the thread that started it ends), so nothing is left running.
+    It runs in a session of its own, so that Ctrl-C in the terminal reaches only its parent, which stops it in order. On Linux it
+    is killed when the parent ends (more exactly: the thread that started it), so that no process is left running.
     """
 
     def __init__(self, name: str, command: Sequence[str | Path], log: Path, environ: Mapping[str, str] | None = None) -> None:
@@ -96,7 +93,7 @@ class Child:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [*guard(), *(str(part) for part in command)],
+                [*die_with_parent(), *(str(part) for part in command)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -114,7 +111,7 @@ class Child:
         return self._process.poll()
 
     def tail(self) -> str:
-        """The last lines of the log, for error texts."""
+        """Return the last lines of the log, for error texts."""
         return self.log.read_bytes()[-TAIL_BYTES:].decode("utf-8", "replace").strip()
 
     def wait_until(self, ready: Callable[[], bool], timeout_s: float, what: str, poll_s: float = 0.02) -> None:
@@ -129,23 +126,23 @@ class Child:
                 raise ProcessError(f"{self.name}: not {what} after {timeout_s:g} s; its log {self.log} ends:\n{self.tail()}")
 
     def sleep(self, seconds: float) -> int | None:
-        """Wait for the process to end, at most `seconds`; its exit code, or None when it still runs."""
+        """Wait at most `seconds` for the process to end; return its exit code, None when it still runs."""
         try:
             return self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             return None
 
     def kill(self) -> None:
-        """SIGKILL, and reap."""
+        """Send SIGKILL and wait for the end."""
         self._process.kill()
         self._process.wait()
 
     def terminate(self) -> None:
-        """SIGTERM, without waiting; harmless when already ended."""
+        """Send SIGTERM without waiting; harmless when the process has ended."""
         self._process.send_signal(signal.SIGTERM)
 
     def stop(self, grace_s: float = 10.0) -> int:
-        """SIGTERM, then SIGKILL when it is not gone after `grace_s`. Returns the exit code; harmless when already ended."""
+        """Send SIGTERM, then SIGKILL after `grace_s` seconds; return the exit code. Harmless when the process has ended."""
         if self._process.poll() is None:
             self.terminate()
             if self.sleep(grace_s) is None:

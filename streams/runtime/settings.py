@@ -1,7 +1,7 @@
 """The settings loader, and the one section that every room reads.
 
-A room's section is a frozen pydantic model beside the code that reads it; this file only brings file and environment to them, and
-turns every mistake into one sentence that names the key, the value and what is allowed.
+Each section is a frozen pydantic model in the file of the code that reads it. This file fills them from a TOML file and the
+environment, and turns every mistake into one sentence that names the key, the value and what is allowed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class SettingsError(ValueError):
 
 
 class DataSettings(BaseModel, frozen=True, extra="forbid"):
-    """Where everything lives on disk (section `data`)."""
+    """Where all data is on disk (section `data`)."""
 
     dir: Path = Field(default=Path("data"), description="folder of shards, lake, artifacts, releases, ledger and logs")
 
@@ -78,9 +78,9 @@ def load_settings(root: type[Root], path: Path | None = None, environ: Mapping[s
     _refuse_unknown_sections(written, str(named or DEFAULT_FILE))
     _refuse_unknown_variables(environ)
     exported = _read_environment(root, environ)
-    mine = {section: value for section, value in written.items() if section in root.model_fields}
+    own = {section: value for section, value in written.items() if section in root.model_fields}
     try:
-        return root.model_validate(_merge(mine, exported))
+        return root.model_validate(_merge(own, exported))
     except ValidationError as error:
         problems = [_problem(root, dict(one), exported, str(named or DEFAULT_FILE)) for one in error.errors(include_url=False)]
         raise SettingsError("\n".join(problems)) from None
@@ -143,22 +143,22 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _problem(root: type[BaseModel], error: Mapping[str, Any], exported: Mapping[str, Any], file: str) -> str:
-    place = tuple(str(part) for part in error["loc"])
-    key = ".".join(place)
-    origin = f"environment variable {PREFIX}{'_'.join(place[:2]).upper()}" if _holds(exported, place[:2]) else file
+    key_path = tuple(str(part) for part in error["loc"])
+    key = ".".join(key_path)
+    origin = f"environment variable {PREFIX}{'_'.join(key_path[:2]).upper()}" if _has_path(exported, key_path[:2]) else file
     if error["type"] == "extra_forbidden":
-        known = _keys(root, place[:-1])
-        return f"{origin}: unknown key {key}{_nearest(place[-1], known)}; allowed are {', '.join(known) or 'none'}"
+        known = _keys(root, key_path[:-1])
+        return f"{origin}: unknown key {key}{_nearest(key_path[-1], known)}; allowed are {', '.join(known) or 'none'}"
     if error["type"] == "missing":
-        return f"{key}: a value is needed, in {file} or as {PREFIX}{'_'.join(place[:2]).upper()}"
+        return f"{key}: a value is needed, in {file} or as {PREFIX}{'_'.join(key_path[:2]).upper()}"
     if isinstance(error["input"], Mapping | BaseModel):
         return f"{origin}: {key}: {error['msg']}"  # a whole section is not shown: it may hold a secret
-    value = "**********" if _is_secret(root, place) else repr(error["input"])
+    value = "**********" if _is_secret(root, key_path) else repr(error["input"])
     return f"{origin}: {key} = {value}: {error['msg']}"
 
 
-def _holds(tree: Any, place: Iterable[str]) -> bool:
-    for part in place:
+def _has_path(tree: Any, key_path: Iterable[str]) -> bool:
+    for part in key_path:
         if not isinstance(tree, Mapping) or part not in tree:
             return False
         tree = tree[part]
@@ -166,7 +166,7 @@ def _holds(tree: Any, place: Iterable[str]) -> bool:
 
 
 def _models(annotation: Any) -> Iterator[Any]:
-    """Yield the plain types inside an annotation such as `dict[str, Task]` or `SecretStr | None`."""
+    """Yield the types inside an annotation such as `dict[str, Task]` or `SecretStr | None`."""
     inner = getattr(annotation, "__args__", None)
     if not inner:
         yield annotation
@@ -175,23 +175,23 @@ def _models(annotation: Any) -> Iterator[Any]:
         yield from _models(part)
 
 
-def _annotation(root: type[BaseModel], place: Iterable[str]) -> list[Any]:
-    """Return the types at a place in the tree of models; a part that no model names (a table's own key) stays where it is."""
+def _annotation(root: type[BaseModel], key_path: Iterable[str]) -> list[Any]:
+    """Return the types at a path in the tree of models; a part that is no model's field (a key of a table) is skipped."""
     types: list[Any] = [root]
-    for part in place:
+    for part in key_path:
         models = [one for one in types if isinstance(one, type) and issubclass(one, BaseModel)]
         if fields := [one.model_fields[part] for one in models if part in one.model_fields]:
             types = [kind for field in fields for kind in _models(field.annotation)]
     return types
 
 
-def _keys(root: type[BaseModel], place: Iterable[str]) -> list[str]:
-    found = _annotation(root, place)
+def _keys(root: type[BaseModel], key_path: Iterable[str]) -> list[str]:
+    found = _annotation(root, key_path)
     return [key for one in found if isinstance(one, type) and issubclass(one, BaseModel) for key in one.model_fields]
 
 
-def _is_secret(root: type[BaseModel], place: Iterable[str]) -> bool:
-    return any(kind in (SecretStr, SecretBytes) for kind in _annotation(root, place))
+def _is_secret(root: type[BaseModel], key_path: Iterable[str]) -> bool:
+    return any(kind in (SecretStr, SecretBytes) for kind in _annotation(root, key_path))
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

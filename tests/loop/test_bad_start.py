@@ -14,7 +14,7 @@ import pytest
 from queryloop.settings import Settings
 from serving.settings import ServingSettings
 from streams.brokers.topics import KafkaSettings
-from streams.runtime.environment import environ_of
+from streams.runtime.environment import to_environ
 from streams.runtime.processes import Child
 from streams.runtime.settings import DataSettings
 from streams.worker.settings import WorkerSettings
@@ -44,7 +44,7 @@ ENTRIES = {"worker": ["streams"], "serving": ["serving"], "trainers": ["trainers
 @pytest.fixture(scope="module")
 def mistyped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
     """Every process, started with a key that does not exist."""
-    environ = environ_of(Settings()) | {"QUERYLOOP_DATA_FOLDER": "/tmp/x", "QUERYLOOP_KAFKA_BOOTSTRAP": "127.0.0.1:1"}
+    environ = to_environ(Settings()) | {"QUERYLOOP_DATA_FOLDER": "/tmp/x", "QUERYLOOP_KAFKA_BOOTSTRAP": "127.0.0.1:1"}
     return run_all(ENTRIES, environ, tmp_path_factory.mktemp("mistyped"))
 
 
@@ -59,7 +59,7 @@ def test_a_settings_typo_stops_every_process_with_the_key_and_what_is_allowed(mi
 def test_a_typo_in_the_file_is_named_with_the_nearest_key(tmp_path: Path) -> None:
     file = tmp_path / "queryloop.toml"
     file.write_text("[kafka]\npartitons = 3\nsession_timeout_s = 0\n")
-    ended = run_all({"config": ["queryloop", "--config", str(file), "config"]}, environ_of(Settings()), tmp_path)["config"]
+    ended = run_all({"config": ["queryloop", "--config", str(file), "config"]}, to_environ(Settings()), tmp_path)["config"]
     assert ended.code == 2
     assert f"{file}: unknown key kafka.partitons (did you mean partitions?)" in ended.text
     assert f"{file}: kafka.session_timeout_s = 0: Input should be greater than or equal to 1" in ended.text
@@ -79,10 +79,10 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, dic
             worker=WorkerSettings(port=port),
             serving=ServingSettings(port=port),
         )
-        alone = environ_of(settings) | {"QUERYLOOP_KAFKA_BOOTSTRAP": "127.0.0.1:1"}
+        alone = to_environ(settings) | {"QUERYLOOP_KAFKA_BOOTSTRAP": "127.0.0.1:1"}
         ended = run_all({"worker": ["streams"], "serving": ["serving"]}, alone, place)
         ended |= run_all(
-            {"broker": ["queryloop", "broker", "--port", str(port)], "up": ["queryloop", "up"]}, environ_of(settings), place
+            {"broker": ["queryloop", "broker", "--port", str(port)], "up": ["queryloop", "up"]}, to_environ(settings), place
         )
         yield port, ended, taken
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from queryloop.settings import Settings
-from streams.runtime.environment import environ_of
+from streams.runtime.environment import to_environ
 from streams.runtime.settings import SECTIONS, SettingsError, load_settings
 
 KEY = "a-key-of-sixteen-characters"
@@ -65,6 +65,6 @@ def test_child_processes_read_the_same_settings_from_their_environment(tmp_path:
         tmp_path, '[data]\ndir = "elsewhere"\n[search]\nbeam = 2\n[timetable]\nctr = "off"\n[tasks.hint]\nname = "hint"\nn = 2\n'
     )
     settings = load_settings(Settings, given, {"QUERYLOOP_SERVING_KEY": KEY})
-    environ = environ_of(settings, {"QUERYLOOP_SEARCH_BEAM": "9", "PATH": "/bin"})
+    environ = to_environ(settings, {"QUERYLOOP_SEARCH_BEAM": "9", "PATH": "/bin"})
     assert load_settings(Settings, None, environ) == settings
     assert environ["PATH"] == "/bin"

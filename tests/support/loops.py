@@ -15,7 +15,7 @@ from queryloop.up.worker_process import WorkerProcess, read_status
 from serving.releases import registry
 from serving.settings import ServingRoot
 from streams.runtime import artifacts
-from streams.runtime.environment import environ_of
+from streams.runtime.environment import to_environ
 from streams.runtime.processes import Child
 from tests.support.models import make_tiny_policy
 
@@ -72,7 +72,7 @@ def publish_policy(data_dir: Path) -> registry.Release:
 
 def start_serving(root: ServingRoot, log: Path) -> Child:
     """`python -m serving` with exactly these settings; wait for it with `wait_serving`."""
-    return Child("serving", [sys.executable, "-m", "serving"], log, environ_of(root))
+    return Child("serving", [sys.executable, "-m", "serving"], log, to_environ(root))
 
 
 def wait_serving(child: Child, url: str) -> None:

@@ -1,4 +1,4 @@
-"""The brokers: each starts, answers, says what it is, and leaves nothing behind."""
+"""The brokers: each starts, answers, describes itself, and leaves no process or folder behind."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def test_every_broker_answers_and_describes_itself_in_one_line(broker: Broker) -
     assert "\n" not in broker.describe()
 
 
-def test_the_embedded_broker_says_that_it_forgets(embedded_broker: Broker) -> None:
+def test_the_embedded_broker_says_that_events_are_lost_when_it_stops(embedded_broker: Broker) -> None:
     assert not embedded_broker.durable
     assert "lost" in embedded_broker.describe()
 
 
-def test_leaving_stops_the_process_and_removes_its_scratch_folder() -> None:
+def test_leaving_stops_the_process_and_removes_its_temporary_folder() -> None:
     broker = EmbeddedBroker()
     with broker:
         child = broker.child
@@ -104,7 +104,7 @@ def test_a_child_that_dies_early_is_reported_with_its_output(tmp_path: Path) -> 
         child.wait_until(lambda: False, 10, "ready")
 
 
-def test_a_child_that_never_answers_is_given_up_and_one_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+def test_a_child_that_never_answers_is_an_error_and_one_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     stubborn = ["sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.1; done"]
     with Child("the child", stubborn, tmp_path / "log") as child:
         child.wait_until(lambda: "up" in child.tail(), 10, "up")

@@ -1,4 +1,4 @@
-"""kafka-python's clients, mended: whoever knocks where no broker answers holds nothing open afterwards, collector or not."""
+"""kafka-python's clients, patched: one that reaches no broker leaves nothing open, with or without garbage collection."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from streams.runtime.processes import free_port
 
 CLIENTS = [KafkaAdminClient, KafkaProducer]
 LOOP = 3
-"""What a client's event loop holds open: its selector, and a pair of sockets to be woken by."""
+"""Files that a client's event loop has open: its selector, and a pair of sockets to wake it."""
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def _no_collector() -> Iterator[None]:
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """An address that answers no call: its queue of one is full, and nobody takes calls from it."""
+    """An address that accepts no connection: its queue of one is full, and no server takes from it."""
     with ExitStack() as stack:
         server = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         stack.enter_context(socket.create_connection(server.getsockname()))
@@ -54,7 +54,7 @@ def test_a_refused_connection_leaves_nothing(client: type) -> None:
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_a_connection_that_nobody_takes_leaves_nothing(client: type, silent: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_connection_that_is_never_accepted_leaves_nothing(client: type, silent: str, caplog: pytest.LogCaptureFixture) -> None:
     assert_nothing_is_left(client, silent)
     assert "timed out" in caplog.text
     assert [
@@ -67,7 +67,7 @@ def test_a_proxy_that_refuses_leaves_nothing(scheme: str) -> None:
     assert_nothing_is_left(KafkaProducer, "127.0.0.1:9092", proxy_url=f"{scheme}://127.0.0.1:{free_port()}")
 
 
-def test_a_living_producer_holds_no_socket_of_its_calls(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_live_producer_keeps_no_socket_of_failed_connections(caplog: pytest.LogCaptureFixture) -> None:
     backoff = {"reconnect_backoff_ms": 10, "reconnect_backoff_max_ms": 20}
     before = open_files()
     producer = KafkaProducer(bootstrap_servers=f"127.0.0.1:{free_port()}", api_version=(3, 9), **backoff)
@@ -85,7 +85,7 @@ def poll_until(true: Callable[[], bool]) -> None:
 
 
 def open_files() -> Counter[str]:
-    """What this process holds open, counted by what it is: sockets have numbers of their own, event loops have not."""
+    """Return the open files of this process, counted by name: a socket's name has its number, an event loop's has none."""
     found: Counter[str] = Counter()
     for file in Path("/proc/self/fd").iterdir():
         try:

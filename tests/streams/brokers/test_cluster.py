@@ -1,4 +1,4 @@
-"""The cluster of three: an acknowledged record outlives its leader, and the node that was killed comes back in sync."""
+"""The cluster of three: an acknowledged record survives its leader, and a killed node is in sync again after its restart."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kafka import KafkaConsumer, KafkaProducer
 from streams.brokers.broker import Broker, BrokerError
 from streams.brokers.cluster import KafkaCluster
 from streams.brokers.topics import KafkaSettings, create_topics, describe_partitions, end_offsets, topic_id
-from streams.runtime.processes import STEADY_PORTS, steady_ports
+from streams.runtime.processes import NON_EPHEMERAL_PORTS, non_ephemeral_ports
 
 
 def wait_until(ready: Callable[[], bool], timeout_s: float = 60.0) -> None:
@@ -23,7 +23,9 @@ def wait_until(ready: Callable[[], bool], timeout_s: float = 60.0) -> None:
 
 
 @pytest.mark.full
-def test_a_killed_leader_costs_no_acknowledged_record_and_comes_back_in_sync(kafka_broker: Broker, tmp_path: Path) -> None:
+def test_a_killed_leader_loses_no_acknowledged_record_and_is_in_sync_after_a_restart(
+    kafka_broker: Broker, tmp_path: Path
+) -> None:
     with KafkaCluster(tmp_path) as cluster:
         assert cluster.alive() == [1, 2, 3]
         with pytest.raises(BrokerError, match="node 1 of the Kafka cluster runs already"):
@@ -54,9 +56,9 @@ def test_a_killed_leader_costs_no_acknowledged_record_and_comes_back_in_sync(kaf
     assert all(child.returncode is not None for child in children)
 
 
-def test_a_cluster_has_ports_of_its_own_that_the_system_hands_out_to_nobody(tmp_path: Path) -> None:
+def test_a_cluster_has_ports_that_the_system_never_chooses_by_itself(tmp_path: Path) -> None:
     cluster = KafkaCluster(tmp_path)
     addresses = cluster.bootstrap.split(",")
     assert len(set(addresses)) == 3 and cluster.alive() == []
-    ports = steady_ports(6)
-    assert len(set(ports)) == 6 and all(STEADY_PORTS[0] <= port < STEADY_PORTS[1] for port in ports)
+    ports = non_ephemeral_ports(6)
+    assert len(set(ports)) == 6 and all(NON_EPHEMERAL_PORTS[0] <= port < NON_EPHEMERAL_PORTS[1] for port in ports)

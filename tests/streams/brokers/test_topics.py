@@ -1,4 +1,4 @@
-"""Topics: created once with the right partitions, known by id, and clear errors where they are not as wanted."""
+"""Topics: created once with the right partitions, identified by id, with clear errors when they are not as set."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_creating_twice_changes_nothing(bootstrap: str, unique: str) -> None:
     assert topic_id(bootstrap, unique) == first
 
 
-def test_copies_and_how_many_must_answer_are_set_at_creation(kafka_broker: Broker, unique: str) -> None:
+def test_replication_and_min_insync_are_set_at_creation(kafka_broker: Broker, unique: str) -> None:
     wanted = settings(unique).model_copy(update={"replication": 1, "min_insync": 1})
     create_topics(kafka_broker.bootstrap, wanted)
     with KafkaAdminClient(bootstrap_servers=kafka_broker.bootstrap) as admin:

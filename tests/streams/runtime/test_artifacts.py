@@ -113,7 +113,7 @@ def rewrite_manifest(path: Path, old: str, new: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "told"),
+    ("harm", "message"),
     [
         (lambda path: damage(path / "weights.bin", b"\x00" * 999 + b"\x01"), "weights.bin: its checksum"),
         (lambda path: damage(path / "weights.bin", b""), "weights.bin: 0 bytes"),
@@ -128,10 +128,10 @@ def rewrite_manifest(path: Path, old: str, new: str) -> None:
         (lambda path: rewrite_manifest(path, "weights.bin", "/etc/hostname"), "outside the artifact"),
     ],
 )
-def test_a_changed_artifact_is_refused_and_the_file_named(tmp_path: Path, harm: Callable[[Path], object], told: str) -> None:
+def test_a_changed_artifact_is_refused_and_the_file_named(tmp_path: Path, harm: Callable[[Path], object], message: str) -> None:
     artifact = publish_one(tmp_path)
     harm(artifact.path)
-    with pytest.raises(ArtifactError, match=told):
+    with pytest.raises(ArtifactError, match=message):
         load(artifact.path)
 
 

@@ -49,7 +49,7 @@ def run_until_killed(kind: str, path: Path) -> None:
 
 @pytest.mark.parametrize("durable", [False, True])
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_file_is_replaced_and_nothing_stays_beside_it(tmp_path: Path, durable: bool, shared: bool) -> None:
+def test_a_file_is_replaced_and_no_temporary_file_is_left(tmp_path: Path, durable: bool, shared: bool) -> None:
     for content in (b"old", b"new", b""):
         replace_file(tmp_path / "file", content, durable=durable, shared=shared)
         assert (tmp_path / "file").read_bytes() == content
@@ -58,18 +58,18 @@ def test_a_file_is_replaced_and_nothing_stays_beside_it(tmp_path: Path, durable:
 
 def test_a_reader_sees_the_old_file_until_the_block_ends(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"old")
-    with replacing_file(tmp_path / "file", durable=True) as beside:
-        beside.write_bytes(b"new")
-        assert beside.parent == tmp_path and beside.name.startswith(".")
+    with replacing_file(tmp_path / "file", durable=True) as temporary:
+        temporary.write_bytes(b"new")
+        assert temporary.parent == tmp_path and temporary.name.startswith(".")
         assert (tmp_path / "file").read_bytes() == b"old"
     assert (tmp_path / "file").read_bytes() == b"new"
 
 
 @pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()])
-def test_a_writer_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path, error: BaseException) -> None:
+def test_a_writer_that_fails_leaves_the_old_file_and_no_temporary_one(tmp_path: Path, error: BaseException) -> None:
     (tmp_path / "file").write_bytes(b"old")
-    with pytest.raises(type(error)), replacing_file(tmp_path / "file", durable=False) as beside:
-        beside.write_bytes(b"half")
+    with pytest.raises(type(error)), replacing_file(tmp_path / "file", durable=False) as temporary:
+        temporary.write_bytes(b"half")
         raise error
     assert (tmp_path / "file").read_bytes() == b"old"
     assert names(tmp_path) == ["file"]
@@ -80,7 +80,7 @@ def test_a_block_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
         pass
 
 
-def test_a_kill_inside_the_block_leaves_the_old_file_and_the_next_writer_takes_its_leftover_away(tmp_path: Path) -> None:
+def test_a_kill_inside_the_block_leaves_the_old_file_and_the_next_writer_removes_the_temporary_one(tmp_path: Path) -> None:
     replace_file(tmp_path / "file", b"old", durable=True)
     run_until_killed("file", tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == b"old"
@@ -106,34 +106,34 @@ def test_a_reader_never_sees_half_a_file_whenever_its_writers_are_killed(tmp_pat
 
 
 def test_a_folder_appears_whole(tmp_path: Path) -> None:
-    with new_folder(tmp_path / "place" / "folder") as beside:
-        (beside / "sub").mkdir()
-        (beside / "sub" / "file").write_bytes(b"content")
-        assert names(tmp_path / "place") == [beside.name] and beside.name.startswith(".")
+    with new_folder(tmp_path / "place" / "folder") as temporary:
+        (temporary / "sub").mkdir()
+        (temporary / "sub" / "file").write_bytes(b"content")
+        assert names(tmp_path / "place") == [temporary.name] and temporary.name.startswith(".")
     assert names(tmp_path / "place") == ["folder"]
     assert (tmp_path / "place" / "folder" / "sub" / "file").read_bytes() == b"content"
 
 
 def test_a_folder_that_cannot_be_filled_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "folder") as beside:
-        (beside / "half").write_bytes(b"half")
+    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "folder") as temporary:
+        (temporary / "half").write_bytes(b"half")
         raise ZeroDivisionError
     assert names(tmp_path) == []
 
 
-def test_a_folder_takes_the_place_of_no_other_one(tmp_path: Path) -> None:
-    with new_folder(tmp_path / "folder") as beside:
-        (beside / "file").write_bytes(b"old")
-    with pytest.raises(OSError), new_folder(tmp_path / "folder") as beside:
-        (beside / "file").write_bytes(b"new")
+def test_a_folder_replaces_no_other_one(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "folder") as temporary:
+        (temporary / "file").write_bytes(b"old")
+    with pytest.raises(OSError), new_folder(tmp_path / "folder") as temporary:
+        (temporary / "file").write_bytes(b"new")
     assert names(tmp_path) == ["folder"] and (tmp_path / "folder" / "file").read_bytes() == b"old"
 
 
-def test_a_kill_inside_the_block_leaves_no_folder_and_the_next_call_takes_its_leftover_away(tmp_path: Path) -> None:
+def test_a_kill_inside_the_block_leaves_no_folder_and_the_next_call_removes_the_temporary_one(tmp_path: Path) -> None:
     run_until_killed("folder", tmp_path / "folder")
     assert names(tmp_path) == [".folder.part"]
-    with new_folder(tmp_path / "folder") as beside:
-        assert names(beside) == []
+    with new_folder(tmp_path / "folder") as temporary:
+        assert names(temporary) == []
     assert names(tmp_path) == ["folder"]
 
 
@@ -174,8 +174,8 @@ def test_a_durable_file_is_synced_before_it_is_moved_and_its_folder_after(
 
 def test_everything_in_a_folder_is_on_disk_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = Steps(monkeypatch)
-    with new_folder(tmp_path / "folder") as beside:
-        (beside / "sub").mkdir()
-        (beside / "sub" / "file").write_bytes(b"content")
+    with new_folder(tmp_path / "folder") as temporary:
+        (temporary / "sub").mkdir()
+        (temporary / "sub" / "file").write_bytes(b"content")
     assert sorted(steps.names[:3]) == ["sync .folder.part", "sync file", "sync sub"]
     assert steps.names[3:] == ["rename folder", f"sync {tmp_path.name}"]

@@ -1,4 +1,4 @@
-"""Settings survive the way through environment variables into another process, whatever else is set there."""
+"""Settings passed through environment variables arrive unchanged in another process, whatever else is set there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from queryloop.settings import Settings
 from serving.policy.tasks import Task
-from streams.runtime.environment import environ_of
+from streams.runtime.environment import to_environ
 from streams.runtime.settings import load_settings
 
 text = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=20)
@@ -31,7 +31,7 @@ def change(**sections: dict[str, Any]) -> Settings:
     st.booleans(),
     st.lists(st.sampled_from(["sigmoid", "sft"]), min_size=1, max_size=2).map(tuple),
 )
-def test_settings_come_out_as_they_went_in(
+def test_settings_are_loaded_as_they_were_passed(
     folder: Path, group: str, port: int, temperature: float, flag: bool, losses: tuple[str, ...]
 ) -> None:
     given = change(
@@ -40,26 +40,26 @@ def test_settings_come_out_as_they_went_in(
         serving={"port": port, "temperature": temperature, "predict": flag},
         dpo={"loss_type": losses},
     )
-    assert load_settings(Settings, environ=environ_of(given, {})) == given
+    assert load_settings(Settings, environ=to_environ(given, {})) == given
 
 
-def test_neither_the_file_nor_other_variables_come_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_the_file_nor_other_variables_have_an_effect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "queryloop.toml").write_text("[serving]\nport = 9000\n")
-    environ = environ_of(Settings(), {"QUERYLOOP_SERVING_PORT": "9001", "QUERYLOOP_CONFIG": "queryloop.toml", "HOME": "/x"})
+    environ = to_environ(Settings(), {"QUERYLOOP_SERVING_PORT": "9001", "QUERYLOOP_CONFIG": "queryloop.toml", "HOME": "/x"})
     assert environ["HOME"] == "/x"
     assert load_settings(Settings, environ=environ).serving.port == Settings().serving.port
 
 
-def test_tasks_and_secrets_are_handed_on() -> None:
+def test_tasks_and_secrets_are_passed_on() -> None:
     tasks = {**Settings().tasks, "my_task": Task(name="my_task", n=4, template="{query} {n}\n", auxiliary=("a",))}
     given = Settings(serving={"key": "k" * 16}).model_copy(update={"tasks": tasks})  # type: ignore[arg-type]
-    read = load_settings(Settings, environ=environ_of(given, {}))
+    read = load_settings(Settings, environ=to_environ(given, {}))
     assert read == given
     assert read.serving.key is not None
     assert read.serving.key.get_secret_value() == "k" * 16
 
 
-def test_what_no_variable_can_say_is_refused() -> None:
+def test_a_value_that_no_variable_can_express_is_refused() -> None:
     with pytest.raises(ValueError, match=r"policy\.base = ''"):
-        environ_of(change(policy={"base": ""}), {})
+        to_environ(change(policy={"base": ""}), {})

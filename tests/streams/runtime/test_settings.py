@@ -11,13 +11,13 @@ from streams.brokers.topics import KafkaSettings
 from streams.runtime.settings import SECTIONS, DataSettings, SettingsError, load_settings
 
 
-class Door(BaseModel, frozen=True, extra="forbid"):
+class ServingSection(BaseModel, frozen=True, extra="forbid"):
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65_535)
     key: SecretStr | None = Field(default=None, min_length=8)
 
     @model_validator(mode="after")
-    def _needs_a_key(self) -> Door:
+    def _needs_a_key(self) -> ServingSection:
         if self.host != "127.0.0.1" and self.key is None:
             raise ValueError("a host beyond loopback needs serving.key")
         if self.host == "nowhere":
@@ -33,7 +33,7 @@ class Task(BaseModel, frozen=True, extra="forbid"):
 class Root(BaseModel, frozen=True, extra="forbid"):
     data: DataSettings = DataSettings()
     kafka: KafkaSettings = KafkaSettings()
-    serving: Door = Door()
+    serving: ServingSection = ServingSection()
     tasks: dict[str, Task] = {}
 
 
@@ -43,7 +43,7 @@ def load(tmp_path: Path, text: str = "", **environ: str) -> Root:
     return load_settings(Root, path, environ)
 
 
-def test_without_file_and_environment_the_defaults_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_file_and_environment_the_defaults_apply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_settings(Root, environ={}) == Root()
 
@@ -61,7 +61,7 @@ def test_an_empty_variable_counts_as_unset(tmp_path: Path) -> None:
     assert load(tmp_path, QUERYLOOP_KAFKA_BOOTSTRAP="", QUERYLOOP_SERVING_KEY="") == Root()
 
 
-def test_tables_of_models_come_from_file_and_from_json(tmp_path: Path) -> None:
+def test_tables_of_models_are_read_from_file_and_from_json(tmp_path: Path) -> None:
     settings = load(tmp_path, "[tasks.hint]\nn = 1", QUERYLOOP_TASKS_REFINE='{"n": 8, "fields": ["prefix"]}')
     assert settings.tasks == {"hint": Task(n=1), "refine": Task(n=8, fields=("prefix",))}
 
@@ -78,7 +78,7 @@ def test_sections_of_other_rooms_are_skipped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "mentioned"),
     [
         ("[kafka]\npartitions = 'four'", ["kafka.partitions", "'four'", "integer", "queryloop.toml"]),
         ("[kafka]\npartitoins = 4", ["kafka.partitoins", "did you mean partitions?", "bootstrap, broker, topic"]),
@@ -91,14 +91,14 @@ def test_sections_of_other_rooms_are_skipped(tmp_path: Path) -> None:
         ("[kafka", ["not valid TOML"]),
     ],
 )
-def test_a_mistake_in_the_file_is_named(tmp_path: Path, text: str, told: list[str]) -> None:
+def test_a_mistake_in_the_file_is_named(tmp_path: Path, text: str, mentioned: list[str]) -> None:
     with pytest.raises(SettingsError) as error:
         load(tmp_path, text)
-    assert [one for one in told if one not in str(error.value)] == []
+    assert [one for one in mentioned if one not in str(error.value)] == []
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "mentioned"),
     [
         (
             "QUERYLOOP_KAFKA_PARTITIONS",
@@ -111,13 +111,13 @@ def test_a_mistake_in_the_file_is_named(tmp_path: Path, text: str, told: list[st
         ("QUERYLOOP_TASKS_HINT", "{", ["QUERYLOOP_TASKS_HINT", "tasks.hint"]),
     ],
 )
-def test_a_mistake_in_the_environment_names_the_variable(tmp_path: Path, name: str, value: str, told: list[str]) -> None:
+def test_a_mistake_in_the_environment_names_the_variable(tmp_path: Path, name: str, value: str, mentioned: list[str]) -> None:
     with pytest.raises(SettingsError) as error:
         load(tmp_path, **{name: value})
-    assert [one for one in told if one not in str(error.value)] == []
+    assert [one for one in mentioned if one not in str(error.value)] == []
 
 
-def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as error:
         load(tmp_path, "[kafka]\npartitions = 0\ntopic = 'a b'")
     assert len(str(error.value).splitlines()) == 2
