@@ -203,7 +203,7 @@ def test_a_frame_with_any_byte_changed_fails_its_checksum(data: bytes, place: in
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("append"), st.integers(1, 5), st.integers(0, 30_000)),
-        st.tuples(st.just("settle"), st.integers(0, 100), st.just(0)),
+        st.tuples(st.just("deliver"), st.integers(0, 100), st.just(0)),
         st.tuples(st.just("crash"), st.integers(0, 60_000), st.just(0)),
         st.tuples(st.just("reopen"), st.just(0), st.just(0)),
         st.tuples(st.just("room"), st.integers(0, 400_000), st.just(0)),
@@ -232,7 +232,7 @@ def test_undelivered_lines_are_kept_in_order_whatever_happens(script: list[tuple
                 path = outbox.segments[-1].path
                 outbox.append([Line(one, "s", 0.0) for one in new])
                 tails = [*(tails if outbox.segments[-1].path == path else []), (outbox.segments[-1].size, outbox.next)]
-            elif step == "settle":
+            elif step == "deliver":
                 outbox.mark_delivered(min(outbox.next, outbox.mark.next + count), "t")
             elif step == "later":
                 clock[0] += count
