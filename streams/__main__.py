@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 
 from streams.runtime.logs import configure_logs
-from streams.worker.tuning import do_without_pandas, sort_without_avx512
+from streams.worker.tuning import block_pandas, disable_slow_avx512
 
 EXAMPLE = "example: QUERYLOOP_KAFKA_BOOTSTRAP=127.0.0.1:9092 python -m streams --config queryloop.toml"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Read the settings and run the worker until it is told to stop."""
-    # Not before the lines at the end: this imports numpy.
+    """Read the settings and run the worker until it is stopped; return the exit code."""
+    # Imported here because they import numpy, which must come after the tuning at the end of this file.
     from streams.runtime.settings import SettingsError, load_settings
     from streams.worker.main import WorkerError, run_worker
     from streams.worker.settings import StreamsSettings
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def exit_now(code: int) -> None:
-    """End the process without waiting for the threads of a consumer that failed."""
+    """End the process without waiting for threads, which a failed consumer may leave running."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -46,6 +46,6 @@ def exit_now(code: int) -> None:
 
 
 if __name__ == "__main__":
-    do_without_pandas()
-    sort_without_avx512()
+    block_pandas()
+    disable_slow_avx512()
     exit_now(main())

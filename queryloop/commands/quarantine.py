@@ -22,7 +22,7 @@ from queryloop.commands.quarantine_repair import check_lines, send_again
 from queryloop.commands.workers import ask_shard
 from queryloop.exits import CommandError, Exit
 from queryloop.settings import Settings, read_settings
-from streams.api.quarantine_rows import RowsCall, dump_rows
+from streams.api.quarantine_rows import RowsParams, dump_rows
 from streams.events.schema import Reason, printable
 
 PAGE = 200
@@ -41,11 +41,11 @@ def run(options: argparse.Namespace) -> int:
     return _replay(settings, options)
 
 
-def fetch_rows(settings: Settings, partition: int, call: RowsCall) -> dict[str, Any] | None:
+def fetch_rows(settings: Settings, partition: int, params: RowsParams) -> dict[str, Any] | None:
     """Return a shard's rows as `dump_rows` tells them, each named in `row`; None where there is no shard."""
-    parameters = {name: value for name, value in call.model_dump(mode="json").items() if value is not None}
+    parameters = {name: value for name, value in params.model_dump(mode="json").items() if value is not None}
     path = f"/v1/shards/{partition}/quarantine?{urlencode(parameters)}"
-    answer = ask_shard(settings, partition, path, partial(dump_rows, call=call))
+    answer = ask_shard(settings, partition, path, partial(dump_rows, params=params))
     if answer is None:
         return None
     found: dict[str, Any] = json.loads(answer)
@@ -53,8 +53,8 @@ def fetch_rows(settings: Settings, partition: int, call: RowsCall) -> dict[str, 
 
 
 def _list(settings: Settings, reason: Reason | None, limit: int, *, as_json: bool) -> int:
-    call = RowsCall(reason=reason, limit=max(min(limit, 500), 1))
-    told = [fetch_rows(settings, partition, call) for partition in range(settings.kafka.partitions)]
+    params = RowsParams(reason=reason, limit=max(min(limit, 500), 1))
+    told = [fetch_rows(settings, partition, params) for partition in range(settings.kafka.partitions)]
     parts = [part for part in told if part is not None]
     if not parts:
         where = settings.data.dir / "shards"
@@ -102,14 +102,14 @@ def find_row(settings: Settings, name: str) -> Row:
     partition, _, number = name.partition(":")
     if not (partition.isdecimal() and number.isdecimal() and int(partition) < settings.kafka.partitions):
         raise CommandError(f"{name!r} names no row: write PARTITION:ID, as `queryloop quarantine list` does", Exit.USAGE)
-    rows = _shard_rows(settings, int(partition), RowsCall(id=int(number), limit=1))
+    rows = _shard_rows(settings, int(partition), RowsParams(id=int(number), limit=1))
     if not rows:
         raise CommandError(f"there is no row {name}: it expired, or the event was repaired", Exit.FAILED)
     return rows[0]
 
 
-def _shard_rows(settings: Settings, partition: int, call: RowsCall) -> list[Row]:
-    found = fetch_rows(settings, partition, call)
+def _shard_rows(settings: Settings, partition: int, params: RowsParams) -> list[Row]:
+    found = fetch_rows(settings, partition, params)
     return [] if found is None else found["rows"]
 
 
@@ -117,7 +117,7 @@ def _rows_of(settings: Settings, reason: Reason) -> Iterator[Row]:
     """Yield every row of a reason, whole, page by page."""
     for partition in range(settings.kafka.partitions):
         after = -1
-        while rows := _shard_rows(settings, partition, RowsCall(reason=reason, limit=PAGE, after=after, whole=True)):
+        while rows := _shard_rows(settings, partition, RowsParams(reason=reason, limit=PAGE, after=after, whole=True)):
             yield from rows
             after = rows[-1]["id"]
 

@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 from queryloop.commands.status import read_running
 from queryloop.commands.workers import ask_shard
 from queryloop.exits import CommandError, Exit
-from streams.api.quarantine_rows import StandingCall, dump_standing
+from streams.api.quarantine_rows import EventStatesParams, dump_event_states
 from streams.emitter.emitter import Emitter
 from streams.emitter.record_batches import partition_of
 from streams.events.line_decoder import parse_line
@@ -107,7 +107,7 @@ def _standing(settings: Settings, partition: int, lines: Sequence[Line]) -> dict
 
 def _ask(settings: Settings, partition: int, ids: list[str]) -> dict[str, Any]:
     path = f"/v1/shards/{partition}/standing?{urlencode({'ids': json.dumps(ids)})}"
-    answer = ask_shard(settings, partition, path, partial(dump_standing, call=StandingCall(ids=ids)))
+    answer = ask_shard(settings, partition, path, partial(dump_event_states, params=EventStatesParams(ids=ids)))
     unknown = {name: {"standing": "unknown", "reason": None} for name in ids}
     told: dict[str, Any] = {"next_offset": 0, "events": unknown} if answer is None else json.loads(answer)
     return told

@@ -14,7 +14,7 @@ from queryloop.exits import CommandError, Exit
 from streams.api.snapshot import Counts, dump_counts, read_counts
 from streams.store.held_shards import shard_path
 from streams.store.shard import Shard, StoreError
-from streams.store.shard_registry import Place, Places
+from streams.store.shard_registry import ShardHolder, ShardRegistry
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TIMEOUT_S = 300.0
 PATIENCE_S = 20.0
 POLL_S = 0.25
-NOBODY = Place("", "", 0)
+NOBODY = ShardHolder("", "", 0)
 
 T = TypeVar("T")
 
@@ -40,10 +40,10 @@ def ask_shard(settings: Settings, partition: int, path: str, read: Callable[[Sha
 
     Waits for a worker that is being started again; a worker's "no" is final. None where there is no shard. Raises CommandError.
     """
-    places, until = Places(settings.data.dir, NOBODY), time.monotonic() + PATIENCE_S
+    registry, until = ShardRegistry(settings.data.dir, NOBODY), time.monotonic() + PATIENCE_S
     while True:
-        place = places.read(partition)
-        found, why = (None, "") if place is None else _get(place.url + path, settings.worker.key)
+        holder = registry.find(partition)
+        found, why = (None, "") if holder is None else _get(holder.url + path, settings.worker.key)
         if found is not None:
             return found
         if not shard_path(settings.data.dir, partition).exists():

@@ -1,7 +1,7 @@
-"""Click rates of window cells from sums over all shards: raw, smoothed by a Beta prior of each position, and COEC.
+"""Click rates of window cells from sums over all shards: raw, smoothed by a Beta prior per position, and COEC.
 
-A prior rests on every cell of the window, and a cell may have counts in several shards, so all cells are brought together to
-compute it. That takes seconds for millions of them, so a prior is used again until it is older than the caller allows.
+A prior depends on every cell of the window, and one cell may have counts in several shards, so the cells of all shards are gathered
+to compute it. For millions of cells that takes seconds, so priors are cached until they are older than the caller allows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-KEPT = 4
+MAX_PRIORS = 4
 SUM_CELLS = """
 SELECT first(position) AS position, sum(impressions)::BIGINT AS impressions, sum(clicks)::BIGINT AS clicks
 FROM cells GROUP BY key
@@ -49,57 +49,57 @@ FROM correlations ORDER BY position
 
 @dataclass(frozen=True, slots=True)
 class Prior:
-    """Mean and strength of each position's Beta prior: a + b is the strength, a / (a + b) the mean."""
+    """Each position's Beta(a, b) prior as (mean, strength), where mean = a / (a + b) and strength = a + b."""
 
     positions: dict[int, tuple[float, float]]
     computed_at: float
 
     def smooth(self, position: int, impressions: int, clicks: int) -> float:
-        """The posterior mean of a cell's click rate."""
+        """Return the posterior mean of a cell's click rate."""
         mean, strength = self.positions[position]
         return (clicks + mean * strength) / (impressions + strength)
 
 
 def fit_prior(cells: pa.Table, computed_at: float = 0.0) -> Prior:
-    """The priors of a whole window, whose cells have the columns position, impressions and clicks at least."""
+    """Return the prior of a whole window, whose cells have the columns position, impressions and clicks at least."""
     with duckdb.connect(":memory:") as con:
         con.register("counts", cells)
         return Prior({position: (mean, strength) for position, mean, strength in con.execute(FIT_PRIOR).fetchall()}, computed_at)
 
 
-class Priors:
-    """The priors of the last few days asked for."""
+class PriorCache:
+    """Keeps the priors of the last MAX_PRIORS days asked for."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._kept: dict[date, Prior] = {}
+        self._priors: dict[date, Prior] = {}
 
     def find(self, as_of: date, max_age_s: float, positions: Iterable[int]) -> Prior | None:
-        """A kept prior that is young enough and knows these positions."""
-        prior = self._kept.get(as_of)
+        """Return a cached prior that is at most `max_age_s` old and has all these positions, or None."""
+        prior = self._priors.get(as_of)
         if prior is None or self.age(prior) > max_age_s or not prior.positions.keys() >= set(positions):
             return None
         return prior
 
     def age(self, prior: Prior) -> float:
-        """Seconds since it was computed."""
+        """Return the seconds since a prior was computed."""
         return self._clock() - prior.computed_at
 
     def compute(self, packed: Iterable[str]) -> Prior:
-        """The prior over the cells of all shards (of `pack_cells`)."""
+        """Return the prior over the cells of all shards, each shard's as `pack_cells` returns them."""
         began = self._clock()
         return fit_prior(_sum_cells(packed), began)
 
     def keep(self, as_of: date, prior: Prior) -> None:
-        """Use this one for a while."""
-        self._kept.pop(as_of, None)
-        self._kept[as_of] = prior
-        while len(self._kept) > KEPT:
-            del self._kept[next(iter(self._kept))]
+        """Cache a prior."""
+        self._priors.pop(as_of, None)
+        self._priors[as_of] = prior
+        while len(self._priors) > MAX_PRIORS:
+            del self._priors[next(iter(self._priors))]
 
 
 def pack_cells(cells: pa.Table) -> str:
-    """A shard's cells (key, position, impressions, clicks) as text that JSON carries."""
+    """Return a shard's cells (key, position, impressions, clicks) as base64 text of an Arrow stream."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, cells.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
         writer.write_table(cells)
@@ -114,13 +114,13 @@ def _sum_cells(packed: Iterable[str]) -> pa.Table:
 
 
 Cell = tuple[str, str, int]
-"""Query and item in normal form, and the position."""
+"""Query and item in normal form, and position."""
 Sums = tuple[int, int]
 """Impressions and clicks."""
 
 
 def sum_rows(parts: Iterable[Iterable[tuple[Any, ...]]]) -> dict[Any, Sums]:
-    """Sum rows of (key ..., impressions, clicks) by their key, a tuple."""
+    """Return the sums of rows (key ..., impressions, clicks) by key, a tuple."""
     shown: Counter[tuple[Any, ...]] = Counter()
     clicked: Counter[tuple[Any, ...]] = Counter()
     for rows in parts:
@@ -130,22 +130,22 @@ def sum_rows(parts: Iterable[Iterable[tuple[Any, ...]]]) -> dict[Any, Sums]:
     return {key: (shown[key], clicked[key]) for key in shown}
 
 
-def find_coec(cells: Mapping[Cell, Sums], positions: Mapping[tuple[int], Sums]) -> dict[tuple[str, str], float | None]:
-    """COEC of each (query, item): its clicks over those expected at the positions shown, None where none is.
+def compute_coec(cells: Mapping[Cell, Sums], positions: Mapping[tuple[int], Sums]) -> dict[tuple[str, str], float | None]:
+    """Return the COEC of each (query, item): clicks over the clicks expected at its positions, None if those are 0.
 
-    `positions` are the sums of each position over every cell of the window.
+    `positions` has the sums of each position over every cell of the window.
     """
     clicked: Counter[tuple[str, str]] = Counter()
     expected: defaultdict[tuple[str, str], float] = defaultdict(float)
     for (query, item, position), (impressions, clicks) in cells.items():
-        shown_there, clicked_there = positions[position,]
+        shown_at, clicked_at = positions[position,]
         clicked[query, item] += clicks
-        expected[query, item] += impressions * clicked_there / shown_there
+        expected[query, item] += impressions * clicked_at / shown_at
     return {pair: clicked[pair] / wanted if wanted else None for pair, wanted in expected.items()}
 
 
 def window_row(cell: Cell, sums: Sums, prior: Prior, coec: Mapping[tuple[str, str], float | None]) -> dict[str, Any]:
-    """One cell as JSON values."""
+    """Return one cell with its rates as JSON values."""
     (query, item, position), (impressions, clicks) = cell, sums
     return {
         "query": query,

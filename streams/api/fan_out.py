@@ -1,7 +1,7 @@
-"""Live reads over all shards: this worker's own parts, and those of the shards that other workers hold.
+"""Fan-out of a read over all shards: this worker reads the shards it holds and asks the other workers for theirs.
 
-A read is asked of a peer in its `local` form, which a peer answers from its own shards alone, so no question travels twice. Where
-a shard's part is missing the caller learns which, and gets no sum that silently leaves it out.
+Other workers get the read in its `local` form, which they answer from their own shards alone, so it is never passed on again.
+A shard without an answer is named to the caller as missing, never silently left out of a sum.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from streams.api.click_rates import Priors
+from streams.api.click_rates import PriorCache
 from streams.api.metrics import describe_histogram
 from streams.api.peers import Peers
 from streams.store.held_shards import HeldShards, shard_path
 from streams.store.progress import Progress
 from streams.store.shard import ShardTotals
 
-LocalParts = Callable[[frozenset[int]], Awaitable[Mapping[int, Any]]]
-FindEnd = Callable[[int], int | None]
+ReadLocal = Callable[[frozenset[int]], Awaitable[Mapping[int, Any]]]
+FindEndOffset = Callable[[int], int | None]
 
 
 class PartitionsMissing(RuntimeError):
-    """Shards that no worker answered for; `partitions` names them."""
+    """No worker answered for some shards; `partitions` lists them."""
 
     def __init__(self, partitions: Iterable[int]) -> None:
         self.partitions = sorted(partitions)
@@ -35,7 +35,7 @@ class PartitionsMissing(RuntimeError):
 
 @dataclass(slots=True)
 class Parts:
-    """The parts of one read, by partition, and the partitions that are missing."""
+    """The parts of one read, by partition, and the partitions without an answer."""
 
     found: dict[int, Any]
     missing: list[int] = field(default_factory=list)
@@ -44,8 +44,8 @@ class Parts:
         return [part for _, part in sorted(self.found.items())]
 
 
-class LiveReads:
-    """What one worker can tell of all shards of its group."""
+class FanOut:
+    """Reads all shards of the worker group from one worker. `find_end_offset` returns the end offset of a partition's log."""
 
     def __init__(
         self,
@@ -53,42 +53,42 @@ class LiveReads:
         partitions: int,
         shards: HeldShards,
         peers: Peers,
-        find_end: FindEnd,
+        find_end_offset: FindEndOffset,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.name = name
-        self.all = frozenset(range(partitions))
+        self.partitions = frozenset(range(partitions))
         self.shards = shards
         self.peers = peers
         self.clock = clock
-        self.priors = Priors()
+        self.priors = PriorCache()
         self.prior_lock = asyncio.Lock()
-        self._find_end = find_end
+        self._find_end_offset = find_end_offset
 
-    async def gather(self, path: str, parameters: Mapping[str, Any], read: LocalParts, partial: bool) -> Parts:
+    async def gather(self, path: str, parameters: Mapping[str, Any], read: ReadLocal, partial: bool) -> Parts:
         """Return every shard's part of a read. Raises PartitionsMissing unless `partial`."""
-        found = dict(await read(self.all))
-        if others := self.all - found.keys():
+        found = dict(await read(self.partitions))
+        if others := self.partitions - found.keys():
             found |= await self.peers.ask(path, parameters, others)
-        missing = sorted(self.all - found.keys())
+        missing = sorted(self.partitions - found.keys())
         if missing and not partial:
             raise PartitionsMissing(missing)
         return Parts(found, missing)
 
     def lag_parts(self, partitions: frozenset[int]) -> dict[int, dict[str, Any]]:
-        """How far each held shard is behind the log."""
+        """Return the lag of each of these shards that is held here, by partition; see `describe_lag`."""
         totals = self.shards.totals()
         return {number: self._lag_part(number, totals[number]) for number in sorted(partitions & totals.keys())}
 
     def describe_file(self, partition: int) -> dict[str, Any]:
-        """The size of a shard's file, and the memory of the process that holds it."""
+        """Return the size of a shard's file, and the memory of this process, as JSON values."""
         path = shard_path(self.shards.data_dir, partition)
         sizes = {"file_bytes": _size(path), "wal_bytes": _size(path.with_name(path.name + ".wal"))}
         return {"worker": self.name, "memory_bytes": read_memory(), **sizes}
 
     def describe_worker(self) -> dict[str, Any]:
-        """This process: memory, logs found anew, and how applying and writing go."""
-        applies, writes = self.shards.applies, self.shards.writes
+        """Return this process's name, memory, number of new topics, and timings of applying and writing, as JSON values."""
+        applies, writes = self.shards.apply_timings, self.shards.write_timings
         return {
             "name": self.name,
             "memory_bytes": read_memory(),
@@ -101,17 +101,18 @@ class LiveReads:
 
     def _lag_part(self, partition: int, totals: ShardTotals) -> dict[str, Any]:
         progress = self.shards.progress.get(partition, Progress())
-        return describe_lag(totals, progress, self._find_end(partition), self.clock())
+        return describe_lag(totals, progress, self._find_end_offset(partition), self.clock())
 
 
 def describe_lag(totals: ShardTotals, progress: Progress, end: int | None, now: float) -> dict[str, Any]:
-    """One shard's lag as JSON values. `end` is the offset that the log's next record gets, as far as the consumer knows.
+    """Return one shard's lag as JSON values. `end` is the end offset of its log, None if unknown.
 
-    `events` is the records behind times the events a record of late, `seconds` the age of the last applied record while the shard
-    is behind (0 when it is not, null when nothing was applied since the start), `event_time_seconds` the age of the latest event.
+    `records` is the lag in records, `events` that times the recent events per record. `seconds` is the age of the last
+    applied record while the shard is behind, 0 while it is not, null before the first apply. `event_time_seconds` is the age
+    of the latest event by its own time.
     """
-    reached = 0 if end == 0 else totals.next_offset  # a log that never had a record holds up nobody
-    behind = None if end is None or reached is None else max(end - reached, 0)
+    position = 0 if end == 0 else totals.next_offset  # a log that never had a record has no lag
+    behind = None if end is None or position is None else max(end - position, 0)
     age = None if progress.timestamp_ms is None else max(now - progress.timestamp_ms / 1000, 0.0)
     return {
         "next_offset": totals.next_offset,
@@ -124,10 +125,10 @@ def describe_lag(totals: ShardTotals, progress: Progress, end: int | None, now: 
     }
 
 
-def describe_account(partition: int, totals: ShardTotals) -> dict[str, Any]:
-    """The account of one shard: events = counted + duplicates + sum of quarantined + pending.
+def describe_totals(partition: int, totals: ShardTotals) -> dict[str, Any]:
+    """Return one shard's totals as JSON values, where events = counted + duplicates + sum of quarantined + pending.
 
-    Reads show what is before `next_offset`; what is before `written_offset` is on disk.
+    Records before `next_offset` are applied, those before `written_offset` are also on disk.
     """
     return {
         "partition": partition,
@@ -152,7 +153,7 @@ def _size(path: Path) -> int:
 
 
 def read_memory() -> int:
-    """Resident bytes of this process."""
+    """Return the resident memory of this process in bytes."""
     import psutil
 
     return int(psutil.Process(os.getpid()).memory_info().rss)

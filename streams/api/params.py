@@ -1,4 +1,4 @@
-"""The parameters of the worker's reads: what each takes, its limits, and one sentence about a wrong one."""
+"""The query parameters of the worker's reads: their types and limits, and a clear error for each wrong one."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ MAX_ROWS = 10_000
 MAX_TEXT_CHARS = 4096
 
 
-class CallError(ValueError):
-    """Parameters that cannot be answered; the text names the parameter and what is allowed."""
+class ParameterError(ValueError):
+    """Query parameters that are wrong; the text names each one and what is allowed."""
 
 
 def _read_day(value: object) -> object:
@@ -24,7 +24,7 @@ def _read_day(value: object) -> object:
     try:
         return date.fromisoformat(value)
     except ValueError:
-        raise ValueError("no day: write YYYY-MM-DD") from None
+        raise ValueError("not a day: write YYYY-MM-DD") from None
 
 
 def _read_partitions(value: object) -> object:
@@ -37,23 +37,25 @@ Limit = Annotated[int, Field(ge=1, le=MAX_ROWS)]
 Position = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
-class Call(BaseModel, frozen=True, extra="forbid"):
-    """What every read takes. `partial` answers without the partitions that do not; `local` and `partitions` are for workers among
-    themselves: the parts of the shards that the asked one holds, not summed."""
+class ReadParams(BaseModel, frozen=True, extra="forbid"):
+    """Parameters of every read. With `partial` it answers without the partitions that no worker answers for.
+
+    `local` and `partitions` are for reads between workers: the answer is the parts of the shards held there, not their sum.
+    """
 
     partial: bool = False
     local: bool = False
     partitions: Annotated[frozenset[int], BeforeValidator(_read_partitions)] | None = None
 
 
-class DatedCall(Call, frozen=True):
-    """A read as of a UTC day: the 14 days before it. Without one, the day after the latest event's."""
+class DatedParams(ReadParams, frozen=True):
+    """Parameters of a read over the 14 UTC days before `as_of`; by default the day after that of the latest event."""
 
     as_of: Day | None = None
 
 
-class WindowsCall(DatedCall, frozen=True):
-    """Windows of a query, of an item (a recommended query), or of both; `max_age_s` bounds the age of the smoothing's prior."""
+class WindowsParams(DatedParams, frozen=True):
+    """Windows of a query, of an item (a recommended query), or of both; the smoothing's prior is at most `max_age_s` old."""
 
     query: Text | None = None
     item: Text | None = None
@@ -62,48 +64,48 @@ class WindowsCall(DatedCall, frozen=True):
     max_age_s: Annotated[float, Field(ge=0, le=3600)] = 60.0
 
 
-class SuccessorsCall(DatedCall, frozen=True):
-    """What users searched after a query."""
+class SuccessorsParams(DatedParams, frozen=True):
+    """Queries that users made next after a query."""
 
     query: Text
     limit: Limit = 100
 
 
-class QuarantineCall(Call, frozen=True):
-    """Numbers by reason, and the newest rows."""
+class QuarantineParams(ReadParams, frozen=True):
+    """Quarantine: totals by reason, and the newest rows."""
 
     reason: Reason | None = None
     limit: Annotated[int, Field(ge=1, le=1000)] = 20
 
 
-AnyCall = TypeVar("AnyCall", bound=Call)
+AnyParams = TypeVar("AnyParams", bound=BaseModel)
 
 
-def read_call(model: type[AnyCall], parameters: Iterable[tuple[str, str]]) -> AnyCall:
-    """Return the call that query parameters make. Raises CallError."""
+def parse_params(model: type[AnyParams], parameters: Iterable[tuple[str, str]]) -> AnyParams:
+    """Return the query parameters of a request as a model. Raises ParameterError."""
     given: dict[str, str] = {}
     for name, value in parameters:
         if name in given:
-            raise CallError(f"{printable(name)}: given more than once")
+            raise ParameterError(f"{printable(name)}: given more than once")
         given[name] = value
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        raise CallError("; ".join(_problem(model, dict(one)) for one in error.errors(include_url=False))) from None
+        raise ParameterError("; ".join(_problem(model, dict(one)) for one in error.errors(include_url=False))) from None
 
 
-def _problem(model: type[Call], error: Mapping[str, object]) -> str:
-    place = error["loc"]
-    name = printable(str(place[0])) if isinstance(place, tuple) and place else "parameters"
+def _problem(model: type[BaseModel], error: Mapping[str, object]) -> str:
+    path = error["loc"]
+    name = printable(str(path[0])) if isinstance(path, tuple) and path else "parameters"
     if error["type"] == "extra_forbidden":
         return f"{name}: no such parameter; there are {', '.join(sorted(model.model_fields))}"
     return f"{name[:MAX_ID_CHARS]}: {error['msg']}"
 
 
-def normalise_call(text: str | None, name: str) -> str | None:
-    """Return a text as counting compares it. Raises CallError for one of white space alone."""
+def normalise_param(text: str | None, name: str) -> str | None:
+    """Return a text in normal form, in which counting compares texts. Raises ParameterError when only white space is given."""
     if text is None:
         return None
     if not (norm := normalise(text)):
-        raise CallError(f"{name}: white space alone")
+        raise ParameterError(f"{name}: only white space")
     return norm

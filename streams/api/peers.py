@@ -1,4 +1,4 @@
-"""Asks the other workers over HTTP for the counts of the shards that they hold."""
+"""The asynchronous HTTP client between workers: it asks the others for their shards' parts of a read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import aiohttp
 import msgspec
 from pydantic import SecretStr
 
-from streams.store.shard_registry import Place, Places
+from streams.store.shard_registry import ShardHolder, ShardRegistry
 
 log = logging.getLogger(__name__)
 
@@ -20,36 +20,40 @@ CONNECT_TIMEOUT_S = 2.0
 
 
 class PeerError(RuntimeError):
-    """Another worker refused a read for a reason that the caller should hear."""
+    """Another worker refused a read because of its parameters; the text names the worker and the reason."""
 
 
 class Peers:
-    """Asks other workers for the parts of their shards. Call `close` in the loop that asked."""
+    """Asks other workers for their shards' parts of a read. Call `close` in the event loop that called `ask`."""
 
-    def __init__(self, places: Places, key: SecretStr | None) -> None:
-        self.places = places
+    def __init__(self, registry: ShardRegistry, key: SecretStr | None) -> None:
+        self.registry = registry
         self._headers = {} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"}
         self._session: aiohttp.ClientSession | None = None
 
     async def ask(self, path: str, parameters: Mapping[str, Any], partitions: Iterable[int]) -> dict[int, Any]:
-        """Return the parts that the others have of these shards; a worker that does not answer gives none. Raises PeerError."""
-        calls = [self._ask_one(place, path, parameters, numbers) for place, numbers in self.places.others(partitions).items()]
+        """Return the other workers' parts of these shards; without those of workers that do not answer. Raises PeerError."""
+        calls = [
+            self._ask_one(holder, path, parameters, numbers) for holder, numbers in self.registry.find_others(partitions).items()
+        ]
         return {partition: part for parts in await asyncio.gather(*calls) for partition, part in parts.items()}
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close all connections."""
         if self._session is not None:
             await self._session.close()
 
-    async def _ask_one(self, place: Place, path: str, parameters: Mapping[str, Any], partitions: list[int]) -> dict[int, Any]:
+    async def _ask_one(
+        self, holder: ShardHolder, path: str, parameters: Mapping[str, Any], partitions: list[int]
+    ) -> dict[int, Any]:
         wanted = {**parameters, "local": "true", "partitions": ",".join(map(str, partitions))}
         try:
-            async with self._open().get(place.url + path, params=wanted, headers=self._headers, allow_redirects=False) as answer:
+            async with self._open().get(holder.url + path, params=wanted, headers=self._headers, allow_redirects=False) as answer:
                 status, body = answer.status, await answer.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            log.warning("event=peer_silent worker=%s partitions=%s error=%r", place.worker, partitions, error)
+            log.warning("event=peer_silent worker=%s partitions=%s error=%r", holder.worker, partitions, error)
             return {}
-        return _read_parts(place, status, body)
+        return _read_parts(holder, status, body)
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -58,14 +62,14 @@ class Peers:
         return self._session
 
 
-def _read_parts(place: Place, status: int, body: bytes) -> dict[int, Any]:
+def _read_parts(holder: ShardHolder, status: int, body: bytes) -> dict[int, Any]:
     try:
         answer = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         answer = {}
     if status == 400:
-        raise PeerError(f"worker {place.worker}: {answer.get('error', 'refused the read')}")
-    if status != 200 or answer.get("worker") != place.worker:
-        log.warning("event=peer_refused worker=%s status=%d", place.worker, status)
+        raise PeerError(f"worker {holder.worker}: {answer.get('error', 'refused the read')}")
+    if status != 200 or answer.get("worker") != holder.worker:
+        log.warning("event=peer_refused worker=%s status=%d", holder.worker, status)
         return {}
     return {int(partition): part for partition, part in answer["parts"].items()}

@@ -1,18 +1,18 @@
-"""What the repair of quarantined events reads from one shard: whole rows with their original bytes, and what became of event ids.
+"""Reads for the repair of quarantined events from one shard: quarantine rows with their original bytes, and states of event ids.
 
-As JSON, because the shard is in the hands of a worker and this travels over its HTTP; without a worker the same is read from the
-file.
+They return JSON for the worker's HTTP; while no worker holds the shard, `queryloop quarantine` calls them on the shard's file.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import duckdb
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field
+from pydantic_core import from_json
 
 from streams.counting.quarantine import CLICK_REASONS
 from streams.events.schema import MAX_ID_CHARS, Reason
@@ -20,7 +20,7 @@ from streams.store.shard import Shard
 
 MAX_ROWS = 500
 MAX_BYTES = 16 * 1024 * 1024
-"""Of one answer's original bytes; a page ends before the row that would exceed it, unless it is the only one."""
+"""Original bytes per answer; a page ends before the row that would exceed them, unless it is the only one."""
 
 ROWS = """
 SELECT id, reason, detail, event_id, ts_us, raw, log_offset, line, published FROM quarantine
@@ -42,19 +42,17 @@ SELECT event_id,
     (SELECT reason FROM quarantine q WHERE q.event_id = wanted.event_id ORDER BY id DESC LIMIT 1)
 FROM wanted
 """
+EventId = Annotated[str, Field(max_length=MAX_ID_CHARS)]
 NAMES = ("id", "reason", "detail", "event_id", "ts_us", "raw", "offset", "line", "published")
 
-Call = TypeVar("Call", bound=BaseModel)
+
+def _read_ids(value: object) -> object:
+    return from_json(value) if isinstance(value, str) else value
 
 
-class RepairError(ValueError):
-    """Parameters that mean nothing here; the text names them."""
+class RowsParams(BaseModel, frozen=True, extra="forbid"):
+    """Which quarantine rows: the newest without their bytes, or, with `whole` or an `id`, whole rows by id from after `after`."""
 
-
-class RowsCall(BaseModel):
-    """Which rows: the newest without their bytes, or whole ones in order of their ids from after `after`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
     reason: Reason | None = None
     limit: int = Field(default=20, ge=1, le=MAX_ROWS)
     id: int | None = Field(default=None, ge=0)
@@ -63,45 +61,24 @@ class RowsCall(BaseModel):
     local: bool = False
 
 
-class StandingCall(BaseModel):
-    """Of which events: `ids` is a JSON list of at most 50 event ids."""
+class EventStatesParams(BaseModel, frozen=True, extra="forbid"):
+    """Which events: `ids` is a list of at most 50 event ids, in a query string as JSON."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    ids: list[str] = Field(max_length=50)
+    ids: Annotated[list[EventId], BeforeValidator(_read_ids), Field(max_length=50)] = []
     local: bool = False
 
 
-def read_rows_call(query: Mapping[str, str]) -> RowsCall:
-    """Return the call of a query string. Raises RepairError."""
-    return _checked(RowsCall, query)
+def dump_rows(shard: Shard, params: RowsParams) -> bytes:
+    """Return {"counts": rows by reason, "rows": [...]} as JSON; `raw` is base64, null for rows without bytes. Thread-safe."""
+    return _read(shard, lambda con: _rows(con, params))
 
 
-def read_standing_call(query: Mapping[str, str]) -> StandingCall:
-    """Return the call of a query string. Raises RepairError."""
-    try:
-        ids = msgspec.json.decode(query.get("ids", "[]"), type=list[str])
-    except msgspec.DecodeError as error:
-        raise RepairError(f"ids: {error}") from error
-    if any(len(one) > MAX_ID_CHARS for one in ids):
-        raise RepairError(f"ids: an event_id has at most {MAX_ID_CHARS} characters")
-    return _checked(StandingCall, {**query, "ids": ids})
+def dump_event_states(shard: Shard, params: EventStatesParams) -> bytes:
+    """Return {"topic_id", "next_offset", "events": {event_id: {"standing", "reason"}}} as JSON. Thread-safe.
 
-
-def dump_rows(shard: Shard, call: RowsCall) -> bytes:
-    """Return {"counts": rows by reason, "rows": [...]} as JSON; `raw` is base64, null unless `whole`. Any thread may call it."""
-    return _read(shard, lambda con: _rows(con, call))
-
-
-def dump_standing(shard: Shard, call: StandingCall) -> bytes:
-    """Return {"topic_id", "next_offset", "events": {event_id: {"standing", "reason"}}} as JSON."""
-    return _read(shard, lambda con: _standing(con, call))
-
-
-def _checked(model: type[Call], values: Mapping[str, Any]) -> Call:
-    try:
-        return model.model_validate(dict(values))
-    except ValidationError as error:
-        raise RepairError("; ".join(f"{one['loc'][0]}: {one['msg']}" for one in error.errors())) from error
+    `standing` is "counted", "waits" (a click whose impression has not arrived), "quarantined" for a `reason`, or "unknown".
+    """
+    return _read(shard, lambda con: _event_states(con, params))
 
 
 def _read(shard: Shard, read: Callable[[duckdb.DuckDBPyConnection], dict[str, Any]]) -> bytes:
@@ -113,12 +90,12 @@ def _read(shard: Shard, read: Callable[[duckdb.DuckDBPyConnection], dict[str, An
         con.close()
 
 
-def _rows(con: duckdb.DuckDBPyConnection, call: RowsCall) -> dict[str, Any]:
-    wanted = {"reason": None if call.reason is None else str(call.reason), "limit": call.limit}
-    if call.whole or call.id is not None:
-        found = con.execute(ROWS, {**wanted, "id": call.id, "after": call.after})
+def _rows(con: duckdb.DuckDBPyConnection, params: RowsParams) -> dict[str, Any]:
+    filters = {"reason": None if params.reason is None else str(params.reason), "limit": params.limit}
+    if params.whole or params.id is not None:
+        found = con.execute(ROWS, {**filters, "id": params.id, "after": params.after})
     else:
-        found = con.execute(NEWEST, wanted)
+        found = con.execute(NEWEST, filters)
     size, rows = 0, list[dict[str, Any]]()
     while (row := found.fetchone()) is not None:
         size += len(row[5] or b"")
@@ -129,13 +106,13 @@ def _rows(con: duckdb.DuckDBPyConnection, call: RowsCall) -> dict[str, Any]:
     return {"counts": dict(con.execute(COUNTS).fetchall()), "rows": rows}
 
 
-def _standing(con: duckdb.DuckDBPyConnection, call: StandingCall) -> dict[str, Any]:
+def _event_states(con: duckdb.DuckDBPyConnection, params: EventStatesParams) -> dict[str, Any]:
     topic_id, next_offset = con.execute(NEXT_OFFSET).fetchall()[0]
-    events = {name: _stands(*row) for name, *row in con.execute(STATES, {"ids": call.ids}).fetchall()}
+    events = {name: _describe_state(*row) for name, *row in con.execute(STATES, {"ids": params.ids}).fetchall()}
     return {"topic_id": topic_id, "next_offset": next_offset, "events": events}
 
 
-def _stands(seen: bool, pending: bool, reason: str | None) -> dict[str, Any]:
+def _describe_state(seen: bool, pending: bool, reason: str | None) -> dict[str, Any]:
     if pending:
         return {"standing": "waits", "reason": None}
     if seen and reason not in CLICK_REASONS:

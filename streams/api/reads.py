@@ -1,7 +1,6 @@
-"""What is read from one shard for the worker's HTTP: parts that sum over shards, as plain values that travel as JSON.
+"""The SQL reads of one shard for the worker's HTTP; each returns JSON values that can be summed over shards.
 
-The rates are not read here: a click rate of several shards is no sum of theirs.
-`streams.api.endpoints` computes them from the sums.
+Rates are not among them, since a click rate over several shards is no sum: `streams.api.endpoints` computes rates from the sums.
 """
 
 from __future__ import annotations
@@ -70,12 +69,14 @@ DAYS = "SELECT min(day), max(day), count(*) FROM days"
 
 
 class TooManyRows(ValueError):
-    """A read that would bring more rows than one answer may hold."""
+    """A read has more rows than one answer may hold."""
 
 
 def read_cells(con: duckdb.DuckDBPyConnection, as_of: date, query: str | None, item: str | None) -> dict[str, Any]:
-    """Return the window cells of a query or an item (rows of query, item, position, impressions, clicks), and beside them the
-    sums of each position over all cells. Raises TooManyRows."""
+    """Return "cells", the window cells of a query or an item as (query, item, position, impressions, clicks), and "positions".
+
+    The latter are the (position, impressions, clicks) summed over all cells of the window. Raises TooManyRows.
+    """
     rows = con.execute(CELLS, {**_window(as_of), "query": query, "item": item, "limit": MAX_CELLS + 1}).fetchall()
     return {"cells": _bounded(rows, "windows"), "positions": con.execute(POSITIONS, _window(as_of)).fetchall()}
 
@@ -86,19 +87,19 @@ def read_keyed_cells(con: duckdb.DuckDBPyConnection, as_of: date) -> pa.Table:
 
 
 def read_successors(con: duckdb.DuckDBPyConnection, as_of: date, query: str) -> list[tuple[str, int]]:
-    """Return next_query, count of a query. Raises TooManyRows."""
+    """Return the (next_query, count) of a query. Raises TooManyRows."""
     rows = con.execute(SUCCESSORS, {**_window(as_of), "query": query, "limit": MAX_CELLS + 1}).fetchall()
     return _bounded(rows, "successors")
 
 
 def read_quarantine(con: duckdb.DuckDBPyConnection, reason: Reason | None, limit: int) -> list[dict[str, Any]]:
-    """Return the newest rows, every text printable ASCII of bounded length; `arrived_us` and `id` say their order."""
+    """Return the newest quarantine rows, their texts printable ASCII of bounded length; `arrived_us` and `id` give the order."""
     wanted = {"reason": None if reason is None else str(reason), "limit": limit, "bytes": SHOWN_BYTES}
-    return [_shown(*row) for row in con.execute(QUARANTINED, wanted).fetchall()]
+    return [_printable_row(*row) for row in con.execute(QUARANTINED, wanted).fetchall()]
 
 
 def read_tables(con: duckdb.DuckDBPyConnection) -> dict[str, Any]:
-    """Return the rows of each table (those deleted but not yet cleared away included), and the days held."""
+    """Return the rows of each table (deleted rows not yet vacuumed included), and the first, the last and the number of days."""
     first, last, number = con.execute(DAYS).fetchall()[0]
     days = {"first": first and first.isoformat(), "last": last and last.isoformat(), "number": number}
     return {"rows": dict(con.execute(ROWS).fetchall()), "days": days}
@@ -114,7 +115,7 @@ def _bounded(rows: list[Any], what: str) -> list[Any]:
     return rows
 
 
-def _shown(
+def _printable_row(
     arrived_us: int | None, number: int, reason: str, detail: str, event_id: str | None, ts_us: int | None,
     raw: bytes, size: int, log_offset: int, line: int,
 ) -> dict[str, Any]:  # fmt: skip

@@ -1,7 +1,7 @@
-"""A shard's counts as bytes: how `verify` gets hold of what a running worker has counted, at one moment of its log.
+"""A snapshot of a shard's counts as bytes, from which `queryloop verify` learns what a running worker has counted.
 
-Arrow IPC streams one after the other, compressed: windows by day, co-occurrence by day, what the shard's clock refused. The first
-stream's schema metadata says which moment it is: topic id, next offset, account, rules.
+It is a sequence of compressed Arrow IPC streams: windows by day, co-occurrence by day, events ahead of the clock. The first
+stream's schema metadata has the topic id, next offset, totals and counting rules of that moment.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ SELECT day, query, next_query, sum(count)::BIGINT AS count FROM cooccurrence_del
 """
 FUTURE = "SELECT event_id FROM quarantine WHERE reason = 'future_event'"
 DAYS = "SELECT day, dirty FROM days WHERE exported OR dirty ORDER BY day"
-ACCOUNT = "SELECT topic_id, next_offset, latest_us, events, counted, duplicates, earlier_events, quarantined FROM state"
+TOTALS = "SELECT topic_id, next_offset, latest_us, events, counted, duplicates, earlier_events, quarantined FROM state"
 PENDING = "SELECT count(*) FROM pending"
 
-KEY = b"queryloop"
-"""Name of the metadata entry in the first stream's schema, JSON."""
+METADATA_KEY = b"queryloop"
+"""Name of the entry in the first stream's schema metadata; its value is JSON."""
 
 
 class CountsError(ValueError):
-    """Bytes that `dump_counts` did not write."""
+    """The bytes are no snapshot by `dump_counts`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What one shard holds, at `next_offset` of its log.
+    """One shard's counts at `next_offset` of its log.
 
     windows: day, query_norm, item_norm, position, impressions, clicks. cooccurrence: day, query, next_query, count. future:
-    event_id of what was ahead of the clock when it came, which the log alone cannot tell. No row is all zero. `exported` are the
-    days of which the lake holds what is counted here; `earlier_events` of `events` came from a log before this topic.
+    event_id of the events that were ahead of the clock on arrival, which the log alone does not show. No row is all zero.
+    `exported` are the days whose current counts are in the lake; `earlier_events` of `events` are from an earlier topic's log.
     """
 
     windows: pa.Table
@@ -65,13 +65,13 @@ class Counts:
 
 
 def dump_counts(shard: Shard) -> bytes:
-    """Return the shard's counts of one moment. Any thread may call it, while another one goes on counting."""
+    """Return the shard's counts at one moment. Any thread may call it while the shard's own thread counts."""
     con = shard.reader()
     try:
         con.execute("BEGIN TRANSACTION READ ONLY")
-        head = json.dumps({**_account(con), "rules": asdict(shard.rules)}).encode()
+        head = json.dumps({**_read_totals(con), "rules": asdict(shard.rules)}).encode()
         sink = io.BytesIO()
-        for sql, metadata in ((WINDOWS, {KEY: head}), (COOCCURRENCE, None), (FUTURE, None)):
+        for sql, metadata in ((WINDOWS, {METADATA_KEY: head}), (COOCCURRENCE, None), (FUTURE, None)):
             _write(con, sql, sink, metadata)
         return sink.getvalue()
     finally:
@@ -79,11 +79,11 @@ def dump_counts(shard: Shard) -> bytes:
 
 
 def read_counts(dumped: bytes) -> Counts:
-    """Return what `dump_counts` wrote. Raises CountsError."""
+    """Return the counts that `dump_counts` wrote. Raises CountsError."""
     source = pa.BufferReader(dumped)
     try:
         windows, cooccurrence, future = (pa.ipc.open_stream(source).read_all() for _ in range(3))
-        head = json.loads(windows.schema.metadata[KEY])
+        head = json.loads(windows.schema.metadata[METADATA_KEY])
         rules = CountingRules(**head.pop("rules"))
         exported = [date.fromisoformat(day) for day in head.pop("exported")]
         return Counts(windows.replace_schema_metadata(None), cooccurrence, future, rules, exported=exported, **head)
@@ -91,13 +91,13 @@ def read_counts(dumped: bytes) -> Counts:
         raise CountsError(f"not the counts of a shard: {error!r}") from error
 
 
-def _account(con: duckdb.DuckDBPyConnection) -> dict[str, object]:
-    row = con.execute(ACCOUNT).fetchall()[0]
+def _read_totals(con: duckdb.DuckDBPyConnection) -> dict[str, object]:
+    row = con.execute(TOTALS).fetchall()[0]
     names = ("topic_id", "next_offset", "latest_us", "events", "counted", "duplicates", "earlier_events", "quarantined")
-    account = dict(zip(names, row, strict=True))
+    totals = dict(zip(names, row, strict=True))
     exported = [str(day) for day, dirty in con.execute(DAYS).fetchall() if not dirty]
     pending = con.execute(PENDING).fetchall()[0][0]
-    return {**account, "quarantined": json.loads(account["quarantined"]), "pending": pending, "exported": exported}
+    return {**totals, "quarantined": json.loads(totals["quarantined"]), "pending": pending, "exported": exported}
 
 
 def _write(con: duckdb.DuckDBPyConnection, sql: str, sink: io.BytesIO, metadata: dict[bytes, bytes] | None) -> None:

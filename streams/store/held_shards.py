@@ -1,8 +1,8 @@
-"""The shards that a worker holds: one for each partition it was assigned.
+"""The shards that a worker holds: one for each partition that Kafka assigned to it.
 
-Each has a thread of its own that opens it, applies to it, tends it and closes it, in the order asked. So a shard is closed after
-the batch in hand, its file lock is free when the partition moves to another worker, none waits for another one's upkeep, and the
-event loop stays free for HTTP while DuckDB works.
+Each shard has a thread that opens, applies, maintains and closes it, in the order of the calls. So a shard is closed only after
+its current batch, its file lock is free when the partition moves to another worker, no shard waits for another one's maintenance,
+and the event loop stays free for HTTP while DuckDB works.
 """
 
 from __future__ import annotations
@@ -20,44 +20,44 @@ from typing import NamedTuple, TypeVar, cast
 from streams.events.columns import Columns
 from streams.events.schema import Decoded
 from streams.store.maintenance import Pace
-from streams.store.offset_range import Stretch
+from streams.store.offset_range import OffsetRange
 from streams.store.progress import Progress, Timings
 from streams.store.readers import ShardReaders
 from streams.store.shard import Applied, CountingRules, Shard, ShardTotals
-from streams.store.shard_registry import Places
+from streams.store.shard_registry import ShardRegistry
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 TEND_S = 0.02
-"""Seconds of upkeep between two batches, or one slice."""
+"""Seconds of maintenance between two batches; one slice may exceed it."""
 WRITE_EVENTS = 20_000
 WRITE_EVERY_S = 1.0
-"""What was applied is written once it is so many events or so old: a transaction costs as much as thousands of events. A crash
-loses nothing by it, as the offsets are written with the counts: a little more of the log is read again."""
+"""Applied events are written once there are so many or they are so old, since a transaction costs as much as thousands of events.
+A crash loses nothing: the offsets are written with the counts, so the worker reads a little more of the log again."""
 EXPORT_NICE = 10
-"""A day's export takes seconds of CPU for each million events: of what counting leaves."""
+"""Exporting a day takes seconds of CPU per million events, at a priority below that of counting."""
 
 
 def shard_path(data_dir: Path, partition: int) -> Path:
-    """Where a partition's DuckDB file lies."""
+    """Return the path of a partition's DuckDB file."""
     return data_dir / "shards" / f"events-{partition}.duckdb"
 
 
-class Log(NamedTuple):
-    """The log that the shards count: the topic's id, and how often it was sought."""
+class LogIdentity(NamedTuple):
+    """Which log the shards count: the topic's id, and the number of the last seek."""
 
     topic_id: str = ""
     generation: int = 0
 
 
 class HeldShards:
-    """Opens, applies to, tends and releases shards, each on its thread.
+    """Opens, applies, maintains and releases shards, each on its thread.
 
-    `readers` reads the held shards beside that, `exports` reads them for the lake, which takes longer; `progress`, `applies` and
-    `writes` tell how counting goes; `places`, where given, tells other workers which shards are here. `clock` tells what is in
-    the future, `timer` (seconds) when to write.
+    `readers` reads the held shards for HTTP, `export_readers` for the lake, which takes longer. `progress`, `apply_timings` and
+    `write_timings` are figures for monitoring. The held shards are listed in `registry`, if given, for other workers to find.
+    `clock` (seconds since the epoch) decides which events are in the future, `timer` (seconds) when to write.
     """
 
     def __init__(
@@ -65,73 +65,73 @@ class HeldShards:
         data_dir: Path,
         rules: CountingRules,
         clock: Callable[[], float] = time.time,
-        places: Places | None = None,
+        registry: ShardRegistry | None = None,
         timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self.data_dir = data_dir
         self.readers = ShardReaders(self.write)
-        self.exports = ShardReaders(self.write, nice=EXPORT_NICE, threads=1)
+        self.export_readers = ShardReaders(self.write, nice=EXPORT_NICE, threads=1)
         self.progress: dict[int, Progress] = {}
-        self.applies = Timings()
-        self.writes = Timings()
+        self.apply_timings = Timings()
+        self.write_timings = Timings()
         self.new_topics = 0
         self._rules = rules
         self._clock = clock
-        self._places = places
+        self._registry = registry
         self._timer = timer
-        self._log = Log()
+        self._log_identity = LogIdentity()
         self._shards: dict[int, Shard] = {}
         self._threads: dict[int, ThreadPoolExecutor] = {}
         self._unwritten_since: dict[int, float] = {}
-        self._noting = threading.Lock()
-        self._writing = threading.Lock()
+        self._figures_lock = threading.Lock()
+        self._write_lock = threading.Lock()
         self._pace = Pace()
 
     @property
     def topic_id(self) -> str:
-        """The id of the log that the shards were last taken for, "" before that."""
-        return self._log.topic_id
+        """The id of the topic that the shards were last assigned for, "" before the first assignment."""
+        return self._log_identity.topic_id
 
-    async def take(self, earliest: Mapping[int, int], topic_id: str, generation: int = 0) -> dict[int, int]:
-        """Open the shards of these partitions and return the offset that each wants next.
+    async def assign(self, earliest: Mapping[int, int], topic_id: str, generation: int = 0) -> dict[int, int]:
+        """Hold exactly the shards of these partitions; return the offset at which to read each one's log.
 
-        `earliest` gives the first offset that the log still has, for each partition; `topic_id` says which log it is now. Only
-        runs of this `generation` are applied from now on. Raises StoreError when a shard's file is held by another process.
+        `earliest` is the first offset that the log still has, by partition; `topic_id` identifies the log. From now on only
+        offset ranges of this `generation` are applied. Raises StoreError when another process holds a shard's file.
         """
-        self._log = Log(topic_id, generation)
+        self._log_identity = LogIdentity(topic_id, generation)
         await self.release([partition for partition in self._shards if partition not in earliest])
-        return await self._each(earliest, lambda partition: self._open(partition, earliest[partition]))
+        return await self._call_each(earliest, lambda partition: self._assign(partition, earliest[partition]))
 
     async def release(self, partitions: Iterable[int]) -> None:
-        """Close these shards, after what is in hand."""
-        await self._each(sorted(partitions), self._release)
+        """Close these shards, each after what its thread still has to do."""
+        await self._call_each(sorted(partitions), self._release)
 
-    async def apply(self, stretch: Stretch, columns: Columns) -> Applied | None:
-        """Count a stretch of one partition, decoded, as one batch; `tend` is to follow.
+    async def apply(self, offset_range: OffsetRange, columns: Columns) -> Applied | None:
+        """Count the decoded events of an offset range as one batch; call `tend` afterwards.
 
-        None when the partition has moved away, or was sought anew, since they were fetched: then they are read again.
+        None when the shard was released, or its partition sought again, since they were fetched: then they are read again.
         """
-        return await self._call(stretch.partition, self._apply, stretch, columns)
+        return await self._call(offset_range.partition, self._apply, offset_range, columns)
 
     async def tend(self, partition: int) -> None:
-        """Write what a shard has applied, where it is time, and give it some for its upkeep: after each batch, and now and then.
+        """Write what a shard has applied, if that is due, and do some of its maintenance. Call it after each batch and regularly.
 
-        What can wait is done at the worker's pace.
+        All shards of the worker share a limit on maintenance that is not urgent.
         """
         await self.call(partition, partial(self._tend, partition))
 
     async def write(self, partition: int) -> None:
-        """Write all that a shard has applied, so that whoever reads its file from now on sees it."""
+        """Write all that a shard has applied, so that every later read of its file sees it."""
         shard = self._shards.get(partition)
         if shard is not None and shard.is_unwritten:
             await self.call(partition, self._write)
 
     async def call(self, partition: int, function: Callable[[Shard], T]) -> T | None:
-        """Call `function` with a held shard on its thread; None when it is not held any more."""
+        """Return what `function` returns for a held shard, called on its thread; None when the shard is not held."""
         return await self._call(partition, self._with_shard, partition, function)
 
     def upkeep(self, partition: int) -> dict[str, dict[str, float]]:
-        """What upkeep has done to a held shard since it was taken, by kind. Safe from any thread."""
+        """Return the maintenance of a held shard since it was opened, by kind. Safe from any thread."""
         shard = self._shards.get(partition)
         accounts = {} if shard is None else shard.upkeep()
         return {
@@ -139,24 +139,24 @@ class HeldShards:
         }
 
     def totals(self) -> dict[int, ShardTotals]:
-        """The account of every held shard, by partition. Safe from any thread: totals are replaced whole."""
+        """Return the totals of every held shard, by partition. Safe from any thread: totals are replaced whole."""
         return {partition: shard.totals() for partition, shard in sorted(self._shards.copy().items())}
 
     def close(self) -> None:
-        """Close every shard and end the threads."""
+        """Close every shard and end all threads."""
         for partition, thread in self._threads.items():
             thread.submit(self._release, partition).result()
             thread.shutdown()
         self.readers.close()
-        self.exports.close()
+        self.export_readers.close()
 
     async def _call(self, partition: int, function: Callable[..., T], *args: object) -> T:
         if (thread := self._threads.get(partition)) is None:
             thread = self._threads[partition] = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"shard-{partition}")
         return await asyncio.get_running_loop().run_in_executor(thread, function, *args)
 
-    async def _each(self, partitions: Iterable[int], function: Callable[[int], T]) -> dict[int, T]:
-        """Call `function` for each partition on its shard's thread; after all of them, raise the first error among theirs."""
+    async def _call_each(self, partitions: Iterable[int], function: Callable[[int], T]) -> dict[int, T]:
+        """Call `function` for each partition on its shard's thread; raise the first error once all have ended."""
         wanted = list(partitions)
         done = await asyncio.gather(*(self._call(one, function, one) for one in wanted), return_exceptions=True)
         for outcome in done:
@@ -164,15 +164,15 @@ class HeldShards:
                 raise outcome
         return dict(zip(wanted, cast("list[T]", done), strict=True))
 
-    def _open(self, partition: int, earliest: int) -> int:
+    def _assign(self, partition: int, earliest: int) -> int:
         shard = self._shards.get(partition)
         if shard is None:
-            shard = self._hold(partition)
-        position, topic_id = shard.position(), self._log.topic_id
+            shard = self._open_shard(partition)
+        position, topic_id = shard.position(), self._log_identity.topic_id
         if position is None:
             offset = earliest
         elif position[0] != topic_id:
-            with self._noting:
+            with self._figures_lock:
                 self.new_topics += 1
             log.warning("event=new_topic partition=%d topic_id=%s old_topic_id=%s", partition, topic_id, position[0])
             offset = earliest
@@ -181,16 +181,16 @@ class HeldShards:
         log.info("event=shard_taken partition=%d offset=%d topic_id=%s", partition, offset, topic_id)
         return offset
 
-    def _hold(self, partition: int) -> Shard:
+    def _open_shard(self, partition: int) -> Shard:
         shard = self._shards[partition] = Shard.open(shard_path(self.data_dir, partition), self._rules)
         self.readers.add(partition, shard)
-        self.exports.add(partition, shard)
-        if self._places is not None:
-            self._places.write(partition)
+        self.export_readers.add(partition, shard)
+        if self._registry is not None:
+            self._registry.add(partition)
         return shard
 
     def _skip_expired(self, shard: Shard, partition: int, position: tuple[str, int], earliest: int) -> int:
-        """Move on to what the log still has, when its retention removed records before they were counted."""
+        """Return the next offset, moved on to `earliest` when Kafka's retention deleted records before they were counted."""
         topic_id, offset = position
         if offset >= earliest:
             return offset
@@ -206,58 +206,58 @@ class HeldShards:
 
     def _release(self, partition: int) -> None:
         if (shard := self._shards.pop(partition, None)) is not None:
-            if self._places is not None:
-                self._places.remove(partition)
+            if self._registry is not None:
+                self._registry.remove(partition)
             self.readers.remove(partition)
-            self.exports.remove(partition)
+            self.export_readers.remove(partition)
             self.progress.pop(partition, None)
             self._unwritten_since.pop(partition, None)
             shard.close()
             log.info("event=shard_released partition=%d", partition)
 
-    def _apply(self, stretch: Stretch, columns: Columns) -> Applied | None:
-        shard, of = self._shards.get(stretch.partition), self._log
-        if shard is None or stretch.generation != of.generation:
+    def _apply(self, offset_range: OffsetRange, columns: Columns) -> Applied | None:
+        shard, log_identity = self._shards.get(offset_range.partition), self._log_identity
+        if shard is None or offset_range.generation != log_identity.generation:
             return None
         began = time.perf_counter()
-        offsets = {"first_offset": stretch.first_offset, "next_offset": stretch.next_offset}
-        applied = shard.apply(columns, topic_id=of.topic_id, now=self._clock(), write=False, **offsets)
-        self._note(stretch, len(columns), time.perf_counter() - began)
+        offsets = {"first_offset": offset_range.first_offset, "next_offset": offset_range.next_offset}
+        applied = shard.apply(columns, topic_id=log_identity.topic_id, now=self._clock(), write=False, **offsets)
+        self._record_progress(offset_range, len(columns), time.perf_counter() - began)
         return applied
 
-    def _note(self, stretch: Stretch, events: int, seconds: float) -> None:
-        with self._noting:
-            self.applies.add(events, seconds)
-        if stretch.records and stretch.timestamp_ms is not None:
-            before = self.progress.get(stretch.partition, Progress())
-            self.progress[stretch.partition] = before.after(stretch.timestamp_ms, stretch.records, events)
+    def _record_progress(self, offset_range: OffsetRange, events: int, seconds: float) -> None:
+        with self._figures_lock:
+            self.apply_timings.add(events, seconds)
+        if offset_range.records and offset_range.timestamp_ms is not None:
+            before = self.progress.get(offset_range.partition, Progress())
+            self.progress[offset_range.partition] = before.after(offset_range.timestamp_ms, offset_range.records, events)
 
     def _with_shard(self, partition: int, function: Callable[[Shard], T]) -> T | None:
         shard = self._shards.get(partition)
         return None if shard is None else function(shard)
 
     def _tend(self, partition: int, shard: Shard) -> None:
-        self._write_in_time(partition, shard)
+        self._write_if_due(partition, shard)
         with self._pace.turn() as is_free:
             shard.tend(TEND_S, urgent_only=not is_free)
 
     def _write(self, shard: Shard) -> None:
         if not shard.is_unwritten:
-            return  # another read had it written meanwhile
+            return  # another read has written it meanwhile
         events, began = shard.unwritten_events, time.perf_counter()
         shard.write()
-        with self._noting:
-            self.writes.add(events, time.perf_counter() - began)
+        with self._figures_lock:
+            self.write_timings.add(events, time.perf_counter() - began)
 
-    def _write_in_time(self, partition: int, shard: Shard) -> None:
-        now = self._timer()  # the clock may be one that stands still
-        waits_s = now - self._unwritten_since.setdefault(partition, now)
-        due = max(shard.unwritten_events / WRITE_EVENTS, waits_s / WRITE_EVERY_S)
-        # One at a time, unless it has waited twice as long: shards that are equally busy are due in the same moment.
-        if shard.is_unwritten and due >= 1.0 and self._writing.acquire(blocking=due >= 2.0):
+    def _write_if_due(self, partition: int, shard: Shard) -> None:
+        now = self._timer()  # not the clock, which a test may stop
+        age_s = now - self._unwritten_since.setdefault(partition, now)
+        due = max(shard.unwritten_events / WRITE_EVENTS, age_s / WRITE_EVERY_S)
+        # One shard writes at a time, unless it is overdue by twice: shards that are equally busy are due at the same moment.
+        if shard.is_unwritten and due >= 1.0 and self._write_lock.acquire(blocking=due >= 2.0):
             try:
                 self._write(shard)
             finally:
-                self._writing.release()
+                self._write_lock.release()
         if not shard.is_unwritten:
-            self._unwritten_since.pop(partition, None)  # a read may have done so
+            self._unwritten_since.pop(partition, None)  # a read may have written it

@@ -1,4 +1,4 @@
-"""What consecutive records of one partition cover, without their values: all that counting needs once they are decoded."""
+"""The range of log offsets that a decoded batch covers: all that counting needs to know of its Kafka records."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
-    """What consecutive runs of one partition cover, without their values: all that is needed of them once they are decoded.
+class OffsetRange:
+    """The offsets first_offset <= offset < next_offset of one partition, which hold `records` records.
 
-    `records` is how many there are; the rest is as in `Run`.
+    `timestamp_ms` is the latest Kafka timestamp among them, None without records; `generation` is the number of the seek after
+    which they were fetched.
     """
 
     partition: int

@@ -1,4 +1,4 @@
-"""How applying goes, kept in memory for the worker's HTTP: where each partition is, how large batches are, how long they take."""
+"""Progress figures kept in memory for the worker's HTTP: each partition's position, and the size and duration of batches."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from streams.store.shard import ShardTotals
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 EVENTS = (10, 100, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000)
-RECENT = 0.8
-"""Weight of what was known before in the moving mean of events a record."""
+PREVIOUS_WEIGHT = 0.8
+"""Weight of the previous value in the moving average of events per record."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a partition is: the Kafka timestamp of the last applied record (milliseconds), and the events a record of late."""
+    """A partition's progress: Kafka timestamp of the last applied record (milliseconds), moving average of events per record."""
 
     timestamp_ms: int | None = None
     mean_events: float | None = None
 
     def after(self, timestamp_ms: int, records: int, events: int) -> Progress:
-        """The progress after one more batch."""
+        """Return the progress after one more batch."""
         now = events / records
-        mean = now if self.mean_events is None else RECENT * self.mean_events + (1 - RECENT) * now
+        mean = now if self.mean_events is None else PREVIOUS_WEIGHT * self.mean_events + (1 - PREVIOUS_WEIGHT) * now
         return Progress(timestamp_ms, mean)
 
     def events_per_record(self, totals: ShardTotals) -> float:
-        """Events a record: of late, else over the shard's life, else one."""
+        """Return the recent average of events per record, else that since the shard began, else 1."""
         if self.mean_events is not None:
             return self.mean_events
         return totals.events / totals.next_offset if totals.next_offset else 1.0
@@ -36,7 +36,7 @@ class Progress:
 
 @dataclass(slots=True)
 class Histogram:
-    """Counts by upper bound, as Prometheus wants them."""
+    """Observations per bucket, by upper bound, as Prometheus defines a histogram; the last bucket has no bound."""
 
     bounds: Sequence[float]
     counts: list[int] = field(default_factory=list)
@@ -53,12 +53,12 @@ class Histogram:
 
 @dataclass(slots=True)
 class Timings:
-    """How many events and seconds each apply of this process took, or each write. Added to by one at a time, read anywhere."""
+    """Events and seconds of each apply, or of each write, in this process. One thread adds at a time; any thread may read."""
 
     events: Histogram = field(default_factory=lambda: Histogram(EVENTS))
     seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))
 
     def add(self, events: int, seconds: float) -> None:
-        """Count one more."""
+        """Add one apply or write."""
         self.events.add(events)
         self.seconds.add(seconds)

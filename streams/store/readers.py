@@ -1,8 +1,8 @@
-"""Reads beside counting: each held shard has a cursor of its own, used on threads that counting does not share.
+"""Reads of the held shards while they count: each shard has a cursor for reading, used on threads apart from the shard's own.
 
-A cursor sees whole transactions only (DuckDB's MVCC), so it never sees half of a batch. What was applied before a read was asked
-for is written first, after the batch in hand, so a read sees all that counts. A shard's file lock is free only when its cursor
-is closed too: a release interrupts the read in hand and waits for its end.
+A cursor sees whole transactions only (DuckDB's MVCC), so never half of a batch. Before a read its shard writes what it has
+applied, so a read sees everything counted so far. A shard's file lock is free only when this cursor is closed too: releasing a
+shard interrupts the running read and waits for its end.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ T = TypeVar("T")
 Write = Callable[[int], Awaitable[None]]
 
 THREADS = 2
-MAX_WAITING = 64
+MAX_QUEUED = 64
 INTERRUPT_EVERY_S = 0.05
 
 
 class ReadersBusy(RuntimeError):
-    """Too many reads wait already: ask again later."""
+    """Too many reads are queued; the caller may try again later."""
 
 
 class ReaderClosed(RuntimeError):
-    """The shard moves away."""
+    """The shard was released, so it cannot be read here any more."""
 
 
 class ShardReader:
@@ -47,11 +47,14 @@ class ShardReader:
         self._closed = False
 
     def read(self, function: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
-        """Return what `function`, which may be called twice, reads from one snapshot. Raises ReaderClosed if the shard moves."""
-        return self._read_again(partial(self._read_snapshot, function))
+        """Return what `function`, which may be called twice, reads from one snapshot.
 
-    def _read_again(self, read: Callable[[], T]) -> T:
-        """Read, and once more where the shard's pool was cut back at the very moment at which the read wanted memory."""
+        Raises ReaderClosed when the shard is released.
+        """
+        return self._read_with_retry(partial(self._read_snapshot, function))
+
+    def _read_with_retry(self, read: Callable[[], T]) -> T:
+        """Read, and try once more when the shard's buffer pool was shrunk at the moment at which the read needed memory."""
         with self._lock, self.shard.reading():
             if self._closed:
                 raise ReaderClosed
@@ -65,19 +68,19 @@ class ShardReader:
         try:
             return function(self._con)
         except Exception as error:
-            if self._closed:  # interrupted, whatever DuckDB or Arrow make of that
+            if self._closed:  # interrupted: DuckDB and Arrow raise several types for that
                 raise ReaderClosed from error
             raise
         finally:
             with suppress(duckdb.TransactionException):  # an error inside may have ended it
                 self._con.execute("ROLLBACK")
 
-    def read_whole(self, function: Callable[[Shard], T]) -> T:
-        """Return what `function`, called twice perhaps, reads with cursors of its own, while this reader keeps the shard open."""
-        return self._read_again(partial(function, self.shard))
+    def read_shard(self, function: Callable[[Shard], T]) -> T:
+        """Return what `function`, which may be called twice, reads with its own cursors; the shard stays open meanwhile."""
+        return self._read_with_retry(partial(function, self.shard))
 
     def close(self) -> None:
-        """Interrupt the read in hand and close the cursor."""
+        """Interrupt the running read and close the cursor."""
         self._closed = True
         while not self._lock.acquire(timeout=INTERRUPT_EVERY_S):
             self._con.interrupt()
@@ -88,65 +91,65 @@ class ShardReader:
 
 
 class ShardReaders:
-    """The readers of all held shards. `add` and `remove` are called where shards are opened and closed.
+    """The readers of all held shards, with threads to read on.
 
-    `write` is called with a partition before each read, to write what its shard has applied. With `nice` their threads give way
-    to the others, on Linux: the higher, the more. Each thread keeps some of the memory that its largest read took.
+    `write` is called with a partition before each read, so that its shard writes what it has applied. `nice` lowers the priority
+    of the reading threads by as much, on Linux only. Each thread keeps some of the memory that its largest read took.
     """
 
     def __init__(self, write: Write, nice: int = 0, threads: int = THREADS) -> None:
         self._write = write
         self._readers: dict[int, ShardReader] = {}
-        self._waiting = 0
-        self._threads = ThreadPoolExecutor(threads, "reads", initializer=_give_way, initargs=(nice,))
+        self._queued = 0
+        self._threads = ThreadPoolExecutor(threads, "reads", initializer=_lower_priority, initargs=(nice,))
 
     def add(self, partition: int, shard: Shard) -> None:
-        """Open a reader beside a shard that was taken."""
+        """Open the reader of a shard that was opened."""
         self._readers[partition] = ShardReader(shard)
 
     def remove(self, partition: int) -> None:
-        """Close a shard's reader, after what it reads now."""
+        """Close a shard's reader before the shard is closed; a running read is interrupted."""
         if (reader := self._readers.pop(partition, None)) is not None:
             reader.close()
 
     async def read(
         self, partitions: Iterable[int], function: Callable[[duckdb.DuckDBPyConnection], T], fresh: bool = True
     ) -> dict[int, T]:
-        """Return what `function` reads from each of these shards that is held here; not the last second's where not `fresh`.
+        """Return what `function` reads from each of these shards that is held here, by partition.
 
-        Raises ReadersBusy.
+        Unless `fresh`, what was applied in the last second may be missing. Raises ReadersBusy.
         """
         held = {partition: reader for partition in partitions if (reader := self._readers.get(partition)) is not None}
         reads = {partition: partial(reader.read, function) for partition, reader in held.items()}
         found = await asyncio.gather(*(self._submit(read, partition if fresh else None) for partition, read in reads.items()))
         return {partition: part for partition, part in zip(held, found, strict=True) if part is not None}
 
-    async def read_whole(self, partition: int, function: Callable[[Shard], T]) -> T | None:
-        """Return what `function` reads from a shard through cursors of its own, None when it is not held. Raises ReadersBusy."""
+    async def read_shard(self, partition: int, function: Callable[[Shard], T]) -> T | None:
+        """Return what `function` reads from a shard with its own cursors, None when it is not held. Raises ReadersBusy."""
         reader = self._readers.get(partition)
-        return None if reader is None else await self._submit(partial(reader.read_whole, function), partition)
+        return None if reader is None else await self._submit(partial(reader.read_shard, function), partition)
 
     def close(self) -> None:
         """End the threads."""
         self._threads.shutdown()
 
-    async def _submit(self, read: Callable[[], T], fresh: int | None) -> T | None:
-        """Read on a thread, after what the shard of the partition `fresh` has applied is written."""
-        if self._waiting >= MAX_WAITING:
-            raise ReadersBusy(f"{MAX_WAITING} reads wait already")
-        self._waiting += 1
+    async def _submit(self, read: Callable[[], T], write_first: int | None) -> T | None:
+        """Read on a thread, after the shard of partition `write_first` has written what it has applied."""
+        if self._queued >= MAX_QUEUED:
+            raise ReadersBusy(f"{MAX_QUEUED} reads are queued already")
+        self._queued += 1
         try:
-            if fresh is not None:
-                await self._write(fresh)
+            if write_first is not None:
+                await self._write(write_first)
             return await asyncio.get_running_loop().run_in_executor(self._threads, read)
         except ReaderClosed:
             return None
         finally:
-            self._waiting -= 1
+            self._queued -= 1
 
 
-def _give_way(nice: int) -> None:
-    """Lower the priority of the calling thread; elsewhere than on Linux it would be that of the whole process."""
+def _lower_priority(nice: int) -> None:
+    """Lower the priority of the calling thread, on Linux; on other systems this would lower that of the whole process."""
     if nice and sys.platform == "linux":
         thread = threading.get_native_id()
         os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + nice)

@@ -1,7 +1,7 @@
-"""Which worker holds which shard: each says so in a file for each shard it holds.
+"""The shard registry: which worker holds which shard, one file per shard, written by its holder.
 
-The file is a hint: the lock on the shard decides who holds it. One that is stale names a worker that does not answer, or that
-answers without the shard, which is then missing.
+An entry is a hint; the lock on the shard's file decides who holds it. A stale entry names a worker that does not answer, or that
+answers without the shard; the shard then counts as missing.
 """
 
 from __future__ import annotations
@@ -17,51 +17,54 @@ from streams.runtime.atomic_files import replace_file
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """The worker that holds a shard: its name, the address of its HTTP, its process id on its machine."""
+class ShardHolder:
+    """The worker that holds a shard: its name, the URL of its HTTP, its process id on its machine."""
 
     worker: str
     url: str
     pid: int
 
 
-def find_url(host: str, port: int) -> str:
-    """The address under which others reach an HTTP that listens on `host`."""
-    if host in ("", "0.0.0.0", "::"):
-        host = socket.gethostname()
+def http_url(host: str, port: int) -> str:
+    """Return http://host:port, an IPv6 address in brackets."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-class Places:
-    """The files data/run/shards/<partition>.json."""
+def advertised_url(host: str, port: int) -> str:
+    """Return the URL at which other machines reach an HTTP server that listens on `host`."""
+    return http_url(socket.gethostname() if host in ("", "0.0.0.0", "::") else host, port)
 
-    def __init__(self, data_dir: Path, mine: Place) -> None:
-        self.mine = mine
+
+class ShardRegistry:
+    """The files data/run/shards/<partition>.json; `own` is this worker's entry."""
+
+    def __init__(self, data_dir: Path, own: ShardHolder) -> None:
+        self.own = own
         self._folder = data_dir / "run" / "shards"
 
-    def write(self, partition: int) -> None:
-        """Say that this worker holds a shard."""
+    def add(self, partition: int) -> None:
+        """Register this worker as the holder of a shard."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        replace_file(self._path(partition), json.dumps(asdict(self.mine)).encode(), durable=False, shared=True)
+        replace_file(self._path(partition), json.dumps(asdict(self.own)).encode(), durable=False, shared=True)
 
     def remove(self, partition: int) -> None:
-        """Say that this worker does not hold a shard any more; what its next holder wrote stays."""
-        if self.read(partition) == self.mine:
+        """Remove this worker's entry for a shard; an entry that the next holder wrote stays."""
+        if self.find(partition) == self.own:
             self._path(partition).unlink(missing_ok=True)
 
-    def read(self, partition: int) -> Place | None:
-        """Where a shard lives, None when nobody said so."""
+    def find(self, partition: int) -> ShardHolder | None:
+        """Return the registered holder of a shard, None without a readable entry."""
         try:
-            return Place(**json.loads(self._path(partition).read_text()))
+            return ShardHolder(**json.loads(self._path(partition).read_text()))
         except (FileNotFoundError, ValueError, TypeError):
             return None
 
-    def others(self, partitions: Iterable[int]) -> dict[Place, list[int]]:
-        """The other workers that hold some of these shards, with which."""
-        found: dict[Place, list[int]] = defaultdict(list)
+    def find_others(self, partitions: Iterable[int]) -> dict[ShardHolder, list[int]]:
+        """Return the other workers that hold some of these shards, each with its partitions."""
+        found: dict[ShardHolder, list[int]] = defaultdict(list)
         for partition in partitions:
-            if (place := self.read(partition)) is not None and place != self.mine:
-                found[place].append(partition)
+            if (holder := self.find(partition)) is not None and holder != self.own:
+                found[holder].append(partition)
         return dict(found)
 
     def _path(self, partition: int) -> Path:

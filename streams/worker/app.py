@@ -1,7 +1,7 @@
-"""The Faust app of a worker: the agent that counts, and what it does beside: quarantine to its topic, mature days to the lake.
+"""A worker's Faust app: the agent that counts, and timers that publish quarantine rows, export mature days and maintain shards.
 
-The agent never acknowledges to Kafka: the offsets that matter lie in the shards. When applying fails the app crashes, and the
-process ends with an error; nothing after the failed batch is applied, and the next start reads it again.
+The agent acknowledges no message to Kafka: the offsets that count are in the shards. When an apply fails the app crashes and the
+process ends with an error; nothing after the failed batch is applied, and the next start reads that batch again.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from streams.brokers.topics import KafkaSettings, topic_id
 from streams.lake.files import open_lake
 from streams.store.held_shards import HeldShards
 from streams.store.shard import Shard
-from streams.worker.lake_exporter import Exporter
+from streams.worker.lake_exporter import LakeExporter
 from streams.worker.pipeline import Pipeline
 from streams.worker.settings import StreamsSettings
-from streams.worker.topic_watch import LogWatch
+from streams.worker.topic_watch import TopicWatch
 from streams.worker.transport import WorkerApp
 
 log = logging.getLogger(__name__)
@@ -33,42 +33,42 @@ PUBLISH_EVERY_S = 1.0
 EXPORT_EVERY_S = 5.0
 PUBLISH_ROWS = 500
 PUBLISHED_BYTES = 300_000
-COLLECT_EVERY_S = 1.0
-"""What is alive then is some 25,000 objects, and takes milliseconds."""
+GC_EVERY_S = 1.0
+"""Seconds between two garbage collections, each of some 25,000 objects and a few milliseconds."""
 FETCH_BYTES = 1024 * 1024
-"""Of a partition, at once: aiokafka holds a response of all of them several times over while it reads it."""
+"""Fetched at once per partition: aiokafka holds a response of all partitions several times over while it reads it."""
 METADATA_MAX_AGE_MS = 10_000
-RUNS_WAITING = 2
+MAX_BUFFERED_RUNS = 2
 TEND_EVERY_S = 1.0
-WATCH_EVERY_S = 10.0
-RECORD_EVERY_S = 5.0
+TOPIC_CHECK_EVERY_S = 10.0
+COMMIT_EVERY_S = 5.0
 
 
 def make_app(settings: StreamsSettings, bootstrap: str, shards: HeldShards) -> WorkerApp:
-    """Build the app: agent, timers, and what happens when partitions come and go."""
-    log_watch = LogWatch(bootstrap, settings.kafka, shards)
+    """Return the app with its agent, its timers and its handlers for assigned and revoked partitions."""
+    topic_watch = TopicWatch(bootstrap, settings.kafka, shards)
 
     async def seek_offsets(assigned: set[TP], generation: int) -> dict[TP, int]:
-        log_id = await asyncio.to_thread(topic_id, bootstrap, settings.kafka.topic)
+        current_id = await asyncio.to_thread(topic_id, bootstrap, settings.kafka.topic)
         earliest = await app.consumer.earliest_offsets(*assigned)
-        offsets = await shards.take({tp.partition: offset for tp, offset in earliest.items()}, log_id, generation)
+        offsets = await shards.assign({tp.partition: offset for tp, offset in earliest.items()}, current_id, generation)
         return {tp: offsets[tp.partition] for tp in assigned}
 
     app = WorkerApp(
         settings.kafka.group,
         seek_offsets=seek_offsets,
-        is_same_log=log_watch.is_same,
+        is_same_topic=topic_watch.is_same,
         **faust_settings(settings, bootstrap),
     )
     _count_events(app, settings, shards)
     _tend_shards(app, settings, shards)
-    _watch_log(app, settings.kafka, shards, log_watch)
+    _watch_topic(app, settings.kafka, shards, topic_watch)
     _collect_garbage(app)
     return app
 
 
 def faust_settings(settings: StreamsSettings, bootstrap: str) -> dict[str, Any]:
-    """Faust's settings: quick to start, bounded in memory, static membership, nothing written outside the data folder."""
+    """Return Faust's settings: a quick start, bounded memory, static membership, no files outside the data folder."""
     worker, kafka = settings.worker, settings.kafka
     return {
         "broker": [f"kafka://{address}" for address in bootstrap.split(",")],
@@ -86,7 +86,7 @@ def faust_settings(settings: StreamsSettings, bootstrap: str) -> dict[str, Any]:
         "broker_heartbeat_interval": 0.3,
         "broker_rebalance_timeout": 5.0,
         "stream_wait_empty": False,
-        "stream_buffer_maxsize": RUNS_WAITING,
+        "stream_buffer_maxsize": MAX_BUFFERED_RUNS,
         "web_bind": worker.host,
         "web_host": worker.host,
         "web_port": worker.port,
@@ -98,12 +98,12 @@ def faust_settings(settings: StreamsSettings, bootstrap: str) -> dict[str, Any]:
 def _count_events(app: WorkerApp, settings: StreamsSettings, shards: HeldShards) -> None:
     topic = app.topic(settings.kafka.topic, key_serializer="raw", value_serializer="raw", acks=False)
 
-    async def fail(error: BaseException) -> None:
+    async def crash(error: BaseException) -> None:
         log.error("event=apply_failed error=%r", error, exc_info=error)
         await app.crash(error)
 
     async def count(runs: Any) -> None:
-        pipeline = Pipeline(shards, settings.events, fail, settings.worker.linger_ms / 1000)
+        pipeline = Pipeline(shards, settings.events, crash, settings.worker.linger_ms / 1000)
         try:
             async for run in runs.noack():
                 await pipeline.put(run)
@@ -113,47 +113,50 @@ def _count_events(app: WorkerApp, settings: StreamsSettings, shards: HeldShards)
     app.agent(topic, name="count")(count)
 
 
-def _watch_log(app: WorkerApp, kafka: KafkaSettings, shards: HeldShards, log_watch: LogWatch) -> None:
-    recorded: dict[TP, int] = {}
+def _watch_topic(app: WorkerApp, kafka: KafkaSettings, shards: HeldShards, topic_watch: TopicWatch) -> None:
+    committed: dict[TP, int] = {}
 
     async def watch() -> None:
-        if not await log_watch.is_same() and shards.totals():
+        if not await topic_watch.is_same() and shards.totals():
             await app.consumer.perform_seek()
 
-    async def record() -> None:
-        await record_offsets(app, kafka.topic, shards, recorded)
+    async def commit() -> None:
+        await commit_offsets(app, kafka.topic, shards, committed)
 
-    app.timer(WATCH_EVERY_S, name="watch-log")(watch)
-    app.timer(RECORD_EVERY_S, name="record-offsets")(record)
+    app.timer(TOPIC_CHECK_EVERY_S, name="watch-topic")(watch)
+    app.timer(COMMIT_EVERY_S, name="commit-offsets")(commit)
 
 
-async def record_offsets(app: WorkerApp, topic: str, shards: HeldShards, recorded: dict[TP, int]) -> None:
-    """Tell Kafka's group the offsets that the shards hold, where they moved, for tools that look there. Nothing reads them."""
-    held = {TP(topic, number): totals.written_offset for number, totals in shards.totals().items()}
-    moved = {tp: offset for tp, offset in held.items() if offset is not None and recorded.get(tp) != offset}
+async def commit_offsets(app: WorkerApp, topic: str, shards: HeldShards, committed: dict[TP, int]) -> None:
+    """Commit the shards' written offsets to the consumer group, where they differ from `committed`, which is updated.
+
+    Only monitoring tools read them there; the worker reads on from the offsets in the shards.
+    """
+    written = {TP(topic, number): totals.written_offset for number, totals in shards.totals().items()}
+    moved = {tp: offset for tp, offset in written.items() if offset is not None and committed.get(tp) != offset}
     if not moved:
         return
     try:
-        await app.record_offsets(moved)
+        await app.commit_offsets(moved)
     except KafkaError as error:
         log.info("event=offsets_not_recorded error=%r", error)
     else:
-        recorded.update(moved)
+        committed.update(moved)
 
 
 def _collect_garbage(app: WorkerApp) -> None:
-    """Let the collector come by the clock: a few cycles in the Kafka client hold buffers of megabytes, and it counts objects."""
+    """Collect garbage by the clock: cycles in the Kafka client hold megabytes in few objects, and Python counts objects."""
 
     async def collect() -> None:
         gc.collect()
 
-    app.timer(COLLECT_EVERY_S, name="collect-garbage")(collect)
+    app.timer(GC_EVERY_S, name="collect-garbage")(collect)
 
 
 def _tend_shards(app: WorkerApp, settings: StreamsSettings, shards: HeldShards) -> None:
     quarantine = app.topic(settings.kafka.quarantine_topic, key_serializer="raw", value_serializer="raw")
 
-    exporter = Exporter(shards, open_lake(settings.data.dir, settings.lake), settings.lake)
+    exporter = LakeExporter(shards, open_lake(settings.data.dir, settings.lake), settings.lake)
 
     async def release(_: Any, /, *revoked: Any, **__: Any) -> None:
         await shards.release(tp.partition for tp in revoked[0])
@@ -177,11 +180,11 @@ def _tend_shards(app: WorkerApp, settings: StreamsSettings, shards: HeldShards) 
 
 
 async def publish_quarantine(topic: Any, partition: int, shards: HeldShards) -> None:
-    """Send a shard's unpublished quarantine rows to the quarantine topic, at least once, and mark them once Kafka has them.
+    """Send a shard's unpublished quarantine rows to the quarantine topic, at least once, and mark those that Kafka has.
 
-    While the broker is away, or Faust has not started its producer yet, they wait in the shard.
+    While the broker is unreachable, or Faust has not started its producer yet, they wait in the shard.
     """
-    rows = await shards.call(partition, _unpublished)
+    rows = await shards.call(partition, _read_unpublished)
     if not rows:
         return
     try:
@@ -195,21 +198,22 @@ async def publish_quarantine(topic: Any, partition: int, shards: HeldShards) -> 
     log.info("event=quarantine_published partition=%d rows=%d", partition, len(rows))
 
 
-def _unpublished(shard: Shard) -> list[dict[str, Any]]:
+def _read_unpublished(shard: Shard) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = shard.unpublished(PUBLISH_ROWS).to_pylist()
     return rows
 
 
 def quarantine_record(row: dict[str, Any], partition: int) -> bytes:
-    """A quarantine row as one JSON object: event_id, reason, detail, ts (seconds), partition, offset, line, and the original.
+    """Return a quarantine row as a JSON object: event_id, reason, detail, ts (seconds), partition, offset, line, and the bytes.
 
-    The line is `raw` where it is printable text, else `raw_base64`; of a longer one the first 300,000 bytes with `truncated`.
+    The original bytes are in `raw` if they are printable text, else in `raw_base64`; of more than 300,000 bytes only the first
+    are there, and `truncated` is true.
     """
     raw: bytes = row["raw"][:PUBLISHED_BYTES]
     text = raw.decode("utf-8", "replace")
     record = {key: row[key] for key in ("event_id", "reason", "detail", "line")}
     record |= {"partition": partition, "offset": row["log_offset"], "truncated": len(raw) < len(row["raw"])}
     record["ts"] = None if row["ts_us"] is None else row["ts_us"] / 1_000_000
-    readable = text.isprintable() and text.encode() == raw
-    record |= {"raw": text} if readable else {"raw_base64": base64.b64encode(raw).decode()}
+    is_text = text.isprintable() and text.encode() == raw
+    record |= {"raw": text} if is_text else {"raw_base64": base64.b64encode(raw).decode()}
     return msgspec.json.encode(record)

@@ -1,8 +1,8 @@
-"""Runs of records as aiokafka's fetcher brought them, without an object a record.
+"""Fetched runs: the consecutive records of one fetch response, without one Python object per record.
 
-aiokafka makes a `ConsumerRecord` of each record in Python, which costs more than all else on the way from the socket. Here a
-fetched response is unpacked by its C extension into (offset, value) pairs at once. What a run covers is told by the batches
-themselves, so the offsets of transaction markers are no gaps.
+aiokafka makes a `ConsumerRecord` of each record in Python, which costs more than all other steps from the socket on. Here its C
+extension unpacks a whole response into (offset, value) pairs. The offsets that a run covers are read from Kafka's record batches,
+so the offsets of transaction markers are no gaps.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
 from aiokafka.errors import CorruptRecordException
 from faust.types import TP
 
-from streams.store.offset_range import Stretch
+from streams.store.offset_range import OffsetRange
 
 Records = list[tuple[int, bytes | None]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Run:
-    """What one fetch brought of one partition: the records with first_offset <= offset < next_offset, as (offset, value).
+class FetchedRun:
+    """One partition's records of one fetch, with first_offset <= offset < next_offset, as pairs (offset, value).
 
-    A tombstone has no value. `timestamp_ms` is when Kafka or its producer stamped the last record, None without records.
-    `generation` counts the seeks: a run from before the last one is dropped, since what it holds is fetched again.
+    A tombstone's value is None. `timestamp_ms` is the Kafka timestamp of the last record, None without records. `generation` is
+    the number of the seek before the fetch: a run from before the last seek is dropped, since its records are fetched again.
     """
 
     partition: int
@@ -39,29 +39,32 @@ class Run:
 
     @property
     def size(self) -> int:
-        """Bytes of all values."""
+        """Bytes of all its values."""
         return sum(map(len, filter(None, map(itemgetter(1), self.records))))
 
-    def stamped(self, generation: int) -> Run:
-        """The same run as fetched after the `generation`th seek."""
+    def with_generation(self, generation: int) -> FetchedRun:
+        """Return this run as one fetched after the seek of that number."""
         return replace(self, generation=generation)
 
 
-def cover(runs: Sequence[Run]) -> Stretch:
-    """Return what these runs cover."""
+def to_offset_range(runs: Sequence[FetchedRun]) -> OffsetRange:
+    """Return the offset range that consecutive runs of one partition cover together."""
     first, last = runs[0], runs[-1]
-    stamped = max((run.timestamp_ms for run in runs if run.timestamp_ms is not None), default=None)
+    timestamp_ms = max((run.timestamp_ms for run in runs if run.timestamp_ms is not None), default=None)
     records = sum(len(run.records) for run in runs)
-    return Stretch(first.partition, first.first_offset, last.next_offset, records, stamped, first.generation)
+    return OffsetRange(first.partition, first.first_offset, last.next_offset, records, timestamp_ms, first.generation)
 
 
-async def fetch_runs(fetcher: Fetcher, partitions: Collection[TP], timeout: float) -> dict[TP, Run]:
-    """Return what was fetched of these partitions, a run each; wait up to `timeout` s for it. See `Fetcher.fetched_records`."""
+async def fetch_runs(fetcher: Fetcher, partitions: Collection[TP], timeout: float) -> dict[TP, FetchedRun]:
+    """Return one run for each of these partitions that has fetched records; wait up to `timeout` seconds for the first.
+
+    It replaces aiokafka's `Fetcher.fetched_records`.
+    """
     deadline = time.monotonic() + timeout
     while True:
         if fetcher._subscriptions.reassignment_in_progress:
             await fetcher._subscriptions.wait_for_assignment()
-        runs = _take_fetched(fetcher, partitions)
+        runs = _pop_fetched(fetcher, partitions)
         left = deadline - time.monotonic()
         if runs or left <= 0:
             return runs
@@ -74,8 +77,8 @@ async def fetch_runs(fetcher: Fetcher, partitions: Collection[TP], timeout: floa
         waiter.result()  # raises when the group may not read the topic
 
 
-def _take_fetched(fetcher: Fetcher, partitions: Collection[TP]) -> dict[TP, Run]:
-    runs: dict[TP, Run] = {}
+def _pop_fetched(fetcher: Fetcher, partitions: Collection[TP]) -> dict[TP, FetchedRun]:
+    runs: dict[TP, FetchedRun] = {}
     for tp in list(fetcher._records):
         if tp not in partitions:
             if not fetcher._subscriptions.is_assigned(tp):
@@ -88,15 +91,15 @@ def _take_fetched(fetcher: Fetcher, partitions: Collection[TP]) -> dict[TP, Run]
         fetcher._notify(fetcher._wait_consume_future)
         if not isinstance(found, FetchResult):
             found.check_raise()
-        elif (run := _take_run(tp, found)) is not None:
+        elif (run := _pop_run(tp, found)) is not None:
             runs[tp] = run
     return runs
 
 
-def _take_run(tp: TP, found: FetchResult) -> Run | None:
-    """Unpack a partition's response and move the position behind it; None where the position has moved meanwhile.
+def _pop_run(tp: TP, found: FetchResult) -> FetchedRun | None:
+    """Unpack a partition's response and advance its position; None when a seek has changed the position meanwhile.
 
-    A response holds an iterator over itself. Left so, each would keep its megabytes until the garbage collector comes.
+    A response refers to itself by its iterator, which is cleared: else it would keep its megabytes until a garbage collection.
     """
     fetched = found._partition_records
     try:
@@ -109,18 +112,18 @@ def _take_run(tp: TP, found: FetchResult) -> Run | None:
         fetched._records_iterator = None
 
 
-def unpack_run(partition: int, fetched: PartitionRecords) -> Run:
-    """Return the records of a response from its fetch offset on. Raises CorruptRecordException where a checksum is wrong."""
-    wanted, first, stamped = fetched.next_fetch_offset, None, None
+def unpack_run(partition: int, fetched: PartitionRecords) -> FetchedRun:
+    """Return the records of a response from its fetch offset on. Raises CorruptRecordException for a wrong checksum."""
+    fetch_offset, first, timestamp_ms = fetched.next_fetch_offset, None, None
     records: Records = []
     while fetched._records.has_next():
         batch = fetched._records.next_batch()
         if fetched._check_crcs and not batch.validate_crc():
             raise CorruptRecordException(f"invalid checksum in partition {partition} at offset {fetched.next_fetch_offset}")
-        if first is None:  # the oldest message format does not tell it
-            first = max(wanted, getattr(batch, "base_offset", wanted))
+        if first is None:  # the oldest message format has no base offset
+            first = max(fetch_offset, getattr(batch, "base_offset", fetch_offset))
         if not batch.is_control_batch:
-            stamped = getattr(batch, "max_timestamp", stamped)
-            records += [(record.offset, record.value) for record in batch if record.offset >= wanted]
+            timestamp_ms = getattr(batch, "max_timestamp", timestamp_ms)
+            records += [(record.offset, record.value) for record in batch if record.offset >= fetch_offset]
         fetched.next_fetch_offset = max(fetched.next_fetch_offset, batch.next_offset)
-    return Run(partition, records, wanted if first is None else first, fetched.next_fetch_offset, stamped)
+    return FetchedRun(partition, records, fetch_offset if first is None else first, fetched.next_fetch_offset, timestamp_ms)

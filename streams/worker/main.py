@@ -1,4 +1,4 @@
-"""The worker: one process of the streams room. It reads its share of the log and counts it, until it is told to stop or fails.
+"""The worker process: it counts the partitions assigned to it until it is stopped or fails.
 
 python -m streams --config queryloop.toml
 """
@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from streams.brokers.topics import TopicError, create_topics
@@ -20,10 +19,10 @@ from streams.runtime.processes import port_is_free
 from streams.worker.settings import StreamsSettings
 
 if TYPE_CHECKING:
-    from streams.api.fan_out import LiveReads
+    from streams.api.fan_out import FanOut
     from streams.api.peers import Peers
     from streams.store.held_shards import HeldShards
-    from streams.store.shard_registry import Places
+    from streams.store.shard_registry import ShardRegistry
     from streams.worker.transport import WorkerApp
 
 log = logging.getLogger(__name__)
@@ -34,11 +33,11 @@ GC_THRESHOLD = (200_000, 20, 100)
 
 
 class WorkerError(RuntimeError):
-    """The worker cannot start or go on; the text says why and what to do."""
+    """The worker cannot start or continue; the text says why and what to do."""
 
 
 def run_worker(settings: StreamsSettings) -> None:
-    """Run until SIGTERM or SIGINT. Raises WorkerError when it cannot start, or when it failed and must not go on."""
+    """Run until SIGTERM or SIGINT. Raises WorkerError when it cannot start or has failed."""
     bootstrap = settings.kafka.bootstrap
     if not bootstrap:
         raise WorkerError(
@@ -53,21 +52,19 @@ def run_worker(settings: StreamsSettings) -> None:
 
 
 def prepare_topics(settings: StreamsSettings, bootstrap: str) -> None:
-    """Create what topics are missing, and meanwhile import what the worker needs next. Raises WorkerError."""
-    with ThreadPoolExecutor(max_workers=1) as threads:
-        created = threads.submit(create_topics, bootstrap, settings.kafka)
+    """Create the missing topics. Raises WorkerError."""
     try:
-        created.result()
+        create_topics(bootstrap, settings.kafka)
     except TopicError as error:
         raise WorkerError(str(error)) from error
 
 
 def tune_interpreter() -> None:
-    """Make the interpreter suit a process whose threads decode and count beside each other.
+    """Tune the interpreter for threads that decode and count at the same time.
 
-    A thread that comes back from DuckDB gets the interpreter's lock after half a millisecond instead of five. The garbage
-    collector leaves what was imported alone, and comes by the clock (`streams.worker.app`) rather than by the number of objects.
-    Arrow takes its memory where the others do: mimalloc, its own choice, kept three times what was in use.
+    A thread that returns from DuckDB gets the interpreter's lock after half a millisecond instead of five. The garbage collector
+    skips the imported modules and runs by the clock (`streams.worker.app`) rather than by the number of objects. Arrow uses the
+    system's allocator: mimalloc, its default, kept three times the memory in use.
     """
     import pyarrow as pa
 
@@ -79,16 +76,16 @@ def tune_interpreter() -> None:
 
 async def _serve(settings: StreamsSettings, bootstrap: str) -> None:
     from streams.api.peers import Peers
-    from streams.api.routes import add_pages
+    from streams.api.routes import add_routes
     from streams.store.held_shards import HeldShards
     from streams.worker.app import make_app
 
-    places = make_places(settings)
+    registry = make_registry(settings)
     rules = settings.worker.rules(settings.events)
-    shards = HeldShards(settings.data.dir, rules, clock=choose_clock(settings.worker.clock_file), places=places)
+    shards = HeldShards(settings.data.dir, rules, clock=choose_clock(settings.worker.clock_file), registry=registry)
     app = make_app(settings, bootstrap, shards)
-    peers = Peers(places, settings.worker.key)
-    add_pages(app, settings.worker.key, make_reads(settings, app, shards, peers))
+    peers = Peers(registry, settings.worker.key)
+    add_routes(app, settings.worker.key, make_fan_out(settings, app, shards, peers))
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -108,24 +105,25 @@ async def _serve(settings: StreamsSettings, bootstrap: str) -> None:
     log.info("event=worker_stopped worker=%s", settings.worker.name)
 
 
-def make_places(settings: StreamsSettings) -> Places:
-    """Where this worker says which shards it holds."""
-    from streams.store.shard_registry import Place, Places, find_url
+def make_registry(settings: StreamsSettings) -> ShardRegistry:
+    """Return the registry in which this worker lists the shards it holds."""
+    from streams.store.shard_registry import ShardHolder, ShardRegistry, advertised_url
 
     worker = settings.worker
-    return Places(settings.data.dir, Place(worker.name, worker.url or find_url(worker.host, worker.port), os.getpid()))
+    url = worker.url or advertised_url(worker.host, worker.port)
+    return ShardRegistry(settings.data.dir, ShardHolder(worker.name, url, os.getpid()))
 
 
-def make_reads(settings: StreamsSettings, app: WorkerApp, shards: HeldShards, peers: Peers) -> LiveReads:
-    """What this worker's HTTP tells, of its own shards and of the others'."""
+def make_fan_out(settings: StreamsSettings, app: WorkerApp, shards: HeldShards, peers: Peers) -> FanOut:
+    """Return the reads of this worker's HTTP, over its own shards and those of other workers."""
     from faust.types import TP
 
-    from streams.api.fan_out import LiveReads
+    from streams.api.fan_out import FanOut
 
-    def find_end(partition: int) -> int | None:
-        return app.find_end(TP(settings.kafka.topic, partition))
+    def find_end_offset(partition: int) -> int | None:
+        return app.find_end_offset(TP(settings.kafka.topic, partition))
 
-    return LiveReads(settings.worker.name, settings.kafka.partitions, shards, peers, find_end)
+    return FanOut(settings.worker.name, settings.kafka.partitions, shards, peers, find_end_offset)
 
 
 async def _stop(app: WorkerApp, shards: HeldShards) -> None:
@@ -138,7 +136,7 @@ async def _stop(app: WorkerApp, shards: HeldShards) -> None:
 
 
 def leave_group(bootstrap: str, settings: StreamsSettings) -> None:
-    """Give the partitions back now: a static member that only disconnects keeps them until the session times out."""
+    """Leave the consumer group now: a static member that only disconnects keeps its partitions until the session times out."""
     from kafka.admin import MemberToRemove
     from kafka.errors import KafkaError
 

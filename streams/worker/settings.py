@@ -1,4 +1,4 @@
-"""The settings that a worker reads: its own section `worker`, and the root with every section of the streams room."""
+"""A worker's settings: its own section `worker`, and all sections that a worker reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from streams.runtime.settings import DataSettings, is_loopback
 
 
 class WorkerSettings(BaseModel, frozen=True, extra="forbid"):
-    """How a worker counts, and where its own HTTP listens (section `worker`)."""
+    """How a worker counts, and where its HTTP server listens (section `worker`)."""
 
     name: str = Field(
         default="worker-0", pattern=r"^[a-zA-Z0-9._-]{1,128}$", description="stable name, one for each worker of a group"
@@ -53,13 +53,13 @@ class WorkerSettings(BaseModel, frozen=True, extra="forbid"):
     )
 
     @model_validator(mode="after")
-    def _refuse_open_door(self) -> Self:
+    def _require_key_off_loopback(self) -> Self:
         if self.key is None and not is_loopback(self.host):
             raise ValueError(f"worker.host {self.host} is not loopback: set worker.key, or keep 127.0.0.1")
         return self
 
     def rules(self, events: EventSettings) -> CountingRules:
-        """The same numbers as the store takes them, in microseconds."""
+        """Return the rules that the store counts by, their durations in microseconds."""
         return CountingRules(
             retention_days=self.retention_days,
             attribution_window_us=round(self.attribution_window_s * 1_000_000),
@@ -70,7 +70,7 @@ class WorkerSettings(BaseModel, frozen=True, extra="forbid"):
 
 
 class StreamsSettings(BaseModel, frozen=True, extra="forbid"):
-    """The sections that a worker reads."""
+    """All sections that a worker reads."""
 
     data: DataSettings = Field(default_factory=DataSettings)
     kafka: KafkaSettings = Field(default_factory=KafkaSettings)

@@ -1,7 +1,7 @@
-"""Whether the topic still is the log that the shards count: a broker that lost its disk offers the same name with another id.
+"""Watches whether the topic is still the log that the shards count: a broker that lost its disk has the same name with a new id.
 
-The worker asks when it seeks, after every new connection and every few seconds; so a lost log is noticed before its successor is
-taken for it, and a topic that is gone is made again for the producers to send their outbox to.
+The worker checks when it seeks, after every new connection and every few seconds. So a lost log is noticed before its successor
+is counted as its continuation, and a topic that was deleted is created again for the producers to send their outbox to.
 """
 
 from __future__ import annotations
@@ -17,43 +17,46 @@ log = logging.getLogger(__name__)
 TIMEOUT_S = 10.0
 
 
-class LogWatch:
-    """Asks the broker for the topic's id. A lost log is logged once."""
+class TopicWatch:
+    """Compares the topic's id at the broker with the one that the shards count. A lost log is reported once."""
 
     def __init__(self, bootstrap: str, kafka: KafkaSettings, shards: HeldShards) -> None:
         self._bootstrap = bootstrap
         self._kafka = kafka
         self._shards = shards
-        self._missing = False
-        self._told = ""
+        self._is_unknown = False
+        self._reported = ""
 
     async def is_same(self) -> bool:
-        """Whether the topic has the id that the shards were taken for; True too where nobody can tell, which is logged once."""
+        """Return whether the topic has the id that the shards were assigned for.
+
+        True also while the broker does not say the id; that is logged once.
+        """
         try:
-            found = await asyncio.to_thread(self._find)
+            found = await asyncio.to_thread(self._find_topic_id)
         except TopicError as error:
-            if not self._missing:
+            if not self._is_unknown:
                 log.warning("event=log_unknown topic=%s error=%r", self._kafka.topic, str(error))
-            self._missing = True
+            self._is_unknown = True
             return True
-        self._missing = False
+        self._is_unknown = False
         if self._shards.topic_id in ("", found):
             return True
-        if found != self._told:
-            self._tell(found)
+        if found != self._reported:
+            self._report(found)
         return False
 
-    def _tell(self, found: str) -> None:
-        self._told = found
+    def _report(self, found: str) -> None:
+        self._reported = found
         log.error(
             "event=log_lost topic=%s topic_id=%s old_topic_id=%s action=%r",
             self._kafka.topic,
             found,
             self._shards.topic_id,
-            "counting goes on from the new log's start; what producers send again is known by its ids",
+            "counting continues from the start of the new log; events that producers send again are recognised by their ids",
         )
 
-    def _find(self) -> str:
+    def _find_topic_id(self) -> str:
         try:
             return topic_id(self._bootstrap, self._kafka.topic, TIMEOUT_S)
         except TopicError:

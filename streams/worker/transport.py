@@ -1,10 +1,10 @@
-"""What we change in Faust's Kafka transport, so that counting is exact and cheap.
+"""Our changes to Faust's Kafka transport, which make counting exact and cheap.
 
-- `Consumer.perform_seek` seeks to the offsets that the shards hold, not to those that Kafka holds for the group: a shard's
-  offsets commit in one transaction with its counts.
-- `Consumer.getmany` delivers a whole fetched run of records as one message: Faust costs some 85 us a message.
-- The consumer thread waits 50 ms for a fetch to fill, where Faust has 1,500 ms written into its code, and unpacks fetches itself.
-- A broker that comes back may be another one under the old address: after every new connection the topic's id is asked again.
+- `Consumer.perform_seek` seeks to the offsets in the shards, not to those that Kafka has for the group: a shard's offsets commit
+  in one transaction with its counts.
+- `Consumer.getmany` delivers a whole fetched run of records as one message: Faust costs some 85 us per message.
+- The consumer thread waits at most 50 ms for a fetch to fill, where Faust hard-codes 1,500 ms, and unpacks fetches itself.
+- A broker that answers again may be another one at the old address: after every new connection the topic's id is checked.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from faust.tables.manager import TableManager
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 
-from streams.worker.fetches import Run, fetch_runs
+from streams.worker.fetches import FetchedRun, fetch_runs
 
 log = logging.getLogger(__name__)
 
 FETCH_MAX_WAIT_MS = 50
 FETCH_MIN_BYTES = 524_288
-"""The broker gathers as much before it answers, or until the wait is over: a run costs some 0.4 ms however short it is, and the
-threads that count stand still for most of it."""
+"""The broker collects so many bytes before it answers, or until the wait is over: a run costs some 0.4 ms however short it is,
+and blocks the counting threads for most of that."""
 
 SeekOffsets = Callable[[set[TP], int], Awaitable[Mapping[TP, int]]]
-"""Of the assigned partitions and the number of the seek; the runs that follow it carry that number."""
-IsSameLog = Callable[[], Awaitable[bool]]
+"""Returns the offset to read from for each assigned partition; its second argument is the number of the seek (the generation)."""
+IsSameTopic = Callable[[], Awaitable[bool]]
 
 
 class LogTruncated(RuntimeError):
-    """The same topic, by its id, ends before what was already counted (an unclean leader election); a person must decide."""
+    """The topic has the same id but ends before an offset already counted (an unclean leader election); a person must decide."""
 
 
 class ConsumerThread(driver.AIOKafkaConsumerThread):
-    """Faust's consumer thread, with a fetch wait that suits a live product, and whole runs instead of records.
+    """Faust's consumer thread with a short fetch wait, which returns whole runs instead of records.
 
-    `reconnected` says that a connection was made since it was last set to False.
+    `reconnected` becomes true with every new connection to a broker; the consumer sets it back to false.
     """
 
     logger = logging.getLogger("faust.consumer")
@@ -59,14 +59,14 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         consumer._fetch_min_bytes = FETCH_MIN_BYTES
         return consumer
 
-    async def record_offsets(self, offsets: Mapping[TP, int]) -> None:
-        """Tell Kafka's group how far the shards are, for tools that look there. Raises KafkaError."""
-        await self.call_thread(self._record_offsets, offsets)
+    async def commit_offsets(self, offsets: Mapping[TP, int]) -> None:
+        """Commit offsets of assigned partitions to the consumer group, for monitoring tools. Raises KafkaError."""
+        await self.call_thread(self._commit_assigned, offsets)
 
-    async def _record_offsets(self, offsets: Mapping[TP, int]) -> None:
-        told = {TopicPartition(tp.topic, tp.partition): offset for tp, offset in offsets.items() if tp in self.assignment()}
-        if told:
-            await self._ensure_consumer().commit(told)
+    async def _commit_assigned(self, offsets: Mapping[TP, int]) -> None:
+        assigned = {TopicPartition(tp.topic, tp.partition): offset for tp, offset in offsets.items() if tp in self.assignment()}
+        if assigned:
+            await self._ensure_consumer().commit(assigned)
 
     async def _fetch_records(
         self,
@@ -74,7 +74,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         active_partitions: set[TP],
         timeout: float | None = None,
         max_records: int | None = None,
-    ) -> dict[TP, Any]:  # of Run, where Faust has lists of records
+    ) -> dict[TP, Any]:  # of FetchedRun, where Faust has lists of records
         if not self.consumer.flow_active:
             return {}
         fetcher = consumer._fetcher
@@ -90,7 +90,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
 
 
 class Consumer(driver.Consumer):
-    """Faust's consumer, which asks `app.seek_offsets` where to read and delivers runs."""
+    """Faust's consumer, which reads from the offsets that `app.seek_offsets` returns and delivers runs."""
 
     app: WorkerApp
     consumer_thread: ConsumerThread
@@ -108,11 +108,11 @@ class Consumer(driver.Consumer):
         return self.consumer_thread
 
     async def perform_seek(self) -> None:
-        """Seek every assigned partition to the offset that its shard wants next."""
+        """Seek every assigned partition to the next offset of its shard."""
         self._sought_again.clear()
-        await self._seek_wanted()
+        await self._seek_assigned()
 
-    async def _seek_wanted(self) -> None:
+    async def _seek_assigned(self) -> None:
         async with self._seeking:
             self._expected = {}
             self.generation += 1
@@ -124,14 +124,14 @@ class Consumer(driver.Consumer):
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ConsumerMessage]]:
         """Yield each partition's fetched records as one message.
 
-        What was fetched before a rebalance, a stop or a seek is dropped: flow resumes only after `perform_seek`, which fetches it
-        again.
+        Records fetched before a rebalance, a stop or a seek are dropped: flow resumes only after `perform_seek`, and then they
+        are fetched again.
         """
         records, active = await self._wait_next_records(timeout)
         generation = self.app.consumer_generation_id
-        if not records or self.should_stop or not await self._is_same_log():
+        if not records or self.should_stop or not await self._is_same_topic():
             return
-        runs = cast("Mapping[TP, Run]", records)
+        runs = cast("Mapping[TP, FetchedRun]", records)
         for tp, run in runs.items():
             if not self.flow_active or self.app.consumer_generation_id != generation or tp not in self._expected:
                 return
@@ -145,42 +145,42 @@ class Consumer(driver.Consumer):
             self._sought_again.discard(tp)
             self._expected[tp] = run.next_offset
             self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
-            yield tp, self._to_run_message(tp, run.stamped(self.generation))
+            yield tp, self._to_run_message(tp, run.with_generation(self.generation))
 
-    async def _is_same_log(self) -> bool:
-        """Whether the topic is the one that the shards were asked about; else seek. Asked after every new connection."""
+    async def _is_same_topic(self) -> bool:
+        """Return whether the topic still has the id at the last seek; seek anew if not. Checked after every new connection."""
         if not self.consumer_thread.reconnected:
             return True
         self.consumer_thread.reconnected = False
-        if await self.app.is_same_log():
+        if await self.app.is_same_topic():
             return True
         await self.perform_seek()
         return False
 
     async def _seek_again(self, tp: TP, offset: int) -> None:
-        """Records came that were not expected: let the shards decide anew where to read, by the topic's id.
+        """Seek anew after a run with an unexpected offset, so that the shards choose where to read by the topic's id.
 
-        They may be from before a seek: Kafka's client fetches a partition as soon as it is assigned, from where the group stands.
-        Behind what was read: the broker lost its log, or, if they come again, its end. Ahead of it: the log has a gap; then they
-        come again, are delivered, and the shard refuses them.
+        The run may be from before a seek: Kafka's client fetches a partition as soon as it is assigned, from the group's offset.
+        If its offset is too low, the broker lost its log or, if the run is fetched again, the end of its log. If it is too high,
+        the log has a gap: the run is fetched again, delivered, and refused by the shard.
         """
         log.warning("event=unexpected_offset partition=%d offset=%d expected=%d", tp.partition, offset, self._expected[tp])
-        await self._seek_wanted()
+        await self._seek_assigned()
         self._sought_again.add(tp)
 
     def _refuse_truncated(self, tp: TP, offset: int) -> None:
-        """Raise LogTruncated where the log was sought and its first records are still behind what was counted."""
-        if (wanted := self._expected[tp]) > offset:
+        """Raise LogTruncated when the records fetched after a seek still start before the offset that was sought."""
+        if (expected := self._expected[tp]) > offset:
             raise LogTruncated(
-                f"{tp.topic}-{tp.partition} ends before offset {wanted}, which was counted: the broker lost its end"
+                f"{tp.topic}-{tp.partition} ends before offset {expected}, which was counted: the broker lost its end"
             )
 
-    def _to_run_message(self, tp: TP, run: Run) -> ConsumerMessage:
+    def _to_run_message(self, tp: TP, run: FetchedRun) -> ConsumerMessage:
         generation = self.app.consumer_generation_id
         message = ConsumerMessage(
             tp.topic, tp.partition, run.next_offset - 1, 0.0, 0, [], None, None, None, 0, 0, tp, generation_id=generation
         )
-        message.value = run  # type: ignore[assignment]  # the raw codec passes it on as it is
+        message.value = run  # type: ignore[assignment]  # the raw codec passes it on unchanged
         return message
 
 
@@ -191,10 +191,10 @@ class Transport(driver.Transport):
 
 
 class Tables(TableManager):
-    """Faust's table manager without the second that it waits for tables to be declared: we have none."""
+    """Faust's table manager without its wait of a second for tables to be declared, since there are none."""
 
     async def on_start(self) -> None:
-        """Go on at once."""
+        """Start without that wait."""
         await self._update_channels()
         await self.recovery.start()
 
@@ -202,28 +202,29 @@ class Tables(TableManager):
 class WorkerApp(faust.App):
     """A Faust app on our transport.
 
-    `seek_offsets` says where each assigned partition is read from, `is_same_log` whether the topic still is the one it then was.
+    `seek_offsets` returns the offset to read each assigned partition from, `is_same_topic` whether the topic still has the id
+    that it had at the last seek.
     """
 
     logger = logging.getLogger("faust.app")
 
-    def __init__(self, *args: Any, seek_offsets: SeekOffsets, is_same_log: IsSameLog, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, seek_offsets: SeekOffsets, is_same_topic: IsSameTopic, **kwargs: Any) -> None:
         super().__init__(*args, TableManager=Tables, **kwargs)
         self.seek_offsets = seek_offsets
-        self.is_same_log = is_same_log
+        self.is_same_topic = is_same_topic
 
     def _new_transport(self) -> Transport:
         return Transport(self.conf.broker_consumer, self)
 
-    async def record_offsets(self, offsets: Mapping[TP, int]) -> None:
-        """Tell Kafka's group how far the shards are. Raises KafkaError."""
-        await cast(Consumer, self.consumer).consumer_thread.record_offsets(offsets)
+    async def commit_offsets(self, offsets: Mapping[TP, int]) -> None:
+        """Commit offsets of assigned partitions to the consumer group. Raises KafkaError."""
+        await cast(Consumer, self.consumer).consumer_thread.commit_offsets(offsets)
 
-    def find_end(self, tp: TP) -> int | None:
-        """The offset that a partition's next record gets, as the last fetch told; None before one, or if it is not assigned."""
+    def find_end_offset(self, tp: TP) -> int | None:
+        """Return the end offset of a partition's log at the last fetch; None before one, or if the partition is not assigned."""
         if tp not in self.consumer.assignment():
             return None
         try:
             return cast("int | None", self.consumer.highwater(tp))
-        except (AssertionError, ConsumerNotStarted):  # aiokafka asserts the assignment, which just moved
+        except (AssertionError, ConsumerNotStarted):  # aiokafka asserts the assignment, which has just changed
             return None

@@ -8,8 +8,8 @@ import sys
 WITHOUT_PANDAS = """
 import sys
 import streams.__main__
-from streams.worker.tuning import do_without_pandas
-do_without_pandas()
+from streams.worker.tuning import block_pandas
+block_pandas()
 import duckdb
 import pyarrow as pa
 table = pa.table({"ts": pa.array([1, 2]), "text": pa.array(["a", None])})
@@ -21,6 +21,6 @@ assert "pandas" not in sys.modules
 """
 
 
-def test_arrow_and_duckdb_do_without_pandas() -> None:
+def test_arrow_and_duckdb_work_without_pandas() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT_PANDAS], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

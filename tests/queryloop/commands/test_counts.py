@@ -14,7 +14,7 @@ import pytest
 from queryloop import cli
 from queryloop.exits import Exit
 from streams.runtime.processes import free_port
-from streams.store.shard_registry import Place, Places
+from streams.store.shard_registry import ShardHolder, ShardRegistry
 
 ROW = {"query": "q", "item": "[b]\x1b[2J", "position": 0, "impressions": 4, "clicks": 1, "raw_ctr": 0.25, "smoothed_ctr": 0.2}
 WINDOWS = {"as_of": "2021-04-01", "total": 1, "rows": [{**ROW, "coec": None}], "missing": []}
@@ -45,7 +45,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
         server = HTTPServer(("127.0.0.1", 0), Door)
         servers.append(server)
         Thread(target=server.serve_forever, daemon=True).start()
-        Places(tmp_path / "data", Place("one", f"http://127.0.0.1:{server.server_port}", 1)).write(0)
+        ShardRegistry(tmp_path / "data", ShardHolder("one", f"http://127.0.0.1:{server.server_port}", 1)).add(0)
         return asked
 
     yield start

@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.api.click_delays import BOUNDS_S, LOWEST, READ, count_upto, describe_delays, find_quantile, sum_delays, upper_s
+from streams.api.click_delays import (
+    BOUNDS_S,
+    DELAY_HISTOGRAM,
+    LOWEST_BUCKET,
+    count_upto,
+    describe_delays,
+    find_quantile,
+    sum_delays,
+    upper_s,
+)
 
 DELAYS = st.lists(st.integers(0, 86_400_000_000), min_size=1, max_size=60)
 
@@ -24,7 +33,7 @@ def con() -> Iterator[duckdb.DuckDBPyConnection]:
 def bucketed(con: duckdb.DuckDBPyConnection, delays: list[int]) -> list[tuple[int, int, int]]:
     con.execute("DELETE FROM clicks")
     con.execute("INSERT INTO clicks SELECT unnest($delays::BIGINT[]), NULL UNION ALL SELECT 99, 'late_click'", {"delays": delays})
-    return con.execute(READ).fetchall()
+    return con.execute(DELAY_HISTOGRAM).fetchall()
 
 
 @settings(max_examples=50, deadline=None)
@@ -40,14 +49,14 @@ def test_a_quantile_is_off_by_a_bucket_at_most(con: duckdb.DuckDBPyConnection, d
     exact = next(one for number, one in enumerate(ordered, 1) if number >= share * len(ordered) - 1e-9) / 1e6
     found = find_quantile(bucketed(con, delays), share)
     assert found is not None
-    assert max(exact, upper_s(LOWEST)) == pytest.approx(found, rel=0.091)
+    assert max(exact, upper_s(LOWEST_BUCKET)) == pytest.approx(found, rel=0.091)
 
 
 @settings(max_examples=50, deadline=None)
 @given(DELAYS)
 def test_clicks_upto_a_bound_are_exact(con: duckdb.DuckDBPyConnection, delays: list[int]) -> None:
-    told = count_upto(bucketed(con, delays))
-    assert told == {bound: sum(delay <= bound * 1e6 for delay in delays) for bound in BOUNDS_S}
+    expected = count_upto(bucketed(con, delays))
+    assert expected == {bound: sum(delay <= bound * 1e6 for delay in delays) for bound in BOUNDS_S}
 
 
 def test_no_clicks_have_no_quantiles() -> None:

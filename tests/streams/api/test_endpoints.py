@@ -1,4 +1,4 @@
-"""The worker's reads: two workers of one group tell the same sums over all shards, equal to a plain recount of the log."""
+"""The worker's reads: both workers of a group answer with the same sums over all shards, equal to a plain recount of the log."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ ITEMS = ["a", "b", "c", "d", "e"]
 
 def make_log(sessions: int) -> list[bytes]:
     """Sessions of two queries, one list and sometimes a click, so that every cell has counts in both shards."""
-    drawn = random.Random(4)
+    rng = random.Random(4)
     lines = []
     for number in range(sessions):
-        session, ts, text = {"session_id": f"s{number}"}, START + number, drawn.choice(QUERIES)
-        items = drawn.sample(ITEMS, 3)
+        session, ts, text = {"session_id": f"s{number}"}, START + number, rng.choice(QUERIES)
+        items = rng.sample(ITEMS, 3)
         lines.append(query(f"q{number}", ts, text, **session))
         lines.append(impression(f"i{number}", ts + 1, f"L{number}", items, query=text, **session))
-        lines.append(query(f"n{number}", ts + 60, f"next {drawn.randrange(4)}", **session))
-        position = drawn.randrange(6)
-        if position < 3 and drawn.random() < 0.9 - 0.3 * position:
-            lines.append(click(f"c{number}", ts + 1 + drawn.expovariate(0.1), f"L{number}", position, **session))
+        lines.append(query(f"n{number}", ts + 60, f"next {rng.randrange(4)}", **session))
+        position = rng.randrange(6)
+        if position < 3 and rng.random() < 0.9 - 0.3 * position:
+            lines.append(click(f"c{number}", ts + 1 + rng.expovariate(0.1), f"L{number}", position, **session))
     return [*lines, b"\x1b[2J junk", query("late", START - 40 * 86_400)]
 
 
@@ -51,7 +51,7 @@ LOG = make_log(300)
 
 
 def ask(settings: StreamsSettings, path: str, **parameters: Any) -> dict[str, Any]:
-    """One read over HTTP; the answer's JSON with its status."""
+    """Return the JSON answer of one read over HTTP, with its status."""
     url = f"http://127.0.0.1:{settings.worker.port}{path}?{urlencode(parameters)}"
     request = urllib.request.Request(url, headers={"Authorization": "Bearer letmein"})
     try:
@@ -103,7 +103,7 @@ def test_windows_are_sums_over_all_shards_with_rates_from_the_sums(group: Group)
             assert shown == sorted(shown, reverse=True)
 
 
-def test_windows_can_be_asked_by_item_position_day_and_limit(group: Group) -> None:
+def test_windows_can_be_filtered_by_item_position_day_and_limit(group: Group) -> None:
     _, settings = group[0]
     cells = recount(LOG[:-1]).windows(AS_OF)
     by_item = ask(settings, "/v1/windows", item="A", position=1, limit=2)
@@ -128,7 +128,7 @@ def test_successors_are_sums_over_all_shards(group: Group) -> None:
         assert counts == sorted(counts, reverse=True)
 
 
-def test_lag_is_nothing_once_all_is_applied(group: Group) -> None:
+def test_lag_is_zero_once_all_is_applied(group: Group) -> None:
     for _, settings in group:
         answer = ask(settings, "/v1/lag")
         assert (answer["records"], answer["events"], answer["seconds"]) == (0, 0, 0)
@@ -136,7 +136,7 @@ def test_lag_is_nothing_once_all_is_applied(group: Group) -> None:
         assert answer["event_time_seconds"] > 0
 
 
-def test_state_tells_sizes_rows_days_and_memory(group: Group) -> None:
+def test_state_has_sizes_rows_days_and_memory(group: Group) -> None:
     for _, settings in group:
         answer = ask(settings, "/v1/state")
         counted = recount(LOG[:-1])
@@ -147,7 +147,7 @@ def test_state_tells_sizes_rows_days_and_memory(group: Group) -> None:
         assert {shard["days"]["last"] for shard in answer["shards"].values()} == {day(START).isoformat()}
 
 
-def test_quarantine_counts_by_reason_and_shows_text_that_cannot_harm(group: Group) -> None:
+def test_quarantine_has_totals_by_reason_and_shows_escaped_text(group: Group) -> None:
     for _, settings in group:
         answer = ask(settings, "/v1/quarantine")
         assert answer["counts"] == {"malformed": 1, "too_old": 1}
@@ -205,8 +205,8 @@ def fetch_counts(settings: StreamsSettings, number: int) -> bytes:
     ("path", "parameters", "problem"),
     [
         ("/v1/windows", {}, "query or item: one of them is needed"),
-        ("/v1/windows", {"query": "  "}, "query: white space alone"),
-        ("/v1/windows", {"query": "q", "as_of": "yesterday"}, "as_of: Value error, no day: write YYYY-MM-DD"),
+        ("/v1/windows", {"query": "  "}, "query: only white space"),
+        ("/v1/windows", {"query": "q", "as_of": "yesterday"}, "as_of: Value error, not a day: write YYYY-MM-DD"),
         ("/v1/windows", {"query": "q", "limit": 100_000}, "limit: Input should be less than or equal to 10000"),
         ("/v1/windows", {"query": "q", "positoin": 1}, "positoin: no such parameter; there are as_of, item"),
         ("/v1/successors", {}, "query: Field required"),
@@ -219,7 +219,7 @@ def test_wrong_parameters_are_named(group: Group, path: str, parameters: dict[st
     assert answer["error"].startswith(problem)
 
 
-def test_a_worker_that_is_gone_is_named_and_never_left_out_silently(group: Group) -> None:
+def test_the_shards_of_a_dead_worker_are_named_as_missing(group: Group) -> None:
     (one, first), (_, second) = group
     lost = list(shards_of(first))
     one.child.kill()

@@ -1,4 +1,4 @@
-"""Lag and what is missing: the unknown is told as unknown, lag in records, events and seconds; no shard is silently left out."""
+"""The fan-out: lag in records, events and seconds, unknown as null; a shard without an answer is an error or named as missing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from streams.api.fan_out import LiveReads, PartitionsMissing, describe_lag
+from streams.api.fan_out import FanOut, PartitionsMissing, describe_lag
 from streams.store.progress import Progress
 from streams.store.shard import ShardTotals
 
@@ -16,23 +16,23 @@ NOW = 1000.0
 
 
 @pytest.mark.parametrize(
-    ("next_offset", "end", "progress", "told"),
+    ("next_offset", "end", "progress", "expected"),
     [
         (10, 10, Progress(900_000, 100.0), (0, 0, 0.0)),
         (10, 14, Progress(900_000, 100.0), (4, 400, 100.0)),
-        (10, 14, Progress(), (4, 20, None)),  # 5 events a record over the shard's life
+        (10, 14, Progress(), (4, 20, None)),  # 5 events per record since the shard began
         (10, 9, Progress(900_000, 1.0), (0, 0, 0.0)),  # the broker's answer is older than the last batch
         (10, None, Progress(900_000, 1.0), (None, None, 100.0)),
         (None, 3, Progress(), (None, None, None)),
-        (None, 0, Progress(), (0, 0, 0.0)),  # a partition that nothing was ever sent to
+        (None, 0, Progress(), (0, 0, 0.0)),  # a partition that never had a record
     ],
 )
 def test_lag_is_records_events_and_seconds_behind(
-    next_offset: int | None, end: int | None, progress: Progress, told: tuple[int | None, int | None, float | None]
+    next_offset: int | None, end: int | None, progress: Progress, expected: tuple[int | None, int | None, float | None]
 ) -> None:
     totals = ShardTotals(next_offset=next_offset, events=50, latest_us=990_000_000)
     lag = describe_lag(totals, progress, end, NOW)
-    assert (lag["records"], lag["events"], lag["seconds"]) == told
+    assert (lag["records"], lag["events"], lag["seconds"]) == expected
     assert lag["event_time_seconds"] == 10.0
 
 
@@ -49,15 +49,15 @@ class Peers:
 
 
 def gather(peers: Peers, partial: bool) -> Any:
-    live = LiveReads("one", 4, None, peers, lambda _: None)  # type: ignore[arg-type]
+    fan_out = FanOut("one", 4, None, peers, lambda _: None)  # type: ignore[arg-type]
 
     async def read(partitions: frozenset[int]) -> dict[int, str]:
         return {0: "mine"}
 
-    return asyncio.run(live.gather("/v1/x", {}, read, partial))
+    return asyncio.run(fan_out.gather("/v1/x", {}, read, partial))
 
 
-def test_the_others_are_asked_for_what_is_not_here_alone() -> None:
+def test_other_workers_are_asked_only_for_shards_not_held_here() -> None:
     peers = Peers({1: "b", 2: "c", 3: "d"})
     parts = gather(peers, partial=False)
     assert parts.values() == ["mine", "b", "c", "d"]

@@ -1,4 +1,4 @@
-"""Reads beside counting: whole transactions only, bounded in number, and never in the way of a shard that moves."""
+"""Reads while shards count: whole transactions only, bounded in number, and interrupted when a shard is released."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def count(con: duckdb.DuckDBPyConnection) -> int:
     return int(con.execute(COUNT).fetchall()[0][0])
 
 
-def test_a_read_sees_one_snapshot_while_counting_goes_on(shard: Shard) -> None:
+def test_a_read_sees_one_snapshot_while_the_shard_counts(shard: Shard) -> None:
     feed(shard, [query("a", START)])
     reader = ShardReader(shard)
 
@@ -54,7 +54,7 @@ def test_an_error_in_a_read_leaves_the_reader_usable(shard: Shard) -> None:
     reader.close()
 
 
-def test_a_read_that_found_no_memory_while_the_pool_was_cut_back_is_read_again(shard: Shard) -> None:
+def test_a_read_without_memory_while_the_buffer_pool_shrinks_is_tried_again(shard: Shard) -> None:
     reader, asked = ShardReader(shard), list[int]()
 
     def read(con: duckdb.DuckDBPyConnection, failing: int) -> int:
@@ -73,7 +73,7 @@ def test_a_read_that_found_no_memory_while_the_pool_was_cut_back_is_read_again(s
     reader.close()
 
 
-def test_a_shard_that_is_released_interrupts_its_read_and_its_file_is_free(tmp_path: Path) -> None:
+def test_releasing_a_shard_interrupts_its_read_and_frees_its_file(tmp_path: Path) -> None:
     shard = Shard.open(tmp_path / "shard.duckdb", CountingRules())
     reader = ShardReader(shard)
     started = threading.Event()
@@ -102,54 +102,54 @@ def test_a_shard_that_is_released_interrupts_its_read_and_its_file_is_free(tmp_p
 
 
 async def write_nothing(_: int) -> None:
-    """For a shard whose batches are written as they come."""
+    """For a shard that writes each batch when it applies it."""
 
 
-def test_what_was_applied_before_a_read_was_asked_for_is_written_first(shard: Shard) -> None:
+def test_a_shard_writes_what_it_has_applied_before_a_read(shard: Shard) -> None:
     written: list[int] = []
 
     async def write(partition: int) -> None:
         written.append(partition)
         shard.write()
 
-    async def story() -> None:
+    async def scenario() -> None:
         held = ShardReaders(write)
         held.add(3, shard)
         for number in range(2):
             feed(shard, [query(f"e{number}", START)], start=number, write=False)
             assert await held.read({1, 3}, count, fresh=False) == {3: 1}
             assert await held.read({1, 3}, count) == {3: number + 1}
-        await held.read_whole(3, lambda one: one.totals().events)
+        await held.read_shard(3, lambda one: one.totals().events)
         held.remove(3)
         held.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     assert written == [3, 3, 3]
 
 
 def test_only_held_shards_answer_and_too_many_reads_are_refused(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         held = ShardReaders(write_nothing)
         held.add(3, shard)
         assert await held.read({1, 3}, count) == {3: 0}
-        assert await held.read_whole(3, lambda one: one.totals().events) == 0
-        assert await held.read_whole(1, lambda one: one.totals().events) is None
-        monkeypatch.setattr(readers, "MAX_WAITING", 0)
+        assert await held.read_shard(3, lambda one: one.totals().events) == 0
+        assert await held.read_shard(1, lambda one: one.totals().events) is None
+        monkeypatch.setattr(readers, "MAX_QUEUED", 0)
         with pytest.raises(ReadersBusy):
             await held.read({3}, count)
         held.remove(3)
         assert await held.read({3}, count) == {}
         held.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no priority of its own")
-def test_the_threads_of_a_nice_reader_give_way_and_no_others_do(shard: Shard) -> None:
+def test_nice_lowers_the_priority_of_the_reading_threads_only(shard: Shard) -> None:
     def priority(_: object = None) -> int:
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
-    async def story() -> None:
+    async def scenario() -> None:
         own = priority()
         for nice in (0, 3):
             held = ShardReaders(write_nothing, nice=nice)
@@ -159,4 +159,4 @@ def test_the_threads_of_a_nice_reader_give_way_and_no_others_do(shard: Shard) ->
             held.remove(0)
             held.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())

@@ -1,4 +1,4 @@
-"""The agent ends with its first error; quarantine rows and group offsets go to Kafka whenever it can take them."""
+"""The agent ends with its first error; quarantine rows and group offsets are sent to Kafka once it accepts them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from faust.exceptions import NotReady, ProducerSendError
 from faust.types import TP
 
 from streams.events.columns import Columns
-from streams.store.offset_range import Stretch
+from streams.store.offset_range import OffsetRange
 from streams.store.shard import ShardTotals
 from streams.worker import app as agents
 from streams.worker.app import publish_quarantine
-from streams.worker.fetches import Run
+from streams.worker.fetches import FetchedRun
 from streams.worker.settings import StreamsSettings
 
 ROW = {
@@ -51,23 +51,23 @@ class OneShard:
 
 
 class QuarantineTopic:
-    """Takes a record, or fails as a broker or Faust does."""
+    """Accepts a record, or fails as a broker or Faust does."""
 
     def __init__(self, error: Exception | None) -> None:
         self.error = error
-        self.taken: list[bytes] = []
+        self.sent: list[bytes] = []
 
     async def send(self, *, key: None, value: bytes) -> asyncio.Future[None]:
         if self.error is not None:
             raise self.error
-        self.taken.append(value)
+        self.sent.append(value)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         done.set_result(None)
         return done
 
 
 @pytest.mark.parametrize("error", [NotReady("producer not started"), KafkaConnectionError("gone"), ProducerSendError("no")])
-def test_rows_wait_while_nothing_can_take_them_and_go_out_once_something_can(error: Exception) -> None:
+def test_quarantine_rows_wait_while_they_cannot_be_sent_and_are_sent_once_they_can(error: Exception) -> None:
     shard, topic = OneShard(), QuarantineTopic(error)
     asyncio.run(publish_quarantine(topic, 0, shard))  # type: ignore[arg-type]
     assert shard.published == []
@@ -75,7 +75,7 @@ def test_rows_wait_while_nothing_can_take_them_and_go_out_once_something_can(err
     for _ in range(2):
         asyncio.run(publish_quarantine(topic, 0, shard))  # type: ignore[arg-type]
     assert shard.published == [7]
-    assert len(topic.taken) == 1
+    assert len(topic.sent) == 1
 
 
 class CrashingApp:
@@ -99,65 +99,65 @@ class FailingShards:
     """Shards on a full disk."""
 
     def __init__(self) -> None:
-        self.asked: list[int] = []
+        self.applied: list[int] = []
 
-    async def apply(self, stretch: Stretch, columns: Columns) -> None:
-        self.asked.append(stretch.first_offset)
+    async def apply(self, offset_range: OffsetRange, columns: Columns) -> None:
+        self.applied.append(offset_range.first_offset)
         raise OSError("disk full")
 
 
 class Stream:
-    """A Faust stream of two runs; the second comes once the first has failed."""
+    """A Faust stream of two runs; the second is delivered once the first has failed."""
 
     def __init__(self, app: CrashingApp) -> None:
         self.app = app
 
-    async def noack(self) -> AsyncIterator[Run]:
-        yield Run(0, [(0, b"{}")], 0, 1)
+    async def noack(self) -> AsyncIterator[FetchedRun]:
+        yield FetchedRun(0, [(0, b"{}")], 0, 1)
         while not self.app.crashed:
             await asyncio.sleep(0.001)
-        yield Run(0, [(1, b"{}")], 1, 2)
+        yield FetchedRun(0, [(1, b"{}")], 1, 2)
 
 
 def test_an_apply_error_crashes_the_app_and_nothing_after_it_is_applied() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         app, shards = CrashingApp(), FailingShards()
         agents._count_events(app, StreamsSettings(), shards)  # type: ignore[arg-type]
         await asyncio.wait_for(app.agents["count"](Stream(app)), 20)
         assert [str(error) for error in app.crashed] == ["disk full"]
-        assert shards.asked == [0]
+        assert shards.applied == [0]
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-class Offsets:
-    """An app that takes offsets for the group, or fails as a broker does; shards that hold two partitions."""
+class OffsetCommits:
+    """An app that accepts commits, or fails as a broker does, and shards of two partitions."""
 
     def __init__(self) -> None:
-        self.told: list[dict[TP, int]] = []
+        self.committed: list[dict[TP, int]] = []
         self.error: KafkaConnectionError | None = None
         self.next_offset = 5
 
-    async def record_offsets(self, offsets: dict[TP, int]) -> None:
+    async def commit_offsets(self, offsets: dict[TP, int]) -> None:
         if self.error is not None:
             raise self.error
-        self.told.append(offsets)
+        self.committed.append(offsets)
 
     def totals(self) -> dict[int, ShardTotals]:
         return {0: ShardTotals(next_offset=99, written_offset=self.next_offset), 1: ShardTotals(next_offset=7)}
 
 
-def test_offsets_are_recorded_where_they_moved_and_a_failure_is_tried_again() -> None:
-    both, recorded = Offsets(), dict[TP, int]()
+def test_offsets_are_committed_when_they_changed_and_again_after_a_failure() -> None:
+    both, already = OffsetCommits(), dict[TP, int]()
 
-    def record() -> None:
-        asyncio.run(agents.record_offsets(both, "events", both, recorded))  # type: ignore[arg-type]
+    def commit() -> None:
+        asyncio.run(agents.commit_offsets(both, "events", both, already))  # type: ignore[arg-type]
 
     both.error = KafkaConnectionError("gone")
-    record()
+    commit()
     both.error = None
-    record()
-    record()
+    commit()
+    commit()
     both.next_offset = 9
-    record()
-    assert both.told == [{TP("events", 0): 5}, {TP("events", 0): 9}]
+    commit()
+    assert both.committed == [{TP("events", 0): 5}, {TP("events", 0): 9}]

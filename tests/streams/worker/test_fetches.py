@@ -1,4 +1,4 @@
-"""Runs from fetched responses: every record once, from the offset asked for, checksums checked, markers no gaps."""
+"""Runs from fetched responses: every record once from the fetch offset on, checksums verified, no gaps at transaction markers."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import TopicPartition
 from faust.types import TP
 
-from streams.store.offset_range import Stretch
-from streams.worker.fetches import Run, cover, fetch_runs, unpack_run
+from streams.store.offset_range import OffsetRange
+from streams.worker.fetches import FetchedRun, fetch_runs, to_offset_range, unpack_run
 
 ZERO = TopicPartition("events", 0)
 
@@ -42,12 +42,12 @@ def test_all_batches_of_a_response_are_one_run(compression: int) -> None:
     assert (run.first_offset, run.next_offset, run.timestamp_ms, run.size) == (7, 10, 5009, 2)
 
 
-def test_what_stands_before_the_offset_asked_for_is_left_out() -> None:
+def test_records_before_the_fetch_offset_are_left_out() -> None:
     run = unpack_run(3, fetched(batch(5, [b"a", b"b", b"c"]), 6))
     assert (run.partition, run.records, run.first_offset, run.next_offset) == (3, [(6, b"b"), (7, b"c")], 6, 8)
 
 
-def test_records_that_are_missing_at_the_start_are_not_covered_up() -> None:
+def test_a_gap_before_the_first_record_shows_in_the_first_offset() -> None:
     assert unpack_run(0, fetched(batch(9, [b"a"]), 6)).first_offset == 9
 
 
@@ -59,7 +59,7 @@ def test_a_wrong_checksum_is_an_error() -> None:
 
 
 class Fetcher:
-    """aiokafka's fetcher, of which only the buffer is there."""
+    """aiokafka's fetcher, reduced to its buffer."""
 
     _closed = False
 
@@ -83,32 +83,32 @@ class Fetcher:
         self._notify(self.arrived)
 
 
-def test_a_fetched_run_is_taken_whole_and_moves_the_position() -> None:
-    async def story() -> tuple[dict[TP, Run], int, bool]:
+def test_a_fetched_run_is_returned_whole_and_advances_the_position() -> None:
+    async def scenario() -> tuple[dict[TP, FetchedRun], int, bool]:
         fetcher = Fetcher()
         fetcher.assignment.state_value(ZERO).seek(4)
         asyncio.get_running_loop().call_later(0.01, fetcher.bring, batch(4, [b"a", b"b"]), 4)
         runs = await fetch_runs(fetcher, {ZERO}, 5.0)  # type: ignore[arg-type]
         return runs, fetcher.assignment.state_value(ZERO)._position, fetcher._wait_consume_future.done()
 
-    runs, position, asked_for_more = asyncio.run(story())
+    runs, position, asked_for_more = asyncio.run(scenario())
     assert [run.records for run in runs.values()] == [[(4, b"a"), (5, b"b")]]
     assert (position, asked_for_more) == (6, True)
 
 
 def test_what_was_fetched_before_a_seek_is_dropped() -> None:
-    async def story() -> dict[TP, Run]:
+    async def scenario() -> dict[TP, FetchedRun]:
         fetcher = Fetcher()
         fetcher.assignment.state_value(ZERO).seek(1)
         fetcher.bring(batch(4, [b"a"]), 4)
         return await fetch_runs(fetcher, {ZERO}, 0.0)  # type: ignore[arg-type]
 
-    assert asyncio.run(story()) == {}
+    assert asyncio.run(scenario()) == {}
 
 
 @pytest.mark.parametrize("position", [4, 9], ids=["taken", "dropped after a seek"])
-def test_a_response_is_let_go_of_at_once_and_not_when_the_garbage_collector_comes(position: int) -> None:
-    async def story() -> bool:
+def test_a_response_is_freed_at_once_without_a_garbage_collection(position: int) -> None:
+    async def scenario() -> bool:
         fetcher = Fetcher()
         fetcher.assignment.state_value(ZERO).seek(position)
         fetcher.bring(batch(4, [b"a"]), 4)
@@ -118,12 +118,16 @@ def test_a_response_is_let_go_of_at_once_and_not_when_the_garbage_collector_come
 
     gc.disable()
     try:
-        assert asyncio.run(story())
+        assert asyncio.run(scenario())
     finally:
         gc.enable()
 
 
-def test_a_stretch_covers_its_runs_without_their_values() -> None:
-    runs = [Run(2, [(5, b"a"), (6, None)], 5, 8, 1000, 3), Run(2, [], 8, 9, None, 3), Run(2, [(9, b"b")], 9, 10, 900, 3)]
-    assert cover(runs) == Stretch(2, 5, 10, 3, 1000, 3)
-    assert cover(runs[1:2]) == Stretch(2, 8, 9, 0, None, 3)
+def test_an_offset_range_covers_its_runs_without_their_values() -> None:
+    runs = [
+        FetchedRun(2, [(5, b"a"), (6, None)], 5, 8, 1000, 3),
+        FetchedRun(2, [], 8, 9, None, 3),
+        FetchedRun(2, [(9, b"b")], 9, 10, 900, 3),
+    ]
+    assert to_offset_range(runs) == OffsetRange(2, 5, 10, 3, 1000, 3)
+    assert to_offset_range(runs[1:2]) == OffsetRange(2, 8, 9, 0, None, 3)

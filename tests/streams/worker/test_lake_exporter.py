@@ -1,4 +1,4 @@
-"""Exporting goes on beside counting: a slow or dead lake holds nobody up, and a day that changes meanwhile is exported again."""
+"""The lake exporter: a slow or failing lake does not stop counting, and a day that changes meanwhile is exported again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from streams.lake.reader import days, read_impressions
 from streams.store.held_shards import HeldShards
 from streams.store.shard import CountingRules, Shard
 from streams.worker import lake_exporter
-from streams.worker.lake_exporter import Exporter
+from streams.worker.lake_exporter import LakeExporter
 from tests.streams.store.test_lake_export import DAY, MATURE, NOON
 from tests.streams.worker.test_main import APPLIED_S, emit, good_events, make_settings, shards_of
 from tests.support.lake_servers import s3_lake
@@ -55,7 +55,7 @@ class Clock:
 @asynccontextmanager
 async def held(tmp_path: Path) -> AsyncIterator[HeldShards]:
     shards = HeldShards(tmp_path, CountingRules(), clock=lambda: NOW)
-    await shards.take({0: 0}, "t")
+    await shards.assign({0: 0}, "t")
     try:
         yield shards
     finally:
@@ -101,7 +101,7 @@ def clicked(lake: Lake) -> list[list[bool]]:
 @in_a_loop
 async def test_a_mature_day_is_exported_once_and_again_when_a_repair_changes_it(tmp_path: Path, lake: Lake) -> None:
     async with held(tmp_path) as shards:
-        exporter = Exporter(shards, lake, SETTINGS)
+        exporter = LakeExporter(shards, lake, SETTINGS)
         await count(shards, impression("e1", NOON), click("e2", NOON + 1, **BAD_CLICK), MATURE)
         assert await exporter.export() == [(0, DAY)]
         assert await exporter.export() == []
@@ -116,10 +116,10 @@ async def test_a_mature_day_is_exported_once_and_again_when_a_repair_changes_it(
 @asynccontextmanager
 async def held_while_a_file_is_written(
     tmp_path: Path, lake: Lake, begun: threading.Event, settings: LakeSettings = SETTINGS
-) -> AsyncIterator[tuple[HeldShards, Exporter, asyncio.Task[list[tuple[int, date]]]]]:
+) -> AsyncIterator[tuple[HeldShards, LakeExporter, asyncio.Task[list[tuple[int, date]]]]]:
     """A shard with one impression on a mature day, and the export of that day, which has begun to write its file."""
     async with held(tmp_path) as shards:
-        exporter = Exporter(shards, lake, settings)
+        exporter = LakeExporter(shards, lake, settings)
         await count(shards, impression("e1", NOON), MATURE)
         export = asyncio.create_task(exporter.export())
         assert await asyncio.to_thread(begun.wait, 30)
@@ -127,7 +127,7 @@ async def held_while_a_file_is_written(
 
 
 @in_a_loop
-async def test_counting_goes_on_while_a_file_is_written_and_what_it_changes_is_exported_again(
+async def test_counting_continues_while_a_file_is_written_and_a_changed_day_is_exported_again(
     tmp_path: Path, lake: Lake, gate: tuple[threading.Event, threading.Event]
 ) -> None:
     begun, go = gate
@@ -137,7 +137,7 @@ async def test_counting_goes_on_while_a_file_is_written_and_what_it_changes_is_e
         go.set()
         assert await export == []
         assert clicked(lake) == [[False, False]]
-        assert shards.totals()[0].days_exported == [DAY]  # whoever waits for the day need not wait until it stands still
+        assert shards.totals()[0].days_exported == [DAY]  # even though it has changed since
         assert await shards.call(0, Shard.dirty_days) == [DAY, date(2021, 3, 16)]
         assert await exporter.export() == [(0, DAY)]
         assert clicked(lake) == [[True, False]]
@@ -145,7 +145,7 @@ async def test_counting_goes_on_while_a_file_is_written_and_what_it_changes_is_e
 
 
 @in_a_loop
-async def test_a_shard_is_given_up_after_the_file_in_hand_and_not_marked_when_it_comes_back(
+async def test_a_shard_is_released_after_its_file_is_written_and_not_marked_once_it_is_reopened(
     tmp_path: Path, lake: Lake, gate: tuple[threading.Event, threading.Event]
 ) -> None:
     begun, go = gate
@@ -156,14 +156,14 @@ async def test_a_shard_is_given_up_after_the_file_in_hand_and_not_marked_when_it
         assert not release.done()
         go.set()
         await release
-        await shards.take({0: 0}, "t")
+        await shards.assign({0: 0}, "t")
         assert await export == []
         assert shards.totals()[0].days_exported == []
         assert await exporter.export() == [(0, DAY)]
 
 
 @in_a_loop
-async def test_a_lake_that_is_away_is_tried_again_less_and_less_often(
+async def test_a_failing_lake_is_tried_again_after_growing_pauses(
     tmp_path: Path, lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, tries = Clock(), []
@@ -173,7 +173,7 @@ async def test_a_lake_that_is_away_is_tried_again_less_and_less_often(
         raise OSError("no route to host")
 
     async with held(tmp_path) as shards:
-        exporter = Exporter(shards, lake, SETTINGS, clock)
+        exporter = LakeExporter(shards, lake, SETTINGS, clock)
         await count(shards, impression("e1", NOON), impression("e2", NOON - 86_400, "j"), MATURE)
         with monkeypatch.context() as patch:
             patch.setattr(lake_exporter, "export_day", fail)
@@ -187,10 +187,10 @@ async def test_a_lake_that_is_away_is_tried_again_less_and_less_often(
 
 
 @in_a_loop
-async def test_late_clicks_do_not_export_a_day_again_and_again(tmp_path: Path, lake: Lake) -> None:
+async def test_late_clicks_export_a_day_at_most_every_reexport_seconds(tmp_path: Path, lake: Lake) -> None:
     clock = Clock()
     async with held(tmp_path) as shards:
-        exporter = Exporter(shards, lake, LakeSettings(reexport_s=600), clock)
+        exporter = LakeExporter(shards, lake, LakeSettings(reexport_s=600), clock)
         await count(shards, impression("e1", NOON), query("z", NOON + 2 * 86_400))
         assert await exporter.export() == [(0, DAY)]
         await count(shards, click("e2", NOON + 1))
@@ -201,7 +201,7 @@ async def test_late_clicks_do_not_export_a_day_again_and_again(tmp_path: Path, l
         assert clicked(lake) == [[True, False]]
 
 
-def test_a_worker_process_brings_its_days_to_a_bucket(
+def test_a_worker_process_exports_its_days_to_a_bucket(
     broker: Broker, unique: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with s3_lake(monkeypatch) as bucket:

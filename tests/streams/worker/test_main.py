@@ -1,4 +1,4 @@
-"""The worker: a real process on each broker that counts exactly, survives kill -9, and says what is wrong."""
+"""The worker process on each broker: it counts exactly, survives kill -9, and reports what is wrong."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.support.recount import recount
 
 APPLIED_S = 60.0
 LATER = query("later", START + 2 * 86_400)
-"""Two days on, in the session of the bad events: no click of before waits any longer."""
+"""Two days later, in the session of the bad events: no earlier click waits for its impression any longer."""
 
 
 def make_settings(bootstrap: str, unique: str, data_dir: Path, **worker: Any) -> StreamsSettings:
@@ -68,7 +68,7 @@ def shards_of(settings: StreamsSettings) -> dict[int, dict[str, Any]]:
 
 
 def await_applied(worker: WorkerProcess, settings: StreamsSettings, positions: dict[int, int]) -> list[dict[str, Any]]:
-    """Wait until the worker's own account has passed these offsets."""
+    """Wait until the worker's totals have passed these offsets."""
 
     def applied() -> bool:
         shards = shards_of(settings)
@@ -143,7 +143,7 @@ def test_a_worker_counts_exactly_through_bad_events_a_kill_and_a_restart(broker:
 
 
 def assert_pages(settings: StreamsSettings, shards: list[dict[str, Any]]) -> None:
-    """/metrics tells the same account, /healthz that it lives; Faust's own pages are shut."""
+    """/metrics has the same totals, /healthz answers ok, and Faust's own pages are disabled."""
     metrics = get(settings, "/metrics")
     for shard in shards:
         assert read_value(metrics, "queryloop_counted", partition=str(shard["partition"])) == shard["counted"]
@@ -154,7 +154,7 @@ def assert_pages(settings: StreamsSettings, shards: list[dict[str, Any]]) -> Non
 
 
 def assert_quarantine_topic(worker: WorkerProcess, settings: StreamsSettings, bad: list[bytes]) -> None:
-    """Each bad line is in the quarantine topic with its bytes and its reason, once at least."""
+    """Each bad line is in the quarantine topic with its bytes and its reason, at least once."""
     from kafka import KafkaConsumer
 
     consumer = KafkaConsumer(
@@ -243,7 +243,7 @@ def test_a_new_log_under_the_old_name_is_read_from_its_start(broker: Broker, uni
 
 
 def await_applied_anew(worker: WorkerProcess, settings: StreamsSettings, positions: dict[int, int]) -> None:
-    """As await_applied, where the offsets start anew in a topic of another id."""
+    """Like await_applied, for offsets of a new topic under the same name."""
     assert settings.kafka.bootstrap is not None
     wanted = {
         partition: (topic_id(settings.kafka.bootstrap, settings.kafka.topic), offset) for partition, offset in positions.items()
@@ -261,7 +261,7 @@ def await_applied_anew(worker: WorkerProcess, settings: StreamsSettings, positio
 def test_a_log_that_is_lost_under_a_running_worker_is_noticed_and_its_successor_counted(
     kafka_broker: Broker, unique: str, tmp_path: Path
 ) -> None:
-    """Real Kafka: the embedded broker makes a deleted topic again by itself, with four partitions."""
+    """Real Kafka: the embedded broker creates a deleted topic again by itself, with four partitions."""
     from kafka import KafkaAdminClient
 
     settings = make_settings(kafka_broker.bootstrap, unique, tmp_path, static=False)
@@ -320,7 +320,7 @@ def test_wrong_settings_are_refused_with_the_key(tmp_path: Path) -> None:
         assert "worker.retention_dais" in child.tail() and "did you mean retention_days" in child.tail()
 
 
-def test_without_a_broker_the_worker_says_how_to_get_one(tmp_path: Path) -> None:
+def test_without_a_broker_the_error_says_how_to_start_one(tmp_path: Path) -> None:
     with Child("worker", WorkerProcess.COMMAND, tmp_path / "log", {"PATH": "", "QUERYLOOP_DATA_DIR": str(tmp_path)}) as child:
         assert child.sleep(60) == 1
         assert "kafka.bootstrap is not set" in child.tail()
@@ -339,7 +339,7 @@ def test_loopback_is_known(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
 
 
-def test_a_key_is_asked_for(embedded_broker: Broker, unique: str, tmp_path: Path) -> None:
+def test_a_key_is_required(embedded_broker: Broker, unique: str, tmp_path: Path) -> None:
     settings = make_settings(embedded_broker.bootstrap, unique, tmp_path, key="letmein", static=False)
     with WorkerProcess(settings, tmp_path / "worker.log") as worker:
         worker.child.wait_until(lambda: read_status(settings) is not None, APPLIED_S, "answering with the key")

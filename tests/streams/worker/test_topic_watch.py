@@ -1,4 +1,4 @@
-"""Whether the log is still the same one: asked of a broker, said once, and no alarm where nobody can tell."""
+"""The topic watch: a lost log is reported once, a deleted topic created again, and an unreachable broker no alarm."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from dataclasses import dataclass
 import pytest
 
 from streams.brokers.topics import KafkaSettings, TopicError, create_topics, topic_id
-from streams.worker.topic_watch import LogWatch
+from streams.worker.topic_watch import TopicWatch
 
 
 @dataclass
 class Shards:
-    """What the shards were taken for."""
+    """Shards that were assigned for a topic."""
 
     topic_id: str = ""
 
 
-def test_another_id_is_another_log_and_is_said_once(bootstrap: str, unique: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_topic_id_is_another_log_and_is_logged_once(
+    bootstrap: str, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
     kafka = KafkaSettings(topic=unique, quarantine_topic=f"{unique}.quarantine", partitions=1)
     create_topics(bootstrap, kafka)
     shards = Shards()
-    watch = LogWatch(bootstrap, kafka, shards)  # type: ignore[arg-type]
-    assert asyncio.run(watch.is_same())  # nothing was taken yet
+    watch = TopicWatch(bootstrap, kafka, shards)  # type: ignore[arg-type]
+    assert asyncio.run(watch.is_same())  # nothing is assigned yet
     shards.topic_id = topic_id(bootstrap, unique)
     assert asyncio.run(watch.is_same())
     shards.topic_id = "of-before"
@@ -34,10 +36,10 @@ def test_another_id_is_another_log_and_is_said_once(bootstrap: str, unique: str,
     assert "old_topic_id=of-before" in caplog.text
 
 
-def test_a_topic_that_is_gone_is_made_again(bootstrap: str, unique: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_deleted_topic_is_created_again(bootstrap: str, unique: str, caplog: pytest.LogCaptureFixture) -> None:
     kafka = KafkaSettings(topic=unique, quarantine_topic=f"{unique}.quarantine", partitions=1)
     caplog.set_level(logging.WARNING)
-    assert not asyncio.run(LogWatch(bootstrap, kafka, Shards("of-before")).is_same())  # type: ignore[arg-type]
+    assert not asyncio.run(TopicWatch(bootstrap, kafka, Shards("of-before")).is_same())  # type: ignore[arg-type]
     assert "event=topic_made_again" in caplog.text
     assert topic_id(bootstrap, unique)
 
@@ -49,6 +51,6 @@ def test_a_broker_that_does_not_answer_is_no_lost_log(caplog: pytest.LogCaptureF
     monkeypatch.setattr("streams.worker.topic_watch.topic_id", away)
     monkeypatch.setattr("streams.worker.topic_watch.create_topics", away)
     caplog.set_level(logging.WARNING)
-    watch = LogWatch("127.0.0.1:1", KafkaSettings(), Shards("x"))  # type: ignore[arg-type]
+    watch = TopicWatch("127.0.0.1:1", KafkaSettings(), Shards("x"))  # type: ignore[arg-type]
     assert [asyncio.run(watch.is_same()) for _ in range(2)] == [True, True]
     assert caplog.text.count("event=log_unknown") == 1

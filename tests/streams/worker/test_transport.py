@@ -1,4 +1,4 @@
-"""What we change in Faust's transport: whole runs, seeks to the shards' offsets, no record from before a rebalance."""
+"""Our changes to Faust's transport: whole runs, seeks to the shards' offsets, no record from before a rebalance."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import pytest
 from faust.types import TP
 
 from streams.worker import app as agents
-from streams.worker.fetches import Run
+from streams.worker.fetches import FetchedRun
 from streams.worker.settings import StreamsSettings
 from streams.worker.transport import FETCH_MAX_WAIT_MS, Consumer, LogTruncated, WorkerApp
 
 ZERO, ONE = TP("events", 0), TP("events", 1)
 
 
-def run(first: int, last: int, partition: int = 0) -> Run:
-    return Run(partition, [(offset, b"{}") for offset in range(first, last + 1)], first, last + 1, 1000)
+def run(first: int, last: int, partition: int = 0) -> FetchedRun:
+    return FetchedRun(partition, [(offset, b"{}") for offset in range(first, last + 1)], first, last + 1, 1000)
 
 
 class Scripted(Consumer):
-    """Our consumer with Kafka replaced: fetches come from `fetched`, seeks go to `sought`."""
+    """Our consumer with Kafka replaced: fetches are taken from `fetched`, seeks are recorded in `sought`."""
 
-    fetched: list[dict[TP, Run]]
+    fetched: list[dict[TP, FetchedRun]]
     sought: list[dict[TP, int]]
 
     def assignment(self) -> set[TP]:
@@ -41,33 +41,39 @@ class Scripted(Consumer):
         return self.fetched.pop(0), {ZERO, ONE}
 
 
+Scenario = Callable[[Scripted], Awaitable[None]]
+RunScenario = Callable[[Scenario], None]
+
+
 @pytest.fixture
 def offsets() -> dict[TP, int]:
-    """The offsets that the shards want next; a test may change them."""
+    """The next offsets of the shards; a test may change them."""
     return {ZERO: 10, ONE: 20}
 
 
 @pytest.fixture
 def lost() -> list[bool]:
-    """What the next questions find: whether the log was lost."""
+    """Whether the log is lost, for each following check, the last one first."""
     return []
 
 
 @pytest.fixture
-def play(offsets: dict[TP, int], lost: list[bool], tmp_path: Path) -> Callable[[Callable[[Scripted], Awaitable[None]]], None]:
-    """Run a story with a consumer; both inside one event loop, because Faust makes a loop where none runs."""
+def run_scenario(
+    offsets: dict[TP, int], lost: list[bool], tmp_path: Path
+) -> Callable[[Callable[[Scripted], Awaitable[None]]], None]:
+    """Run a scenario with a consumer; both in one event loop, because Faust creates one if none runs."""
 
     async def seek_offsets(assigned: set[TP], generation: int) -> dict[TP, int]:
         return {tp: offsets[tp] for tp in assigned}
 
-    async def is_same_log() -> bool:
+    async def is_same_topic() -> bool:
         return not lost.pop()
 
-    async def begin(story: Callable[[Scripted], Awaitable[None]]) -> None:
+    async def begin(scenario: Scenario) -> None:
         app = WorkerApp(
             "test",
             seek_offsets=seek_offsets,
-            is_same_log=is_same_log,
+            is_same_topic=is_same_topic,
             broker="kafka://127.0.0.1:1",
             datadir=str(tmp_path),
             store="memory://",
@@ -75,42 +81,39 @@ def play(offsets: dict[TP, int], lost: list[bool], tmp_path: Path) -> Callable[[
         consumer = Scripted(app.transport, lambda message: None, lambda revoked: None, lambda assigned: None)
         consumer.fetched, consumer.sought = [], []
         try:
-            await story(consumer)
+            await scenario(consumer)
         finally:
             consumer._thread.thread_loop.close()
 
-    return lambda story: asyncio.run(begin(story))
+    return lambda scenario: asyncio.run(begin(scenario))
 
 
-Play = Callable[[Callable[[Scripted], Awaitable[None]]], None]
-
-
-async def delivered(consumer: Scripted) -> list[Run]:
-    """What one round of getmany yields."""
+async def delivered(consumer: Scripted) -> list[FetchedRun]:
+    """Return the runs that one call of getmany yields."""
     return [message.value async for _, message in consumer.getmany(1.0)]
 
 
-def test_a_fetched_run_is_one_message(play: Play) -> None:
-    async def story(consumer: Scripted) -> None:
+def test_a_fetched_run_is_one_message(run_scenario: RunScenario) -> None:
+    async def scenario(consumer: Scripted) -> None:
         await consumer.perform_seek()
         consumer.fetched = [{ZERO: run(10, 14), ONE: run(20, 20)}]
         messages = [message async for _, message in consumer.getmany(1.0)]
         assert [(m.offset, m.value.first_offset, m.value.next_offset) for m in messages] == [(14, 10, 15), (20, 20, 21)]
         assert messages[0].value.records == [(offset, b"{}") for offset in range(10, 15)]
 
-    play(story)
+    run_scenario(scenario)
 
 
-def test_seeks_go_to_what_the_shards_want(play: Play, offsets: dict[TP, int]) -> None:
-    async def story(consumer: Scripted) -> None:
+def test_seeks_go_to_the_next_offsets_of_the_shards(run_scenario: RunScenario, offsets: dict[TP, int]) -> None:
+    async def scenario(consumer: Scripted) -> None:
         await consumer.perform_seek()
         assert consumer.sought == [offsets]
 
-    play(story)
+    run_scenario(scenario)
 
 
-def test_nothing_is_delivered_while_flow_is_stopped_or_after_a_rebalance(play: Play) -> None:
-    async def story(consumer: Scripted) -> None:
+def test_nothing_is_delivered_while_flow_is_stopped_or_after_a_rebalance(run_scenario: RunScenario) -> None:
+    async def scenario(consumer: Scripted) -> None:
         await consumer.perform_seek()
         consumer.stop_flow()
         consumer.fetched = [{ZERO: run(10, 14)}]
@@ -123,11 +126,11 @@ def test_nothing_is_delivered_while_flow_is_stopped_or_after_a_rebalance(play: P
         assert break_after_first
         assert consumer._expected == {ZERO: 15, ONE: 20}
 
-    play(story)
+    run_scenario(scenario)
 
 
-def test_a_log_that_starts_anew_makes_the_shards_decide_again(play: Play, offsets: dict[TP, int]) -> None:
-    async def story(consumer: Scripted) -> None:
+def test_after_a_log_restarts_the_shards_choose_the_offsets_again(run_scenario: RunScenario, offsets: dict[TP, int]) -> None:
+    async def scenario(consumer: Scripted) -> None:
         await consumer.perform_seek()
         offsets[ZERO] = 0  # the shard sees another topic id
         consumer.fetched = [{ZERO: run(0, 3)}, {ZERO: run(0, 3)}]
@@ -135,11 +138,11 @@ def test_a_log_that_starts_anew_makes_the_shards_decide_again(play: Play, offset
         assert [one.first_offset for one in await delivered(consumer)] == [0]
         assert consumer.sought == [{ZERO: 10, ONE: 20}, {ZERO: 0, ONE: 20}]
 
-    play(story)
+    run_scenario(scenario)
 
 
-def test_the_same_log_without_its_end_is_an_error_not_a_loop(play: Play) -> None:
-    async def story(consumer: Scripted) -> None:
+def test_the_same_log_without_its_end_is_an_error_not_a_loop(run_scenario: RunScenario) -> None:
+    async def scenario(consumer: Scripted) -> None:
         await consumer.perform_seek()
         consumer.fetched = [{ZERO: run(0, 3)}, {ZERO: run(0, 3)}]
         assert await delivered(consumer) == []  # it may be from before the seek
@@ -147,13 +150,13 @@ def test_the_same_log_without_its_end_is_an_error_not_a_loop(play: Play) -> None
             await delivered(consumer)
         assert len(consumer.sought) == 2
 
-    play(story)
+    run_scenario(scenario)
 
 
-def test_a_run_that_was_fetched_before_a_seek_and_comes_after_it_is_read_again(play: Play) -> None:
-    """A partition that has just been assigned is fetched from where the group stands until the shard says otherwise."""
+def test_a_run_fetched_before_a_seek_and_returned_after_it_is_read_again(run_scenario: RunScenario) -> None:
+    """A partition that has just been assigned is fetched from the group's offset until the first seek."""
 
-    async def story(consumer: Scripted) -> None:
+    async def scenario(consumer: Scripted) -> None:
         async def seek_meanwhile(timeout: float) -> Any:
             await consumer.perform_seek()
             return {ZERO: run(0, 3), ONE: run(20, 21, 1)}, {ZERO, ONE}
@@ -167,11 +170,11 @@ def test_a_run_that_was_fetched_before_a_seek_and_comes_after_it_is_read_again(p
         assert [one.first_offset for one in await delivered(consumer)] == [12]
         assert len(consumer.sought) == 2
 
-    play(story)
+    run_scenario(scenario)
 
 
-def test_a_gap_is_read_again_once_and_then_left_to_the_shard(play: Play) -> None:
-    async def story(consumer: Scripted) -> None:
+def test_a_gap_is_read_again_once_and_then_left_to_the_shard(run_scenario: RunScenario) -> None:
+    async def scenario(consumer: Scripted) -> None:
         await consumer.perform_seek()
         consumer.fetched = [{ZERO: run(12, 13)}, {ZERO: run(12, 13)}, {ZERO: run(14, 14)}]
         assert await delivered(consumer) == []
@@ -179,20 +182,20 @@ def test_a_gap_is_read_again_once_and_then_left_to_the_shard(play: Play) -> None
         assert [one.first_offset for one in await delivered(consumer)] == [14]
         assert len(consumer.sought) == 2
 
-    play(story)
+    run_scenario(scenario)
 
 
 def test_the_fetch_wait_is_short(tmp_path: Path) -> None:
-    async def story() -> int:
+    async def scenario() -> int:
         async def seek_offsets(assigned: set[TP], generation: int) -> dict[TP, int]:
             return {}
 
-        async def is_same_log() -> bool:
+        async def is_same_topic() -> bool:
             return True
 
         settings = StreamsSettings.model_validate({"data": {"dir": tmp_path}})
         app = WorkerApp(
-            "test", seek_offsets=seek_offsets, is_same_log=is_same_log, **agents.faust_settings(settings, "127.0.0.1:1")
+            "test", seek_offsets=seek_offsets, is_same_topic=is_same_topic, **agents.faust_settings(settings, "127.0.0.1:1")
         )
         thread = app.consumer._thread
         thread.thread_loop.close()
@@ -200,11 +203,11 @@ def test_the_fetch_wait_is_short(tmp_path: Path) -> None:
         await consumer.stop()
         return int(consumer._fetch_max_wait_ms)
 
-    assert asyncio.run(story()) == FETCH_MAX_WAIT_MS
+    assert asyncio.run(scenario()) == FETCH_MAX_WAIT_MS
 
 
-def test_after_a_new_connection_the_log_is_asked_for_its_id(play: Play, offsets: dict[TP, int], lost: list[bool]) -> None:
-    async def story(consumer: Scripted) -> None:
+def test_a_new_connection_has_the_topic_id_checked(run_scenario: RunScenario, offsets: dict[TP, int], lost: list[bool]) -> None:
+    async def scenario(consumer: Scripted) -> None:
         await consumer.perform_seek()
         consumer.fetched = [{ZERO: run(10, 11)}, {ZERO: run(12, 13)}, {ZERO: run(0, 1)}]
         lost.extend([True, False])
@@ -212,29 +215,29 @@ def test_after_a_new_connection_the_log_is_asked_for_its_id(play: Play, offsets:
         assert [one.first_offset for one in await delivered(consumer)] == [10]
         offsets[ZERO] = 0
         consumer.consumer_thread.reconnected = True
-        assert await delivered(consumer) == []  # they would have followed, but they are another log's
+        assert await delivered(consumer) == []  # their offsets fit, but they are from another log
         assert [(one.first_offset, one.generation) for one in await delivered(consumer)] == [(0, 2)]
         assert lost == []
 
-    play(story)
+    run_scenario(scenario)
 
 
-def test_runs_carry_the_number_of_the_seek_before_them(play: Play) -> None:
-    async def story(consumer: Scripted) -> None:
+def test_runs_carry_the_number_of_the_seek_before_them(run_scenario: RunScenario) -> None:
+    async def scenario(consumer: Scripted) -> None:
         for generation in (1, 2):
             await consumer.perform_seek()
             consumer.fetched = [{ZERO: run(10, 11)}]
             assert [one.generation for one in await delivered(consumer)] == [generation]
 
-    play(story)
+    run_scenario(scenario)
 
 
-def test_nothing_is_delivered_before_the_first_seek(play: Play) -> None:
-    async def story(consumer: Scripted) -> None:
+def test_nothing_is_delivered_before_the_first_seek(run_scenario: RunScenario) -> None:
+    async def scenario(consumer: Scripted) -> None:
         consumer.fetched = [{ZERO: run(10, 11)}]
         assert await delivered(consumer) == []
 
-    play(story)
+    run_scenario(scenario)
 
 
 def test_a_quarantine_record_keeps_the_original_bytes() -> None:

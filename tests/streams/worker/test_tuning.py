@@ -1,4 +1,4 @@
-"""Zen 4: numpy is told to leave AVX-512 on the processors where it is slow, and on no others."""
+"""AVX-512 is disabled for numpy on processors where it is slow, and on no others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from streams.worker.tuning import CPU_INFO, FEATURES, sort_without_avx512
+from streams.worker.tuning import AVX512_FEATURES, CPU_INFO, disable_slow_avx512
 
 VARIABLE = "NPY_DISABLE_CPU_FEATURES"
 SLOW = "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 25\nflags\t\t: fpu avx2 avx512f\n\nprocessor\t: 1\n"
@@ -17,47 +17,47 @@ SLOW = "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 25\nflags\t\t: 
 
 @pytest.fixture(autouse=True)
 def _unset(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "")  # so that it is put back as it was
+    monkeypatch.setenv(VARIABLE, "")  # so that the fixture restores it
     monkeypatch.delenv(VARIABLE)
 
 
-def tell(tmp_path: Path, text: str) -> str | None:
-    """What numpy will be told on a machine with such a processor."""
+def disabled_features(tmp_path: Path, text: str) -> str | None:
+    """Return the features that are disabled on a machine with this /proc/cpuinfo."""
     cpu_info = tmp_path / "cpuinfo"
     cpu_info.write_text(text)
-    sort_without_avx512(cpu_info)
+    disable_slow_avx512(cpu_info)
     return os.environ.get(VARIABLE)
 
 
-def test_a_slow_avx512_is_left(tmp_path: Path) -> None:
-    assert tell(tmp_path, SLOW) == FEATURES
+def test_a_slow_avx512_is_disabled(tmp_path: Path) -> None:
+    assert disabled_features(tmp_path, SLOW) == AVX512_FEATURES
 
 
 @pytest.mark.parametrize(
     ("was", "becomes"),
     [("AuthenticAMD", "GenuineIntel"), (": 25", ": 26"), ("avx512f", "sse2"), ("cpu family", "model"), (SLOW, "")],
 )
-def test_other_processors_keep_what_they_have(tmp_path: Path, was: str, becomes: str) -> None:
-    assert tell(tmp_path, SLOW.replace(was, becomes)) is None
+def test_other_processors_keep_their_features(tmp_path: Path, was: str, becomes: str) -> None:
+    assert disabled_features(tmp_path, SLOW.replace(was, becomes)) is None
 
 
-def test_a_system_that_tells_nothing_is_left_alone(tmp_path: Path) -> None:
-    sort_without_avx512(tmp_path / "absent")
+def test_a_system_without_cpuinfo_is_left_alone(tmp_path: Path) -> None:
+    disable_slow_avx512(tmp_path / "absent")
     assert VARIABLE not in os.environ
 
 
-def test_a_persons_own_choice_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_already_set_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "AVX512_SPR")
-    assert tell(tmp_path, SLOW) == "AVX512_SPR"
+    assert disabled_features(tmp_path, SLOW) == "AVX512_SPR"
 
 
 @pytest.mark.skipif(not CPU_INFO.exists() or "avx512f" not in CPU_INFO.read_text(), reason="no AVX-512 here")
 def test_numpy_knows_these_features_by_these_names() -> None:
-    """numpy warns of a name that it does not know."""
+    """numpy warns of an unknown feature name."""
     program = f"""
 import numpy._core._multiarray_umath as numpy
-print([numpy.__cpu_features__[name] for name in {FEATURES.split()}])
+print([numpy.__cpu_features__[name] for name in {AVX512_FEATURES.split()}])
 """
     run = [sys.executable, "-W", "error", "-c", program]
-    told = subprocess.run(run, env={**os.environ, VARIABLE: FEATURES}, capture_output=True, text=True, check=True)
-    assert told.stdout == "[False, False]\n"
+    expected = subprocess.run(run, env={**os.environ, VARIABLE: AVX512_FEATURES}, capture_output=True, text=True, check=True)
+    assert expected.stdout == "[False, False]\n"
