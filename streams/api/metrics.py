@@ -103,14 +103,16 @@ def _delay_family(shards: Sequence[tuple[str, Mapping[str, Any]]]) -> Metric:
 
 
 def _worker_families(workers: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
-    placed = sorted(workers.items())
+    figures_by_worker = sorted(workers.items())
     for name, (key, about) in WORKER.items():
-        yield _gauge(name, about, ["worker"], [((worker,), told[key]) for worker, told in placed])
+        yield _gauge(name, about, ["worker"], [((worker,), figures[key]) for worker, figures in figures_by_worker])
     for name, about in TIMINGS.items():
         family = HistogramMetricFamily(f"queryloop_{name}", about, labels=["worker"])
-        for worker, told in placed:
-            bounds = [*map(str, told[name]["bounds"]), "+Inf"]
-            family.add_metric([worker], list(zip(bounds, accumulate(told[name]["counts"]), strict=True)), told[name]["total"])
+        for worker, figures in figures_by_worker:
+            bounds = [*map(str, figures[name]["bounds"]), "+Inf"]
+            family.add_metric(
+                [worker], list(zip(bounds, accumulate(figures[name]["counts"]), strict=True)), figures[name]["total"]
+            )
         yield family
 
 

@@ -15,7 +15,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from streams.api.endpoints import METRICS, READS, Read, answer_read, gather_parts
-from streams.api.fan_out import FanOut, Parts, PartitionsMissing, describe_totals
+from streams.api.fan_out import FanOut, PartitionsMissing, Parts, describe_totals
 from streams.api.metrics import render_metrics
 from streams.api.params import ParameterError, ReadParams, parse_params
 from streams.api.peers import PeerError
