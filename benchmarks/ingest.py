@@ -30,6 +30,7 @@ from benchmarks.state import build_state, judge_state, later_traffic, measure_st
 from benchmarks.throughput import BATCHED, SINGLE, judge_throughput, measure_throughput, report_throughput
 from benchmarks.traffic import Mix, Traffic
 from benchmarks.worker_runs import Site
+from streams.api.client import HttpError
 from streams.brokers.broker import BrokerError, KafkaBroker
 from streams.brokers.topics import TopicError
 from streams.runtime.processes import ProcessError
@@ -83,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="queryloop-bench-", dir=options.work) as folder:
             _measure(run, options.only, Path(folder))
-    except (PeersUnavailable, BrokerError, TopicError, ProcessError, OSError) as error:
+    except (PeersUnavailable, BrokerError, TopicError, ProcessError, HttpError, OSError) as error:
         failed = str(error)
     report = _complete(run, machine, options, failed)
     if options.json:

@@ -78,7 +78,7 @@ def measure_round(
     with running_worker(site, topic) as worker, DiskProbe(site.folder / "disk-probe") as disk:
         _await_shards(worker, site.partitions)
         mine, broker, stolen = read_usage(worker.pid), read_usage(site.pid), read_stolen()
-        reader = ReadProbe(*worker.address, _first_query(corpus), read_every_s) if read_every_s else None
+        reader = ReadProbe(worker.url, _first_query(corpus), read_every_s) if read_every_s else None
         with reader or nullcontext():
             account, seen = _pace_and_watch(site, corpus, worker, topic, rate, seconds + WARM_UP_S)
         now, now_broker, now_stolen = read_usage(worker.pid), read_usage(site.pid), read_stolen()

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import Any
 
 from benchmarks.probes.usage import Usage, read_threads, read_usage
-from queryloop.up.worker_process import WorkerProcess
+from queryloop.up.worker_process import WorkerProcess, read_status
+from streams.api.client import get
 from streams.brokers.topics import KafkaSettings
 from streams.runtime.processes import ProcessError, free_port
 from streams.runtime.settings import DataSettings
@@ -74,30 +72,23 @@ class Rate:
 
 
 class Worker:
-    """A running worker and the connection that asks it."""
+    """A running worker, asked over its HTTP."""
 
     def __init__(self, process: WorkerProcess, settings: StreamsSettings) -> None:
         self.process = process
         self.pid = process.child.pid
         self.began = time.monotonic()
         self._settings = settings
-        self._connection: HTTPConnection | None = None
 
     @property
-    def address(self) -> tuple[str, int]:
-        """Host and port of its HTTP."""
-        return self._settings.worker.host, self._settings.worker.port
+    def url(self) -> str:
+        """The URL of its HTTP."""
+        return self._settings.worker.local_url
 
     def ask(self) -> Progress | None:
         """Its progress now; None while it does not answer (it is starting, or too busy for `timeout`)."""
-        worker = self._settings.worker
-        if self._connection is None:
-            self._connection = HTTPConnection(worker.host, worker.port, timeout=10.0)
-        try:
-            self._connection.request("GET", "/status")
-            status: dict[str, Any] = json.loads(self._connection.getresponse().read())
-        except (OSError, HTTPException):
-            self._connection = None
+        status = read_status(self._settings, timeout_s=10.0)
+        if status is None:
             return None
         shards = status["shards"]
         offsets = {shard["partition"]: shard["next_offset"] or 0 for shard in shards}
@@ -106,14 +97,7 @@ class Worker:
 
     def write(self) -> None:
         """Let it write what it has applied, which it does before every read: else the last of a log waits for a second."""
-        connection = HTTPConnection(*self.address, timeout=STALL_S)
-        try:
-            connection.request("GET", "/v1/delays")
-            answer = connection.getresponse()
-            if answer.status != 200:
-                raise ProcessError(f"the worker's delays: status {answer.status}: {answer.read()[:200]!r}")
-        finally:
-            connection.close()
+        get(f"{self.url}/v1/delays", None, timeout_s=STALL_S)
 
     def watch(self, poll_s: float = POLL_S) -> Iterator[Progress]:
         """Yield its progress for ever. Raises ProcessError when it ends or applies nothing for STALL_S."""

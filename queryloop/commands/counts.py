@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
-from urllib.parse import urlencode
 
 import rich.table
 from rich.console import Console
@@ -21,8 +19,9 @@ from rich.markup import escape
 from queryloop.commands.status import read_running
 from queryloop.exits import CommandError, Exit
 from queryloop.settings import Settings, read_settings
+from streams.api.client import HttpError, get_json
+from streams.store.shard_registry import ShardRegistry
 
-TIMEOUT_S = 30.0
 PARAMETERS = ("query", "item", "position", "as_of", "limit")
 
 Answer = dict[str, Any]
@@ -47,7 +46,7 @@ def show_counts(options: argparse.Namespace, read: str, table: Table) -> int:
     parameters = {name: str(value) for name, value in given.items() if value is not None}
     if options.partial:
         parameters["partial"] = "true"
-    answer = ask_worker(read_settings(options), f"/v1/{read}?{urlencode(parameters)}")
+    answer = ask_worker(read_settings(options), f"/v1/{read}", parameters)
     if options.json:
         print(json.dumps(answer, indent=2, ensure_ascii=False))
     else:
@@ -55,47 +54,32 @@ def show_counts(options: argparse.Namespace, read: str, table: Table) -> int:
     return Exit.DONE
 
 
-def ask_worker(settings: Settings, path: str) -> dict[str, Any]:
+def ask_worker(settings: Settings, path: str, parameters: Mapping[str, str]) -> dict[str, Any]:
     """Return what the first worker that can be reached answers. Raises CommandError."""
     silent = []
     for url in find_workers(settings):
         try:
-            return _fetch(url + path, settings)
-        except OSError as error:
-            silent.append(f"{url}: {getattr(error, 'reason', error)}")
+            return get_json(url + path, settings.worker.key, parameters)
+        except HttpError as error:
+            if error.status is not None:
+                raise _refusal(error) from error
+            silent.append(f"{url}: {error.reason}")
     raise CommandError(f"no worker answers: {'; '.join(silent)}; start `queryloop up`, or set worker.port", Exit.UNAVAILABLE)
+
+
+def _refusal(error: HttpError) -> CommandError:
+    text = str(error) if error.status == HTTPStatus.UNAUTHORIZED else error.reason
+    code = Exit.USAGE if error.status == HTTPStatus.BAD_REQUEST else Exit.UNAVAILABLE
+    return CommandError(text.replace("partial=true", "--partial"), code)
 
 
 def find_workers(settings: Settings) -> Iterator[str]:
     """The addresses at which a worker may be, each once."""
+    registry = ShardRegistry(settings.data.dir)
+    holders = filter(None, map(registry.find, range(settings.kafka.partitions)))
     running = read_running(settings.data.dir).get("worker")
-    known = [running, f"http://{settings.worker.host}:{settings.worker.port}"]
-    for path in sorted((settings.data.dir / "run" / "shards").glob("*.json")):
-        known.append(json.loads(path.read_text())["url"])
+    known = [running, settings.worker.local_url, *(holder.url for holder in holders)]
     yield from dict.fromkeys(url for url in known if url)
-
-
-def _fetch(url: str, settings: Settings) -> dict[str, Any]:
-    key = settings.worker.key
-    headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S) as answer:
-            read: dict[str, Any] = json.load(answer)
-            return read
-    except urllib.error.HTTPError as error:
-        code = Exit.USAGE if error.code == 400 else Exit.UNAVAILABLE
-        raise CommandError(_problem(error), code) from error
-
-
-def _problem(error: urllib.error.HTTPError) -> str:
-    body = error.read(2000)
-    try:
-        text = str(json.loads(body)["error"])
-    except (ValueError, KeyError, TypeError):
-        text = f"HTTP {error.code}"
-    if error.code == 401:
-        text = "the worker asks for a key: set QUERYLOOP_WORKER_KEY to its worker.key"
-    return text.replace("partial=true", "--partial")
 
 
 def _print(answer: Answer, table: Table) -> None:

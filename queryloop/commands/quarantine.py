@@ -16,12 +16,12 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 from queryloop.commands.quarantine_repair import check_lines, send_again
 from queryloop.commands.workers import ask_shard
 from queryloop.exits import CommandError, Exit
 from queryloop.settings import Settings, read_settings
+from streams.api.client import with_query
 from streams.api.quarantine_rows import RowsParams, dump_rows
 from streams.events.schema import Reason, printable
 
@@ -43,9 +43,8 @@ def run(options: argparse.Namespace) -> int:
 
 def fetch_rows(settings: Settings, partition: int, params: RowsParams) -> dict[str, Any] | None:
     """Return a shard's rows as `dump_rows` tells them, each named in `row`; None where there is no shard."""
-    parameters = {name: value for name, value in params.model_dump(mode="json").items() if value is not None}
-    path = f"/v1/shards/{partition}/quarantine?{urlencode(parameters)}"
-    answer = ask_shard(settings, partition, path, partial(dump_rows, params=params))
+    parameters = params.model_dump(mode="json", exclude_defaults=True)
+    answer = ask_shard(settings, partition, with_query("quarantine", parameters), partial(dump_rows, params=params))
     if answer is None:
         return None
     found: dict[str, Any] = json.loads(answer)

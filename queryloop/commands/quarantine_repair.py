@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from threading import Event as Signal
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlencode
 
 from queryloop.commands.status import read_running
 from queryloop.commands.workers import ask_shard
 from queryloop.exits import CommandError, Exit
+from streams.api.client import with_query
 from streams.api.quarantine_rows import EventStatesParams, dump_event_states
 from streams.emitter.emitter import Emitter
 from streams.emitter.record_batches import partition_of
@@ -106,8 +106,8 @@ def _standing(settings: Settings, partition: int, lines: Sequence[Line]) -> dict
 
 
 def _ask(settings: Settings, partition: int, ids: list[str]) -> dict[str, Any]:
-    path = f"/v1/shards/{partition}/standing?{urlencode({'ids': json.dumps(ids)})}"
-    answer = ask_shard(settings, partition, path, partial(dump_event_states, params=EventStatesParams(ids=ids)))
+    read = partial(dump_event_states, params=EventStatesParams(ids=ids))
+    answer = ask_shard(settings, partition, with_query("standing", {"ids": json.dumps(ids)}), read)
     unknown = {name: {"standing": "unknown", "reason": None} for name in ids}
     told: dict[str, Any] = {"next_offset": 0, "events": unknown} if answer is None else json.loads(answer)
     return told

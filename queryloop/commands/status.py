@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,10 @@ from rich.table import Table
 from queryloop.exits import Exit
 from queryloop.settings import Settings, read_settings
 from serving.releases.registry import ReleaseError, read_rollout
-from streams.events.schema import printable
+from streams.api.client import HttpError, get_json
 from trainers.jobs.ledger import Ledger
 
 TIMEOUT_S = 3.0
-MAX_ERROR_BYTES = 4096
 NOT_READY = 503
 
 
@@ -45,7 +42,7 @@ def show_status(settings: Settings, *, as_json: bool) -> int:
 def read_status(settings: Settings) -> dict[str, Any]:
     """Return what each room says of itself, as JSON values; a room that is down says why."""
     running = read_running(settings.data.dir)
-    worker = running.get("worker") or f"http://{settings.worker.host}:{settings.worker.port}"
+    worker = running.get("worker") or settings.worker.local_url
     door = running.get("serving") or f"http://{settings.serving.host}:{settings.serving.port}"
     return {
         "up": running or None,
@@ -67,25 +64,11 @@ def read_running(folder: Path) -> dict[str, Any]:
 
 def fetch(url: str, key: SecretStr | None) -> dict[str, Any]:
     """Return the JSON object of a room's page with `up` added, or {"up": False, "error"} and the HTTP `status`, if any."""
-    headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S) as answer:
-            body = answer.read()
-    except urllib.error.HTTPError as error:
-        body = error.read(MAX_ERROR_BYTES)
-        said = _as_object(body).get("error") or printable(body.decode("utf-8", "replace"))
-        return {"up": False, "url": url, "status": error.code, "error": str(said)}
-    except OSError as error:
-        return {"up": False, "url": url, "error": str(getattr(error, "reason", error))}
-    return {"up": True, "url": url, **_as_object(body)}
-
-
-def _as_object(body: bytes) -> dict[str, Any]:
-    try:
-        read = json.loads(body)
-    except ValueError:
-        return {}
-    return read if isinstance(read, dict) else {"answer": read}
+        return {"up": True, "url": url, **get_json(url, key, timeout_s=TIMEOUT_S)}
+    except HttpError as error:
+        status = {"status": error.status} if error.status else {}
+        return {"up": False, "url": url, **status, "error": error.reason}
 
 
 def _read_trainers(folder: Path) -> dict[str, Any]:

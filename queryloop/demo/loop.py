@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import aiohttp
-
 from queryloop.demo.milestones import Counters, MilestoneError, run_job, wait_for_days, wait_for_events, wait_for_release
 from queryloop.demo.plan import DemoPlan, Round
 from queryloop.demo.report import Measured, ReleaseRecord, day_of
@@ -35,7 +33,6 @@ class Demo:
     stack: Stack
     stages: Stages
     ledger: Ledger
-    http: aiohttp.ClientSession
     traffic: Traffic
     first_day: float
     champions: list[str] = field(default_factory=list)
@@ -60,12 +57,9 @@ def run_stack(settings: Settings, plan: DemoPlan, world: World, stages: Stages) 
 async def _run_loop(plan: DemoPlan, world: World, stack: Stack, stages: Stages) -> Measured:
     account, first_day = Account(), _first_day(plan, datetime.now(UTC))
     product = stack.settings.product
-    async with (
-        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as http,
-        Door(stack.urls.serving, account, timeout_s=product.timeout_s) as door,
-    ):
+    async with Door(stack.urls.serving, account, timeout_s=product.timeout_s) as door:
         traffic = Traffic(world, door, account, product, first_day)
-        demo = Demo(plan, stack, stages, Ledger(stack.settings.data.dir / "ledger.sqlite"), http, traffic, first_day)
+        demo = Demo(plan, stack, stages, Ledger(stack.settings.data.dir / "ledger.sqlite"), traffic, first_day)
         # An event that never finds its impression is only found out a day later in event time.
         traffic.spoil_until = demo.day(plan.days - plan.last.days - 1)
         await _start_cold(demo)
@@ -92,7 +86,7 @@ async def _go_round(demo: Demo, name: str, first: int, size: Round) -> None:
         await demo.traffic.run(morning, round(size.lists / size.days * demo.plan.morning_s / DAY_S))
         await _wait_for_sent(demo)
         days = [day_of(demo.day(first + number)) for number in range(size.days)]
-        await wait_for_days(demo.http, demo.stack.urls.worker, days)
+        await wait_for_days(demo.stack.urls.worker, days)
     stop = asyncio.Event()
     trickle = asyncio.create_task(
         demo.traffic.trickle(stop, visits_a_second=demo.plan.trickle_visits_a_second, step_s=demo.plan.trickle_step_s)
@@ -133,7 +127,7 @@ async def _go_live(demo: Demo) -> bool:
         raise MilestoneError("the policy job succeeded, but no release was promoted")
     if demo.champions and demo.champions[-1] == champion:
         return False
-    await wait_for_release(demo.http, demo.stack.urls.serving, champion)
+    await wait_for_release(demo.stack.urls.serving, champion)
     demo.champions.append(champion)
     return True
 
@@ -150,7 +144,7 @@ async def _finish(demo: Demo) -> Counters:
 async def _wait_for_sent(demo: Demo) -> Counters:
     """Wait until all that the product sent is applied. What a call that failed did not bring is not, so that is said too."""
     try:
-        return await wait_for_events(demo.http, demo.stack.urls.worker, demo.traffic.sent)
+        return await wait_for_events(demo.stack.urls.worker, demo.traffic.sent)
     except MilestoneError as error:
         raise MilestoneError("; ".join([str(error), *demo.traffic.account.describe_failures()])) from None
 

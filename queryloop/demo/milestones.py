@@ -9,8 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import aiohttp
-
+from streams.api.client import HttpError, get_json
 from trainers.jobs.ledger import Kind, Ledger, Run
 
 POLL_S = 0.25
@@ -33,11 +32,9 @@ class Counters:
     days: frozenset[str]
 
 
-async def read_counters(http: aiohttp.ClientSession, worker: str) -> Counters:
-    """Ask the worker for its account. Raises aiohttp.ClientError when it does not answer."""
-    async with http.get(f"{worker}/status") as response:
-        response.raise_for_status()
-        return sum_shards((await response.json())["shards"])
+async def read_counters(worker: str) -> Counters:
+    """Ask the worker for its account. Raises HttpError when it does not answer."""
+    return sum_shards((await asyncio.to_thread(get_json, f"{worker}/status", None))["shards"])
 
 
 def sum_shards(shards: list[dict[str, Any]]) -> Counters:
@@ -51,14 +48,14 @@ def sum_shards(shards: list[dict[str, Any]]) -> Counters:
     return Counters(**totals, quarantined=dict(quarantined), days=days)
 
 
-async def wait_for_events(http: aiohttp.ClientSession, worker: str, events: int, deadline_s: float = 60.0) -> Counters:
+async def wait_for_events(worker: str, events: int, deadline_s: float = 60.0) -> Counters:
     """Return the worker's account once it has applied `events` events."""
 
     last: Counters | None = None
 
     async def applied() -> Counters | None:
         nonlocal last
-        last = await read_counters(http, worker)
+        last = await read_counters(worker)
         return last if last.events >= events else None
 
     try:
@@ -67,22 +64,21 @@ async def wait_for_events(http: aiohttp.ClientSession, worker: str, events: int,
         raise MilestoneError(f"{error}; it says {last.events if last else 'nothing'}") from None
 
 
-async def wait_for_days(http: aiohttp.ClientSession, worker: str, days: list[str], deadline_s: float = 60.0) -> None:
+async def wait_for_days(worker: str, days: list[str], deadline_s: float = 60.0) -> None:
     """Return once every shard has exported these days to the lake."""
 
     async def exported() -> bool | None:
-        return set(days) <= (await read_counters(http, worker)).days or None
+        return set(days) <= (await read_counters(worker)).days or None
 
     await _wait(exported, deadline_s, f"the lake holds the days {days[0]} to {days[-1]}")
 
 
-async def wait_for_release(http: aiohttp.ClientSession, serving: str, release: str, deadline_s: float = 60.0) -> None:
+async def wait_for_release(serving: str, release: str, deadline_s: float = 60.0) -> None:
     """Return once serving answers from this release. Raises MilestoneError with serving's own reason when it cannot load it."""
 
     async def live() -> bool | None:
-        async with http.get(f"{serving}/readyz") as response:
-            state = await response.json()
-        if state.get("error") and response.status == 200:
+        state = await asyncio.to_thread(get_json, f"{serving}/readyz", None)
+        if state.get("error"):
             raise MilestoneError(f"serving keeps {state['release']}: {state['error']}")
         return state.get("release") == release or None
 
@@ -112,7 +108,7 @@ async def _wait(look: Callable[[], Awaitable[Found | None]], deadline_s: float, 
         try:
             if (found := await look()) is not None:
                 return found
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except HttpError as error:
             trouble = f" (last: {type(error).__name__} {error})"
         await asyncio.sleep(POLL_S)
     raise MilestoneError(f"waited {deadline_s:.0f} s in vain until {what}{trouble}")

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from queryloop.pytest_plugin.rows import Window
-from queryloop.up.worker_process import fetch_from_worker
-from streams.api.click_rates import find_coec, fit_prior, sum_rows, window_row
+from streams.api.click_rates import compute_coec, fit_prior, sum_rows, window_row
+from streams.api.client import get
 from streams.api.snapshot import Counts, read_counts
 from streams.counting.windows import sum_windows
 from streams.events.rules import WINDOW_DAYS
@@ -17,9 +17,9 @@ from streams.worker.settings import StreamsSettings
 
 
 def read_all(settings: StreamsSettings) -> list[Counts]:
-    """Return what each shard has counted. Raises ProcessError when the worker does not answer."""
-    partitions = range(settings.kafka.partitions)
-    return [read_counts(fetch_from_worker(settings, f"/v1/shards/{partition}/counts")) for partition in partitions]
+    """Return what each shard has counted. Raises HttpError when the worker does not answer."""
+    shards = f"{settings.worker.local_url}/v1/shards"
+    return [read_counts(get(f"{shards}/{n}/counts", settings.worker.key)) for n in range(settings.kafka.partitions)]
 
 
 def rate_windows(shards: list[Counts], as_of: date) -> list[Window]:
@@ -27,7 +27,7 @@ def rate_windows(shards: list[Counts], as_of: date) -> list[Window]:
     table = sum_windows(_cut(counts.windows, as_of) for counts in shards)
     rows = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
     cells, positions = sum_rows([rows]), sum_rows([[row[2:] for row in rows]])
-    prior, coec = fit_prior(table), find_coec(cells, positions)
+    prior, coec = fit_prior(table), compute_coec(cells, positions)
     return [Window(**window_row(cell, sums, prior, coec)) for cell, sums in cells.items()]
 
 

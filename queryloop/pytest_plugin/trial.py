@@ -14,7 +14,8 @@ from queryloop.pytest_plugin.counts import rate_windows, read_all
 from queryloop.pytest_plugin.rows import Quarantined, Successor, Window
 from queryloop.pytest_plugin.worker_pool import Sections, Station, Stations
 from queryloop.replay.replay import FLUSH_S, ReplayError, send_line
-from queryloop.up.worker_process import ask_worker, read_progress
+from queryloop.up.worker_process import read_progress
+from streams.api.client import get_json
 from streams.brokers.topics import end_offsets
 from streams.emitter.emitter import Emitter, EmitterSettings
 from streams.events.schema import Event, encode, make_event_id
@@ -98,16 +99,20 @@ class Trial:
         """What users searched next after a query, the most frequent first, over the same days; waits for what was sent."""
         self.wait_applied()
         asked = {"query": query, "as_of": self._day(as_of).isoformat(), "limit": 10_000}
-        answer = ask_worker(self._open().settings, "/v1/successors", asked)
+        answer = self._ask("/v1/successors", asked)
         return [Successor(answer["query"], row["next_query"], row["count"]) for row in answer["rows"]]
 
     def quarantine(self) -> list[Quarantined]:
         """What could not be used (the newest 1,000), by partition and place in the log; waits for what was sent."""
         self.wait_applied()
-        answer = ask_worker(self._open().settings, "/v1/quarantine", {"limit": QUARANTINE_ROWS})
+        answer = self._ask("/v1/quarantine", {"limit": QUARANTINE_ROWS})
         names = Quarantined.__slots__
         rows = [Quarantined(**{name: row[name] for name in names}) for row in answer["rows"]]
         return sorted(rows, key=lambda row: (row.partition, row.offset, row.line))
+
+    def _ask(self, path: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        worker = self._open().settings.worker
+        return get_json(worker.local_url + path, worker.key, parameters)
 
     def _open(self) -> Station:
         if self._station is None:

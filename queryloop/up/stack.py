@@ -70,7 +70,7 @@ class Stack:
     @property
     def urls(self) -> Urls:
         serving, worker = self.settings.serving, self.settings.worker
-        return Urls(f"http://{serving.host}:{serving.port}", f"http://{worker.host}:{worker.port}")
+        return Urls(f"http://{serving.host}:{serving.port}", worker.local_url)
 
     @property
     def restarts(self) -> dict[str, int]:

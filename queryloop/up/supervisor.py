@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from streams.api.client import HttpError, get
 from streams.runtime.processes import Child
 from trainers.jobs.processes import ENVIRON
 
@@ -88,13 +87,12 @@ class Keeper:
 
 
 def answers_http(url: str, timeout_s: float = 2.0) -> bool:
-    """Whether a GET there answers 200. No proxy is asked: this is the same machine."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    """Whether a GET there answers 200."""
     try:
-        with opener.open(url, timeout=timeout_s) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
+        get(url, None, timeout_s=timeout_s)
+    except HttpError:
         return False
+    return True
 
 
 def room_environ(environ: dict[str, str], threads: int) -> dict[str, str]:

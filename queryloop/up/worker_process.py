@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from streams.api.client import HttpError, get_json
 from streams.runtime.environment import to_environ
 from streams.runtime.processes import Child, ProcessError
 from streams.worker.settings import StreamsSettings
@@ -62,34 +58,11 @@ class WorkerProcess:
         self.child.stop(grace_s=5.0)
 
 
-def fetch_from_worker(settings: StreamsSettings, path: str, timeout_s: float = 30.0) -> bytes:
-    """What a worker answers to GET `path`. Raises ProcessError when it refuses or does not answer."""
-    worker = settings.worker
-    request = urllib.request.Request(f"http://{worker.host}:{worker.port}{path}")
-    if worker.key is not None:
-        request.add_header("Authorization", f"Bearer {worker.key.get_secret_value()}")
-    try:
-        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
-            body: bytes = answer.read()
-            return body
-    except urllib.error.HTTPError as error:
-        raise ProcessError(f"worker {worker.name} at port {worker.port}: {error.code}: {error.read().decode()[:1000]}") from error
-    except OSError as error:
-        raise ProcessError(f"worker {worker.name} at port {worker.port} does not answer: {error}") from error
-
-
-def ask_worker(settings: StreamsSettings, path: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """What a worker's read answers. Raises ProcessError as `fetch_from_worker` does."""
-    answer: dict[str, Any] = json.loads(fetch_from_worker(settings, f"{path}?{urllib.parse.urlencode(parameters)}"))
-    return answer
-
-
 def read_status(settings: StreamsSettings, timeout_s: float = 5.0) -> dict[str, Any] | None:
     """What a worker's /status says, None while it does not answer."""
     try:
-        status: dict[str, Any] = json.loads(fetch_from_worker(settings, "/status", timeout_s))
-        return status
-    except ProcessError:
+        return get_json(f"{settings.worker.local_url}/status", settings.worker.key, timeout_s=timeout_s)
+    except HttpError:
         return None
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping
+from http import HTTPStatus
 from typing import Any
 
 import aiohttp
-import msgspec
 from pydantic import SecretStr
 
+from streams.api.client import key_header, read_error, read_object, with_query
 from streams.store.shard_registry import ShardHolder, ShardRegistry
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ class Peers:
 
     def __init__(self, registry: ShardRegistry, key: SecretStr | None) -> None:
         self.registry = registry
-        self._headers = {} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"}
+        self._headers = key_header(key)
         self._session: aiohttp.ClientSession | None = None
 
     async def ask(self, path: str, parameters: Mapping[str, Any], partitions: Iterable[int]) -> dict[int, Any]:
@@ -46,9 +47,10 @@ class Peers:
     async def _ask_one(
         self, holder: ShardHolder, path: str, parameters: Mapping[str, Any], partitions: list[int]
     ) -> dict[int, Any]:
-        wanted = {**parameters, "local": "true", "partitions": ",".join(map(str, partitions))}
+        local = {**parameters, "local": "true", "partitions": ",".join(map(str, partitions))}
+        url = with_query(holder.url + path, local)
         try:
-            async with self._open().get(holder.url + path, params=wanted, headers=self._headers, allow_redirects=False) as answer:
+            async with self._open().get(url, headers=self._headers, allow_redirects=False) as answer:
                 status, body = answer.status, await answer.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             log.warning("event=peer_silent worker=%s partitions=%s error=%r", holder.worker, partitions, error)
@@ -63,13 +65,10 @@ class Peers:
 
 
 def _read_parts(holder: ShardHolder, status: int, body: bytes) -> dict[int, Any]:
-    try:
-        answer = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        answer = {}
-    if status == 400:
-        raise PeerError(f"worker {holder.worker}: {answer.get('error', 'refused the read')}")
-    if status != 200 or answer.get("worker") != holder.worker:
+    if status == HTTPStatus.BAD_REQUEST:
+        raise PeerError(f"worker {holder.worker}: {read_error(body)}")
+    answer = read_object(body) or {}
+    if status != HTTPStatus.OK or answer.get("worker") != holder.worker:
         log.warning("event=peer_refused worker=%s status=%d", holder.worker, status)
         return {}
     return {int(partition): part for partition, part in answer["parts"].items()}

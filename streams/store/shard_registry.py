@@ -36,14 +36,15 @@ def advertised_url(host: str, port: int) -> str:
 
 
 class ShardRegistry:
-    """The files data/run/shards/<partition>.json; `own` is this worker's entry."""
+    """The files data/run/shards/<partition>.json; `own` is the entry of the worker that adds and removes, None to only read."""
 
-    def __init__(self, data_dir: Path, own: ShardHolder) -> None:
+    def __init__(self, data_dir: Path, own: ShardHolder | None = None) -> None:
         self.own = own
         self._folder = data_dir / "run" / "shards"
 
     def add(self, partition: int) -> None:
         """Register this worker as the holder of a shard."""
+        assert self.own is not None
         self._folder.mkdir(parents=True, exist_ok=True)
         replace_file(self._path(partition), json.dumps(asdict(self.own)).encode(), durable=False, shared=True)
 

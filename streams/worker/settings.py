@@ -12,6 +12,7 @@ from streams.events.rules import CountingRules
 from streams.events.schema import EventSettings
 from streams.lake.files import LakeSettings
 from streams.runtime.settings import DataSettings, is_loopback
+from streams.store.shard_registry import http_url
 
 
 class WorkerSettings(BaseModel, frozen=True, extra="forbid"):
@@ -57,6 +58,11 @@ class WorkerSettings(BaseModel, frozen=True, extra="forbid"):
         if self.key is None and not is_loopback(self.host):
             raise ValueError(f"worker.host {self.host} is not loopback: set worker.key, or keep 127.0.0.1")
         return self
+
+    @property
+    def local_url(self) -> str:
+        """The URL of the worker's HTTP for processes on the same machine."""
+        return http_url(self.host, self.port)
 
     def rules(self, events: EventSettings) -> CountingRules:
         """Return the rules that the store counts by, their durations in microseconds."""

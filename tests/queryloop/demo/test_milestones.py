@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 from aiohttp import web
 
@@ -27,9 +26,7 @@ def shard(events: int, days: list[str], **quarantined: int) -> dict[str, Any]:
     }
 
 
-def against(
-    status: list[dict[str, Any]], ready: list[dict[str, Any]], act: Callable[[aiohttp.ClientSession, str], Awaitable[Any]]
-) -> Any:
+def against(status: list[dict[str, Any]], ready: list[dict[str, Any]], act: Callable[[str], Awaitable[Any]]) -> Any:
     """Run `act` against a server that answers /status and /readyz with these in turn, the last one for ever."""
 
     async def answer(request: web.Request) -> web.Response:
@@ -43,8 +40,7 @@ def against(
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         try:
-            async with aiohttp.ClientSession() as http:
-                return await act(http, f"http://127.0.0.1:{runner.addresses[0][1]}")
+            return await act(f"http://127.0.0.1:{runner.addresses[0][1]}")
         finally:
             await runner.cleanup()
 
@@ -62,32 +58,28 @@ def test_counters_are_sums_and_a_day_is_there_when_every_shard_with_events_has_i
 
 def test_it_waits_until_the_events_are_applied() -> None:
     status = [{"shards": []}, {"shards": [shard(3, [])]}, {"shards": [shard(8, [])]}]
-    counters = against(status, [], lambda http, url: wait_for_events(http, url, 8))
+    counters = against(status, [], lambda url: wait_for_events(url, 8))
     assert counters.events == 8
 
 
 def test_it_says_what_did_not_come() -> None:
     with pytest.raises(MilestoneError, match="the worker has applied 8 events; it says 3"):
-        against([{"shards": [shard(3, [])]}], [], lambda http, url: wait_for_events(http, url, 8, deadline_s=0.3))
+        against([{"shards": [shard(3, [])]}], [], lambda url: wait_for_events(url, 8, deadline_s=0.3))
     with pytest.raises(MilestoneError, match="the lake holds the days x to x"):
-        against([{"shards": [shard(3, [])]}], [], lambda http, url: wait_for_days(http, url, ["x"], deadline_s=0.3))
+        against([{"shards": [shard(3, [])]}], [], lambda url: wait_for_days(url, ["x"], deadline_s=0.3))
 
 
 def test_it_waits_until_a_release_answers_and_repeats_servings_own_reason() -> None:
     ready = [{"ready": True, "release": "r0000", "error": None}, {"ready": True, "release": "r0001", "error": None}]
-    against([], ready, lambda http, url: wait_for_release(http, url, "r0001"))
+    against([], ready, lambda url: wait_for_release(url, "r0001"))
     broken = [{"ready": True, "release": "r0000", "error": "r0001: bad checksum"}]
     with pytest.raises(MilestoneError, match="bad checksum"):
-        against([], broken, lambda http, url: wait_for_release(http, url, "r0001"))
+        against([], broken, lambda url: wait_for_release(url, "r0001"))
 
 
 def test_a_server_that_does_not_answer_is_named() -> None:
-    async def ask() -> None:
-        async with aiohttp.ClientSession() as http:
-            await wait_for_events(http, "http://127.0.0.1:9", 1, deadline_s=0.3)
-
     with pytest.raises(MilestoneError, match="Connect"):
-        asyncio.run(ask())
+        asyncio.run(wait_for_events("http://127.0.0.1:9", 1, deadline_s=0.3))
 
 
 def finish_soon(ledger: Ledger, state: State, outcome: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.api.click_rates import Priors, find_coec, fit_prior, pack_cells, sum_rows, window_row
+from streams.api.click_rates import Priors, compute_coec, fit_prior, pack_cells, sum_rows, window_row
 from tests.support.click_rates import Cell, expected_coec, expected_smoothed
 from tests.support.clocks import Clock
 
@@ -26,7 +26,7 @@ def rate(cells: list[Cell]) -> list[dict[str, Any]]:
     """Every cell's JSON values, each cell in two parts as if it had counts in two shards."""
     halves = [[(*key, n - n // 2, c - c // 2) for *key, n, c in cells], [(*key, n // 2, c // 2) for *key, n, c in cells]]
     sums, positions = sum_rows(halves), sum_rows([[row[2:] for row in half] for half in halves])
-    prior, coec = fit_prior(table(cells)), find_coec(sums, positions)
+    prior, coec = fit_prior(table(cells)), compute_coec(sums, positions)
     return [window_row(cell, one, prior, coec) for cell, one in sums.items()]
 
 

@@ -193,6 +193,8 @@ def test_the_counts_of_a_shard_are_found_from_any_worker(group: Group) -> None:
         assert sum(one.counted for one in dumped) == recount(LOG[:-1]).counted
         assert sum(sum(one.windows["impressions"].to_pylist()) for one in dumped) == 3 * 300
         assert ask(settings, "/v1/shards/9/counts")["status"] == 400
+        answers = [ask(settings, f"/v1/shards/{number}/quarantine", whole="true", local="false") for number in (0, 1)]
+        assert sum(len(answer["rows"]) for answer in answers) == 2, "parameters are kept on the way to the holder"
 
 
 def fetch_counts(settings: StreamsSettings, number: int) -> bytes:
