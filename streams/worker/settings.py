@@ -32,25 +32,25 @@ class WorkerSettings(BaseModel, frozen=True, extra="forbid"):
         description="where other workers reach this one's HTTP, if not at http://host:port",
     )
     key: SecretStr | None = Field(
-        default=None, description="key that the worker's HTTP asks for, and with which workers ask each other"
+        default=None, description="key that the worker's HTTP requires, and that workers send to each other"
     )
     retention_days: int = Field(default=30, ge=0, description="days of event time that are kept, 0 for ever")
-    attribution_window_s: float = Field(default=86_400.0, gt=0, description="seconds that a click may follow its impression by")
-    session_gap_s: float = Field(default=1_800.0, gt=0, description="seconds between two queries of one session, at most")
+    attribution_window_s: float = Field(default=86_400.0, gt=0, description="longest time from an impression to a click that counts for it")
+    session_gap_s: float = Field(default=1_800.0, gt=0, description="longest time between two consecutive queries of a session")
     linger_ms: int = Field(
         default=200,
         ge=0,
         le=10_000,
-        description="milliseconds between two batches of a partition while less than 1 MB waits, and as much longer as a worker "
-        "has more than 4 busy ones: more cost less CPU, fewer show counts sooner",
+        description="batching delay: milliseconds between two batches of a partition while less than 1 MB is queued; it grows in "
+        "proportion to the busy partitions of a worker beyond 4. More costs less CPU, less shows counts sooner",
     )
     compact_rows: int = Field(
         default=400_000,
         ge=1,
-        description="rows that a day gains before it is summed, or summed again, once it is over (no count depends on it)",
+        description="rows that a day, once it is over, gains before it is compacted (again); it changes no count",
     )
     clock_file: Path | None = Field(
-        default=None, description="file with the time to go by instead of the system's, in seconds since the epoch: for tests"
+        default=None, description="file with the time to use instead of the system's, in seconds since the epoch: for tests"
     )
 
     @model_validator(mode="after")
