@@ -1,7 +1,7 @@
 """Click rates of window cells from sums over all shards: raw, smoothed by a Beta prior per position, and COEC.
 
-A prior depends on every cell of the window, and one cell may have counts in several shards, so the cells of all shards are gathered
-to compute it. For millions of cells that takes seconds, so priors are cached until they are older than the caller allows.
+A prior depends on every cell of the window, and one cell may have counts in several shards, so it is computed from the cells of
+all shards. For millions of cells that takes seconds, so priors are cached until they are older than the caller allows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SELECT first(position) AS position, sum(impressions)::BIGINT AS impressions, sum
 FROM cells GROUP BY key
 """
 
-# Kleinman's moments of a beta-binomial, one Beta(a, b) a position over its k cells of n impressions and c clicks: with
+# Kleinman's moments of a beta-binomial, one Beta(a, b) per position over its k cells of n impressions and c clicks: with
 # m = sum c / sum n, rho = (sum n (c/n - m)^2 / (m (1 - m)) - k) / (sum n - k) and a + b = 1 / rho - 1, held in [1, 10^6] where
 # the cells differ more or less than a Beta prior can say.
 FIT_PRIOR = """

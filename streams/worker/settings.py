@@ -35,7 +35,9 @@ class WorkerSettings(BaseModel, frozen=True, extra="forbid"):
         default=None, description="key that the worker's HTTP requires, and that workers send to each other"
     )
     retention_days: int = Field(default=30, ge=0, description="days of event time that are kept, 0 for ever")
-    attribution_window_s: float = Field(default=86_400.0, gt=0, description="longest time from an impression to a click that counts for it")
+    attribution_window_s: float = Field(
+        default=86_400.0, gt=0, description="longest time from an impression to a click that counts for it"
+    )
     session_gap_s: float = Field(default=1_800.0, gt=0, description="longest time between two consecutive queries of a session")
     linger_ms: int = Field(
         default=200,
