@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.api.click_rates import Priors, compute_coec, fit_prior, pack_cells, sum_rows, window_row
+from streams.api.click_rates import PriorCache, compute_coec, fit_prior, pack_cells, sum_rows, window_row
 from tests.support.click_rates import Cell, expected_coec, expected_smoothed
 from tests.support.clocks import Clock
 
@@ -80,7 +80,7 @@ def test_smoothed_ctr_lies_between_a_cells_own_rate_and_its_positions_rate(drawn
 
 def test_a_prior_is_fitted_to_cells_summed_over_shards_and_used_until_it_is_too_old() -> None:
     clock = Clock()
-    priors = Priors(clock)
+    priors = PriorCache(clock)
     shard = {"key": pa.array([1, 2], pa.uint64()), "position": [0, 0], "impressions": [10, 40], "clicks": [9, 4]}
     prior = priors.compute([pack_cells(pa.table(shard)), pack_cells(pa.table(shard))])
     assert prior.positions == fit_prior(table([("q", "a", 0, 20, 18), ("q", "b", 0, 80, 8)])).positions
