@@ -54,7 +54,7 @@ class PartsCollector:
     missing: Sequence[int]
 
     def collect(self) -> Iterator[Metric]:
-        """Yield each family once, as the client library wants it of a collector."""
+        """Yield each family once, as prometheus_client requires of a collector."""
         yield from _shard_families([(str(partition), part) for partition, part in sorted(self.shards.items())])
         yield from _worker_families({part["worker"]["name"]: part["worker"] for part in self.shards.values()})
         yield _gauge("partitions_missing", "Partitions that no worker answers for", (), [((), len(self.missing))])
