@@ -1,4 +1,4 @@
-"""What the demo waits for: events applied, days in the lake, a job's end, a release that answers. Each wait has a deadline."""
+"""What the demo waits for: events applied, days in the lake, the end of a job, a live release. Each wait has a deadline."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Found = TypeVar("Found")
 
 
 class MilestoneError(RuntimeError):
-    """Something did not come in time, or failed; the text says what, and where the log is when there is one."""
+    """Something did not happen in time, or failed; the text says what, and names the log where there is one."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Counters:
 
 
 async def read_counters(http: aiohttp.ClientSession, worker: str) -> Counters:
-    """Ask the worker for its account. Raises aiohttp.ClientError when it does not answer."""
+    """Ask the worker for its totals. Raises aiohttp.ClientError when it does not answer."""
     async with http.get(f"{worker}/status") as response:
         response.raise_for_status()
         return sum_shards((await response.json())["shards"])
@@ -52,7 +52,7 @@ def sum_shards(shards: list[dict[str, Any]]) -> Counters:
 
 
 async def wait_for_events(http: aiohttp.ClientSession, worker: str, events: int, deadline_s: float = 60.0) -> Counters:
-    """Return the worker's account once it has applied `events` events."""
+    """Return the worker's totals once it has applied `events` events."""
 
     last: Counters | None = None
 
@@ -64,7 +64,7 @@ async def wait_for_events(http: aiohttp.ClientSession, worker: str, events: int,
     try:
         return await _wait(applied, deadline_s, f"the worker has applied {events} events")
     except MilestoneError as error:
-        raise MilestoneError(f"{error}; it says {last.events if last else 'nothing'}") from None
+        raise MilestoneError(f"{error}; it has applied {last.events if last else 'none'}") from None
 
 
 async def wait_for_days(http: aiohttp.ClientSession, worker: str, days: list[str], deadline_s: float = 60.0) -> None:
@@ -77,7 +77,7 @@ async def wait_for_days(http: aiohttp.ClientSession, worker: str, days: list[str
 
 
 async def wait_for_release(http: aiohttp.ClientSession, serving: str, release: str, deadline_s: float = 60.0) -> None:
-    """Return once serving answers from this release. Raises MilestoneError with serving's own reason when it cannot load it."""
+    """Return once serving answers from this release. Raises MilestoneError with its reason when it cannot load it."""
 
     async def live() -> bool | None:
         async with http.get(f"{serving}/readyz") as response:
@@ -89,24 +89,24 @@ async def wait_for_release(http: aiohttp.ClientSession, serving: str, release: s
     await _wait(live, deadline_s, f"serving answers from {release}")
 
 
-async def run_job(ledger: Ledger, kind: Kind, told: Callable[[float], None], deadline_s: float = 600.0) -> Run:
-    """Request a run of a job and return it once it succeeded; `told` hears the seconds since the request."""
+async def run_job(ledger: Ledger, kind: Kind, report_progress: Callable[[float], None], deadline_s: float = 600.0) -> Run:
+    """Request a run of a job and return it once it succeeded; `report_progress` gets the seconds since the request."""
     number, begun = ledger.request(kind), time.monotonic()
 
     async def ended() -> Run | None:
-        told(time.monotonic() - begun)
+        report_progress(time.monotonic() - begun)
         run = ledger.run(number)
         return run if run.ended else None
 
     run = await _wait(ended, deadline_s, f"the {kind} job has ended")
     if run.state != "succeeded":
-        said = run.outcome.get("detail") or "it gave no reason"
-        raise MilestoneError(f"the {kind} job {run.state}: {said}; its log is {run.log}")
+        reason = run.outcome.get("detail") or "it gave no reason"
+        raise MilestoneError(f"the {kind} job {run.state}: {reason}; its log is {run.log}")
     return run
 
 
 async def _wait(look: Callable[[], Awaitable[Found | None]], deadline_s: float, what: str) -> Found:
-    """Poll until `look` finds something; a server that does not answer yet is asked again."""
+    """Poll `look` until it returns something else than None; a server that does not answer is asked again."""
     deadline, trouble = time.monotonic() + deadline_s, ""
     while time.monotonic() < deadline:
         try:
