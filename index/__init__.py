@@ -1,1 +1,1 @@
-"""Which queries follow which, and which are near: co-occurrence dictionary, query encoder, nearest neighbours, retrieval."""
+"""Which queries follow a query and which are similar: co-occurrence dictionary, query encoder, nearest neighbours, retrieval."""

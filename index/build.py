@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def build_index(cooccurrence: pa.Table, out: Path, settings: IndexSettings) -> dict[str, Any]:
-    """Write an index of a (query, next_query, count) table into the existing folder `out`; an empty table is legal.
+    """Write an index of a (query, next_query, count) table into the existing folder `out`; an empty table is allowed.
 
     Returns {queries, pairs, neighbours, steps, loss, seconds}. ValueError when a column is missing."""
     started = time.monotonic()

@@ -1,4 +1,4 @@
-"""The co-occurrence dictionary: for each query, the user's own next queries by falling frequency (G16, step 1)."""
+"""The co-occurrence dictionary: for each query the next queries that users typed, most frequent first (G16, step 1)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Dictionary:
 
 
 def make_dictionary(triples: Iterable[tuple[str, str, int]], *, min_count: int = 1, max_successors: int = 50) -> Dictionary:
-    """Count (query, next query, count) triples together after normalising; a query is never its own successor."""
+    """Add up (query, next query, count) triples by normalised texts; a query is never its own successor."""
     counts: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
     for query, following, count in triples:
         first, second = normalise(query), normalise(following)

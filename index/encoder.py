@@ -1,6 +1,6 @@
 """Turns a query into a unit vector: hashed words and character n-grams, averaged and projected.
 
-Serving asks it between two requests, so encoding is plain NumPy on read-only arrays: no torch, no lock, no thread pool.
+Serving calls it between two requests, so encoding is plain NumPy on read-only arrays: no torch, no lock, no thread pool.
 `index.encoder_training` learns the weights.
 """
 
@@ -52,7 +52,7 @@ class Encoder:
         return int(self.projection.shape[0])
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return unit vectors float32 [n, d]; the same text gives the same vector whatever stands beside it."""
+        """Return unit vectors float32 [n, d]; the same text gives the same vector in any batch."""
         if not texts:
             return np.zeros((0, self.dim), np.float32)
         means = np.stack([self.table[self.space.hash(text)].mean(axis=0) for text in texts])

@@ -1,4 +1,4 @@
-"""Trains the query encoder by contrast: queries that follow one another are near, and so are two views of one query.
+"""Trains the query encoder by contrastive learning: queries that follow one another are similar, and so are two views of a query.
 
 InfoNCE over co-occurring pairs, every other pair of the batch a negative, plus SimCSE's term: one query with two dropout
 masks (G16, step 2).
@@ -91,7 +91,7 @@ def info_nce(
 
 
 def _list_pairs(dictionary: Dictionary) -> tuple[list[str], NDArray[np.int64], NDArray[np.float64]]:
-    """Return all texts, pairs [p, 2] of text numbers, and each pair's share, by the root of its count (tails are seen too)."""
+    """Return all texts, pairs [p, 2] of text numbers, and each pair's share: by the root of its count, to draw rare ones too."""
     triples = [(query, text, count) for query in dictionary.queries for text, count in dictionary.successors[query]]
     texts = sorted({text for query, following, _ in triples for text in (query, following)})
     number = {text: row for row, text in enumerate(texts)}
@@ -115,7 +115,7 @@ def _draw_batches(
 def _drop_features(
     features: Sequence[NDArray[np.int64]], dropout: float, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (flat buckets, offsets) of the texts with some features gone; at least one a text stays."""
+    """Return (flat buckets, offsets) of the texts with some features dropped, at least one a text kept."""
     import torch
 
     flat = np.concatenate(features)

@@ -17,7 +17,7 @@ HNSW_LINKS, HNSW_BUILD, HNSW_SEARCH = 32, 80, 64
 
 
 class Neighbours:
-    """Numbered unit vectors to search in. Reading is safe from several threads."""
+    """An index of numbered unit vectors. Searching is safe from several threads."""
 
     def __init__(self, index: Any) -> None:
         self._index = index
@@ -49,7 +49,7 @@ class Neighbours:
 
 
 def build_neighbours(vectors: NDArray[np.float32], exact_up_to: int) -> Neighbours:
-    """Take unit vectors [n, d] in; up to `exact_up_to` of them are searched exactly, more approximately."""
+    """Index unit vectors [n, d]; up to `exact_up_to` of them are searched exactly, more of them approximately."""
     faiss = _faiss()
     if len(vectors) <= exact_up_to:
         index = faiss.IndexFlatIP(vectors.shape[1])

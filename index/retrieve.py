@@ -19,7 +19,7 @@ DICTIONARY, NEIGHBOURS, CONFIG = "dictionary.parquet", "neighbours.faiss", "inde
 
 @dataclass(frozen=True)
 class Index:
-    """Neighbour number i is `dictionary.queries[i]`: queries without successors have nothing to give."""
+    """Neighbour number i is `dictionary.queries[i]`; queries without successors are not indexed."""
 
     dictionary: Dictionary
     encoder: Encoder

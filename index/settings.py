@@ -16,7 +16,7 @@ class IndexSettings(BaseModel):
     )
     min_similarity: float = Field(default=0.2, ge=-1, le=1, description="cosine under which a query is not near")
     max_successors: int = Field(default=50, ge=1, description="successors kept a query, most frequent first")
-    min_count: int = Field(default=1, ge=1, description="co-occurrences below this are noise and left out")
+    min_count: int = Field(default=1, ge=1, description="co-occurrences below this count are left out as noise")
     exact_up_to: int = Field(default=30_000, ge=0, description="queries searched exactly; more go into an HNSW graph")
 
     dim: int = Field(default=64, ge=8, le=1024, description="length of an embedding")

@@ -50,7 +50,7 @@ def _expected(error: Exception) -> Exit | None:
         "KafkaUnavailable": Exit.UNAVAILABLE,
         "BrokerError": Exit.UNAVAILABLE,
         "TopicError": Exit.UNAVAILABLE,
-        "BacklogError": Exit.UNAVAILABLE,
+        "TopicReadError": Exit.UNAVAILABLE,
         "TortureError": Exit.FAILED,
         "UpError": Exit.UNAVAILABLE,
         "ProcessError": Exit.FAILED,

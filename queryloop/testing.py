@@ -1,6 +1,6 @@
 """The pytest plugin: a fixture `queryloop` with a broker, a worker and a clock of its own, for the tests of a product.
 
-It is loaded in every pytest run of whoever installs queryloop, so it imports nothing of ours before the fixture is asked for.
+It is loaded in every pytest run of whoever installs queryloop, so it imports the rest only when a test uses the fixture.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from queryloop.pytest_plugin.rows import Quarantined, Successor, Window
 if TYPE_CHECKING:
     from queryloop.pytest_plugin.clock import Clock
     from queryloop.pytest_plugin.trial import Trial
-    from queryloop.pytest_plugin.worker_pool import Stations
+    from queryloop.pytest_plugin.worker_pool import WorkerPool
 
 __all__ = ["Clock", "Quarantined", "Successor", "Trial", "Window"]
 
@@ -55,24 +55,24 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def queryloop_stations() -> Iterator[Stations]:
-    """The brokers of this run, each started when a test first wants it, and a worker started ahead for the next test."""
-    from queryloop.pytest_plugin.runner_pool import Hosts
+def queryloop_workers() -> Iterator[WorkerPool]:
+    """The brokers of this run, each started when a test first uses it, and a worker started ahead for the next test."""
+    from queryloop.pytest_plugin.runner_pool import RunnerPool
 
-    with Hosts() as hosts:
-        from queryloop.pytest_plugin.worker_pool import Stations  # slow: meanwhile the first worker's process imports too
+    with RunnerPool() as runners:
+        from queryloop.pytest_plugin.worker_pool import WorkerPool  # slow: meanwhile the first worker's process imports too
 
-        with Stations(hosts) as stations:
-            yield stations
+        with WorkerPool(runners) as workers:
+            yield workers
 
 
 @pytest.fixture
-def queryloop(request: pytest.FixtureRequest, queryloop_stations: Stations) -> Iterator[Trial]:
-    """A Queryloop of this test's own: `replay`, `emit`, `windows`, `cooccurrence`, `quarantine`, `wait_applied`, `clock`."""
+def queryloop(request: pytest.FixtureRequest, queryloop_workers: WorkerPool) -> Iterator[Trial]:
+    """A Queryloop for one test: `replay`, `emit`, `windows`, `cooccurrence`, `quarantine`, `wait_applied`, `clock`."""
     from queryloop.pytest_plugin.trial import Trial
 
     broker, sections = _read_mark(request.node)
-    with Trial(queryloop_stations, broker, more_to_come=_has_later_test(request, broker)) as trial:
+    with Trial(queryloop_workers, broker, start_next=_has_later_test(request, broker)) as trial:
         if sections:
             trial.settings(**sections)
         yield trial
@@ -88,8 +88,8 @@ def _read_mark(item: pytest.Item) -> tuple[str, dict[str, Any]]:
 
 
 def _has_later_test(request: pytest.FixtureRequest, broker: str) -> bool:
-    """Whether a later test of this run will want a worker like this one: only then it is started ahead."""
+    """Whether a later test of this run uses a worker like this one: only then one is started ahead."""
     items = request.session.items
-    place = next((number for number, item in enumerate(items) if item is request.node), len(items))
-    later = (item for item in items[place + 1 :] if FIXTURE in getattr(item, "fixturenames", ()))
+    at = next((number for number, item in enumerate(items) if item is request.node), len(items))
+    later = (item for item in items[at + 1 :] if FIXTURE in getattr(item, "fixturenames", ()))
     return any(_read_mark(item) == (broker, {}) for item in later)

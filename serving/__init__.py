@@ -1,1 +1,1 @@
-"""All that runs a release: prompts and lists, engines, the predictor, the slot that swaps releases, and the HTTP door."""
+"""All that runs a release: prompts and lists, engines, the predictor, the slot that swaps releases, and the HTTP app."""

@@ -31,12 +31,12 @@ log = logging.getLogger("serving")
 BAD_START = 2
 _BACKLOG = 1024
 SPARE_CONNECTIONS = 256
-"""What uvicorn admits beyond the queue and the batch in hand: health checks and idle connections count for it too, and its own
-refusal is a bare 503, without the reason and the Retry-After that the door gives."""
+"""Connections that uvicorn accepts beyond the queue and the running batch: health checks and idle connections count too, and its
+own refusal is a bare 503, without the reason and the Retry-After that the app sends."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until SIGINT or SIGTERM. Exit code 0, or 2 with one line when it cannot start."""
+    """Serve until SIGINT or SIGTERM; return 0, or 2 with a line on standard error when it cannot start."""
     from streams.emitter.emitter import OutboxError
     from streams.runtime.logs import configure_logs
     from streams.runtime.settings import SettingsError, load_settings
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def open_emitter(root: ServingRoot, bootstrap: str) -> Emitter:
-    """The emitter of this process, with an outbox of its own unless `serving.outbox` is off. Raises OutboxError."""
+    """Return the emitter of this process, with an outbox of its own unless `serving.outbox` is off. Raises OutboxError."""
     from streams.emitter.emitter import Emitter
 
     folder = (root.emitter.outbox_dir or root.data.dir / "outbox") / "serving" if root.serving.outbox else None
@@ -68,7 +68,7 @@ def open_emitter(root: ServingRoot, bootstrap: str) -> Emitter:
 
 
 def require_torch(threads: int) -> None:
-    """Raises ImportError naming the extra to install."""
+    """Import torch and set its threads. Raises ImportError naming the extra to install."""
     try:
         import torch
     except ImportError as error:
@@ -77,7 +77,7 @@ def require_torch(threads: int) -> None:
 
 
 def serve(root: ServingRoot, emitter: Emitter, listener: socket.socket) -> int:
-    """Run the app on a bound socket until a signal comes, then deliver what is buffered; what cannot be stays in the outbox."""
+    """Run the app on a bound socket until a signal, then deliver buffered events; those that cannot be stay in the outbox."""
     import uvicorn
 
     from serving.http.app import create_app
@@ -92,22 +92,22 @@ def serve(root: ServingRoot, emitter: Emitter, listener: socket.socket) -> int:
         server = uvicorn.Server(configure(app, root.serving))
         host, port = listener.getsockname()[:2]
         log.info("event=listening url=http://%s:%d data=%s", f"[{host}]" if ":" in host else host, port, root.data.dir)
-        hold_signals()
+        ignore_signals()
         server.run(sockets=[listener])
     counters = emitter.counters()
-    told = (counters.emitted, counters.delivered, counters.failed, counters.on_disk)
-    log.info("event=stopped emitted=%d delivered=%d failed=%d on_disk=%d", *told)
+    outcome = (counters.emitted, counters.delivered, counters.failed, counters.on_disk)
+    log.info("event=stopped emitted=%d delivered=%d failed=%d on_disk=%d", *outcome)
     return 0
 
 
-def hold_signals() -> None:
-    """Uvicorn stops on a signal and raises it again afterwards, which would end the process before the emitter has delivered."""
+def ignore_signals() -> None:
+    """Ignore signals outside uvicorn, which raises one again after it stopped: that would end the process before all is sent."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 def make_slot(root: ServingRoot, metrics: ServingMetrics) -> Slot:
-    """The slot over the data folder's releases, loading them as the settings say."""
+    """Return the slot over the data folder's releases, loading them by the settings."""
     from serving.releases.loader import load_bundle
     from serving.releases.slot import Slot
 
@@ -122,7 +122,7 @@ def make_slot(root: ServingRoot, metrics: ServingMetrics) -> Slot:
 
 
 def configure(app: FastAPI, serving: ServingSettings) -> uvicorn.Config:
-    """How uvicorn runs the app: no access log (it would hold paths and clients), and a bound on what waits."""
+    """Return uvicorn's configuration: no access log (it would name paths and clients), and a limit on connections."""
     import uvicorn
 
     return uvicorn.Config(
@@ -137,7 +137,7 @@ def configure(app: FastAPI, serving: ServingSettings) -> uvicorn.Config:
 
 
 def bind(serving: ServingSettings) -> socket.socket:
-    """A listening socket. Raises OSError saying which address cannot be had, and what to do."""
+    """Return a listening socket. Raises OSError naming the address that cannot be used, and the setting."""
     family = socket.AF_INET6 if ":" in serving.host else socket.AF_INET
     listener = socket.socket(family)
     try:

@@ -1,4 +1,4 @@
-"""From a batch of requests to lists that can be shown: side information, prompts, generation, repair, predicted CTRs."""
+"""Answers a batch of requests with lists that can be shown: side information, prompts, generation, repair, predicted CTRs."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 
 class Retriever(Protocol):
-    """What serving needs of an index (`index.retrieve.Index`)."""
+    """What serving uses of an index (`index.retrieve.Index`)."""
 
     def retrieve(self, query: str, n: int) -> list[str]: ...
 
 
 class Scorer(Protocol):
-    """What serving needs of a predictor (`serving.predictor.scorer.Predictor`): p_k of each position, one array a list."""
+    """What serving uses of a predictor (`serving.predictor.scorer.Predictor`): p_k of each position, one array a list."""
 
     def score(self, queries: Sequence[str], lists: Sequence[Sequence[str]]) -> list[np.ndarray]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One call for a list. `session` holds the earlier queries, oldest first; `response` is the answer that the user has read."""
+    """One call for a list. `session` has the earlier queries, oldest first; `response` is the answer that the user has read."""
 
     task: Task
     query: str
@@ -75,13 +75,13 @@ def _retrieve(index: Retriever | None, request: Request) -> tuple[str, ...]:
 
 
 def _choose_items(request: Request, generation: Generation, related: Sequence[str]) -> tuple[tuple[str, ...], bool]:
-    """The items to show, and whether the policy wrote them."""
+    """Return the items to show, and whether the policy wrote them."""
     items = repair_items(generation.list.items, request.task.n)
     if items:
         return items, True
     limit = request.task.max_query_chars
-    spare = repair_items((clean_text(query, limit) for query in related), request.task.n)
-    return spare or (clean_text(request.query, limit) or request.query.strip(),), False
+    fallback = repair_items((clean_text(query, limit) for query in related), request.task.n)
+    return fallback or (clean_text(request.query, limit) or request.query.strip(),), False
 
 
 def _predict(

@@ -36,9 +36,11 @@ class ServingSettings(BaseModel, frozen=True, extra="forbid"):
     redraws: int = Field(
         default=8, ge=0, le=64, description="times in a list that an item which repeats an earlier one is drawn anew"
     )
-    predict: bool = Field(default=True, description="answer predicted CTRs where the release has a predictor")
+    predict: bool = Field(default=True, description="answer predicted click rates where the release has a predictor")
     max_batch: int = Field(default=32, ge=1, le=1024, description="requests in one batch, at most")
-    batch_wait_ms: float = Field(default=5.0, ge=0, le=1000, description="milliseconds a request waits for company when idle")
+    batch_wait_ms: float = Field(
+        default=5.0, ge=0, le=1000, description="milliseconds that an idle server waits for more requests of a batch"
+    )
     queue_limit: int = Field(default=1024, ge=1, description="requests waiting, at most; more are answered 503")
     deadline_s: float = Field(default=5.0, gt=0, description="seconds until a request is answered 504")
     keep_alive_s: int = Field(
@@ -58,7 +60,7 @@ class ServingSettings(BaseModel, frozen=True, extra="forbid"):
 
     @field_validator("origins")
     @classmethod
-    def _be_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
         for origin in origins:
             if not ORIGIN.fullmatch(origin):
                 raise ValueError(f"{origin!r} is no origin: write scheme and host (and port), as https://shop.example")

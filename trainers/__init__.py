@@ -1,1 +1,1 @@
-"""Everything that makes a release: examples, CTR training, SFT, candidate search, preference pairs, alignment, the gate, jobs."""
+"""All that makes a release: examples, CTR training, SFT, candidate search, preference pairs, alignment, the gate, jobs."""

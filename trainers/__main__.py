@@ -1,6 +1,7 @@
-"""`python -m trainers`: the timetable's daemon; `… job KIND`: one job in this process; `… alive`: whether the daemon lives.
+"""`python -m trainers`: the timetable's daemon; `… job KIND`: one job in this process; `… alive`: whether the daemon runs.
 
-Exit codes: 0 done or alive, 1 failed or not alive, 2 wrong usage or settings, 4 another run of the kind is under way, 5 skipped.
+Exit codes: 0 done or alive, 1 failed or not alive, 2 wrong usage or settings, 4 another run of the kind is in progress, 5
+skipped.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ EXAMPLE = "examples:\n  python -m trainers\n  python -m trainers job ctr\n  pyth
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what the arguments ask for; see the module's text for the exit codes."""
+    """Run what the arguments ask for; see the module's docstring for the exit codes."""
     arguments = _parse(argv)
     configure_logs()
     try:
@@ -48,7 +49,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     job = commands.add_parser("job", help="run one job here", epilog="example: python -m trainers job index")
     job.add_argument("kind", choices=KINDS)
     job.add_argument("--run", type=int, help="the ledger's number of the requested run that this is")
-    commands.add_parser("alive", help="exit code 0 when the daemon lives", epilog="example: python -m trainers alive")
+    commands.add_parser("alive", help="exit code 0 when the daemon runs", epilog="example: python -m trainers alive")
     return parser.parse_args(argv)
 
 
@@ -63,7 +64,7 @@ def _run_job(arguments: argparse.Namespace) -> int:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    """SIGTERM ends a job the way an exception does, so that the ledger hears of it."""
+    """Let SIGTERM end a job by an exception, so that it is recorded in the ledger."""
     sys.exit(128 + number)
 
 
@@ -87,7 +88,9 @@ def _say_alive(config: Path | None) -> int:
     if ledger.daemon_lives():
         return 0
     last = (
-        "never gave a sign of life" if beat is None else f"gave its last sign of life at {beat.at:.0f} (seconds since the epoch)"
+        "has never written a heartbeat"
+        if beat is None
+        else f"wrote its last heartbeat at {beat.at:.0f} (seconds since the epoch)"
     )
     print(f"the trainers' daemon {last}: {ledger.path}", file=sys.stderr)
     return 1

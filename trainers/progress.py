@@ -1,4 +1,4 @@
-"""Progress bars: a stage that takes longer than two seconds shows how far it is, where somebody can see it."""
+"""Progress bars on a terminal, for stages that take longer than two seconds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """Yields the items while a bar on standard error counts them; a pipe or a log file sees no bar."""
+    """Yield the items while a bar on standard error counts them; a pipe or a log file gets no bar."""
     from rich.console import Console
     from rich.progress import track as draw
 

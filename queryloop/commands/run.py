@@ -15,7 +15,7 @@ from queryloop.exits import Exit
 from queryloop.settings import Settings, read_settings
 from streams.runtime.environment import to_environ
 from trainers.jobs.ledger import Kind, Ledger, Run, State
-from trainers.jobs.processes import settle_job, start_job
+from trainers.jobs.processes import record_end, start_job
 
 POLL_S = 0.3
 TAIL_BYTES = 2000
@@ -69,7 +69,7 @@ def _run_here(ledger: Ledger, kind: Kind, settings: Settings) -> Run:
                 show()
     finally:
         child.stop()
-    return settle_job(ledger, number, child)
+    return record_end(ledger, number, child)
 
 
 class _watch:

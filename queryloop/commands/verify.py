@@ -1,4 +1,4 @@
-"""`queryloop verify`: every window and co-occurrence counted anew from the log, or from the lake, beside what the shards hold."""
+"""`queryloop verify`: every window and co-occurrence counted anew from the log or the lake, compared with the shards."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from queryloop.exits import CommandError, Exit
 from queryloop.settings import Settings, read_settings
 from queryloop.verify.arrivals import LogRecord
 from queryloop.verify.lake_verification import verify_lake
-from queryloop.verify.shard_verification import Log, Verdict, no_counts, refuse, rows, verify_shard
-from queryloop.verify.topic_reader import open_backlog
+from queryloop.verify.shard_verification import Log, Verdict, empty_counts, rows, unverifiable, verify_shard
+from queryloop.verify.topic_reader import open_partition
 from streams.api.snapshot import Counts
 from streams.brokers.topics import topic_id
 from streams.emitter.record_batches import MAX_RECORD_BYTES, partition_of
@@ -34,7 +34,7 @@ SOURCES = {"kafka": "Kafka", "lake": "the lake", "log": "the log file"}
 
 
 def run(options: argparse.Namespace) -> int:
-    """Verify as the options say and print the outcome; 0 equal, 1 different, 6 equal as far as it can be told."""
+    """Verify and print the outcome; exit code 0 equal, 1 different, 6 equal as far as can be compared."""
     settings, began = read_settings(options), time.monotonic()
     with _progress() as bars:
         verdicts = [_verify_lake(settings, bars)] if options.from_lake else list(_verify_log(settings, options.log, bars))
@@ -59,7 +59,7 @@ def _verify_lake(settings: Settings, bars: Progress) -> Verdict:
 def _verify_log(settings: Settings, path: Path | None, bars: Progress) -> Iterator[Verdict]:
     (settings.data.dir / "run").mkdir(parents=True, exist_ok=True)
     for partition in range(settings.kafka.partitions):
-        counts = live_counts(settings, partition) or no_counts(settings.worker.rules(settings.events))
+        counts = live_counts(settings, partition) or empty_counts(settings.worker.rules(settings.events))
         bar = bars.add_task(f"shard {partition}", total=counts.events or None)
         source = _read_file(settings, partition, path) if path else _read_topic(settings, partition, counts)
         with tempfile.TemporaryDirectory(prefix="verify-", dir=settings.data.dir / "run") as folder, source as log:
@@ -72,20 +72,20 @@ def _verify_log(settings: Settings, path: Path | None, bars: Progress) -> Iterat
 
 @contextmanager
 def _read_topic(settings: Settings, partition: int, counts: Counts) -> Iterator[Log | Verdict]:
-    """Yield the shard's log, or a verdict where it is not the log that the shard has counted."""
+    """Yield the shard's log, or a verdict where it is another log than the shard has counted."""
     bootstrap = settings.kafka.bootstrap or read_running(settings.data.dir).get("bootstrap")
     if not bootstrap:
         raise CommandError("no broker runs here: start it, set QUERYLOOP_KAFKA_BOOTSTRAP, or use --from-lake", Exit.UNAVAILABLE)
     next_offset = counts.next_offset or 0
     if counts.topic_id is not None and (now := topic_id(bootstrap, settings.kafka.topic)) != counts.topic_id:
-        yield refuse(partition, counts, f"the shard has counted topic {counts.topic_id}, on the broker is {now}")
+        yield unverifiable(partition, counts, f"the shard has counted topic {counts.topic_id}, on the broker is {now}")
         return
-    with open_backlog(bootstrap, settings.kafka.topic, partition) as backlog:
-        if backlog.end < next_offset and settings.kafka.broker != "embedded":
-            yield refuse(partition, counts, f"the log ends at offset {backlog.end}, the shard has counted to {next_offset}")
+    with open_partition(bootstrap, settings.kafka.topic, partition) as reader:
+        if reader.end < next_offset and settings.kafka.broker != "embedded":
+            yield unverifiable(partition, counts, f"the log ends at offset {reader.end}, the shard has counted to {next_offset}")
             return
-        gone_us = backlog.gone_us(counts.rules.future_tolerance_us, next_offset)
-        yield Log(backlog.read(next_offset), gone_us)
+        removed_until_us = reader.removed_until_us(counts.rules.future_tolerance_us, next_offset)
+        yield Log(reader.read(next_offset), removed_until_us)
 
 
 @contextmanager
@@ -123,8 +123,8 @@ def _print_json(verdicts: Sequence[Verdict], source: str, seconds: float) -> Non
     }
     text = json.dumps(head, indent=2)
     sys.stdout.write(text[: text.rindex("}")].rstrip() + ',\n  "differences": [')
-    told = ({"shard": verdict.partition, **row} for verdict in verdicts for row in rows(verdict.differences))
-    for number, row in enumerate(told):
+    keys = ({"shard": verdict.partition, **row} for verdict in verdicts for row in rows(verdict.differences))
+    for number, row in enumerate(keys):
         sys.stdout.write(("," if number else "") + "\n    " + json.dumps(row, ensure_ascii=False))
     sys.stdout.write("]\n}\n")
 
@@ -156,18 +156,18 @@ def _print_text(verdicts: Sequence[Verdict], source: str, seconds: float, limit:
         print(f"  and {differing - len(shown):,} more keys (--limit, or --json for all)")
     events, equal = sum(verdict.lines for verdict in verdicts), all(verdict.equal for verdict in verdicts)
     complete = all(verdict.complete for verdict in verdicts)
-    word = "DIFFERENT" if not equal else "equal" if complete else "equal as far as it can be told"
+    word = "DIFFERENT" if not equal else "equal" if complete else "equal as far as can be compared"
     print(f"{word}: {events:,} lines from {SOURCES[source]} in {seconds:.1f} s")
 
 
 def _describe(verdict: Verdict) -> str:
     days = f"{verdict.days[0]} to {verdict.days[-1]}" if verdict.days else "no day"
-    told = [f"{_where(verdict)}: {verdict.lines:,} lines below offset {verdict.next_offset}, {days} compared"]
-    told += [f"  cannot be told: {why}" for why in verdict.doubts]
+    lines = [f"{_where(verdict)}: {verdict.lines:,} lines below offset {verdict.next_offset}, {days} compared"]
+    lines += [f"  cannot be compared: {why}" for why in verdict.doubts]
     for why in sorted(set(verdict.left_out.values())):
         left = sorted(day for day, reason in verdict.left_out.items() if reason == why)
-        told.append(f"  left out: {left[0]} to {left[-1]}, {why}")
-    return "\n".join(told)
+        lines.append(f"  left out: {left[0]} to {left[-1]}, {why}")
+    return "\n".join(lines)
 
 
 def _where(verdict: Verdict) -> str:
@@ -175,7 +175,7 @@ def _where(verdict: Verdict) -> str:
 
 
 def _key(row: dict[str, Any]) -> str:
-    """Return the key in printable text: users wrote it."""
+    """Return the key as printable text, since users wrote its queries."""
     query = printable(row["query"])
     if row["kind"] == "window":
         return f"{row['day']} window {query!r}, {printable(row['item'])!r} at {row['position']}"
@@ -187,7 +187,7 @@ def _numbers(numbers: dict[str, int]) -> str:
 
 
 def _progress() -> Progress:
-    """A bar on standard error, where that is a terminal."""
+    """Return progress bars on standard error, hidden where that is no terminal."""
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)

@@ -42,10 +42,10 @@ def run(options: argparse.Namespace) -> int:
                 # Without this stage itself: how long it takes is not known before it is written.
                 report = write_report(replace(measured, spans=stages.spans[:-1]), out)
         except (MilestoneError, UpError) as error:
-            stages.say(f"queryloop demo: stage “{stages.current}” failed: {error}\nlogs: {work / 'logs'}")
+            stages.print_line(f"queryloop demo: stage “{stages.current}” failed: {error}\nlogs: {work / 'logs'}")
             return Exit.FAILED
         except (KeyboardInterrupt, asyncio.CancelledError):
-            stages.say(f"stopped in stage “{stages.current}”; nothing is left running")
+            stages.print_line(f"stopped in stage “{stages.current}”; nothing is left running")
             shutil.rmtree(work, ignore_errors=True)
             return Exit.INTERRUPTED
     _show(report, measured, out, as_json=options.json)
@@ -57,17 +57,17 @@ def run(options: argparse.Namespace) -> int:
 
 
 def find_differences(measured: Measured) -> list[str]:
-    """Return what the loop counted otherwise than the product's own account, and calls that failed; empty when all is well."""
-    account, counters = measured.account, measured.counters
+    """Return each number that differs between the loop's counters and the product's totals, and why calls failed."""
+    totals, counters = measured.totals, measured.counters
     pairs = {
-        "failed calls": (account.failed, 0),
-        "events counted": (counters["counted"], account.counted),
-        "duplicates": (counters["duplicates"], account.duplicates),
-        "quarantined": (counters["quarantined"], dict(account.spoiled)),
-        "clicks still waiting": (counters["pending"], 0),
+        "failed calls": (totals.failed, 0),
+        "events counted": (counters["counted"], totals.counted),
+        "duplicates": (counters["duplicates"], totals.duplicates),
+        "quarantined": (counters["quarantined"], dict(totals.spoiled)),
+        "clicks still pending": (counters["pending"], 0),
     }
     wrong = [f"{name}: {found}, expected {expected}" for name, (found, expected) in pairs.items() if found != expected]
-    return wrong + account.describe_failures()
+    return wrong + totals.describe_failures()
 
 
 @contextmanager
@@ -105,6 +105,6 @@ def _show(report: dict[str, Any], measured: Measured, out: Path, *, as_json: boo
     requests, events = report["requests"], report["events"]
     console.print(f"{requests['answered']} lists answered, {requests['failed']} calls failed, ", end="", markup=False)
     console.print(f"p50 {requests['p50_ms']} ms, p99 {requests['p99_ms']} ms", markup=False)
-    console.print(f"{events['counted']} events counted; the product's own account says {measured.account.counted}", markup=False)
+    console.print(f"{events['counted']} events counted; the product's own totals say {measured.totals.counted}", markup=False)
     console.print(summarise(report), markup=False)
     console.print(f"{out / 'report.html'} and report.json in {sum(report['seconds'].values()):.0f} s", markup=False)

@@ -1,4 +1,4 @@
-"""What the demo waits for: events applied, days in the lake, a job's end, a release that answers. Each wait has a deadline."""
+"""What the demo waits for: events applied, days in the lake, the end of a job, a live release. Each wait has a deadline."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Found = TypeVar("Found")
 
 
 class MilestoneError(RuntimeError):
-    """Something did not come in time, or failed; the text says what, and where the log is when there is one."""
+    """Something did not happen in time, or failed; the text says what, and names the log where there is one."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Counters:
 
 
 async def read_counters(worker: str) -> Counters:
-    """Ask the worker for its account. Raises HttpError when it does not answer."""
+    """Ask the worker for its totals. Raises HttpError when it does not answer."""
     return sum_shards((await asyncio.to_thread(get_json, f"{worker}/status", None))["shards"])
 
 
@@ -49,7 +49,7 @@ def sum_shards(shards: list[dict[str, Any]]) -> Counters:
 
 
 async def wait_for_events(worker: str, events: int, deadline_s: float = 60.0) -> Counters:
-    """Return the worker's account once it has applied `events` events."""
+    """Return the worker's totals once it has applied `events` events."""
 
     last: Counters | None = None
 
@@ -61,7 +61,7 @@ async def wait_for_events(worker: str, events: int, deadline_s: float = 60.0) ->
     try:
         return await _wait(applied, deadline_s, f"the worker has applied {events} events")
     except MilestoneError as error:
-        raise MilestoneError(f"{error}; it says {last.events if last else 'nothing'}") from None
+        raise MilestoneError(f"{error}; it has applied {last.events if last else 'none'}") from None
 
 
 async def wait_for_days(worker: str, days: list[str], deadline_s: float = 60.0) -> None:
@@ -74,7 +74,7 @@ async def wait_for_days(worker: str, days: list[str], deadline_s: float = 60.0) 
 
 
 async def wait_for_release(serving: str, release: str, deadline_s: float = 60.0) -> None:
-    """Return once serving answers from this release. Raises MilestoneError with serving's own reason when it cannot load it."""
+    """Return once serving answers from this release. Raises MilestoneError with its reason when it cannot load it."""
 
     async def live() -> bool | None:
         state = await asyncio.to_thread(get_json, f"{serving}/readyz", None)
@@ -85,24 +85,24 @@ async def wait_for_release(serving: str, release: str, deadline_s: float = 60.0)
     await _wait(live, deadline_s, f"serving answers from {release}")
 
 
-async def run_job(ledger: Ledger, kind: Kind, told: Callable[[float], None], deadline_s: float = 600.0) -> Run:
-    """Request a run of a job and return it once it succeeded; `told` hears the seconds since the request."""
+async def run_job(ledger: Ledger, kind: Kind, report_progress: Callable[[float], None], deadline_s: float = 600.0) -> Run:
+    """Request a run of a job and return it once it succeeded; `report_progress` gets the seconds since the request."""
     number, begun = ledger.request(kind), time.monotonic()
 
     async def ended() -> Run | None:
-        told(time.monotonic() - begun)
+        report_progress(time.monotonic() - begun)
         run = ledger.run(number)
         return run if run.ended else None
 
     run = await _wait(ended, deadline_s, f"the {kind} job has ended")
     if run.state != "succeeded":
-        said = run.outcome.get("detail") or "it gave no reason"
-        raise MilestoneError(f"the {kind} job {run.state}: {said}; its log is {run.log}")
+        reason = run.outcome.get("detail") or "it gave no reason"
+        raise MilestoneError(f"the {kind} job {run.state}: {reason}; its log is {run.log}")
     return run
 
 
 async def _wait(look: Callable[[], Awaitable[Found | None]], deadline_s: float, what: str) -> Found:
-    """Poll until `look` finds something; a server that does not answer yet is asked again."""
+    """Poll `look` until it returns something else than None; a server that does not answer is asked again."""
     deadline, trouble = time.monotonic() + deadline_s, ""
     while time.monotonic() < deadline:
         try:

@@ -1,4 +1,4 @@
-"""How large the demo is: its calendar, its traffic, what it learns with. All numbers that decide how long it takes are here."""
+"""The size of a demo: its calendar, traffic and models. All numbers that decide how long it takes are here."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ FULL_SECONDS: Mapping[str, float] = {
     "last traffic": 30.0,
     "report": 5.0,
 }
-"""What the stages took on two cores; only the estimates of the time left rest on them."""
+"""Seconds of each stage on two cores; used only to estimate the time left."""
 
 
 @dataclass(frozen=True)
 class Round:
-    """A run of simulated days with so many lists in all."""
+    """A number of simulated days, and of lists asked for in all of them."""
 
     days: int
     lists: int
@@ -43,7 +43,7 @@ class Round:
 
 @dataclass(frozen=True)
 class DemoPlan:
-    """Sizes of one demo. The calendar is `first`, a day with a trickle, `second`, another such day, and `last`."""
+    """Sizes of one demo. The calendar is `first`, a day of light traffic, `second`, another such day, and `last`."""
 
     annotations: int = 6000
     first: Round = Round(8, 24_000)
@@ -75,7 +75,7 @@ QUICK_OVERRIDES: Mapping[str, Mapping[str, Any]] = {
     "ctr": {"epochs": 2, "warm_epochs": 1},
     "search": {"prompts": 48, "budget": 8},
     "dpo": {"min_pairs": 4},
-    # So small a policy hardly keeps the format; here the swap is to be seen, not its worth.
+    # So small a policy hardly keeps the list format; the quick demo shows the swap, not its worth.
     "gate": {"prompts": 48, "z": 0.0, "min_well_formed": 0.3, "max_duplicate_rate": 0.8},
     "index": {"max_steps": 40},
     # Few clicks give a rough p99 of their delay; short delays keep it far below the hours that the demo waits in event time.
@@ -84,7 +84,7 @@ QUICK_OVERRIDES: Mapping[str, Mapping[str, Any]] = {
 
 
 def choose_plan(*, quick: bool) -> DemoPlan:
-    """Return the full plan, or one that only shows that everything runs."""
+    """Return the full plan, or a small one that shows that everything runs but learns next to nothing."""
     if not quick:
         return DemoPlan(overrides=FULL_OVERRIDES)
     return DemoPlan(
@@ -104,10 +104,10 @@ def make_settings(given: Settings, plan: DemoPlan, work: Path) -> Settings:
 
     sections: dict[str, dict[str, Any]] = {
         "data": {"dir": work},
-        # The embedded broker lets a worker in only after most of its session timeout.
+        # The embedded broker admits a worker only after most of its session timeout.
         "kafka": {**given.kafka.model_dump(), "session_timeout_s": 6.0},
         "worker": {"port": free_port(), "static": given.kafka.broker != "embedded"},
-        # Every batch costs the worker a transaction in each shard: fewer, larger ones leave the two cores to those who learn.
+        # Every batch costs the worker a transaction in each shard: fewer, larger ones leave the two cores to the training.
         "emitter": {"linger_ms": 400.0},
         "serving": {"port": 0, "deadline_s": 25.0, "threads": 1},
         "tasks": {"suggest": {"template": TEMPLATE, "max_item_tokens": 16}},

@@ -1,4 +1,4 @@
-"""Plots as self-contained SVG, made by hand: no script, no network, every text escaped by the XML writer."""
+"""Plots as self-contained SVG: no script, no network, every text escaped by the XML writer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Span:
 
 
 def draw_bars(groups: Mapping[str, Mapping[str, float | None]], *, title: str, unit: str) -> str:
-    """Return grouped bars: one group a key, one bar a series that has a value; the value stands above its bar."""
+    """Return grouped bars: one group a key, one bar a series that has a value; the value is printed above its bar."""
     series = list(dict.fromkeys(name for values in groups.values() for name in values))
     top = _ceiling([value for values in groups.values() for value in values.values() if value is not None])
     canvas = _frame(title, top, unit)

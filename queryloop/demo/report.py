@@ -1,4 +1,4 @@
-"""The demo's report, for programs and for people. It alone asks the hidden click law what the served lists were worth."""
+"""The demo's report as JSON and HTML. Only it reads the true click rates, to say what the served lists were worth."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from queryloop.demo.plots import Span, draw_bars, draw_lines, draw_timeline
 from queryloop.product.clicks import list_click_probability
-from queryloop.product.totals import Account, Shown, percentile
+from queryloop.product.totals import ProductTotals, Shown, percentile
 from queryloop.product.world import World
 from streams.runtime.atomic_files import replace_file
 
@@ -23,7 +23,7 @@ MEASURES = ("aec_predictor", "aec_judge", "well_formed", "mean_tokens", "duplica
 
 @dataclass(frozen=True)
 class ReleaseRecord:
-    """What a release's manifest says: its gate record ({} for the cold start), and whether it was promoted."""
+    """A release: its gate record ({} for the cold start), and whether it was promoted."""
 
     id: str
     gate: Mapping[str, Any]
@@ -32,11 +32,11 @@ class ReleaseRecord:
 
 @dataclass(frozen=True)
 class Measured:
-    """Everything that a run left behind. `counters` are the worker's totals over its shards; `started` is epoch seconds."""
+    """Everything measured in a demo. `counters` are the worker's totals over its shards; `started` is epoch seconds."""
 
     seed: int
     world: World
-    account: Account
+    totals: ProductTotals
     releases: Sequence[ReleaseRecord]
     counters: Mapping[str, Any]
     spans: Sequence[Span]
@@ -46,23 +46,23 @@ class Measured:
 
 def make_report(measured: Measured) -> dict[str, Any]:
     """Return the contents of report.json: releases, requests, events, swaps and seconds by stage."""
-    account = measured.account
-    rates = mean_by(account.shown, lambda one: one.release, measured.world)
+    totals = measured.totals
+    rates = mean_by(totals.shown, lambda one: one.release, measured.world)
     return {
         "releases": [describe_release(one, measured.releases, rates) for one in measured.releases],
         "requests": {
-            "answered": account.answered,
-            "failed": account.failed,
-            "p50_ms": round(percentile(account.latencies_ms, 0.50), 1),
-            "p99_ms": round(percentile(account.latencies_ms, 0.99), 1),
+            "answered": totals.answered,
+            "failed": totals.failed,
+            "p50_ms": round(percentile(totals.latencies_ms, 0.50), 1),
+            "p99_ms": round(percentile(totals.latencies_ms, 0.99), 1),
         },
         "events": {
-            "emitted": account.emitted,
+            "emitted": totals.emitted,
             "counted": measured.counters["counted"],
             "duplicates": measured.counters["duplicates"],
             "quarantined": dict(sorted(measured.counters["quarantined"].items())),
         },
-        "swaps": find_swaps(account.shown, measured.started),
+        "swaps": find_swaps(totals.shown, measured.started),
         "seconds": {span.name: round(span.end - span.start, 1) for span in measured.spans},
     }
 
@@ -80,7 +80,7 @@ def describe_release(release: ReleaseRecord, releases: Sequence[ReleaseRecord], 
 
 
 def _measures_of(release: ReleaseRecord, releases: Sequence[ReleaseRecord]) -> Mapping[str, Any]:
-    """Return what its own gate measured; for the cold start what the first later gate measured of it as the champion."""
+    """Return the figures of its own gate; for the cold start those that the first later gate measured of it as champion."""
     if own := release.gate.get("challenger"):
         return dict(own)
     later = [one.gate["champion"] for one in releases if one.id > release.id and one.gate.get("champion")]
@@ -113,7 +113,7 @@ def day_of(ts: float) -> str:
 
 
 def summarise(report: Mapping[str, Any]) -> str:
-    """Return one sentence: from which to which true click rate."""
+    """Return one sentence with the true click rates of the first and the last release."""
     served = [one for one in report["releases"] if one["true_click_rate"] is not None and one["promoted"]]
     if len(served) < 2:
         return "No better release went live."
@@ -146,9 +146,9 @@ def render_page(report: Mapping[str, Any], measured: Measured) -> str:
         report=report,
         seed=measured.seed,
         broker=measured.broker,
-        expected=measured.account.counted,
+        expected=measured.totals.counted,
         headline=summarise(report),
-        # SVG by an XML writer: its texts are escaped already.
+        # SVG from an XML writer: its texts are escaped already.
         promised=Markup(_plot_promises(report)),
         by_day=Markup(_plot_days(measured)),
         timeline=Markup(_plot_timeline(report, measured)),
@@ -175,7 +175,7 @@ def _plot_promises(report: Mapping[str, Any]) -> str:
 
 
 def _plot_days(measured: Measured) -> str:
-    rates = mean_by(measured.account.shown, lambda one: (one.release, day_of(one.ts)), measured.world)
+    rates = mean_by(measured.totals.shown, lambda one: (one.release, day_of(one.ts)), measured.world)
     days = sorted({day for _, day in rates})
     lines: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for (release, day), rate in sorted(rates.items()):

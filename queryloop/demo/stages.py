@@ -1,7 +1,7 @@
-"""The demo's stages: what is under way, how far it is and how long it will still take; and afterwards how long each took.
+"""The demo's stages: which one runs, its progress and the time left; afterwards how long each took.
 
-On a terminal a bar for the stage and one for the whole demo; elsewhere one line when a stage begins and one when it ends. All
-of it goes to stderr.
+On a terminal there is a bar for the stage and one for the whole demo; elsewhere a line when a stage begins and one when it ends.
+All of it goes to stderr.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from rich.text import Text
 
 from queryloop.demo.plots import Span
 
-Tell = Callable[[float], None]
-"""Told which share of a stage is done, 0 to 1."""
+ReportShare = Callable[[float], None]
+"""Takes the share of a stage that is done, 0 to 1."""
 
 
 class Stages:
-    """The stages of one run in order; `expected` gives each one's seconds, on which the estimates rest."""
+    """The stages of one run in order; `expected` gives the seconds of each, for the estimates."""
 
     def __init__(self, expected: Mapping[str, float], clock: Callable[[], float] = time.time) -> None:
         self.spans: list[Span] = []
@@ -34,10 +34,10 @@ class Stages:
             TextColumn("{task.description}"), BarColumn(40), TimeElapsedColumn(), _Left(), console=self._console, transient=True
         )
         self._whole = self._progress.add_task("the whole demo", total=1.0, left=sum(expected.values()))
-        self._tells = self._console.is_terminal
+        self._is_terminal = self._console.is_terminal
 
     def __enter__(self) -> Self:
-        if self._tells:
+        if self._is_terminal:
             self._progress.start()
         return self
 
@@ -46,22 +46,22 @@ class Stages:
 
     @property
     def current(self) -> str:
-        """The stage that is under way, or the last one."""
+        """The name of the stage that runs, or of the last one."""
         return self.spans[-1].name if self.spans else "start"
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """Print a line above the bars."""
         self._console.print(line, markup=False, soft_wrap=True)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[Tell]:
-        """One stage; yields what takes the share that is done. A stage that raises is recorded as well."""
+    def stage(self, name: str) -> Iterator[ReportShare]:
+        """Time a stage; yields a function that takes the share that is done. A stage that raises is recorded too."""
         begun = self._clock() - self.started
         self.spans.append(Span(name, begun, begun))
         number, expected = len(self.spans), self._expected.get(name, 1.0)
         title = f"{number}/{max(number, len(self._expected))} {name}"
-        if not self._tells:
-            self.say(f"{title} … about {expected:.0f} s")
+        if not self._is_terminal:
+            self.print_line(f"{title} … about {expected:.0f} s")
         task = self._progress.add_task(title, total=1.0, left=expected)
         self._estimate(task, name, begun, 0.0)
         try:
@@ -69,14 +69,14 @@ class Stages:
         finally:
             self.spans[-1] = Span(name, begun, self._clock() - self.started)
             self._progress.remove_task(task)
-            self.say(f"{title}: {self.spans[-1].end - begun:.1f} s")
+            self.print_line(f"{title}: {self.spans[-1].end - begun:.1f} s")
 
     def expect(self, elapsed: float) -> float:
-        """Return the share done of the current stage, judged by time alone; never quite 1."""
+        """Return the share of the current stage that is done, by time alone; at most 0.97."""
         return min(0.97, elapsed / max(1e-9, self._expected.get(self.current, 1.0)))
 
     def _estimate(self, task: TaskID, name: str, begun: float, share: float) -> None:
-        """Show how far the stage and the whole are; what is still to come is stretched by how slow it went so far."""
+        """Update both bars; the time left is scaled by how slow the stages were so far."""
         elapsed = self._clock() - self.started - begun
         expected = self._expected.get(name, 1.0)
         over = {span.name for span in self.spans[:-1]}
@@ -90,7 +90,7 @@ class Stages:
 
 
 class _Left(ProgressColumn):
-    """How long it still takes, as estimated by `Stages`."""
+    """The time left, as estimated by `Stages`."""
 
     def render(self, task: Task) -> Text:
         left = max(0, round(task.fields.get("left", 0.0)))

@@ -1,4 +1,4 @@
-"""Lists written by imperfect editors for the cold start (G3): to the point, mostly, but blind to what people like to click.
+"""Lists written by imperfect editors for the cold start (G3): mostly relevant, but blind to what people like to click.
 
 Each annotation shows 0 to 5 queries that users asked next, and uses a uniformly drawn number of them (G17), so that a policy
 learns to take items from the prompt. Half have none: the first release serves before there is an index.

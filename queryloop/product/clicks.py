@@ -1,6 +1,6 @@
-"""The hidden click behaviour: with what probability each item of a list is clicked. Only the report may ask for these numbers.
+"""The click model of the simulated users: the true probability that each item of a list is clicked. The loop never sees it.
 
-P(click on item k) = examination(k) x attractiveness(query, item) x penalty for saying what stands above it already.
+P(click on item k) = examination(k) x attractiveness(query, item) x penalty for repeating what is above it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from queryloop.product.world import Reading, World
 
 # People look at position k (from 0) with probability (k + 1) ** -EXAMINATION_DECAY.
 EXAMINATION_DECAY = 0.35
-# How much an item that names ... is to the point.
+# The relevance of an item that names ...
 RELEVANCE_SAME, RELEVANCE_RELATED, RELEVANCE_TOPIC, RELEVANCE_OTHER = 1.0, 0.3, 0.1, 0.03
 RELEVANCE_NO_ENTITY, RELEVANCE_NOTHING = 0.12, 0.01
 # An entity without an aspect is as attractive as a weak aspect; an aspect of another topic makes little sense.
 APPEAL_BARE, APPEAL_FOREIGN = 0.5, 0.2
-# Each word that says nothing.
+# For each word without a meaning.
 NOISE_FACTOR = 0.6
 # Two texts that share over half of their words are near-duplicates; the same words leave this much.
 DUPLICATE_FROM, DUPLICATE_LEFT = 0.5, 0.05
@@ -60,8 +60,8 @@ def examination(position: int) -> float:
 
 def attractiveness(world: World, asked: Reading, item: str) -> float:
     """Return relevance x appeal x specificity of an item, in units of the median aspect's appeal."""
-    said = world.read(item)
-    return _relevance(world, asked, said) * _appeal(world, said) * NOISE_FACTOR**said.left_over
+    shown = world.read(item)
+    return _relevance(world, asked, shown) * _appeal(world, shown) * NOISE_FACTOR**shown.left_over
 
 
 def novelty(item: str, earlier: Sequence[str]) -> float:
@@ -71,12 +71,12 @@ def novelty(item: str, earlier: Sequence[str]) -> float:
     return 1.0 - (1.0 - DUPLICATE_LEFT) * excess
 
 
-def _relevance(world: World, asked: Reading, said: Reading) -> float:
-    if not said.entities:
-        return RELEVANCE_NO_ENTITY if said.aspect else RELEVANCE_NOTHING
+def _relevance(world: World, asked: Reading, shown: Reading) -> float:
+    if not shown.entities:
+        return RELEVANCE_NO_ENTITY if shown.aspect else RELEVANCE_NOTHING
     if not asked.entities:
         return RELEVANCE_OTHER
-    wanted, named = asked.entities[0], said.entities[0]
+    wanted, named = asked.entities[0], shown.entities[0]
     if named == wanted:
         return RELEVANCE_SAME
     if named in world.entities[wanted].related:
@@ -84,11 +84,11 @@ def _relevance(world: World, asked: Reading, said: Reading) -> float:
     return RELEVANCE_TOPIC if world.entities[named].topic == world.entities[wanted].topic else RELEVANCE_OTHER
 
 
-def _appeal(world: World, said: Reading) -> float:
-    if said.aspect is None:
+def _appeal(world: World, shown: Reading) -> float:
+    if shown.aspect is None:
         return APPEAL_BARE
-    topics = [world.entities[said.entities[0]].topic] if said.entities else range(len(world.topics))
-    return max(world.appeals[topic].get(said.aspect, APPEAL_FOREIGN) for topic in topics)
+    topics = [world.entities[shown.entities[0]].topic] if shown.entities else range(len(world.topics))
+    return max(world.appeals[topic].get(shown.aspect, APPEAL_FOREIGN) for topic in topics)
 
 
 def _overlap(one: str, other: str) -> float:

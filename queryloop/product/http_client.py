@@ -1,4 +1,4 @@
-"""The two calls that a product makes: POST /v1/recommend for a list, POST /v1/events for what its users did."""
+"""The two HTTP calls of a product: POST /v1/recommend for a list, POST /v1/events for what its users did."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 
 import aiohttp
 
-from queryloop.product.totals import Account
+from queryloop.product.totals import ProductTotals
 
 
-class DoorError(Exception):
-    """A call that was not answered as documented; the text names the call and what came back."""
+class CallError(Exception):
+    """A call that was not answered as documented; the text names the call and the answer."""
 
 
-class Door:
-    """An HTTP client of one serving process; every call is noted in the account."""
+class ServingClient:
+    """An HTTP client of one serving process; it adds every call to the totals."""
 
-    def __init__(self, url: str, account: Account, *, key: str | None = None, timeout_s: float = 30.0) -> None:
+    def __init__(self, url: str, totals: ProductTotals, *, key: str | None = None, timeout_s: float = 30.0) -> None:
         self._url = url.rstrip("/")
-        self._account = account
+        self._totals = totals
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._session: aiohttp.ClientSession | None = None
 
-    async def __aenter__(self) -> Door:
+    async def __aenter__(self) -> ServingClient:
         connector = aiohttp.TCPConnector(limit=0)
         self._session = aiohttp.ClientSession(connector=connector, headers=self._headers, timeout=self._timeout)
         return self
@@ -37,44 +37,44 @@ class Door:
             await self._session.close()
 
     async def recommend(self, request: dict[str, Any]) -> dict[str, Any] | None:
-        """Return the answered list, None when the call failed (then it is in the account)."""
+        """Return the answered list; None when the call failed, which the totals then count."""
         started = time.perf_counter()
         try:
             answer = await self._post("/v1/recommend", json.dumps(request).encode(), "application/json", 200)
-        except DoorError as error:
-            self._account.fail(str(error))
+        except CallError as error:
+            self._totals.fail(str(error))
             return None
-        self._account.latencies_ms.append(1000.0 * (time.perf_counter() - started))
+        self._totals.latencies_ms.append(1000.0 * (time.perf_counter() - started))
         return answer
 
     async def send(self, events: Sequence[dict[str, Any]]) -> list[int]:
-        """Post events; return the places of those the door refused, all of them when the call failed."""
+        """Post events; return the indices of those that serving refused, all of them when the call failed."""
         try:
             answer = await self._post("/v1/events", json.dumps({"events": events}).encode(), "application/json", 202)
-        except DoorError as error:
-            self._account.fail(str(error))
+        except CallError as error:
+            self._totals.fail(str(error))
             return list(range(len(events)))
         return [int(one["index"]) for one in answer["rejected"]]
 
     async def send_lines(self, lines: bytes) -> int:
-        """Post NDJSON as it is; return how many lines the door refused."""
+        """Post NDJSON as it is; return how many lines serving refused."""
         try:
             answer = await self._post("/v1/events", lines, "application/x-ndjson", 202)
-        except DoorError as error:
-            self._account.fail(str(error))
+        except CallError as error:
+            self._totals.fail(str(error))
             return 0
         return len(answer["rejected"])
 
     async def _post(self, path: str, body: bytes, kind: str, expected: int) -> dict[str, Any]:
         if self._session is None:
-            raise DoorError("the door is used outside its `async with` block")
+            raise CallError("the client is used outside its `async with` block")
         try:
             async with self._session.post(self._url + path, data=body, headers={"Content-Type": kind}) as response:
                 if response.status != expected:
-                    raise DoorError(f"POST {path}: {response.status} {(await response.text())[:200]}")
+                    raise CallError(f"POST {path}: {response.status} {(await response.text())[:200]}")
                 answer: dict[str, Any] = await response.json()
                 return answer
         except TimeoutError as error:
-            raise DoorError(f"POST {path}: no answer in time") from error
+            raise CallError(f"POST {path}: no answer in time") from error
         except (aiohttp.ClientError, ValueError) as error:
-            raise DoorError(f"POST {path}: {type(error).__name__} {error}") from error
+            raise CallError(f"POST {path}: {type(error).__name__} {error}") from error

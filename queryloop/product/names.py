@@ -1,18 +1,18 @@
-"""The simulated product's words: entity names put together from syllables, aspects from what people ask about a kind of thing."""
+"""The words of the simulated world: entity names made from syllables, aspects from what people ask about a kind of thing."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping
 
-# Syllables are apart by a space, subjects by a comma.
+# Syllables are separated by spaces, subjects by commas.
 STARTS = (
     "al bar bel ber bri cal cor dan dov el fal fen gar gil hal hol in jas kal kes lin lor mar mel mir "
     "nim nor or pel ran rud sab sel sun tam tor ul van vel wil yar zan"
 )
 MIDDLES = "a e i o an en ir os"
 
-# A topic's ending tells the kind of thing, as it does in real names.
+# The ending of a name shows the kind of thing, as in real names.
 ENDINGS: Mapping[str, str] = {
     "town": "ton ville burg haven",
     "phone": "fone tek pad cam",
@@ -87,10 +87,10 @@ def name_entities(rng: random.Random, kind: str, count: int, taken: set[str]) ->
 
 def name_aspects(rng: random.Random, kind: str, count: int) -> list[str]:
     """Return `count` aspects of one to four words; no two are about the same subject."""
-    return [_dress(rng, subject) for subject in rng.sample(SUBJECTS[kind].split(", "), count)]
+    return [_decorate(rng, subject) for subject in rng.sample(SUBJECTS[kind].split(", "), count)]
 
 
-def _dress(rng: random.Random, subject: str) -> str:
+def _decorate(rng: random.Random, subject: str) -> str:
     """Return the subject alone, or with a word or two around it."""
     form = rng.random()
     if form < 0.5:

@@ -1,4 +1,4 @@
-"""What the product has to tell the loop, posted in batches when its time has come: a click is not sent before it happened."""
+"""The events that the product has to post, sent in batches once their event time is reached."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ import math
 import random
 from typing import Any
 
-from queryloop.product.http_client import Door
-from queryloop.product.totals import Account
+from queryloop.product.http_client import ServingClient
+from queryloop.product.totals import ProductTotals
 
 MALFORMED_LINES = (b'{"type":"click","event_id":"broken', b"\xff\xfe not even text", b'["an array"]', b'{"type":"query","ts":0}')
-"""Lines that no schema accepts: cut short, not UTF-8, not an object, fields missing."""
+"""Lines that are no event: truncated, not UTF-8, not an object, fields missing."""
 
 
 class Outbox:
     """Events ordered by event time. Some are posted twice, as careless clients do."""
 
-    def __init__(self, door: Door, account: Account, rng: random.Random, *, batch: int, duplicate_rate: float) -> None:
-        self._door, self._account, self._rng = door, account, rng
+    def __init__(
+        self, client: ServingClient, totals: ProductTotals, rng: random.Random, *, batch: int, duplicate_rate: float
+    ) -> None:
+        self._client, self._totals, self._rng = client, totals, rng
         self._batch, self._duplicate_rate = batch, duplicate_rate
         self._order = itertools.count()
         self._waiting: list[tuple[float, int, dict[str, Any]]] = []
@@ -29,14 +31,14 @@ class Outbox:
         return len(self._waiting) + len(self._due)
 
     def put(self, event: dict[str, Any]) -> None:
-        """Keep an event until its `ts`; with the settings' probability a second copy of it until soon after."""
+        """Keep an event until its `ts`; with probability `duplicate_rate` also a copy that is posted up to two minutes later."""
         heapq.heappush(self._waiting, (event["ts"], next(self._order), event))
         if self._rng.random() < self._duplicate_rate:
             heapq.heappush(self._waiting, (event["ts"] + self._rng.uniform(0.0, 120.0), next(self._order), event))
-            self._account.duplicates += 1
+            self._totals.duplicates += 1
 
     async def post_due(self, now: float) -> None:
-        """Post what is due at event time `now` in full batches; what does not fill one stays."""
+        """Post what is due at event time `now` in full batches; a rest that does not fill one is kept."""
         self._move_due(now)
         while len(self._due) >= self._batch:
             await self._post(self._batch)
@@ -50,8 +52,8 @@ class Outbox:
     async def post_malformed(self) -> None:
         """Post one line that is no event."""
         # Not `refused += await ...`: that reads the old value before it waits.
-        refused = await self._door.send_lines(self._rng.choice(MALFORMED_LINES) + b"\n")
-        self._account.refused += refused
+        refused = await self._client.send_lines(self._rng.choice(MALFORMED_LINES) + b"\n")
+        self._totals.refused += refused
 
     def _move_due(self, now: float) -> None:
         while self._waiting and self._waiting[0][0] <= now:
@@ -59,5 +61,5 @@ class Outbox:
 
     async def _post(self, count: int) -> None:
         batch, self._due = self._due[:count], self._due[count:]
-        refused = await self._door.send(batch)
-        self._account.refused += len(refused)
+        refused = await self._client.send(batch)
+        self._totals.refused += len(refused)

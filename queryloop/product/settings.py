@@ -1,4 +1,4 @@
-"""The simulated product's settings: its users' habits in time, how careless its client is, how hard it drives the door."""
+"""The simulated product's settings: its users' habits, its client's mistakes, and how many calls it makes at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The product's own account of what it sent and was shown, kept apart from the loop's counters so that both can be compared."""
+"""The product's own totals of what it sent and what lists it got, to compare with the loop's counters."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Shown:
 
 
 @dataclass
-class Account:
-    """Running totals of one product. Latencies are milliseconds of real time, answered calls for a list only."""
+class ProductTotals:
+    """Running totals of one product. `latencies_ms` are of real time, of answered calls for a list only."""
 
     queries: int = 0
     clicks: int = 0
@@ -40,7 +40,7 @@ class Account:
 
     @property
     def impressions(self) -> int:
-        """Lists with something in them; the door emits an impression for each."""
+        """Lists that are not empty; serving emits an impression for each."""
         return sum(bool(one.items) for one in self.shown)
 
     @property
@@ -50,11 +50,11 @@ class Account:
 
     @property
     def emitted(self) -> int:
-        """Events that went into the stream: what counts, what was posted twice, what belongs into quarantine."""
+        """Events that were sent: those that count, those posted twice, and those that belong into quarantine."""
         return self.counted + self.duplicates + self.spoiled.total()
 
     def fail(self, reason: str) -> None:
-        """Note one call that was not answered as it should be."""
+        """Count a call that failed."""
         self.failed += 1
         self.failures[reason] += 1
 

@@ -1,7 +1,7 @@
 """Traffic as a product makes it: visits on a simulated calendar, each asking for lists over HTTP, reading them and clicking.
 
 Event time runs from the caller's `start` to its `end` whatever the real speed; every call and event carries its `ts`. The
-users click by the hidden law of `queryloop.product.clicks`; nothing of it goes to the loop.
+users click by the model of `queryloop.product.clicks`, of which the loop sees only the clicks.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Callable
 from typing import Any
 
 from queryloop.product.clicks import item_probabilities
-from queryloop.product.http_client import Door
+from queryloop.product.http_client import ServingClient
 from queryloop.product.outbox import Outbox
 from queryloop.product.settings import ProductSettings
-from queryloop.product.totals import Account, Shown
+from queryloop.product.totals import ProductTotals, Shown
 from queryloop.product.visits import first_query, next_query
 from queryloop.product.world import World
 
-# Clicks come well inside the attribution window of 24 h, late ones (spoiled on purpose) after it.
+# Clicks lie well inside the attribution window of 24 h, those that are late on purpose after it.
 LONGEST_DELAY_S, LATE_S = 12 * 3600.0, 26 * 3600.0
 SPOILED = ("orphan_click", "late_click", "position_out_of_range", "item_mismatch", "malformed")
 
@@ -28,18 +28,20 @@ SPOILED = ("orphan_click", "late_click", "position_out_of_range", "item_mismatch
 class Traffic:
     """One product's users. `now` is the event time that its calendar has reached, in seconds since the epoch."""
 
-    def __init__(self, world: World, door: Door, account: Account, settings: ProductSettings, start: float) -> None:
-        self.world, self.account, self.settings, self.now = world, account, settings, start
+    def __init__(
+        self, world: World, client: ServingClient, totals: ProductTotals, settings: ProductSettings, start: float
+    ) -> None:
+        self.world, self.totals, self.settings, self.now = world, totals, settings, start
         self._rng = random.Random(f"traffic {world.seed}")
-        self._door = door
-        self._outbox = Outbox(door, account, self._rng, batch=settings.post_events, duplicate_rate=settings.duplicate_rate)
+        self._client = client
+        self._outbox = Outbox(client, totals, self._rng, batch=settings.post_events, duplicate_rate=settings.duplicate_rate)
         self._visits = 0
-        # Events that can never be used are only sent while they are sure to be found out before the calendar ends.
+        # Unusable events are sent only while they are sure to reach quarantine before the calendar ends.
         self.spoil_until = float("inf")
 
-    async def run(self, end: float, lists: int, told: Callable[[int], None] = lambda lists: None) -> None:
+    async def run(self, end: float, lists: int, report_progress: Callable[[int], None] = lambda lists: None) -> None:
         """Run visits until about `lists` lists were asked for, their starts spread evenly from `now` to `end` in event time."""
-        first, start, asked = len(self.account.shown), self.now, 0
+        first, start, asked = len(self.totals.shown), self.now, 0
         running: set[asyncio.Task[int]] = set()
         while asked < lists or running:
             while asked + len(running) < lists and len(running) < self.settings.concurrency:
@@ -48,12 +50,12 @@ class Traffic:
             done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             asked += sum(task.result() for task in done)
             await self._outbox.post_due(self.now)
-            told(len(self.account.shown) - first)
+            report_progress(len(self.totals.shown) - first)
         self.now = end
         await self._outbox.post_all(self.now)
 
     async def trickle(self, stop: asyncio.Event, *, visits_a_second: float, step_s: float) -> None:
-        """Run single visits at a steady real pace until told to stop; each moves the calendar on by `step_s`."""
+        """Run single visits at a steady real rate until `stop` is set; each moves the calendar on by `step_s`."""
         running: set[asyncio.Task[int]] = set()
         while not stop.is_set():
             self.now += step_s
@@ -66,23 +68,23 @@ class Traffic:
 
     @property
     def sent(self) -> int:
-        """Events that are in the stream by now, if every call was answered: impressions, and what was posted."""
-        return self.account.emitted - len(self._outbox)
+        """Events that are in Kafka by now if every call succeeded: impressions, and what was posted."""
+        return self.totals.emitted - len(self._outbox)
 
     async def finish(self) -> None:
-        """Post whatever is still on its way, clicks of the last hours included."""
+        """Post all events that are still waiting, whatever their event time."""
         await self._outbox.post_all()
 
     async def _visit(self, start: float) -> int:
-        """Run one visit; return for how many lists it asked."""
+        """Run one visit; return the number of lists it asked for."""
         self._visits += 1
         rng = random.Random(f"visit {self.world.seed} {self._visits}")
         session, ts, lists = f"s{self.world.seed}-{self._visits}", start, 0
         query, source = first_query(self.world, rng), "user"
         while True:
             lists += 1
-            self._say_query(session, lists, ts, query, source)
-            clicked = await self._see_list(rng, session, lists, ts, query)
+            self._put_query(session, lists, ts, query, source)
+            clicked = await self._request_list(rng, session, lists, ts, query)
             follow = self._choose_next(rng, query, clicked)
             if follow is None or lists >= self.settings.longest_visit:
                 return lists
@@ -93,18 +95,18 @@ class Traffic:
             return clicked[0], "recommendation"
         return (next_query(self.world, rng, query), "user") if rng.random() < self.settings.follow_rate else None
 
-    def _say_query(self, session: str, step: int, ts: float, query: str, source: str) -> None:
-        self.account.queries += 1
+    def _put_query(self, session: str, step: int, ts: float, query: str, source: str) -> None:
+        self.totals.queries += 1
         event = {"type": "query", "event_id": f"{session}-q{step}", "ts": ts, "session_id": session, "query": query}
         self._outbox.put({**event, "source": source})
 
-    async def _see_list(self, rng: random.Random, session: str, step: int, ts: float, query: str) -> list[str]:
-        """Ask for a list, click on it by the hidden law, and return the clicked items."""
-        answer = await self._door.recommend({"task": self.settings.task, "query": query, "session_id": session, "ts": ts})
+    async def _request_list(self, rng: random.Random, session: str, step: int, ts: float, query: str) -> list[str]:
+        """Ask for a list, click on it by the click model, and return the clicked items."""
+        answer = await self._client.recommend({"task": self.settings.task, "query": query, "session_id": session, "ts": ts})
         if answer is None:
             return []
         items = tuple(answer["items"])
-        self.account.shown.append(Shown(ts, time.time(), answer["release"], query, items))
+        self.totals.shown.append(Shown(ts, time.time(), answer["release"], query, items))
         probabilities = item_probabilities(self.world, query, items)
         positions = [position for position, p in enumerate(probabilities) if rng.random() < p]
         for position in positions:
@@ -122,11 +124,11 @@ class Traffic:
     def _click(self, rng: random.Random, click: dict[str, Any]) -> None:
         settings = self.settings
         delay = settings.click_delay_median_s * rng.lognormvariate(0.0, settings.click_delay_spread)
-        self.account.clicks += 1
+        self.totals.clicks += 1
         self._outbox.put({**click, "ts": click["ts"] + min(delay, LONGEST_DELAY_S)})
 
     async def _spoil(self, rng: random.Random, click: dict[str, Any]) -> None:
-        """Send something that cannot be used, and note under which reason it should end in quarantine."""
+        """Send an event that cannot be used, and count it under its expected quarantine reason."""
         kind = rng.choice(SPOILED)
         if kind == "malformed":
             await self._outbox.post_malformed()
@@ -137,7 +139,7 @@ class Traffic:
             "position_out_of_range": {"position": 99, "item": None},
             "item_mismatch": {"item": "what nobody was shown"},
         }
-        self.account.spoiled[kind] += 1
+        self.totals.spoiled[kind] += 1
         self._outbox.put({**click, **wrong[kind]})
 
 

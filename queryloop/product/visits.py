@@ -1,4 +1,4 @@
-"""What the simulated users ask: the first query of a visit, and the one they type next, which follows the hidden appeal."""
+"""The queries of the simulated users: the first one of a visit, and the next ones, drawn by the appeal of their aspects."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def first_query(world: World, rng: random.Random) -> str:
 
 def next_query(world: World, rng: random.Random, query: str) -> str:
     """Return the query a user types after `query`: aspects in proportion to their appeal, never the one just asked."""
-    said = world.read(query)
+    reading = world.read(query)
     change = rng.random()
-    if not said.entities or change >= NEXT_SAME + NEXT_RELATED:
+    if not reading.entities or change >= NEXT_SAME + NEXT_RELATED:
         return first_query(world, rng)
-    entity = said.entities[0] if change < NEXT_SAME else rng.choice(world.entities[said.entities[0]].related)
-    aspects = [a for a in world.topic_of(entity).aspects if a.text != said.aspect]
+    entity = reading.entities[0] if change < NEXT_SAME else rng.choice(world.entities[reading.entities[0]].related)
+    aspects = [a for a in world.topic_of(entity).aspects if a.text != reading.aspect]
     return f"{entity} {rng.choices(aspects, [a.appeal for a in aspects])[0].text}"
 
 

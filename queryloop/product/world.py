@@ -1,4 +1,4 @@
-"""The hidden world of the simulated product: topics, entities, aspects and how attractive each is. Drawn whole from a seed."""
+"""The world of the simulated product, drawn from a seed: topics, entities, aspects and how attractive each is."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Entity:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a text says: the entities it names in order, the aspect (of the first one's topic, else of any), words left over."""
+    """What a text names: entities in order, the aspect (of the first one's topic, else of any), and the number of other words."""
 
     entities: tuple[str, ...]
     aspect: str | None
@@ -94,7 +94,7 @@ class World:
         return self.topics[self.entities[entity].topic]
 
     def read(self, text: str) -> Reading:
-        """Return what a text says, comparing words without regard to case."""
+        """Return what a text names, comparing words without regard to case."""
         words = text.casefold().split()
         entities = tuple(word for word in words if word in self.entities)
         topic = self.entities[entities[0]].topic if entities else None

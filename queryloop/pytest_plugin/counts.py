@@ -24,15 +24,15 @@ def read_all(settings: StreamsSettings) -> list[Counts]:
 
 def rate_windows(shards: list[Counts], as_of: date) -> list[Window]:
     """Return the windows as of a day, with their rates, sorted by query, item and position."""
-    table = sum_windows(_cut(counts.windows, as_of) for counts in shards)
+    table = sum_windows(_select_days(counts.windows, as_of) for counts in shards)
     rows = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
     cells, positions = sum_rows([rows]), sum_rows([[row[2:] for row in rows]])
     prior, coec = fit_prior(table), compute_coec(cells, positions)
     return [Window(**window_row(cell, sums, prior, coec)) for cell, sums in cells.items()]
 
 
-def _cut(windows: pa.Table, as_of: date) -> pa.Table:
-    """The 14 days before `as_of`; cells that were only ever taken back are none."""
+def _select_days(windows: pa.Table, as_of: date) -> pa.Table:
+    """Return the cells of the 14 days before `as_of`, without their day."""
     first = as_of - timedelta(days=WINDOW_DAYS)
     inside = pc.and_(pc.greater_equal(windows["day"], pa.scalar(first)), pc.less(windows["day"], pa.scalar(as_of)))
     return windows.filter(inside).drop_columns(["day"])

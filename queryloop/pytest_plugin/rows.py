@@ -1,4 +1,4 @@
-"""What a test reads: one frozen row a count. Cheap to import, for annotations."""
+"""The rows that a test reads, as frozen dataclasses. Cheap to import, for annotations."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class Window:
     """The counts of one (query, item, position) over 14 UTC days, texts normalised, and the rates that follow from them.
 
-    `smoothed_ctr` is the posterior mean under the position's prior; `coec` is of (query, item) over all its positions, None where
-    no click is expected.
+    `smoothed_ctr` is the posterior mean under the position's prior; `coec` (clicks over expected clicks) is of (query, item) over
+    all its positions, None where no click is expected.
     """
 
     query: str

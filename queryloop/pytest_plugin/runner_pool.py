@@ -1,4 +1,4 @@
-"""The processes that run the workers of a run's tests, and its folder. Cheap to import: the first one starts at once."""
+"""The processes that run the workers of a test run, and its folder. Cheap to import, so that the first one starts at once."""
 
 from __future__ import annotations
 
@@ -14,64 +14,64 @@ from streams.runtime.processes import Child
 
 STOP_S = 10.0
 END = "end"
-"""The order that ends a process."""
+"""The line in a runner's pipe that ends its process."""
 
 
-class Host:
+class WorkerRunner:
     """A process that runs one worker after another (`queryloop.pytest_plugin.worker_runner`)."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
-        orders = folder / "orders"
-        os.mkfifo(orders)
-        command: list[str | Path] = [sys.executable, "-m", "queryloop.pytest_plugin.worker_runner", orders]
+        pipe = folder / "pipe"
+        os.mkfifo(pipe)
+        command: list[str | Path] = [sys.executable, "-m", "queryloop.pytest_plugin.worker_runner", pipe]
         self.child = Child("the test's worker", command, folder / "worker.log")
         # Open for reading too, so that neither opening nor writing waits for the other side.
-        self._orders = os.fdopen(os.open(orders, os.O_RDWR), "w", encoding="utf-8")
+        self._pipe = os.fdopen(os.open(pipe, os.O_RDWR), "w", encoding="utf-8")
 
-    def order(self, what: dict[str, str] | str) -> None:
-        """Give the environment of the next worker, or END, for when the one that runs has ended."""
-        self._orders.write(json.dumps(what) + "\n")
-        self._orders.flush()
+    def send(self, what: dict[str, str] | str) -> None:
+        """Write the environment of the next worker, or END, into the pipe; it is read when the worker that runs has ended."""
+        self._pipe.write(json.dumps(what) + "\n")
+        self._pipe.flush()
 
     def stop(self) -> None:
-        """End the process after the worker that runs, or for certain."""
-        self.order(END)
+        """End the process after the worker that runs; kill it after STOP_S."""
+        self.send(END)
         if self.child.sleep(STOP_S) is None:
             self.child.kill()
-        self._orders.close()
+        self._pipe.close()
 
 
-class Hosts:
-    """All hosts of a run, and its folder. Use it in a `with` block: leaving stops them and removes the folder."""
+class RunnerPool:
+    """All runners of a test run, and its folder. Use it in a `with` block: leaving stops them and removes the folder."""
 
     def __init__(self) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="queryloop-test-")
         self.folder = Path(self._temporary.name)
         self._number = 0
-        self._all: list[Host] = []
-        self._free: list[Host] = []
+        self._all: list[WorkerRunner] = []
+        self._free: list[WorkerRunner] = []
 
-    def find(self) -> Host:
-        """Return a host that has no worker any more, or a new one."""
+    def acquire(self) -> WorkerRunner:
+        """Return a runner without a worker, or a new one."""
         while self._free:
-            if (host := self._free.pop(0)).child.returncode is None:
-                return host
+            if (runner := self._free.pop(0)).child.returncode is None:
+                return runner
         self._number += 1
-        host = Host(self.folder / f"host-{self._number}")
-        self._all.append(host)
-        return host
+        runner = WorkerRunner(self.folder / f"runner-{self._number}")
+        self._all.append(runner)
+        return runner
 
-    def free(self, host: Host) -> None:
-        """Take a host back whose worker ends now."""
-        self._free.append(host)
+    def release(self, runner: WorkerRunner) -> None:
+        """Take a runner back whose worker is ending."""
+        self._free.append(runner)
 
     def __enter__(self) -> Self:
-        self.free(self.find())
+        self.release(self.acquire())
         return self
 
     def stop(self) -> None:
-        """End all of them, each after its worker."""
+        """End every runner after its worker."""
         while self._all:
             self._all.pop().stop()
 

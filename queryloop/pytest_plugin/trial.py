@@ -1,4 +1,4 @@
-"""One test's Queryloop: events go in, and what the worker counted comes out."""
+"""One test's Queryloop: events are sent in, and the worker's counts are read back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Self
 from queryloop.pytest_plugin.clock import Clock
 from queryloop.pytest_plugin.counts import rate_windows, read_all
 from queryloop.pytest_plugin.rows import Quarantined, Successor, Window
-from queryloop.pytest_plugin.worker_pool import Sections, Station, Stations
+from queryloop.pytest_plugin.worker_pool import IsolatedWorker, Sections, WorkerPool
 from queryloop.replay.replay import FLUSH_S, ReplayError, send_line
 from queryloop.up.worker_process import read_progress
 from streams.api.client import get_json
@@ -31,19 +31,19 @@ AnyEvent = Mapping[str, Any] | Event | bytes | str
 
 
 class Trial:
-    """What the fixture `queryloop` gives. The worker starts when the first event is sent; leaving the test stops it.
+    """The value of the fixture `queryloop`. The worker starts when the first event is sent and stops at the end of the test.
 
     The product under test may emit to `bootstrap` and `topic` itself.
     """
 
-    def __init__(self, stations: Stations, broker: str, more_to_come: bool = False) -> None:
-        self._stations = stations
+    def __init__(self, workers: WorkerPool, broker: str, start_next: bool = False) -> None:
+        self._workers = workers
         self._broker = broker
-        self._more_to_come = more_to_come
+        self._start_next = start_next
         self._sections: Sections = {}
-        self._station: Station | None = None
+        self._worker: IsolatedWorker | None = None
         self._emitter: Emitter | None = None
-        self.clock = Clock(self._tell_time)
+        self.clock = Clock(self._set_time)
 
     @property
     def bootstrap(self) -> str:
@@ -57,8 +57,10 @@ class Trial:
 
     def settings(self, **sections: dict[str, Any]) -> None:
         """Change settings of the worker, as in settings(worker={"session_gap_s": 60}), before the first event."""
-        if self._station is not None:
-            raise RuntimeError("queryloop.settings() comes before the first event of a test, or into the marker: queryloop(...)")
+        if self._worker is not None:
+            raise RuntimeError(
+                "queryloop.settings() must be called before the first event of a test, or use the marker: queryloop(...)"
+            )
         for section, values in sections.items():
             self._sections[section] = self._sections.get(section, {}) | values
 
@@ -76,19 +78,19 @@ class Trial:
         return self._send(map(self._line, log))
 
     def wait_applied(self, timeout: float = APPLY_S) -> None:
-        """Wait until the worker has applied everything that was sent. Raises ProcessError with the worker's last words."""
-        station = self._open()
+        """Wait until the worker has applied everything that was sent. Raises ProcessError with the end of the worker's log."""
+        worker = self._open()
         if self._emitter is not None and not self._emitter.flush(timeout):
-            raise ReplayError(f"the broker at {station.bootstrap} did not take every event: {self._emitter.counters()}")
-        ends = end_offsets(station.bootstrap, station.settings.kafka.topic)
+            raise ReplayError(f"the broker at {worker.bootstrap} did not take every event: {self._emitter.counters()}")
+        ends = end_offsets(worker.bootstrap, worker.settings.kafka.topic)
         sent = {} if self._emitter is None else self._emitter.positions()
         wanted = {partition: max(end, sent.get(partition, 0)) for partition, end in ends.items()}
 
         def applied() -> bool:
-            offsets, _ = read_progress(station.settings)
+            offsets, _ = read_progress(worker.settings)
             return all(offsets.get(partition, -1) >= end for partition, end in wanted.items())
 
-        station.child.wait_until(applied, timeout, f"past offsets {wanted}")
+        worker.child.wait_until(applied, timeout, f"past offsets {wanted}")
 
     def windows(self, as_of: date | str | None = None) -> list[Window]:
         """The counts over the 14 UTC days before `as_of`, by default the day after the clock's; waits for what was sent."""
@@ -114,24 +116,24 @@ class Trial:
         worker = self._open().settings.worker
         return get_json(worker.local_url + path, worker.key, parameters)
 
-    def _open(self) -> Station:
-        if self._station is None:
-            self._station = self._stations.take(self._broker, self._sections)
-            set_clock(self._station.clock_file, self.clock.now())
-            if self._more_to_come:
-                self._stations.prepare(self._broker)
-        return self._station
+    def _open(self) -> IsolatedWorker:
+        if self._worker is None:
+            self._worker = self._workers.acquire(self._broker, self._sections)
+            set_clock(self._worker.clock_file, self.clock.now())
+            if self._start_next:
+                self._workers.start_spare(self._broker)
+        return self._worker
 
     def _send(self, lines: Iterable[bytes]) -> int:
-        station = self._open()
+        worker = self._open()
         if self._emitter is None:
-            topic = station.settings.kafka.topic
-            self._emitter = Emitter(station.bootstrap, EmitterSettings(linger_ms=5.0), topic=topic)
+            topic = worker.settings.kafka.topic
+            self._emitter = Emitter(worker.bootstrap, EmitterSettings(linger_ms=5.0), topic=topic)
         number = 0
         for number, line in enumerate(lines, 1):  # noqa: B007
             send_line(self._emitter, line, session_of(line))
         if not self._emitter.flush(FLUSH_S):
-            raise ReplayError(f"the broker at {station.bootstrap} did not take every event: {self._emitter.counters()}")
+            raise ReplayError(f"the broker at {worker.bootstrap} did not take every event: {self._emitter.counters()}")
         return number
 
     def _line(self, event: AnyEvent) -> bytes:
@@ -141,10 +143,10 @@ class Trial:
             return encode(event)
         return json.dumps({"event_id": make_event_id(), "ts": self.clock.now(), **event}, ensure_ascii=False).encode()
 
-    def _tell_time(self, seconds: float) -> None:
-        if self._station is not None:
+    def _set_time(self, seconds: float) -> None:
+        if self._worker is not None:
             self.wait_applied()
-            set_clock(self._station.clock_file, seconds)
+            set_clock(self._worker.clock_file, seconds)
 
     def _day(self, as_of: date | str | None) -> date:
         if as_of is None:
@@ -159,5 +161,5 @@ class Trial:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._emitter is not None:
             self._emitter.close(FLUSH_S)
-        if self._station is not None:
-            self._stations.give_back(self._station)
+        if self._worker is not None:
+            self._workers.release(self._worker)

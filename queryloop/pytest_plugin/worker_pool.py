@@ -1,7 +1,7 @@
-"""Stations: a worker process with topics and a data folder of its own, on a broker that the tests of a run share.
+"""Workers for tests: each with topics and a data folder of its own, on brokers that the tests of a run share.
 
-A worker takes seconds to start. So while a test runs on one station, the next starts already, if another test will want it, in a
-process that has run a worker before.
+A worker takes seconds to start. So while one test runs, the worker of the next one starts already, in a process that has run a
+worker before.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     import streams.brokers.clients  # noqa: F401
 
-from queryloop.pytest_plugin.runner_pool import Host, Hosts
+from queryloop.pytest_plugin.runner_pool import RunnerPool, WorkerRunner
 from queryloop.replay.replay import NEVER_S, SESSION_S
 from queryloop.up.worker_process import read_status
 from streams.brokers.broker import Broker, EmbeddedBroker, ExternalBroker, KafkaBroker
@@ -36,67 +36,66 @@ START_S = 20.0
 Sections = dict[str, dict[str, Any]]
 
 
-class Station:
-    """A worker on topics of its own. `settings` are all that it runs with."""
+class IsolatedWorker:
+    """A worker on topics of its own; `settings` are all of its settings."""
 
-    def __init__(self, settings: StreamsSettings, host: Host) -> None:
+    def __init__(self, settings: StreamsSettings, runner: WorkerRunner) -> None:
         assert settings.kafka.bootstrap is not None and settings.worker.clock_file is not None
         self.settings = settings
         self.bootstrap = settings.kafka.bootstrap
         self.clock_file = settings.worker.clock_file
-        self.host = host
+        self.runner = runner
         settings.data.dir.mkdir(parents=True)
         set_clock(self.clock_file, time.time())
         create_topics(self.bootstrap, settings.kafka)
-        host.order(to_environ(settings, {}))
+        runner.send(to_environ(settings, {}))
 
     @property
     def child(self) -> Child:
         """The worker's process."""
-        return self.host.child
+        return self.runner.child
 
     def await_answer(self) -> None:
-        """Wait until the worker's HTTP answers, or its process has ended, for at most START_S."""
+        """Wait at most START_S until the worker answers over HTTP or its process has ended."""
         with suppress(ProcessError):
             self.child.wait_until(lambda: read_status(self.settings) is not None, START_S, "answering")
 
 
-class Stations:
-    """The brokers of a run and the stations on them. Use it in a `with` block: leaving stops everything."""
+class WorkerPool:
+    """The brokers of a test run and the workers on them. Use it in a `with` block: leaving stops everything."""
 
-    def __init__(self, hosts: Hosts) -> None:
-        self._hosts = hosts
+    def __init__(self, runners: RunnerPool) -> None:
+        self._runners = runners
         self._stack = ExitStack()
         self._brokers: dict[str, Broker] = {}
-        self._spare: dict[str, Station] = {}
+        self._spare: dict[str, IsolatedWorker] = {}
 
-    def take(self, broker: str, sections: Sections) -> Station:
-        """Return a station that nobody has used. Raises BrokerError, SettingsError."""
+    def acquire(self, broker: str, sections: Sections) -> IsolatedWorker:
+        """Return a fresh worker. Raises BrokerError, ValueError for settings that a worker does not have."""
         if not sections and (spare := self._spare.pop(broker, None)) is not None:
             return spare
-        return Station(self._settings(broker, sections), self._hosts.find())
+        return IsolatedWorker(self._settings(broker, sections), self._runners.acquire())
 
-    def prepare(self, broker: str) -> None:
-        """Start a station for the next test, if none waits."""
+    def start_spare(self, broker: str) -> None:
+        """Start a worker for the next test, unless one is ready."""
         if broker not in self._spare:
-            self._spare[broker] = Station(self._settings(broker, {}), self._hosts.find())
+            self._spare[broker] = IsolatedWorker(self._settings(broker, {}), self._runners.acquire())
 
-    def give_back(self, station: Station) -> None:
-        """End a station's worker and have it removed; its process is free for another."""
-        if (
-            station.settings.kafka.broker == "kafka"
-        ):  # topics would outlive the run: the worker must get so far that it is stopped
-            station.await_answer()
-        if read_status(station.settings) is None:
-            station.child.kill()  # a signal that comes before the worker minds it would end the process later, at any time
+    def release(self, worker: IsolatedWorker) -> None:
+        """End a worker and let its runner remove what it leaves; the runner can then run another one."""
+        if worker.settings.kafka.broker == "kafka":
+            # Its topics would outlive the run: they are removed after a worker that was stopped, so it must be running first.
+            worker.await_answer()
+        if read_status(worker.settings) is None:
+            worker.child.kill()  # SIGTERM before the worker handles it would end the runner at any later time
             return
-        station.child.terminate()
-        self._hosts.free(station.host)
+        worker.child.terminate()
+        self._runners.release(worker.runner)
 
     def _settings(self, broker: str, sections: Sections) -> StreamsSettings:
         name = f"test-{uuid.uuid4().hex[:12]}"
         kind = "embedded" if broker == "embedded" else "kafka"
-        folder = self._hosts.folder / name
+        folder = self._runners.folder / name
         kafka_names = {"topic": name, "quarantine_topic": f"{name}.quarantine", "group": name}
         fixed: Sections = {
             "kafka": {"bootstrap": self._start(broker).bootstrap, "broker": kind, **kafka_names},
@@ -118,7 +117,7 @@ class Stations:
         if broker == "embedded":
             return EmbeddedBroker()
         if broker == "kafka":
-            return KafkaBroker(self._hosts.folder / "broker")
+            return KafkaBroker(self._runners.folder / "broker")
         if ":" in broker:
             return ExternalBroker(broker)
         raise ValueError(f"queryloop's broker is {broker!r}: embedded, kafka or host:port (--queryloop-broker, or the marker)")
@@ -128,8 +127,8 @@ class Stations:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for spare in self._spare.values():
-            self.give_back(spare)
-        self._hosts.stop()  # while the brokers still answer
+            self.release(spare)
+        self._runners.stop()  # while the brokers still answer
         self._stack.close()
 
 
@@ -145,5 +144,5 @@ def make_settings(data: DataSettings, *layers: Sections) -> StreamsSettings:
     try:
         return StreamsSettings.model_validate({"data": data, **merged})
     except ValidationError as error:
-        said = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_url=False))
-        raise ValueError(f"settings of the test: {said}") from None
+        problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_url=False))
+        raise ValueError(f"settings of the test: {problems}") from None

@@ -22,16 +22,16 @@ from streams.worker.settings import StreamsSettings
 log = logging.getLogger(__name__)
 
 
-def main(orders: Path) -> int:
-    """Run the workers that are ordered; return the exit code."""
+def main(pipe: Path) -> int:
+    """Run a worker for each line of the pipe; return the exit code."""
     configure_logs(logging.INFO)
     _import_ahead()
-    with orders.open(encoding="utf-8") as lines:
+    with pipe.open(encoding="utf-8") as lines:
         for line in lines:
-            order = json.loads(line)
-            if order == END:
+            environ = json.loads(line)
+            if environ == END:
                 return 0
-            settings = load_settings(StreamsSettings, environ=order)
+            settings = load_settings(StreamsSettings, environ=environ)
             try:
                 run_worker(settings)
             except WorkerError as error:
@@ -42,13 +42,13 @@ def main(orders: Path) -> int:
 
 
 def _import_ahead() -> None:
-    """Import what a worker imports when it starts, while nobody waits yet."""
+    """Import what a worker imports when it starts, while no test waits for it yet."""
     import streams.api.routes
     import streams.worker.app  # noqa: F401
 
 
 def _remove(settings: StreamsSettings) -> None:
-    """Remove what the worker leaves: its folder, and topics that would outlive this run."""
+    """Remove the worker's folder, and its topics where the broker outlives this run."""
     shutil.rmtree(settings.data.dir)
     if settings.kafka.broker == "embedded" or settings.kafka.bootstrap is None:
         return

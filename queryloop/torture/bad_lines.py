@@ -1,4 +1,4 @@
-"""Lines of the torture's log that are no usable event, of every kind that the decoder tells apart, each with its reason."""
+"""Lines that are no usable event, of every kind that the decoder distinguishes, each with its quarantine reason."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable
 from streams.events.schema import Reason
 
 Make = Callable[[str, str], bytes]
-"""Makes a line from a unique id and the session's fields; two lines are never the same bytes, so each has its own row."""
+"""Makes a line from a unique id and the session's fields; no two lines have the same bytes, so each gets a row in quarantine."""
 
 
 def _line(text: str) -> bytes:
     return text.encode()
 
 
-FAULTS: tuple[tuple[Reason, Make], ...] = (
+BAD_LINE_KINDS: tuple[tuple[Reason, Make], ...] = (
     (Reason.MALFORMED, lambda id_, rest: _line(f'{{"type":"click","event_id":"{id_}","ts":17356')),
     (Reason.MALFORMED, lambda id_, rest: b"\xff\xfe\x00 not text " + id_.encode()),
     (Reason.MALFORMED, lambda id_, rest: _line(f'{{"type":"query","event_id":"{id_}",{rest}}} and more')),

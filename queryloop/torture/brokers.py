@@ -1,4 +1,4 @@
-"""The brokers as the torture treats them: killed with -9, kept down, started again at the same address."""
+"""The brokers of a torture run: killed with SIGKILL, kept down, started again at the same address."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from streams.brokers.topics import KafkaSettings, create_topics, topic_id
 from streams.runtime.processes import non_ephemeral_ports
 
 DOWN_S = 2.0
-Rest = Callable[[float], None]
-"""Lets the stand go on for so many seconds."""
+PollFor = Callable[[float], None]
+"""Keeps the harness running for so many seconds."""
 
 
 class TortureBroker(Protocol):
-    """What a broker under torture can do. A context manager: it answers on entry, nothing of it runs after it."""
+    """A broker that can be killed. As a context manager it is ready on entry and stopped on exit."""
 
     @property
     def bootstrap(self) -> str: ...
 
-    def restart(self, rest: Rest) -> str | None:
-        """Kill it with -9, rest, start it. Returns the id of the new log when the old one is lost with it."""
+    def restart(self, poll_for: PollFor) -> str | None:
+        """Kill it, wait, start it. Returns the new topic id when the broker lost its log, else None."""
 
-    def kill_leader(self, partition: int, rest: Rest) -> int:
-        """Kill with -9 the node that leads a partition, rest, start it again; return the node's number."""
+    def kill_leader(self, partition: int, poll_for: PollFor) -> int:
+        """Kill the node that leads a partition, wait, start it again; return the node's number."""
 
     def __enter__(self) -> Self: ...
 
@@ -43,7 +43,7 @@ def open_broker(kind: str, nodes: int, folder: Path, kafka: KafkaSettings) -> To
 
 
 class OneNode:
-    """The embedded broker, which forgets everything when it is killed, or real Kafka on one node, which must not."""
+    """The embedded broker, which loses its log when it is killed, or real Kafka on one node, which must not."""
 
     def __init__(self, broker: EmbeddedBroker | KafkaBroker, kafka: KafkaSettings) -> None:
         self._broker = broker
@@ -53,18 +53,18 @@ class OneNode:
     def bootstrap(self) -> str:
         return self._broker.bootstrap
 
-    def restart(self, rest: Rest) -> str | None:
+    def restart(self, poll_for: PollFor) -> str | None:
         child = self._broker.child
         if child is None:
             raise BrokerError("the broker does not run")
         child.kill()
-        rest(DOWN_S)
+        poll_for(DOWN_S)
         self._broker.stop()
         self._broker.start()
         create_topics(self.bootstrap, self._kafka)
         return None if self._broker.durable else topic_id(self.bootstrap, self._kafka.topic)
 
-    def kill_leader(self, partition: int, rest: Rest) -> int:
+    def kill_leader(self, partition: int, poll_for: PollFor) -> int:
         raise BrokerError("a single broker has no other node to lead a partition")
 
     def __enter__(self) -> Self:
@@ -77,7 +77,7 @@ class OneNode:
 
 
 class Cluster:
-    """Several nodes of real Kafka; one of them at a time is away."""
+    """Several nodes of real Kafka, of which one at a time is down."""
 
     def __init__(self, cluster: KafkaCluster, kafka: KafkaSettings) -> None:
         self._cluster = cluster
@@ -87,25 +87,25 @@ class Cluster:
     def bootstrap(self) -> str:
         return self._cluster.bootstrap
 
-    def restart(self, rest: Rest) -> str | None:
+    def restart(self, poll_for: PollFor) -> str | None:
         raise BrokerError("a cluster loses one node at a time")
 
-    def kill_leader(self, partition: int, rest: Rest) -> int:
-        """As above; it returns when the node is in sync again, so that the next kill leaves a majority."""
+    def kill_leader(self, partition: int, poll_for: PollFor) -> int:
+        """Kill the leading node as above; return when it is in sync again, so that the next kill leaves a majority."""
         node = self._cluster.leader(self._kafka.topic, partition)
         if node is None:
             raise BrokerError(f"partition {partition} of {self._kafka.topic} has no leader")
         self._cluster.kill(node)
-        rest(DOWN_S)
+        poll_for(DOWN_S)
         while self._cluster.leader(self._kafka.topic, partition) in (None, node):
-            rest(0.2)
+            poll_for(0.2)
         self._cluster.start(node, wait=False)
         while node not in self._in_sync():
-            rest(0.2)
+            poll_for(0.2)
         return node
 
     def _in_sync(self) -> frozenset[int]:
-        """The nodes that hold all of every partition of the log."""
+        """Return the nodes that are in sync in every partition."""
         held = [self._cluster.in_sync(self._kafka.topic, number) for number in range(self._kafka.partitions)]
         return frozenset.intersection(*held)
 

@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def torture(options: Options) -> Result:
-    """Run it once. What it found is raised as TortureError, or is in the result; in both cases the data folder is kept."""
+    """Run it once. The data folder is kept, and named, when counts differ or the run raises TortureError; else it is removed."""
     folder = options.keep or Path(tempfile.mkdtemp(prefix="queryloop-torture-"))
     try:
         with _terminable():

@@ -1,4 +1,4 @@
-"""What is done to the processes of the stand, one function for each act of the schedule."""
+"""The faults of the schedule, a function each: processes of the harness are killed, stopped and started again."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import time
 from dataclasses import dataclass, field
 
 from queryloop.torture.brokers import TortureBroker
-from queryloop.torture.harness import Stand, TortureError
-from queryloop.torture.schedule import Act, Step
+from queryloop.torture.harness import Harness, TortureError
+from queryloop.torture.schedule import Fault, Step
 from queryloop.torture.workers import Worker
 
 FLOW_STAGES = 2
-"""Stages that flow before a process dies, so that it dies at work, and again when it is back, so that it has work."""
+"""Stages that are let through before a process is killed, so that it is busy then, and after it is back."""
 OUTAGE_SHARE = 20
-"""What part of the log may flow, once another node leads, while a killed leader is away: it comes back to much that it missed."""
+"""While a killed leader is down, one part in so many of the log is let through, so that it missed much when it is back."""
 TAKE_S = 60.0
 BEGAN, ENDED = "event=compaction_began", "event=day_compacted"
-TENDING_STAGES = 12
-"""Stages in which a compaction must come: days are compacted when a new one begins, and a day has ten."""
-TENDING_POLL_S = 0.001
+COMPACTION_STAGES = 12
+"""Stages within which a compaction must begin: days are compacted when a new one begins, and a day has ten stages."""
+COMPACTION_POLL_S = 0.001
 
 
 @dataclass(frozen=True)
-class Done:
-    """One step as it was done: when it began, in seconds since the start, and how long it took."""
+class DoneStep:
+    """A step of the schedule as it was done: when it began, in seconds since the start, and how long it took."""
 
     act: str
     victim: int
@@ -32,11 +32,11 @@ class Done:
 
 
 @dataclass
-class Diary:
-    """What was done and how long it took, in seconds."""
+class FaultRecord:
+    """The faults that were done and how long they took, in seconds. The field names are keys of the report's JSON."""
 
     began: float = field(default_factory=time.monotonic)
-    steps: list[Done] = field(default_factory=list)
+    steps: list[DoneStep] = field(default_factory=list)
     kills: int = 0
     producer_kills: int = 0
     tending_kills: int = 0
@@ -50,124 +50,126 @@ class Diary:
     returns: list[float] = field(default_factory=list)
 
 
-def do(step: Step, stand: Stand, broker: TortureBroker, diary: Diary) -> None:
-    """Do one step while the log flows. Raises TortureError when the stand does not take it as it must."""
+def inject(step: Step, harness: Harness, broker: TortureBroker, record: FaultRecord) -> None:
+    """Do one step while the log flows. Raises TortureError when the processes do not recover from it."""
     began = time.monotonic()
-    if step.act in (Act.KILL, Act.REBALANCE):
-        worker = stand.workers[step.victim]
-        stand.wait(lambda: stand.settled(worker), f"{worker.name} counting again before the next {step.act}")
-    stand.flow.allow_more(FLOW_STAGES)
-    stand.rest(step.delay_s)
-    _act(step, stand, broker, diary)
-    diary.steps.append(Done(step.act, step.victim, round(began - diary.began, 3), round(time.monotonic() - began, 3)))
+    if step.fault in (Fault.KILL, Fault.REBALANCE):
+        worker = harness.workers[step.victim]
+        harness.wait(lambda: harness.is_counting(worker), f"{worker.name} counting again before the next {step.fault}")
+    harness.flow.allow_more(FLOW_STAGES)
+    harness.poll_for(step.delay_s)
+    _inject(step, harness, broker, record)
+    record.steps.append(DoneStep(step.fault, step.victim, round(began - record.began, 3), round(time.monotonic() - began, 3)))
 
 
-def _act(step: Step, stand: Stand, broker: TortureBroker, diary: Diary) -> None:
-    match step.act:
-        case Act.KILL | Act.KILL_STARTING:
-            _kill(step, stand, diary)
-        case Act.KILL_TENDING:
-            _kill_tending(stand, diary)
-        case Act.KILL_PRODUCER:
-            _kill_producer(step, stand, diary)
-        case Act.RESTART_BROKER:
-            _restart_broker(stand, broker, diary)
-        case Act.KILL_LEADER:
-            _kill_leader(step, stand, broker, diary)
-        case Act.REBALANCE:
-            _rebalance(stand.workers[step.victim], stand, diary)
+def _inject(step: Step, harness: Harness, broker: TortureBroker, record: FaultRecord) -> None:
+    match step.fault:
+        case Fault.KILL | Fault.KILL_STARTING:
+            _kill(step, harness, record)
+        case Fault.KILL_IN_COMPACTION:
+            _kill_in_compaction(harness, record)
+        case Fault.KILL_PRODUCER:
+            _kill_producer(step, harness, record)
+        case Fault.RESTART_BROKER:
+            _restart_broker(harness, broker, record)
+        case Fault.KILL_LEADER:
+            _kill_leader(step, harness, broker, record)
+        case Fault.REBALANCE:
+            _rebalance(harness.workers[step.victim], harness, record)
 
 
-def _kill(step: Step, stand: Stand, diary: Diary) -> None:
-    worker = stand.workers[step.victim]
+def _kill(step: Step, harness: Harness, record: FaultRecord) -> None:
+    worker = harness.workers[step.victim]
     worker.kill()
     worker.start("killed")
-    stand.flow.allow_more(FLOW_STAGES)
-    diary.kills += 1
-    if step.act is Act.KILL_STARTING:
-        stand.rest(3 * step.delay_s)
+    harness.flow.allow_more(FLOW_STAGES)
+    record.kills += 1
+    if step.fault is Fault.KILL_STARTING:
+        harness.poll_for(3 * step.delay_s)
         worker.kill()
         worker.start("killed while it started")
-        diary.kills += 1
+        record.kills += 1
 
 
-def _kill_tending(stand: Stand, diary: Diary) -> None:
-    """Kill the first worker that is in a compaction, as its log tells; give up after TENDING_STAGES.
+def _kill_in_compaction(harness: Harness, record: FaultRecord) -> None:
+    """Kill the first worker whose log shows that it is in a compaction; give up after COMPACTION_STAGES.
 
-    A compaction is short: one that ended before the kill does not count as killed, and another is waited for.
+    A compaction is short: where it ended before the kill, the next one is waited for.
     """
-    stand.flow.allow_more(TENDING_STAGES)
+    harness.flow.allow_more(COMPACTION_STAGES)
 
     def find_compacting() -> Worker | None:
-        return next((one for one in stand.workers if _is_compacting(one)), None)
+        return next((one for one in harness.workers if _is_compacting(one)), None)
 
-    while not diary.tending_kills:
-        stand.wait(lambda: find_compacting() is not None or stand.flow.idle, "in a compaction", poll_s=TENDING_POLL_S)
+    while not record.tending_kills:
+        harness.wait(lambda: find_compacting() is not None or harness.flow.idle, "in a compaction", poll_s=COMPACTION_POLL_S)
         worker = find_compacting()
         if worker is None:
-            diary.tending_missed += 1
+            record.tending_missed += 1
             return
         worker.kill()
         in_time = _is_compacting(worker)
         worker.start("killed in a compaction" if in_time else "killed")
-        diary.tending_kills += in_time
-        diary.kills += not in_time
-    stand.flow.allow_more(FLOW_STAGES)
+        record.tending_kills += in_time
+        record.kills += not in_time
+    harness.flow.allow_more(FLOW_STAGES)
 
 
 def _is_compacting(worker: Worker) -> bool:
-    said = worker.said()
-    return said.count(BEGAN) > said.count(ENDED)
+    text = worker.read_log()
+    return text.count(BEGAN) > text.count(ENDED)
 
 
-def _kill_producer(step: Step, stand: Stand, diary: Diary) -> None:
-    producer = stand.producers[step.victim]
+def _kill_producer(step: Step, harness: Harness, record: FaultRecord) -> None:
+    producer = harness.producers[step.victim]
     if not producer.done:
         producer.kill()
         producer.start()
-        diary.producer_kills += 1
+        record.producer_kills += 1
 
 
-def _restart_broker(stand: Stand, broker: TortureBroker, diary: Diary) -> None:
+def _restart_broker(harness: Harness, broker: TortureBroker, record: FaultRecord) -> None:
     began = time.monotonic()
-    lost = broker.restart(stand.rest)
-    diary.broker_outages.append(time.monotonic() - began)
+    lost = broker.restart(harness.poll_for)
+    record.broker_outages.append(time.monotonic() - began)
     if lost is not None:
-        diary.logs_lost += 1
-        stand.flow.log_lost(lost)
-    stand.flow.allow_more(FLOW_STAGES)
-    before = stand.flow.applied_stages
-    stand.wait(lambda: stand.flow.applied_stages > before or stand.flow.idle, "counting after the broker's restart")
-    diary.broker_recoveries.append(time.monotonic() - began)
+        record.logs_lost += 1
+        harness.flow.log_lost(lost)
+    harness.flow.allow_more(FLOW_STAGES)
+    before = harness.flow.applied_stages
+    harness.wait(lambda: harness.flow.applied_stages > before or harness.flow.idle, "counting after the broker's restart")
+    record.broker_recoveries.append(time.monotonic() - began)
 
 
-def _kill_leader(step: Step, stand: Stand, broker: TortureBroker, diary: Diary) -> None:
+def _kill_leader(step: Step, harness: Harness, broker: TortureBroker, record: FaultRecord) -> None:
     began = time.monotonic()
-    most = stand.flow.sent_stages + stand.flow.stages // OUTAGE_SHARE
+    most = harness.flow.sent_stages + harness.flow.stages // OUTAGE_SHARE
 
-    def rest(seconds: float) -> None:
-        stand.flow.allow(most / stand.flow.stages)
-        stand.rest(seconds)
+    def poll_for(seconds: float) -> None:
+        harness.flow.allow(most / harness.flow.stages)
+        harness.poll_for(seconds)
 
-    diary.leader_kills.append(broker.kill_leader(step.victim, rest))
-    diary.leader_outages.append(time.monotonic() - began)
+    record.leader_kills.append(broker.kill_leader(step.victim, poll_for))
+    record.leader_outages.append(time.monotonic() - began)
 
 
-def _rebalance(worker: Worker, stand: Stand, diary: Diary) -> None:
-    """SIGTERM: its shards must move to the others; started again it must get shards back."""
-    others = [other for other in stand.workers if other is not worker]
+def _rebalance(worker: Worker, harness: Harness, record: FaultRecord) -> None:
+    """Stop a worker by SIGTERM: its shards must move to the others, and some back when it is started again."""
+    others = [other for other in harness.workers if other is not worker]
     if not others:
         return
     began = time.monotonic()
     code = worker.stop()
     worker.child = None
     if code:
-        raise TortureError(f"{worker.name} ended with code {code} after SIGTERM\n{stand.tails()}")
-    stand.wait(lambda: sum(len(one.shards) for one in others) == stand.partitions, "all shards with the other workers", TAKE_S)
-    diary.handovers.append(time.monotonic() - began)
+        raise TortureError(f"{worker.name} ended with code {code} after SIGTERM\n{harness.tails()}")
+    harness.wait(
+        lambda: sum(len(one.shards) for one in others) == harness.partitions, "all shards with the other workers", TAKE_S
+    )
+    record.handovers.append(time.monotonic() - began)
     worker.start("rebalance")
-    stand.wait(lambda: bool(worker.shards), f"{worker.name} with shards again", TAKE_S)
-    stand.flow.allow_more(FLOW_STAGES)
-    stand.wait(lambda: stand.settled(worker), f"{worker.name} counting after the rebalance")
+    harness.wait(lambda: bool(worker.shards), f"{worker.name} with shards again", TAKE_S)
+    harness.flow.allow_more(FLOW_STAGES)
+    harness.wait(lambda: harness.is_counting(worker), f"{worker.name} counting after the rebalance")
     if (ready_s := worker.restarts[-1].ready_s) is not None:
-        diary.returns.append(ready_s)
+        record.returns.append(ready_s)

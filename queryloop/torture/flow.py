@@ -1,6 +1,6 @@
-"""How far the log has flowed: stages acknowledged to every producer, stages counted by every shard, and which may be sent.
+"""The progress of the log: stages acknowledged to every producer, stages counted by every shard, stages that may be sent.
 
-Where a stage ends in each partition is known from the producers, so "counted" is a matter of offsets and topic id alone.
+The producers report where a stage ends in each partition, so offsets and topic id show whether it is counted.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from queryloop.torture.generated_log import TortureLog
 from queryloop.torture.stage_files import Progress, StageFiles
 
 APART_STAGES = 2
-"""Stages between the producers at most, a fifth of a day: less than a click waits for its impression."""
+"""Most stages between two producers, a fifth of a day: less than a click waits for its impression."""
 AHEAD_STAGES = 16
-"""Stages that the producers may be ahead of the slowest shard."""
+"""Most stages that producers may be ahead of the slowest shard."""
 
 
 class Flow:
-    """Fed by `look`, several times a second; opens the gate as far as it may be."""
+    """Must be updated several times a second; opens the gate as far as the limits allow."""
 
-    def __init__(self, made: TortureLog, files: StageFiles, topic_id: str) -> None:
-        self.stages = made.stages
-        self.progress: list[Progress] = [Progress()] * made.producers
-        self._made = made
+    def __init__(self, generated: TortureLog, files: StageFiles, topic_id: str) -> None:
+        self.stages = generated.stages
+        self.progress: list[Progress] = [Progress()] * generated.producers
+        self._generated = generated
         self._files = files
         self._topic_id = topic_id
         self._limit = 0
         self._floor = 0
-        self._marks_from = [0] * made.producers
+        self._marks_from = [0] * generated.producers
         self._marks: dict[int, dict[int, int]] = {}
         self._offsets: dict[int, tuple[str, int]] = {}
 
-    def look(self, shards: Mapping[int, Mapping[str, Any]]) -> None:
-        """Take in what producers and shards say, and open the gate."""
-        self.progress = [self._files.progress(number) for number in range(self._made.producers)]
+    def update(self, shards: Mapping[int, Mapping[str, Any]]) -> None:
+        """Read the producers' progress, take the shards' offsets from their /status, and open the gate."""
+        self.progress = [self._files.progress(number) for number in range(self._generated.producers)]
         for number, shard in shards.items():
             if shard["topic_id"] is not None:
                 self._offsets[number] = (shard["topic_id"], shard["next_offset"])
@@ -43,24 +43,24 @@ class Flow:
         self._files.open_gate(min(self._limit, self.sent_stages + APART_STAGES, self.applied_stages + AHEAD_STAGES))
 
     def log_lost(self, topic_id: str) -> None:
-        """Another log stands in the place of the old one, and what producers say of the old one's offsets means nothing now."""
+        """Start over with a new log, of this topic id: offsets that producers reported of the old one are void."""
         self._floor = self.applied_stages
         self._topic_id = topic_id
         self._marks.clear()
-        # A producer may be telling of the old log at this moment; what it says of the stage after that is of the new one.
+        # A producer may be reporting offsets of the old log right now; its report of the stage after that is of the new one.
         self._marks_from = [progress.stages + 2 for progress in self.progress]
 
     def allow(self, share: float) -> None:
-        """Let this share of the log flow."""
+        """Let this share of the log through."""
         self._limit = max(self._limit, math.ceil(share * self.stages))
 
     def allow_more(self, stages: int) -> None:
-        """Let so many stages flow beyond what is sent, so that something flows while processes die and come back."""
+        """Let so many stages through beyond those sent, so that there is load while processes are killed and restarted."""
         self._limit = max(self._limit, self.sent_stages + stages)
 
     @property
     def sent_stages(self) -> int:
-        """Stages that were acknowledged to every producer."""
+        """Stages acknowledged to every producer."""
         return min(progress.stages for progress in self.progress)
 
     @property
@@ -76,7 +76,7 @@ class Flow:
 
     @property
     def idle(self) -> bool:
-        """Whether all that may flow is sent and counted."""
+        """Whether everything let through is sent and counted."""
         return self.applied_stages == self.sent_stages == min(self._limit, self.stages)
 
     @property
@@ -86,20 +86,20 @@ class Flow:
 
     @property
     def acknowledged(self) -> int:
-        """The lines that the broker has acknowledged, in whole stages."""
-        return sum(self._made.sent_before(number, progress.stages) for number, progress in enumerate(self.progress))
+        """Lines that the broker has acknowledged, in whole stages."""
+        return sum(self._generated.sent_before(number, progress.stages) for number, progress in enumerate(self.progress))
 
     def state(self) -> object:
-        """Something that changes whenever anything is sent or counted."""
+        """Return a value that changes whenever anything is sent or counted."""
         return self.progress, dict(self._offsets)
 
-    def _has_passed(self, place: tuple[int, int]) -> bool:
-        partition, offset = place
+    def _has_passed(self, mark: tuple[int, int]) -> bool:
+        partition, offset = mark
         topic_id, next_offset = self._offsets.get(partition, ("", 0))
         return topic_id == self._topic_id and next_offset >= offset
 
     def _mark(self) -> None:
-        """Note where the partitions end now that a stage is acknowledged; a little later is as good."""
+        """Note the partitions' ends when a stage is acknowledged; a slightly later end is as good."""
         stage = self.sent_stages
         if not stage or stage in self._marks:
             return

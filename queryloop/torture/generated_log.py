@@ -1,7 +1,7 @@
-"""The log that the torture sends: lines made from a seed, as difficult as a live product's, each with what must become of it.
+"""The log that a torture run sends: lines made from a seed, as difficult as a live product's, each with its expected outcome.
 
-It is cut into stages of a tenth of a UTC day and into producers. Every session is a function of (seed, producer, stage, number)
-alone, so a producer that was killed goes on at any stage, and a late click or a duplicate is made from its session anew.
+It is split into stages of a tenth of a day and among producers. Every session depends only on (seed, producer, stage, number),
+so a producer that was killed goes on at any stage, and a late click or a duplicate is made from its session anew.
 """
 
 from __future__ import annotations
@@ -13,37 +13,37 @@ from datetime import UTC, datetime, timedelta, timezone
 from functools import cached_property
 from typing import NamedTuple
 
-from queryloop.torture.bad_lines import FAULTS
+from queryloop.torture.bad_lines import BAD_LINE_KINDS
 from queryloop.torture.texts import make_texts
 from streams.events.rules import DAY_US
 from streams.events.schema import EPOCH, Reason
 
 START_US = 20_100 * DAY_US
-"""2025-01-12, where every torture's log begins."""
+"""2025-01-12, where every generated log begins."""
 STAGE_US = DAY_US // 10
 LATE_STAGES = 20
-"""Days late: two to four days, in stages; a duplicate comes up to two days after the first."""
+"""Two days, in stages: late clicks are two to four days late, duplicates at most two."""
 SECOND = 1_000_000
 SESSION_LINES = 8
 MIN_EVENTS = 2_000
 
 DUPLICATES = 0.05
 DISPLACED = 0.085
-"""Lines out of order; with the early clicks a tenth of all."""
+"""Share of lines out of order; with the early clicks a tenth of all."""
 EARLY_CLICKS = 0.05
 LATE_CLICKS = 0.02
 CLICKS = 3 / SESSION_LINES
 BAD_LINES = 0.01
 
 COUNTED, REPEATED, AGAIN, ORPHAN = "counted", "repeated", "again", "orphan"
-"""Outcomes beside the reasons of quarantine: counted; a second version of an impression; the same bytes again; waits in vain."""
+"""Outcomes beside the quarantine reasons: counted; another version of an impression; the same bytes again; a click on nothing."""
 
 ZONES = (UTC, timezone(timedelta(hours=5, minutes=30)), timezone(timedelta(hours=-8)))
 TEXTS = make_texts()
 
 
 class Line(NamedTuple):
-    """One line: when it is sent (microseconds of event time), whose it is, its bytes, and what must become of it."""
+    """One line: when it is sent (microseconds of event time), its session, its bytes, and its expected outcome."""
 
     order_us: int
     session_id: str
@@ -61,7 +61,7 @@ class TortureLog:
 
     @cached_property
     def stages(self) -> int:
-        """How many stages: 40 to 200, so 4 to 20 days of event time."""
+        """The number of stages: 40 to 200, so 4 to 20 days of event time."""
         return min(200, max(2 * LATE_STAGES, self.events // 500))
 
     def sent_before(self, producer: int, stage: int) -> int:
@@ -90,7 +90,7 @@ class TortureLog:
                 yield from self.stage_lines(producer, stage)
 
     def session(self, producer: int, stage: int, number: int, sessions: int) -> list[Line]:
-        """Return the lines of one session, in order of event time but for the drawn displacements."""
+        """Return the lines of one session, in order of event time but for those drawn to be out of order."""
         rng = self._rng(producer, stage, number)
         began = START_US + stage * STAGE_US + int((number + rng.random()) / sessions * STAGE_US)
         return _Session(rng, f"{self.seed:x}-{producer:x}-{stage:02x}-{number:05x}", began).lines()
@@ -102,7 +102,7 @@ class TortureLog:
         return random.Random(key)
 
     def _shares(self, producer: int, stage: int) -> tuple[int, int, int, int]:
-        """Return how many duplicates, bad lines, late clicks and fresh lines a stage has; their rates hold over the whole log."""
+        """Return how many duplicates, bad lines, late clicks and other lines a stage has; the rates hold over the whole log."""
         before, after = self.sent_before(producer, stage), self.sent_before(producer, stage + 1)
 
         def share(rate: float, start: int = 0) -> int:
@@ -118,24 +118,24 @@ class TortureLog:
         return self.session(producer, stage, rng.randrange(fresh // SESSION_LINES), -(-fresh // SESSION_LINES))
 
     def _late(self, rng: random.Random, producer: int, stage: int, number: int) -> Line:
-        """A click of days ago: sent now though it came in time, or in truth made now, days after its impression."""
+        """Return a click on an impression of days ago: made in time and only sent now, or made now and so too late."""
         past = rng.randint(max(0, stage - 2 * LATE_STAGES), stage - LATE_STAGES)
         session = self._past_session(rng, producer, past)[0].session_id
         event_id = f"{self.seed:x}-{producer:x}-{stage:02x}-late-{number:x}"
         now = START_US + stage * STAGE_US + rng.randrange(STAGE_US)
-        came_in_time = number % 2 == 1
-        ts = START_US + (past + 1) * STAGE_US + 3 * 3600 * SECOND if came_in_time else now
+        made_in_time = number % 2 == 1
+        ts = START_US + (past + 1) * STAGE_US + 3 * 3600 * SECOND if made_in_time else now
         click = _click(event_id, _rfc3339(ts, UTC), f'"session_id":"{session}","query":"late"', f"{session}-i1", 3)
-        return Line(now, session, click, COUNTED if came_in_time else Reason.LATE_CLICK)
+        return Line(now, session, click, COUNTED if made_in_time else Reason.LATE_CLICK)
 
     def _bad(self, rng: random.Random, producer: int, stage: int, number: int) -> Line:
         name = f"{self.seed:x}-{producer:x}-{stage:02x}-bad-{number:x}"
-        reason, make = FAULTS[rng.randrange(len(FAULTS))]
+        reason, make = BAD_LINE_KINDS[rng.randrange(len(BAD_LINE_KINDS))]
         line = make(name, f'"session_id":"{name}","query":"bad"')
         return Line(START_US + stage * STAGE_US + rng.randrange(STAGE_US), name, line, reason)
 
     def _duplicate(self, rng: random.Random, producer: int, stage: int, lines: list[Line]) -> Line:
-        """The same bytes again: soon after, or up to two days later."""
+        """Return an earlier line with the same bytes, sent soon after it or up to two days later."""
         if stage and rng.random() < 0.5:
             past = self._past_session(rng, producer, rng.randint(max(0, stage - LATE_STAGES), stage - 1))
             now = START_US + stage * STAGE_US + rng.randrange(STAGE_US)
@@ -145,7 +145,7 @@ class TortureLog:
 
 
 class _Session:
-    """One person's eight lines: two lists shown, three clicks, three queries."""
+    """The eight lines of one session: three queries, two impressions, three clicks."""
 
     def __init__(self, rng: random.Random, name: str, began_us: int) -> None:
         self.rng, self.name, self.now = rng, name, began_us
@@ -170,7 +170,7 @@ class _Session:
         return self.out
 
     def _last(self, text: str, shown: int) -> None:
-        """Mostly a second click on the list, which may repeat the first; else something that must not count."""
+        """Add the last line: mostly a second click on the list, which may repeat the first, else one that must not count."""
         draw = self.rng.random()
         if draw < 0.01:
             self._impression("i1", "v2", text, REPEATED)
@@ -199,7 +199,7 @@ class _Session:
     def _click(
         self, name: str, text: str, of: str, position: int, shown: int | None, outcome: str = COUNTED, item: str = ""
     ) -> None:
-        """A click; some are sent before the impression, which was sent at `shown`."""
+        """Add a click; some are sent before their impression, which was sent at `shown`."""
         head = self._head("click", name)
         order = self._order()
         if shown is not None and self.rng.random() < EARLY_CLICKS:

@@ -1,7 +1,7 @@
-"""The stand: broker, workers and producers of one torture as real processes, kept running and asked how far they are.
+"""The harness: workers and producers of one torture run as real processes, kept running and asked for their progress.
 
-Everything happens on one thread, in `tend`, which callers call all the time while they wait. A process that ends by itself is
-started again and noted; the report says so.
+Everything happens on one thread, in `poll`, which callers call all the time while they wait. A process that ends by itself is
+started again and named in the report.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from streams.runtime.environment import to_environ
 from streams.runtime.processes import Child
 
 POLL_S = 0.02
-MAX_SURPRISES = 20
+MAX_UNEXPECTED_EXITS = 20
 STALL_S = 120.0
 
 
 class TortureError(RuntimeError):
-    """The run cannot go on; the text says what stands still and how the logs end."""
+    """The run cannot go on; the text says what does not happen and how the logs end."""
 
 
 class Producer:
-    """One producer's process; started again it goes on after the last stage that is in its outbox."""
+    """One producer's process; restarted it goes on after the last stage that is in its outbox."""
 
-    def __init__(self, number: int, made: TortureLog, settings: ProducerSettings, files: StageFiles, log: Path) -> None:
+    def __init__(self, number: int, generated: TortureLog, settings: ProducerSettings, files: StageFiles, log: Path) -> None:
         self.number = number
-        self.made = made
+        self.generated = generated
         self.files = files
         self._settings = settings
         self._log = log
@@ -45,43 +45,48 @@ class Producer:
     @property
     def done(self) -> bool:
         """Whether all of its lines are acknowledged."""
-        return self.files.progress(self.number).stages == self.made.stages
+        return self.files.progress(self.number).stages == self.generated.stages
 
     def start(self) -> None:
         """Start the process."""
-        made = {"seed": self.made.seed, "events": self.made.events, "producers": self.made.producers, "producer": self.number}
-        options = [text for name, value in made.items() for text in (f"--{name}", str(value))]
+        generated = {
+            "seed": self.generated.seed,
+            "events": self.generated.events,
+            "producers": self.generated.producers,
+            "producer": self.number,
+        }
+        options = [text for name, value in generated.items() for text in (f"--{name}", str(value))]
         command = [sys.executable, "-m", "queryloop.torture.producer", *options, "--folder", str(self.files.folder)]
         self.child = Child(f"producer-{self.number}", command, self._log, to_environ(self._settings))
 
     def kill(self) -> None:
-        """SIGKILL, now."""
+        """Kill the process by SIGKILL."""
         if self.child is not None:
             self.child.kill()
 
     def stop(self) -> None:
-        """SIGTERM, and wait."""
+        """Stop the process by SIGTERM and wait for its end."""
         if self.child is not None:
             self.child.stop(grace_s=10.0)
 
 
 @dataclass(frozen=True)
-class Surprise:
-    """A process that ended without being killed by us."""
+class UnexpectedExit:
+    """A process that ended by itself."""
 
     name: str
     code: int
 
 
-class Stand:
-    """The processes of one run: `start` workers and producers, `tend` or `wait`, and `stop` at the end."""
+class Harness:
+    """The workers and producers of one run: `start` them, then `poll` or `wait`, and `stop` at the end."""
 
     def __init__(self, flow: Flow, workers: list[Worker], producers: list[Producer], partitions: int) -> None:
         self.flow = flow
         self.workers = workers
         self.producers = producers
         self.partitions = partitions
-        self.surprises: list[Surprise] = []
+        self.unexpected_exits: list[UnexpectedExit] = []
         self._pause = threading.Event().wait
         self._moved: tuple[float, object] = (0.0, None)
 
@@ -92,49 +97,49 @@ class Stand:
         for producer in self.producers:
             producer.start()
 
-    def settled(self, worker: Worker) -> bool:
-        """Whether a worker has counted something since its start, or has its shards and nothing to count."""
-        return worker.settled or (bool(worker.shards) and self.flow.idle)
+    def is_counting(self, worker: Worker) -> bool:
+        """Whether a worker has counted something since its start, or holds shards while there is nothing to count."""
+        return worker.is_counting or (bool(worker.shards) and self.flow.idle)
 
     def shards(self) -> dict[int, dict[str, Any]]:
-        """What the workers last said of the shards that they hold."""
+        """Return the last /status of each shard, by partition."""
         return {number: shard for worker in self.workers for number, shard in worker.shards.items()}
 
-    def tend(self) -> None:
-        """Keep everything running, take the workers' account, and open the gate as far as it may be."""
+    def poll(self) -> None:
+        """Restart what has ended, read the workers' /status, and open the gate as far as the limits allow."""
         for worker in self.workers:
             if worker.child is not None:
                 self._keep_worker(worker)
         for producer in self.producers:
             self._keep_producer(producer)
-        self.flow.look(self.shards())
+        self.flow.update(self.shards())
 
     def wait(self, until: Callable[[], bool], what: str, timeout_s: float | None = None, poll_s: float = POLL_S) -> float:
-        """Tend until it holds; the seconds it took. Raises TortureError when nothing is counted any more or the time is over."""
+        """Poll until a condition holds; return the seconds. Raises TortureError when nothing moves or the time is over."""
         began = time.monotonic()
         self._moved = (began, None)
         while not until():
-            self.tend()
+            self.poll()
             self._pause(poll_s)
-            self._refuse_standstill(what)
+            self._check_stall(what)
             if timeout_s is not None and time.monotonic() - began > timeout_s:
                 raise TortureError(f"not {what} after {timeout_s:g} s\n{self.tails()}")
         return time.monotonic() - began
 
-    def rest(self, seconds: float) -> None:
-        """Tend for so long."""
+    def poll_for(self, seconds: float) -> None:
+        """Poll for so many seconds."""
         until = time.monotonic() + seconds
-        self.wait(lambda: time.monotonic() >= until, "rested")
+        self.wait(lambda: time.monotonic() >= until, "done waiting")
 
     def stop(self) -> list[str]:
-        """Stop producers and workers in order; what did not end with code 0."""
+        """Stop producers, then workers; return a line for each that did not end with code 0."""
         for producer in self.producers:
             producer.stop()
         codes = {worker.name: worker.stop() for worker in self.workers}
         return [f"{name} ended with code {code} when it was stopped" for name, code in codes.items() if code]
 
     def tails(self) -> str:
-        """How the logs end."""
+        """Return the ends of all logs."""
         children = [one.child for one in self.workers] + [one.child for one in self.producers]
         return "\n".join(f"--- {child.log}\n{child.tail()[-1500:]}" for child in children if child is not None)
 
@@ -143,7 +148,7 @@ class Stand:
         if code is not None:
             self._note(worker.name, code)
             worker.start(f"ended by itself with code {code}")
-        worker.look()
+        worker.poll()
 
     def _keep_producer(self, producer: Producer) -> None:
         code = None if producer.child is None else producer.child.returncode
@@ -153,11 +158,11 @@ class Stand:
         producer.start()
 
     def _note(self, name: str, code: int) -> None:
-        self.surprises.append(Surprise(name, code))
-        if len(self.surprises) > MAX_SURPRISES:
-            raise TortureError(f"{name} ended with code {code}, and {MAX_SURPRISES} times before one did\n{self.tails()}")
+        self.unexpected_exits.append(UnexpectedExit(name, code))
+        if len(self.unexpected_exits) > MAX_UNEXPECTED_EXITS:
+            raise TortureError(f"{name} ended with code {code}, and {MAX_UNEXPECTED_EXITS} times before one did\n{self.tails()}")
 
-    def _refuse_standstill(self, what: str) -> None:
+    def _check_stall(self, what: str) -> None:
         state = self.flow.state()
         if state != self._moved[1]:
             self._moved = (time.monotonic(), state)

@@ -1,8 +1,8 @@
-"""One simulated product as a process: sends its part of the log with the real emitter, stage by stage as the gate opens.
+"""One producer as a process: sends its part of the log with the real emitter, stage by stage as the gate opens.
 
-The emitter's outbox has a stage on disk before the stage counts as emitted; it counts as sent when the broker has acknowledged
-all of it. Killed and started again the product goes on after the last emitted stage and leaves the rest to the outbox. The lines
-of the stage it died in come twice, under the ids they were made with.
+A stage counts as emitted when the emitter's outbox has it on disk, and as sent when the broker has acknowledged all of it.
+Restarted after a kill, the producer goes on after the last emitted stage; the outbox sends what was emitted before. The lines of
+the stage during which it was killed are sent twice, with the same ids.
 
 python -m queryloop.torture.producer --seed 1 --events 20000 --producers 2 --producer 0 --folder DIR
 """
@@ -33,7 +33,7 @@ POLL_S = 0.02
 FLUSH_S = 120.0
 
 Wait = Callable[[float], bool]
-"""Waits for that many seconds; True when the process was told to stop."""
+"""Waits for so many seconds; True when the process is to stop."""
 
 
 class ProducerSettings(BaseModel, frozen=True, extra="forbid"):
@@ -44,16 +44,16 @@ class ProducerSettings(BaseModel, frozen=True, extra="forbid"):
 
 
 class NotAcknowledged(RuntimeError):
-    """The disk or the broker took too long."""
+    """A stage was not stored or acknowledged in time."""
 
 
-def send_log(made: TortureLog, producer: int, files: StageFiles, emitter: Emitter, wait: Wait) -> None:
-    """Send the stages that are not emitted yet, until the log ends or `wait` says so. Raises NotAcknowledged."""
+def send_log(generated: TortureLog, producer: int, files: StageFiles, emitter: Emitter, wait: Wait) -> None:
+    """Send the stages that are not emitted yet, until the log ends or `wait` returns True. Raises NotAcknowledged."""
     done = files.progress(producer)
     if done.stored > done.stages:
         _acknowledge(done.stored, producer, files, emitter)
-    for stage in range(done.stored, made.stages):
-        lines = made.stage_lines(producer, stage)
+    for stage in range(done.stored, generated.stages):
+        lines = generated.stage_lines(producer, stage)
         while files.gate() <= stage:
             if wait(POLL_S):
                 return
@@ -81,7 +81,7 @@ def _emit(emitter: Emitter, line: bytes, session_id: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Send one producer's part."""
+    """Send one producer's part; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m queryloop.torture.producer", description=__doc__)
     for name in ("seed", "events", "producers", "producer"):
         parser.add_argument(f"--{name}", type=int, required=True)
@@ -91,10 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = load_settings(ProducerSettings)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
-    made = TortureLog(options.seed, options.events, options.producers)
+    generated = TortureLog(options.seed, options.events, options.producers)
     try:
         with Emitter(settings.kafka.bootstrap or "", settings.emitter, topic=settings.kafka.topic) as emitter:
-            send_log(made, options.producer, StageFiles(options.folder), emitter, stop.wait)
+            send_log(generated, options.producer, StageFiles(options.folder), emitter, stop.wait)
     except NotAcknowledged as error:
         log.error("event=not_acknowledged error=%r", str(error))
         return 1

@@ -1,4 +1,4 @@
-"""What a torture found, for people and as JSON."""
+"""The report of a torture run, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from queryloop.product.totals import percentile
-from queryloop.torture.faults import Diary
-from queryloop.torture.harness import Surprise
+from queryloop.torture.faults import FaultRecord
+from queryloop.torture.harness import UnexpectedExit
 from queryloop.torture.workers import Restart
 
 GOAL_S = 2.0
@@ -19,13 +19,13 @@ killed worker's partitions until its session is over."""
 
 @dataclass(frozen=True)
 class Result:
-    """One run. `differences`: what the generated log says otherwise; `verify`: what `queryloop verify` says."""
+    """The outcome of a run. `differences` are from the expected counts; `verify` is the JSON of `queryloop verify`."""
 
     asked: dict[str, Any]
     seconds: float
-    diary: Diary
+    record: FaultRecord
     restarts: Sequence[Restart]
-    surprises: Sequence[Surprise]
+    unexpected_exits: Sequence[UnexpectedExit]
     differences: Sequence[str]
     verify: dict[str, Any]
     verified: bool
@@ -33,15 +33,15 @@ class Result:
 
     @property
     def equal(self) -> bool:
-        """Whether every count is right by both accounts."""
+        """Whether the counts are the expected ones and verify confirmed them."""
         return self.verified and not self.differences
 
     def ready_s(self) -> list[float]:
-        """Seconds from restart to the next applied batch, for each kill of a worker after which there was one."""
+        """Return the seconds from restart to the next applied batch, for each kill of a worker that was followed by one."""
         return [one.ready_s for one in self.restarts if one.why.startswith("killed") and one.ready_s is not None]
 
     def as_dict(self) -> dict[str, Any]:
-        """The whole report for --json; times in seconds."""
+        """Return the report as JSON values; times in seconds."""
         times = self.ready_s()
         median = percentile(times, 0.5)
         met = None if self.asked["broker"] != "kafka" or not times else median < GOAL_S
@@ -54,24 +54,24 @@ class Result:
             "seconds": round(self.seconds, 3),
             "events_per_second": round(self.asked["events"] / self.seconds),
             "restart_to_applied_s": {**restart, "goal": GOAL_S, "met": met},
-            "done": {name: value for name, value in asdict(self.diary).items() if name != "began"},
-            "ended_by_themselves": [asdict(one) for one in self.surprises],
+            "done": {name: value for name, value in asdict(self.record).items() if name != "began"},
+            "ended_by_themselves": [asdict(one) for one in self.unexpected_exits],
             "folder": None if self.folder is None else str(self.folder),
         }
 
 
 def render(result: Result) -> str:
-    """Return the table that people read, and below it what is wrong."""
-    diary, asked = result.diary, result.asked
+    """Return the report as a text table, and below it what is wrong."""
+    record, asked = result.record, result.asked
     rows = [
         ("log", f"{asked['events']:,} lines, seed {asked['seed']}, {asked['producers']} producers, {asked['workers']} workers"),
         ("on", f"{asked['broker']}, {asked['brokers']} node{'s' if asked['brokers'] > 1 else ''}"),
-        ("time", f"{result.seconds:.1f} s, {asked['events'] / result.seconds:,.0f} events/s while all this happened"),
-        ("kill -9", _kills(diary)),
+        ("time", f"{result.seconds:.1f} s, {asked['events'] / result.seconds:,.0f} events/s during all of it"),
+        ("kill -9", _kills(record)),
         ("restart to applied", _times(result.ready_s())),
-        ("rebalance", f"shards with the others after {_list(diary.handovers)}; back at work after {_list(diary.returns)}"),
-        ("broker", _outages(diary)),
-        ("ended by themselves", ", ".join(f"{one.name} ({one.code})" for one in result.surprises) or "none"),
+        ("rebalance", f"shards with the others after {_list(record.handovers)}; back at work after {_list(record.returns)}"),
+        ("broker", _outages(record)),
+        ("ended by themselves", ", ".join(f"{one.name} ({one.code})" for one in result.unexpected_exits) or "none"),
         ("generated log", "equal" if not result.differences else f"{len(result.differences)} numbers differ"),
         ("verify", _verify(result)),
     ]
@@ -92,22 +92,22 @@ def _verdict(result: Result) -> list[str]:
     return lines + ([] if result.folder is None else [f"data folder: {result.folder}"])
 
 
-def _outages(diary: Diary) -> str:
-    if diary.leader_kills:
-        return f"a killed leader is back in sync after {_list(diary.leader_outages)}"
-    return f"answers {_list(diary.broker_outages)} after its kill; events count {_list(diary.broker_recoveries)} after it"
+def _outages(record: FaultRecord) -> str:
+    if record.leader_kills:
+        return f"a killed leader is back in sync after {_list(record.leader_outages)}"
+    return f"answers {_list(record.broker_outages)} after its kill; events count {_list(record.broker_recoveries)} after it"
 
 
 def _verify(result: Result) -> str:
     if not result.verified:
         return "NOT EQUAL" if not result.verify["equal"] else "not all could be compared"
-    return "equal" if result.verify["complete"] else "equal; it notices that the log was lost and sent anew"
+    return "equal" if result.verify["complete"] else "equal; it reports that the log was lost and sent again"
 
 
-def _kills(diary: Diary) -> str:
-    parts = [f"{diary.kills} of workers", f"{diary.tending_kills} in a compaction", f"{diary.producer_kills} of producers"]
-    if diary.leader_kills:
-        parts += [f"{len(diary.leader_kills)} of partition leaders (nodes {', '.join(map(str, diary.leader_kills))})"]
+def _kills(record: FaultRecord) -> str:
+    parts = [f"{record.kills} of workers", f"{record.tending_kills} in a compaction", f"{record.producer_kills} of producers"]
+    if record.leader_kills:
+        parts += [f"{len(record.leader_kills)} of partition leaders (nodes {', '.join(map(str, record.leader_kills))})"]
     return ", ".join(parts)
 
 

@@ -14,11 +14,11 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from queryloop.exits import CommandError, Exit
 from queryloop.torture.brokers import TortureBroker, open_broker
-from queryloop.torture.expected_counts import account_of, differences, expected_account
-from queryloop.torture.faults import Diary, do
+from queryloop.torture.expected_counts import differences, expected_counts, reported_counts
+from queryloop.torture.faults import FaultRecord, inject
 from queryloop.torture.flow import Flow
 from queryloop.torture.generated_log import MIN_EVENTS, TortureLog
-from queryloop.torture.harness import Producer, Stand
+from queryloop.torture.harness import Harness, Producer
 from queryloop.torture.producer import ProducerSettings
 from queryloop.torture.report import Result
 from queryloop.torture.schedule import Sizes, Step, draw_schedule
@@ -32,19 +32,19 @@ from streams.runtime.settings import DataSettings
 from streams.worker.settings import StreamsSettings, WorkerSettings
 
 PARTITIONS = 4
-"""At least, and two for each worker: Faust gives no worker more than its share rounded up, so of 4 a third one would get none."""
+"""At least so many, and two for each worker: Faust gives a worker at most its share rounded up, so of 4 a third one got none."""
 PRODUCERS = {"kafka": 2, "embedded": 1}
-"""On the embedded broker one: two would send a lost log again in an order of its own, and what it counts to depends on that."""
+"""One on the embedded broker: two would send a lost log again in another order, on which some outcomes depend."""
 RETENTION_DAYS = 16
-"""Less than the 20 days of a full log, so that expiry runs; more than a window's 14."""
+"""Less than the 20 days of a full log, so that events expire; more than the 14 of a window."""
 SESSION_S = {"kafka": 10.0, "embedded": 2.0}
-"""Real Kafka takes a killed worker back without a rebalance, within this time; the embedded broker waits for it to be over."""
-SETTLE_S = 60.0
+"""Real Kafka takes a killed worker back within this time without a rebalance; the embedded broker waits until it is over."""
+END_S = 60.0
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asks for."""
+    """The options of the command."""
 
     events: int = 500_000
     kills: int = 30
@@ -55,7 +55,7 @@ class Options:
     keep: Path | None = None
 
     def check(self) -> None:
-        """Raises CommandError for what cannot be run."""
+        """Check the options. Raises CommandError."""
         if self.events < MIN_EVENTS or self.workers < 1:
             raise CommandError(f"a torture needs --events {MIN_EVENTS} or more and --workers 1 or more", Exit.USAGE)
         if self.brokers > 1 and self.broker != "kafka":
@@ -67,8 +67,8 @@ class Options:
 def run_torture(options: Options, folder: Path) -> Result:
     partitions = max(PARTITIONS, 2 * options.workers)
     producers = PRODUCERS[options.broker]
-    made = TortureLog(options.seed, options.events, producers)
-    expected = expected_account(made, partitions)
+    generated = TortureLog(options.seed, options.events, producers)
+    expected = expected_counts(generated, partitions)
     sizes = Sizes(options.kills, options.workers, producers, partitions, options.brokers)
     copies = {"replication": 3, "min_insync": 2} if options.brokers > 1 else {}
     shape = {"broker": options.broker, "session_timeout_s": SESSION_S[options.broker], "partitions": partitions}
@@ -76,60 +76,62 @@ def run_torture(options: Options, folder: Path) -> Result:
     with ExitStack() as stack:
         broker = stack.enter_context(open_broker(options.broker, options.brokers, folder, kafka))
         kafka = kafka.model_copy(update={"bootstrap": broker.bootstrap})
-        stand = _make_stand(options, made, folder, kafka)
-        stack.callback(stand.stop)
+        harness = _make_harness(options, generated, folder, kafka)
+        stack.callback(harness.stop)
         began = time.monotonic()
-        stand.start()
-        diary = _drive(stand, draw_schedule(options.seed, sizes), broker)
+        harness.start()
+        record = _drive(harness, draw_schedule(options.seed, sizes), broker)
         seconds = time.monotonic() - began
-        _settle(stand, broker.bootstrap, kafka.topic)
-        wrong = _lost(stand) + differences(expected, account_of(stand.shards()))
-        verified, said = run_verify(stand.workers[0].settings, log_was_lost=diary.logs_lost > 0)
-        wrong += stand.stop()
-    restarts = [one for worker in stand.workers for one in worker.restarts]
+        _wait_for_end(harness, broker.bootstrap, kafka.topic)
+        wrong = _find_lost_lines(harness) + differences(expected, reported_counts(harness.shards()))
+        verified, verdict = run_verify(harness.workers[0].settings, log_was_lost=record.logs_lost > 0)
+        wrong += harness.stop()
+    restarts = [one for worker in harness.workers for one in worker.restarts]
     asked = {name: value for name, value in asdict(options).items() if name != "keep"} | {"producers": producers}
     kept = folder if options.keep is not None or wrong or not verified else None
-    return Result(asked, seconds, diary, restarts, stand.surprises, wrong, said, verified, kept)
+    return Result(asked, seconds, record, restarts, harness.unexpected_exits, wrong, verdict, verified, kept)
 
 
-def _drive(stand: Stand, schedule: list[Step], broker: TortureBroker) -> Diary:
-    """Do every step when its time has come, then let the rest of the log be counted."""
-    diary = Diary()
-    with _progress(stand, diary) as show:
+def _drive(harness: Harness, schedule: list[Step], broker: TortureBroker) -> FaultRecord:
+    """Do every step at its share of the log, then let the rest of the log be counted."""
+    record = FaultRecord()
+    with _progress(harness, record) as show:
 
         def reached(share: float) -> bool:
             show()
-            return stand.flow.applied_share >= share
+            return harness.flow.applied_share >= share
 
         for step in schedule:
-            stand.flow.allow(step.at)
-            stand.wait(lambda at=step.at: reached(at), f"{step.at:.0%} of the log counted")  # type: ignore[misc]
-            do(step, stand, broker, diary)
-        stand.flow.allow(1.0)
-        stand.wait(lambda: reached(1.0) and stand.flow.done, "the whole log counted")
-    return diary
+            harness.flow.allow(step.at)
+            harness.wait(lambda at=step.at: reached(at), f"{step.at:.0%} of the log counted")  # type: ignore[misc]
+            inject(step, harness, broker, record)
+        harness.flow.allow(1.0)
+        harness.wait(lambda: reached(1.0) and harness.flow.done, "the whole log counted")
+    return record
 
 
-def _lost(stand: Stand) -> list[str]:
-    """Say when fewer lines were read from the log than producers were told that it has."""
-    acknowledged, read = stand.flow.acknowledged, sum(shard["events"] for shard in stand.shards().values())
-    return [f"{acknowledged - read:,} acknowledged lines never came out of the log"] if read < acknowledged else []
+def _find_lost_lines(harness: Harness) -> list[str]:
+    """Return a line when fewer lines were read from the log than were acknowledged to the producers."""
+    acknowledged, read = harness.flow.acknowledged, sum(shard["events"] for shard in harness.shards().values())
+    return [f"{acknowledged - read:,} acknowledged lines were never read from the log"] if read < acknowledged else []
 
 
-def _settle(stand: Stand, bootstrap: str, topic: str) -> None:
-    """Wait until every shard is held by a worker and stands at the end of its partition."""
+def _wait_for_end(harness: Harness, bootstrap: str, topic: str) -> None:
+    """Wait until every shard is held by a worker and has counted to the end of its partition."""
     ends = end_offsets(bootstrap, topic)
 
     def at_end() -> bool:
-        return {number: shard["next_offset"] for number, shard in stand.shards().items()} == ends
+        return {number: shard["next_offset"] for number, shard in harness.shards().items()} == ends
 
-    stand.wait(lambda: at_end() and all(map(stand.settled, stand.workers)), "every shard at the end of its partition", SETTLE_S)
+    harness.wait(
+        lambda: at_end() and all(map(harness.is_counting, harness.workers)), "every shard at the end of its partition", END_S
+    )
 
 
-def _make_stand(options: Options, made: TortureLog, folder: Path, kafka: KafkaSettings) -> Stand:
+def _make_harness(options: Options, generated: TortureLog, folder: Path, kafka: KafkaSettings) -> Harness:
     logs = folder / "logs"
     static = options.broker == "kafka"  # the embedded broker takes 3 s longer to admit a static member
-    lines_a_day = options.events * 10 // made.stages // kafka.partitions
+    lines_a_day = options.events * 10 // generated.stages // kafka.partitions
     worker = WorkerSettings(static=static, retention_days=RETENTION_DAYS, compact_rows=max(1, lines_a_day // 2))
     workers = [
         Worker(_worker_settings(f"worker-{number}", port, worker, folder, kafka), logs / f"worker-{number}.log")
@@ -137,11 +139,11 @@ def _make_stand(options: Options, made: TortureLog, folder: Path, kafka: KafkaSe
     ]
     files = StageFiles(folder / "stages")
     producers = [
-        Producer(number, made, _producer_settings(number, folder, kafka), files, logs / f"producer-{number}.log")
-        for number in range(made.producers)
+        Producer(number, generated, _producer_settings(number, folder, kafka), files, logs / f"producer-{number}.log")
+        for number in range(generated.producers)
     ]
-    flow = Flow(made, files, topic_id(kafka.bootstrap or "", kafka.topic))
-    return Stand(flow, workers, producers, kafka.partitions)
+    flow = Flow(generated, files, topic_id(kafka.bootstrap or "", kafka.topic))
+    return Harness(flow, workers, producers, kafka.partitions)
 
 
 def _producer_settings(number: int, folder: Path, kafka: KafkaSettings) -> ProducerSettings:
@@ -154,14 +156,14 @@ def _worker_settings(name: str, port: int, worker: WorkerSettings, folder: Path,
 
 
 @contextmanager
-def _progress(stand: Stand, diary: Diary) -> Iterator[Callable[[], None]]:
-    """Yield what brings the bar up to date; it is on standard error, where that is a terminal."""
+def _progress(harness: Harness, record: FaultRecord) -> Iterator[Callable[[], None]]:
+    """Yield a function that updates a progress bar, on standard error where that is a terminal."""
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bars:
-        bar = bars.add_task("starting", total=stand.flow.stages)
+        bar = bars.add_task("starting", total=harness.flow.stages)
 
         def show() -> None:
-            bars.update(bar, completed=stand.flow.applied_stages, description=f"counting, {diary.kills} kills")
+            bars.update(bar, completed=harness.flow.applied_stages, description=f"counting, {record.kills} kills")
 
         yield show

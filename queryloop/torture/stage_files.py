@@ -1,7 +1,7 @@
-"""How the torture and its producers talk: one small file each, replaced whole, so that a kill leaves none half-written.
+"""The files by which the harness and its producers communicate: one each, replaced whole, so that a kill leaves no partial one.
 
-The gate is the shared clock of the simulated products: no producer begins a stage before it is open. So their clocks agree, as
-those of real products do, and what the counting rules make of an event does not depend on which process was killed when.
+The gate is the shared clock of the producers: none begins a stage before the gate is open to it. So their clocks agree, as those
+of real products do, and the outcome of an event does not depend on which process was killed when.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from streams.runtime.atomic_files import replace_file
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """How far a producer is: stages that are in its outbox, stages acknowledged whole, and the offsets after its last record."""
+    """A producer's progress: stages in its outbox, stages wholly acknowledged, and the offsets after its last records."""
 
     stored: int = 0
     stages: int = 0
@@ -33,17 +33,17 @@ class StageFiles:
         self._write("gate", str(stages).encode())
 
     def gate(self) -> int:
-        """How many stages may be sent, 0 before the first word."""
+        """Return how many stages may be sent, 0 before the gate was first opened."""
         return int(self._read("gate") or b"0")
 
     def report(self, producer: int, progress: Progress) -> None:
-        """Say how far a producer is."""
+        """Write a producer's progress."""
         self._write(f"producer-{producer}", msgspec.json.encode(progress))
 
     def progress(self, producer: int) -> Progress:
-        """How far a producer is."""
-        said = self._read(f"producer-{producer}")
-        return msgspec.json.decode(said, type=Progress) if said else Progress()
+        """Read a producer's progress."""
+        text = self._read(f"producer-{producer}")
+        return msgspec.json.decode(text, type=Progress) if text else Progress()
 
     def _write(self, name: str, text: bytes) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

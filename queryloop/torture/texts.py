@@ -1,4 +1,4 @@
-"""The texts of the torture's log: queries in many scripts, and several spellings of one query that must count as one."""
+"""The texts of the generated log: queries in many scripts, and spellings of one query that must count as the same."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def make_texts() -> tuple[str, ...]:
 
 
 def _respell(text: str) -> str:
-    """The same query to `normalise`: upper case where that folds back, full-width digits, more white space."""
+    """Return a spelling with the same normal form: upper case where it folds back, full-width digits, more white space."""
     upper = text.upper()
     shown = upper if upper.casefold() == text.casefold() else text
     wide = shown.translate({digit: 0xFF10 + digit - 0x30 for digit in range(0x30, 0x3A)})

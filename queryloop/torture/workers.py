@@ -1,7 +1,7 @@
-"""The workers under torture: each a real `python -m streams`, killed, started again at once, and timed until it counts again.
+"""The workers of a torture run: each a real `python -m streams`, killed, restarted at once, and timed until it counts again.
 
-The time counts from the process's start to the first /status in which a shard is past the offset at which the worker took it (the
-log's `event=shard_taken` says where); /status is asked every 20 ms then, so a time is up to some 30 ms too long, never too short.
+The time is from the process's start to the first /status in which a shard is past the offset at which the worker took it (the
+log's `event=shard_taken` names it); /status is asked every 20 ms then, so a time is up to some 30 ms too long, never too short.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TAKEN = re.compile(r"event=shard_taken partition=(\d+) offset=(\d+) topic_id=(\S
 
 @dataclass
 class Restart:
-    """One start of a worker and how long it took to count; None while it has not, and for ever when it was killed before."""
+    """One start of a worker; `ready_s` is the time until it counted, None while it has not or when it was killed before."""
 
     worker: str
     why: str
@@ -40,7 +40,7 @@ class Restart:
 
 @dataclass
 class Worker:
-    """One worker of the group and its process. `look` must be called often; it never waits longer than STATUS_TIMEOUT_S."""
+    """One worker and its process. `poll` must be called often; it takes at most STATUS_TIMEOUT_S."""
 
     settings: StreamsSettings
     log: Path
@@ -49,7 +49,7 @@ class Worker:
 
     def __post_init__(self) -> None:
         self._read_from = 0
-        self._looked = 0.0
+        self._polled = 0.0
         self.child: Child | None = None
 
     @property
@@ -57,57 +57,57 @@ class Worker:
         return self.settings.worker.name
 
     @property
-    def settled(self) -> bool:
+    def is_counting(self) -> bool:
         """Whether it has counted something since its last start."""
         return bool(self.restarts) and self.restarts[-1].ready_s is not None
 
     def start(self, why: str) -> None:
-        """Start it and the clock."""
+        """Start the process and its time."""
         self._read_from = self.log.stat().st_size if self.log.exists() else 0
         self.shards = {}
         self.restarts.append(Restart(self.name, why, time.monotonic()))
         self.child = Child(self.name, WorkerProcess.COMMAND, self.log, to_environ(self.settings))
 
     def kill(self) -> None:
-        """SIGKILL, now."""
+        """Kill the process by SIGKILL."""
         self._running().kill()
         self.restarts[-1].again = self.restarts[-1].waits
 
     def stop(self, grace_s: float = 30.0) -> int:
-        """SIGTERM; the exit code. Harmless when it ended before or never started."""
+        """Stop the process by SIGTERM; return the exit code, 0 where it was never started."""
         self.shards = {}
         return 0 if self.child is None else self.child.stop(grace_s)
 
     def ended(self) -> int | None:
-        """The exit code when it ended by itself."""
+        """Return the exit code of a process that ended by itself, else None."""
         return self._running().returncode
 
-    def said(self) -> str:
-        """What it has logged since its last start."""
+    def read_log(self) -> str:
+        """Return its log since the last start."""
         with self.log.open("rb") as file:
             file.seek(self._read_from)
             return file.read().decode("utf-8", "replace")
 
-    def look(self) -> None:
-        """Ask it how far it is, when it is time to."""
+    def poll(self) -> None:
+        """Read its /status, at most once in STATUS_S unless it has not counted yet."""
         now = time.monotonic()
         waits = self.restarts[-1].waits
-        if self.ended() is not None or (now - self._looked < STATUS_S and not waits):
+        if self.ended() is not None or (now - self._polled < STATUS_S and not waits):
             return
         taken = self._taken() if waits else {}
         if waits and not taken:
             return
         status = read_status(self.settings, STATUS_TIMEOUT_S)
-        self._looked = time.monotonic()
+        self._polled = time.monotonic()
         if status is None:
             return
         self.shards = {shard["partition"]: shard for shard in status["shards"]}
-        if waits and any(_is_past(self.shards.get(number), *place) for number, place in taken.items()):
-            self.restarts[-1].ready_s = self._looked - self.restarts[-1].started
+        if waits and any(_is_past(self.shards.get(number), *taken_at) for number, taken_at in taken.items()):
+            self.restarts[-1].ready_s = self._polled - self.restarts[-1].started
 
     def _taken(self) -> dict[int, tuple[int, str]]:
-        """The offset and topic id at which each partition was first taken since the last start."""
-        found = [(int(number), (int(offset), topic_id)) for number, offset, topic_id in TAKEN.findall(self.said())]
+        """Return the offset and topic id at which each partition was first taken since the last start."""
+        found = [(int(number), (int(offset), topic_id)) for number, offset, topic_id in TAKEN.findall(self.read_log())]
         return dict(reversed(found))
 
     def _running(self) -> Child:

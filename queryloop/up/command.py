@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
     try:
-        with Stack(settings, say=_print) as stack:
+        with Stack(settings, print_line=_print) as stack:
             _wait_for_interrupt(
                 f"ready in {time.monotonic() - started:.1f} s: serving {stack.urls.serving}, worker {stack.urls.worker}/status",
                 *([] if answers_http(f"{stack.urls.serving}/readyz") else [NO_RELEASE]),
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _wait_for_interrupt(*lines: str) -> None:
-    """Say that all is ready and wait for the first signal; from then on none interrupts the stopping."""
+    """Print the lines and wait for the first signal; later signals are ignored, so that stopping is not interrupted."""
     try:
         for line in lines:
             _print(line)

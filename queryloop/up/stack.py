@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from queryloop.up.supervisor import Keeper, Room, Say, answers_http, room_environ
+from queryloop.up.supervisor import PrintLine, Room, Supervisor, answers_http, room_environ
 from streams.brokers.broker import Broker, BrokerError, EmbeddedBroker, KafkaBroker, choose_broker
 from streams.brokers.jars import KafkaUnavailable
 from streams.brokers.topics import KafkaSettings, TopicError, create_topics
@@ -43,25 +43,25 @@ class UpError(RuntimeError):
 
 @dataclass(frozen=True)
 class Urls:
-    """Where the processes of a stack are reached."""
+    """The base URLs of a stack's HTTP servers."""
 
     serving: str
     worker: str
 
 
 class Stack:
-    """The processes of one machine, as a context manager: they are ready on entry, and none is left after it.
+    """The processes of one machine, as a context manager: ready on entry, all stopped on exit.
 
-    Entering raises UpError, after having stopped what was started."""
+    Entering raises UpError, after what was started is stopped again."""
 
-    def __init__(self, settings: Settings, rooms: Sequence[str] = ROOMS, say: Say | None = None) -> None:
+    def __init__(self, settings: Settings, rooms: Sequence[str] = ROOMS, print_line: PrintLine | None = None) -> None:
         self.settings = _with_ports(settings)
         self.rooms = rooms
         self.broker: Broker = choose_broker(settings.kafka, settings.data.dir)
-        self._say = say or (lambda line: log.warning("event=stack message=%r", line))
-        self._keepers: dict[str, Keeper] = {}
+        self._print_line = print_line or (lambda line: log.warning("event=stack message=%r", line))
+        self._supervisors: dict[str, Supervisor] = {}
         self._open = ExitStack()
-        self._watcher = Watcher(self._tend)
+        self._watcher = Watcher(self._check)
 
     @property
     def bootstrap(self) -> str:
@@ -75,11 +75,11 @@ class Stack:
     @property
     def restarts(self) -> dict[str, int]:
         """How often each room's process had to be started again."""
-        return {name: keeper.restarts for name, keeper in self._keepers.items()}
+        return {name: supervisor.restarts for name, supervisor in self._supervisors.items()}
 
     def child(self, room: str) -> Child:
         """The running process of a room. Raises KeyError for a room that is not part of the stack."""
-        child = self._keepers[room].child
+        child = self._supervisors[room].child
         if child is None:
             raise KeyError(room)
         return child
@@ -101,50 +101,50 @@ class Stack:
     def _start(self) -> None:
         folder = self.settings.data.dir
         self._open.callback(self._watcher.end)
-        self._open.enter_context(_hold_folder(folder))
+        self._open.enter_context(_lock_folder(folder))
         _refuse_busy_ports(self.settings, self.rooms)
         self._open.enter_context(self.broker)
         create_topics(self.bootstrap, self.settings.kafka)
-        self._say(self.broker.describe())
+        self._print_line(self.broker.describe())
         for room in _describe_rooms(self.settings, self.bootstrap, self.urls, self.rooms):
-            keeper = self._keepers[room.name] = Keeper(room, self._say)
-            self._open.callback(keeper.stop)
-            keeper.start(time.monotonic())
-        for keeper in self._keepers.values():
-            keeper.wait_ready()
-        self._open.enter_context(_published(folder / "run" / "up.json", self.bootstrap, self.urls))
+            supervisor = self._supervisors[room.name] = Supervisor(room, self._print_line)
+            self._open.callback(supervisor.stop)
+            supervisor.start(time.monotonic())
+        for supervisor in self._supervisors.values():
+            supervisor.wait_ready()
+        self._open.enter_context(_publish_address(folder / "run" / "up.json", self.bootstrap, self.urls))
         self._open.enter_context(self._watcher)
 
-    def _tend(self) -> None:
+    def _check(self) -> None:
         try:
-            self._tend_broker()
+            self._check_broker()
         except (BrokerError, TopicError) as error:
-            self._say(f"the broker cannot be started again, next try soon: {error}")
-        for keeper in self._keepers.values():
-            keeper.tend(time.monotonic())
+            self._print_line(f"the broker cannot be started again, next try soon: {error}")
+        for supervisor in self._supervisors.values():
+            supervisor.check(time.monotonic())
 
-    def _tend_broker(self) -> None:
-        """Start a broker of ours that died again, at the same address; the embedded one comes back empty."""
+    def _check_broker(self) -> None:
+        """Start our own broker again, at the same address, when it has died; the embedded one is empty then."""
         if not isinstance(self.broker, EmbeddedBroker | KafkaBroker):
             return
         child = self.broker.child
         if child is not None and child.returncode is None:
             return
         code = None if child is None else child.returncode
-        self._say(f"the broker ended with code {code}, starting it again: {self.broker.describe()}")
+        self._print_line(f"the broker ended with code {code}, starting it again: {self.broker.describe()}")
         self.broker.stop()
         self.broker.start()
         create_topics(self.bootstrap, self.settings.kafka)
 
 
 class Watcher:
-    """Calls `tend` several times a second while its `with` block is open.
+    """Calls `check` several times a second while its `with` block is open.
 
-    A process dies with the thread that started it. So the thread outlives the block, until `end`: what it started
-    again is stopped in between, in order."""
+    A process dies with the thread that started it. So the thread outlives the block, until `end`: in between, the processes that
+    it started again are stopped in order."""
 
-    def __init__(self, tend: Callable[[], None]) -> None:
-        self._tend = tend
+    def __init__(self, check: Callable[[], None]) -> None:
+        self._check = check
         self._leave, self._idle, self._over = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
 
@@ -164,13 +164,13 @@ class Watcher:
 
     def _watch(self) -> None:
         while not self._leave.wait(WATCH_S):
-            self._tend()
+            self._check()
         self._idle.set()
         self._over.wait()
 
 
 def _with_ports(settings: Settings) -> Settings:
-    """The same settings with a real port where 0 lets the system choose."""
+    """Return the settings with a free port wherever the port is 0."""
     changed = {
         name: section.model_copy(update={"port": section.port or free_port(section.host)})
         for name, section in (("serving", settings.serving), ("worker", settings.worker))
@@ -188,7 +188,7 @@ def _refuse_busy_ports(settings: Settings, rooms: Sequence[str]) -> None:
 
 
 def _describe_rooms(settings: Settings, bootstrap: str, urls: Urls, rooms: Sequence[str]) -> Iterator[Room]:
-    environ = to_environ(settings.model_copy(update={"kafka": _reach(settings.kafka, bootstrap)}))
+    environ = to_environ(settings.model_copy(update={"kafka": _kafka_for_rooms(settings.kafka, bootstrap)}))
     folder = settings.data.dir
     ledger = Ledger(folder / "ledger.sqlite")
     ready: dict[str, Callable[[Child], bool]] = {
@@ -201,17 +201,19 @@ def _describe_rooms(settings: Settings, bootstrap: str, urls: Urls, rooms: Seque
         yield Room(name, room_environ(environ, threads[name]), folder / "logs" / f"{name}.log", ready[name])
 
 
-def _reach(kafka: KafkaSettings, bootstrap: str) -> KafkaSettings:
-    """The log as the rooms reach it. The embedded broker lets a worker join only after most of the session timeout: at its
-    least, events are counted after 7 s instead of 33 s."""
+def _kafka_for_rooms(kafka: KafkaSettings, bootstrap: str) -> KafkaSettings:
+    """Return the Kafka settings for the rooms.
+
+    The embedded broker lets a worker join only after most of the session timeout: with the shortest one events are counted after
+    7 s instead of 33 s."""
     embedded = kafka.bootstrap is None and kafka.broker == "embedded"
     timeout = EMBEDDED_SESSION_S if embedded else kafka.session_timeout_s
     return kafka.model_copy(update={"bootstrap": bootstrap, "session_timeout_s": min(timeout, kafka.session_timeout_s)})
 
 
 @contextmanager
-def _hold_folder(data_dir: Path) -> Iterator[None]:
-    """One stack at a time works in a data folder. Raises UpError naming the other one."""
+def _lock_folder(data_dir: Path) -> Iterator[None]:
+    """Lock the data folder: one stack at a time uses it. Raises UpError."""
     place = data_dir / "run"
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -227,8 +229,8 @@ def _hold_folder(data_dir: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _published(path: Path, bootstrap: str, urls: Urls) -> Iterator[None]:
-    """Others on this machine read from this file where a running stack is reached."""
+def _publish_address(path: Path, bootstrap: str, urls: Urls) -> Iterator[None]:
+    """Write the stack's addresses for other commands on this machine to read, and remove the file on exit."""
     content = json.dumps({"pid": os.getpid(), "bootstrap": bootstrap, **asdict(urls)}) + "\n"
     replace_file(path, content.encode(), durable=False)
     try:

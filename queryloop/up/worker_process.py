@@ -1,4 +1,4 @@
-"""A worker as a child process: started with given settings, asked over its HTTP. For isolated replays and for tests."""
+"""A worker as a child process, started with given settings and asked over HTTP: for isolated replays and for tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RESTARTS = 3
 
 
 class WorkerProcess:
-    """`python -m streams` with exactly these settings, its output in `log_file`; started again when somebody kills it.
+    """`python -m streams` with exactly these settings, its output in `log_file`; restarted when it is killed.
 
     Use it in a `with` block: leaving stops it.
     """
@@ -44,7 +44,7 @@ class WorkerProcess:
         self.child = self._start()
 
     def stop(self) -> None:
-        """Stop it in order. Raises ProcessError when it ends with another code than 0."""
+        """Stop it by SIGTERM. Raises ProcessError when it ends with another code than 0."""
         if (code := self.child.stop(grace_s=30.0)) != 0:
             raise ProcessError(f"the worker ended with code {code}; its log ends:\n{self.child.tail()}")
 
@@ -59,7 +59,7 @@ class WorkerProcess:
 
 
 def read_status(settings: StreamsSettings, timeout_s: float = 5.0) -> dict[str, Any] | None:
-    """What a worker's /status says, None while it does not answer."""
+    """Return a worker's /status, None while it does not answer."""
     try:
         return get_json(f"{settings.worker.local_url}/status", settings.worker.key, timeout_s=timeout_s)
     except HttpError:
@@ -67,7 +67,7 @@ def read_status(settings: StreamsSettings, timeout_s: float = 5.0) -> dict[str, 
 
 
 def read_progress(settings: StreamsSettings) -> tuple[dict[int, int], int]:
-    """The next offset of each shard that a worker holds, and the events it has applied; empty while it does not answer."""
+    """Return the next offset of each shard that a worker holds, and the events it has applied; empty while it does not answer."""
     shards = (read_status(settings) or {"shards": []})["shards"]
     offsets = {shard["partition"]: shard["next_offset"] or 0 for shard in shards}
     return offsets, sum(shard["events"] for shard in shards)

@@ -1,7 +1,7 @@
-"""Arrivals: the lines of one partition's log as rows, in the order in which they came, for a recount.
+"""The lines of one partition's log as rows of a recount, in log order.
 
-Every line goes through the strict line decoder and keeps its place in the log and the latest event time seen until then. Nothing
-is judged here but what the line and its place decide alone: malformed, invalid, too large, future, too old.
+Every line goes through the strict line decoder; its row has its place in the log and the latest event time before it. Decided
+here is only what the line and its place decide: malformed, invalid, too large, future, too old.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from streams.events.schema import SPACE, Click, EventSettings, Impression, Query
 
 ROWS_A_CHUNK = 50_000
 CLOCK_SKEW_US = 60_000_000
-"""How far a worker's clock may be behind the one that stamped a record."""
+"""How far a worker's clock may be behind the clock that gave a record its time."""
 
 SCHEMAS = {
     "queries": pa.schema(
@@ -68,7 +68,7 @@ SCHEMAS = {
         ]
     ),
 }
-"""Rows by outcome. `seq` is the line's number in the log, `before_us` the latest event time before it; texts are folded."""
+"""Rows by outcome. `seq` is the line's number in the log, `before_us` the latest event time before it; texts are normalised."""
 
 TYPES = {"int64": "BIGINT", "string": "VARCHAR", "bool": "BOOLEAN", "binary": "BLOB", "list<item: string>": "VARCHAR[]"}
 TABLES = "\n".join(
@@ -82,9 +82,10 @@ LogRecord = tuple[int, int | None, bytes | None]
 
 @dataclass(slots=True)
 class Arrivals:
-    """Fills the tables of `TABLES` in `con`. `future` are the event_ids that the worker's clock refused, `now_us` is this clock.
+    """Fills the tables of `TABLES` in `con`.
 
-    After `load`, `lines` counts the lines and `latest_us` is the latest event time, None where there was none.
+    `future` are the event_ids that the worker refused as future, `now_us` is the time now. After `load`, `lines` is the number of
+    lines and `latest_us` the latest event time, None where there was none.
     """
 
     con: duckdb.DuckDBPyConnection
@@ -98,47 +99,48 @@ class Arrivals:
     _rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=lambda: {name: [] for name in SCHEMAS})
 
     def load(self, records: Iterable[LogRecord]) -> None:
-        """File every line of the records."""
+        """Add a row for every line of the records."""
         flushed = self.lines
         for offset, moment_us, value in records:
             if value is None:
-                self._refuse(Reject(Reason.MALFORMED, "", b"", None, None, offset, 0))
+                self._quarantine(Reject(Reason.MALFORMED, "", b"", None, None, offset, 0))
             for line in (value or b"").split(b"\n"):
                 if stripped := line.strip(SPACE):
-                    self._file(parse_line(stripped, self.limits), moment_us)
+                    self._add_line(parse_line(stripped, self.limits), moment_us)
             if self.lines - flushed >= ROWS_A_CHUNK:
                 flushed = self.lines
                 self._flush()
         self._flush()
 
-    def _file(self, found: Query | Impression | Click | Reject, moment_us: int | None) -> None:
+    def _add_line(self, found: Query | Impression | Click | Reject, moment_us: int | None) -> None:
         if isinstance(found, Reject):
-            self._refuse(found)
+            self._quarantine(found)
             return
         ts_us = found.ts_us
         if self._is_future(found.event_id, ts_us, moment_us):
-            self._refuse(found, Reason.FUTURE_EVENT)
+            self._quarantine(found, Reason.FUTURE_EVENT)
             return
         before = self.latest_us or 0
         if self.rules.retention_us and ts_us < before - self.rules.retention_us:
-            self._refuse(found, Reason.TOO_OLD)
+            self._quarantine(found, Reason.TOO_OLD)
             return
         self.latest_us = max(before, ts_us)
         seq, self.lines = self.lines, self.lines + 1
         row: tuple[Any, ...] = (seq, before, ts_us, found.event_id)
         if isinstance(found, Query):
-            self._rows["queries"].append((*row, found.session_id, fold(found.query), found.source == "user"))
+            self._rows["queries"].append((*row, found.session_id, normal_form(found.query), found.source == "user"))
         elif isinstance(found, Impression):
-            items = [fold(item) for item in found.items]
-            self._rows["impressions"].append((*row, found.impression_id, fold(found.query), items))
+            items = [normal_form(item) for item in found.items]
+            self._rows["impressions"].append((*row, found.impression_id, normal_form(found.query), items))
         else:
-            item = None if found.item is None else fold(found.item)
+            item = None if found.item is None else normal_form(found.item)
             self._rows["clicks"].append((*row, found.impression_id, found.position, item))
 
     def _is_future(self, event_id: str, ts_us: int, moment_us: int | None) -> bool:
-        """Whether the worker's clock refused the event, which the log does not tell: the shard's word counts where it can be so.
+        """Whether the worker refused the event as future by its clock, which the log does not show.
 
-        It can be where the event is ahead of the record's own time. What the shard has forgotten is judged by that time.
+        It may have, where the event is ahead of the record's own time: then the shard's quarantine decides, and the record's time
+        where the shard may have expired that row.
         """
         tolerance = self.rules.future_tolerance_us
         if moment_us is not None and ts_us <= moment_us + tolerance - CLOCK_SKEW_US:
@@ -147,7 +149,7 @@ class Arrivals:
             return True
         return moment_us is not None and ts_us > moment_us + tolerance and (self.latest_us or 0) < self.forgotten_us
 
-    def _refuse(self, found: Query | Impression | Click | Reject, reason: Reason | None = None) -> None:
+    def _quarantine(self, found: Query | Impression | Click | Reject, reason: Reason | None = None) -> None:
         seq, self.lines = self.lines, self.lines + 1
         reason = found.reason if isinstance(found, Reject) else reason
         event_id = found.event_id
@@ -165,6 +167,6 @@ class Arrivals:
 
 
 @lru_cache(maxsize=65_536)
-def fold(text: str) -> str:
-    """Return the form in which queries compare: NFKC, case folded, white space collapsed. Written anew: it checks the other."""
+def normal_form(text: str) -> str:
+    """Return a text after NFKC, case folding and collapsing of white space; independent code, since it checks the store's."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

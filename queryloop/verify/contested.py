@@ -1,8 +1,8 @@
-"""Contested ids: those of which different lines came (a refused click and its repair), decided one by one in log order.
+"""Contested ids: event ids of different lines, such as a refused click and its repair, decided one by one in log order.
 
-The rule of repair: a line is a duplicate while an earlier line of its id counts or waits, and is inside the retention. Otherwise
-it is judged like a new event; once it is taken in, what quarantine held of its id is withdrawn. There are few such ids, so plain
-Python follows each of them.
+The rule of repair: a line is a duplicate while an earlier line of its id counts or is pending, and is inside the retention. Else
+it is attributed like a new event, and once accepted, the rows of its id leave quarantine. There are few such ids, so plain Python
+follows each of them.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ DELETE FROM later WHERE seq IN (
 """
 CLICK, TAKEN = "click", "taken"
 COUNTED, PENDING, ORPHAN = "counted", "pending", "orphan_click"
-TAKEN_IN = (COUNTED, PENDING)
+ACCEPTED = (COUNTED, PENDING)
 FOREVER_US = 2**62
 
 
-class Waiting(NamedTuple):
-    """For how long a click may follow its impression, for how long it waits for one, and the latest event time; microseconds."""
+class Limits(NamedTuple):
+    """How long a click may follow its impression, how long it waits for one, and the latest event time, in microseconds."""
 
     window_us: int
-    patience_us: int
+    wait_us: int
     latest_us: int
 
 
 class Line(NamedTuple):
-    """One line of a contested id; `kind` is CLICK, TAKEN (a query or an impression) or the reason it was refused for."""
+    """One line of a contested id; `kind` is CLICK, TAKEN (a query or an impression) or the reason of its refusal."""
 
     event_id: str
     seq: int
@@ -73,124 +73,126 @@ class Version(NamedTuple):
 
 
 @dataclass(slots=True)
-class Told:
-    """What became of contested ids: clicks that count or wait, rows of quarantine by reason, other lines that are duplicates."""
+class Decisions:
+    """The outcomes of contested ids: accepted clicks, quarantine rows by reason, queries and impressions that are duplicates."""
 
-    taken: list[tuple[str, int, str]] = field(default_factory=list)
+    accepted: list[tuple[str, int, str]] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
-    later: list[int] = field(default_factory=list)
+    duplicates: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
-class _Id:
-    """One id as its lines come.
+class _IdState:
+    """The state of one id while its lines are read.
 
-    `holder` is the line that counts or waits, `kept` those that did and that the retention has passed, `clicks` and `reasons` are
-    what quarantine holds: clicks that may still be judged anew, and other lines.
+    `holder` is the line that counts or is pending, `expired` those that did and are past the retention; `clicks` and `reasons`
+    are its rows in quarantine: clicks that may be re-attributed, and the reasons of other lines.
     """
 
     holder: Line | None = None
-    kept: list[Line] = field(default_factory=list)
+    expired: list[Line] = field(default_factory=list)
     clicks: list[Line] = field(default_factory=list)
     reasons: set[str] = field(default_factory=set)
 
-    def take(self, line: Line) -> None:
-        """Let a line hold the id; what quarantine had of it is withdrawn."""
+    def accept(self, line: Line) -> None:
+        """Make a line the holder of the id, and withdraw the id's rows from quarantine."""
         if self.holder is not None:
-            self.kept.append(self.holder)
+            self.expired.append(self.holder)
         self.holder, self.clicks, self.reasons = line, [], set()
 
 
-def decide(con: duckdb.DuckDBPyConnection, waiting: Waiting, retention_us: int) -> Told:
-    """Decide every id in the table `contested`, and say in the table `later` which of their queries and impressions repeat."""
-    told = Told()
+def decide(con: duckdb.DuckDBPyConnection, limits: Limits, retention_us: int) -> Decisions:
+    """Decide every id of the table `contested`; add its duplicate queries and impressions to the table `later`."""
+    decisions = Decisions()
     versions: dict[str, list[Version]] = defaultdict(list)
     for impression_id, *version in con.execute(VERSIONS).fetchall():
         versions[impression_id].append(Version(*version))
     lines = (Line(*row) for row in con.execute(ARRIVALS).fetchall())
     for _, group in groupby(lines, key=lambda line: line.event_id):
-        _follow(list(group), versions, waiting, retention_us or FOREVER_US, told)
+        _follow(list(group), versions, limits, retention_us or FOREVER_US, decisions)
     con.execute(FORGET_LATER)
-    if told.later:
-        con.executemany("INSERT INTO later VALUES (?)", [(seq,) for seq in told.later])
-    return told
+    if decisions.duplicates:
+        con.executemany("INSERT INTO later VALUES (?)", [(seq,) for seq in decisions.duplicates])
+    return decisions
 
 
-def add_counted(con: duckdb.DuckDBPyConnection, told: Told) -> None:
-    """Put the contested clicks that count or wait into the table `chosen`."""
-    if told.taken:
-        con.executemany("INSERT INTO chosen VALUES (?, ?, ?)", told.taken)
+def add_accepted(con: duckdb.DuckDBPyConnection, decisions: Decisions) -> None:
+    """Add the accepted clicks to the table `chosen`."""
+    if decisions.accepted:
+        con.executemany("INSERT INTO chosen VALUES (?, ?, ?)", decisions.accepted)
 
 
-def _follow(lines: list[Line], versions: dict[str, list[Version]], waiting: Waiting, retention_us: int, told: Told) -> None:
+def _follow(
+    lines: list[Line], versions: dict[str, list[Version]], limits: Limits, retention_us: int, decisions: Decisions
+) -> None:
     """Follow one id to the end of the log."""
-    state, since = _Id(), -1
+    state, since = _IdState(), -1
     for line in lines:
-        now = waiting._replace(latest_us=line.before_us)
-        _stir(state, versions, now, since, line.seq)
+        now = limits._replace(latest_us=line.before_us)
+        _reattribute(state, versions, now, since, line.seq)
         since = line.seq
         if state.holder is not None and state.holder.ts_us >= max(line.before_us, line.ts_us) - retention_us:
             if line.kind == TAKEN:
-                told.later.append(line.seq)
-        elif line.kind == TAKEN or (line.kind == CLICK and verdict(line, versions, now, line.seq) in (*TAKEN_IN, ORPHAN)):
-            state.take(line)  # a click that comes too late to wait waits for a moment
+                decisions.duplicates.append(line.seq)
+        elif line.kind == TAKEN or (line.kind == CLICK and verdict(line, versions, now, line.seq) in (*ACCEPTED, ORPHAN)):
+            state.accept(line)  # an orphan is accepted as pending for a moment, even where it is too late to wait
         elif line.kind == CLICK:
             state.clicks.append(line)
         else:
             state.reasons.add(line.kind)
-    _stir(state, versions, waiting, since, FOREVER_US)
-    _tell(state, versions, waiting, told)
+    _reattribute(state, versions, limits, since, FOREVER_US)
+    _record(state, versions, limits, decisions)
 
 
-def _stir(state: _Id, versions: dict[str, list[Version]], waiting: Waiting, since: int, seq: int) -> None:
-    """Let what came since the last line take its effect: a click that held the id may have lost it, another one gained it.
+def _reattribute(state: _IdState, versions: dict[str, list[Version]], limits: Limits, since: int, seq: int) -> None:
+    """Re-attribute the id's clicks by the impressions since its last line: the holder may be refused now, another click accepted.
 
-    What came before that line has had its effect: a click that counted then does not withdraw what was refused afterwards.
+    Impressions before that line were considered then: a click that counted does not withdraw what was refused after it.
     """
     if state.holder is not None and state.holder.kind == TAKEN:
         return
     clicks = [*([state.holder] if state.holder else []), *state.clicks]
-    came = {v.seq: v.arrival_us for c in clicks for v in versions.get(c.impression_id, []) if max(c.seq, since) <= v.seq < seq}
-    for at, latest_us in [*((s + 1, came[s]) for s in sorted(came)), (seq, waiting.latest_us)]:
-        moment = waiting._replace(latest_us=latest_us)
-        if state.holder is not None and verdict(state.holder, versions, moment, at) not in TAKEN_IN:
+    arrived = {v.seq: v.arrival_us for c in clicks for v in versions.get(c.impression_id, []) if max(c.seq, since) <= v.seq < seq}
+    for at, latest_us in [*((s + 1, arrived[s]) for s in sorted(arrived)), (seq, limits.latest_us)]:
+        moment = limits._replace(latest_us=latest_us)
+        if state.holder is not None and verdict(state.holder, versions, moment, at) not in ACCEPTED:
             state.clicks.append(state.holder)
             state.holder = None
         fits = [c for c in sorted(state.clicks) if verdict(c, versions, moment, at) == COUNTED]
         if state.holder is None and fits:
-            state.take(fits[0])
+            state.accept(fits[0])
 
 
-def _tell(state: _Id, versions: dict[str, list[Version]], waiting: Waiting, told: Told) -> None:
+def _record(state: _IdState, versions: dict[str, list[Version]], limits: Limits, decisions: Decisions) -> None:
     reasons = set(state.reasons)
-    for click in [*state.kept, *([state.holder] if state.holder else []), *state.clicks]:
+    for click in [*state.expired, *([state.holder] if state.holder else []), *state.clicks]:
         if click.kind == CLICK:
-            found = verdict(click, versions, waiting, FOREVER_US)
-            if found in TAKEN_IN:
-                told.taken.append((click.impression_id, click.position, found))
+            found = verdict(click, versions, limits, FOREVER_US)
+            if found in ACCEPTED:
+                decisions.accepted.append((click.impression_id, click.position, found))
             else:
                 reasons.add(found)
-    told.refused.update(reasons)
+    decisions.refused.update(reasons)
 
 
-def verdict(click: Line, versions: dict[str, list[Version]], waiting: Waiting, seq: int) -> str:
-    """What a click is, on what came before line `seq` of the log: counted, pending or the reason that it is refused for."""
+def verdict(click: Line, versions: dict[str, list[Version]], limits: Limits, seq: int) -> str:
+    """Return the outcome of a click by the impressions before line `seq`: counted, pending or the reason of its refusal."""
     shown = [version for version in versions.get(click.impression_id, []) if version.seq < seq]
-    if not any(_meets(click, version, waiting) for version in shown):
-        return PENDING if waiting.latest_us <= click.ts_us + waiting.patience_us else ORPHAN
-    standing = min(shown, key=lambda version: (version.ts_us, version.event_id))
-    return next(_faults(click, standing, waiting), COUNTED)
+    if not any(_finds(click, version, limits) for version in shown):
+        return PENDING if limits.latest_us <= click.ts_us + limits.wait_us else ORPHAN
+    canonical = min(shown, key=lambda version: (version.ts_us, version.event_id))
+    return next(_refusals(click, canonical, limits), COUNTED)
 
 
-def _meets(click: Line, version: Version, waiting: Waiting) -> bool:
-    in_time = version.seq < click.seq or version.arrival_us <= click.ts_us + waiting.patience_us
+def _finds(click: Line, version: Version, limits: Limits) -> bool:
+    in_time = version.seq < click.seq or version.arrival_us <= click.ts_us + limits.wait_us
     return version.ts_us <= click.ts_us and in_time
 
 
-def _faults(click: Line, standing: Version, waiting: Waiting) -> Iterator[str]:
-    if click.ts_us - standing.ts_us > waiting.window_us:
+def _refusals(click: Line, canonical: Version, limits: Limits) -> Iterator[str]:
+    if click.ts_us - canonical.ts_us > limits.window_us:
         yield "late_click"
-    if click.position >= len(standing.items):
+    if click.position >= len(canonical.items):
         yield "position_out_of_range"
-    elif click.item is not None and click.item != standing.items[click.position]:
+    elif click.item is not None and click.item != canonical.items[click.position]:
         yield "item_mismatch"

@@ -13,7 +13,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from queryloop.verify.arrivals import fold
+from queryloop.verify.arrivals import normal_form
 from queryloop.verify.shard_verification import DIFFERENCES, READ, Verdict
 from streams.api.snapshot import Counts
 from streams.events.rules import CountingRules
@@ -64,12 +64,12 @@ WHERE t.count IS DISTINCT FROM l.count
 
 
 def verify_lake(shards: Mapping[int, Counts], lake: Lake, progress: Callable[[int, int], None]) -> Verdict:
-    """Compare every day that the lake holds as it stands, all shards together; `progress(days done, days)` as it goes."""
+    """Compare every day of the lake that has not changed since its export, all shards together; calls `progress(done, days)`."""
     held = {day for counts in shards.values() for day in _days(counts)}
     clean = {day for day in held if all(day in counts.exported or day not in _days(counts) for counts in shards.values())}
     left_out = dict.fromkeys(sorted(held - clean), NOT_EXPORTED)
     with duckdb.connect(":memory:", config={"threads": 1}) as con:
-        _take_live(con, shards)
+        _load_live(con, shards)
         lines = 0
         for number, day in enumerate(sorted(clean), 1):
             lines += _compare_windows(con, lake, day)
@@ -83,11 +83,11 @@ def verify_lake(shards: Mapping[int, Counts], lake: Lake, progress: Callable[[in
 
 
 def _days(counts: Counts) -> set[date]:
-    """Return the days on which a shard has counted anything."""
+    """Return the days on which a shard has counts."""
     return {*counts.windows["day"].unique().to_pylist(), *counts.cooccurrence["day"].unique().to_pylist()}
 
 
-def _take_live(con: duckdb.DuckDBPyConnection, shards: Mapping[int, Counts]) -> None:
+def _load_live(con: duckdb.DuckDBPyConnection, shards: Mapping[int, Counts]) -> None:
     con.execute(DIFFERENCES)
     if shards:
         con.register("windows_held", pa.concat_tables([counts.windows for counts in shards.values()]))
@@ -98,8 +98,8 @@ def _take_live(con: duckdb.DuckDBPyConnection, shards: Mapping[int, Counts]) -> 
 
 def _compare_windows(con: duckdb.DuckDBPyConnection, lake: Lake, day: date) -> int:
     shown = read_impressions(lake, day, day)
-    items = pa.array([list(map(fold, row)) for row in shown["items"].to_pylist()], pa.list_(pa.string()))
-    con.register("shown", pa.table({"query": _folded(shown["query"]), "items": items, "clicked": shown["clicked"]}))
+    items = pa.array([list(map(normal_form, row)) for row in shown["items"].to_pylist()], pa.list_(pa.string()))
+    con.register("shown", pa.table({"query": _normal_forms(shown["query"]), "items": items, "clicked": shown["clicked"]}))
     con.execute(WINDOWS_DIFFER, {"day": day})
     con.unregister("shown")
     return len(shown)
@@ -107,15 +107,15 @@ def _compare_windows(con: duckdb.DuckDBPyConnection, lake: Lake, day: date) -> i
 
 def _compare_pairs(con: duckdb.DuckDBPyConnection, lake: Lake, day: date, rules: CountingRules) -> int:
     """Compare the pairs that begin on a day; they may end on the day after."""
-    reach = timedelta(microseconds=rules.session_gap_us) + timedelta(days=1)
-    asked = read_queries(lake, day, day + timedelta(days=reach.days))
+    longest = timedelta(microseconds=rules.session_gap_us) + timedelta(days=1)
+    asked = read_queries(lake, day, day + timedelta(days=longest.days))
     by_user = asked.filter(pc.equal(asked["source"], "user"))
-    columns = by_user.select(["day", "ts_us", "event_id", "session_id"]).append_column("query", _folded(by_user["query"]))
+    columns = by_user.select(["day", "ts_us", "event_id", "session_id"]).append_column("query", _normal_forms(by_user["query"]))
     con.register("asked", columns)
     con.execute(PAIRS_DIFFER, {"day": day, "gap": rules.session_gap_us})
     con.unregister("asked")
     return len(asked.filter(pc.equal(asked["day"], day)))
 
 
-def _folded(texts: pa.ChunkedArray) -> pa.Array:
-    return pa.array(list(map(fold, texts.to_pylist())), pa.string())
+def _normal_forms(texts: pa.ChunkedArray) -> pa.Array:
+    return pa.array(list(map(normal_form, texts.to_pylist())), pa.string())

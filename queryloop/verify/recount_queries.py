@@ -1,7 +1,7 @@
-"""The definitions of DESIGN.md ("Meaning, exactly") as queries over a whole log at once, for a recount.
+"""The counting rules as SQL over a whole log at once, for a recount.
 
-They read the tables of `queryloop.verify.arrivals` and share nothing with the store: what the store keeps up to date event by
-event is here a join, a minimum or a window over everything that came.
+The queries read the tables of `queryloop.verify.arrivals` and share nothing with the store: what the store keeps up to date event
+by event is here a join, a minimum or a window over the whole log.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from streams.events.rules import CountingRules
 
 FOREVER_US = 2**61
 
-# An id of one line needs no decision. 64-bit hashes first: grouping all texts would cost most of the recount.
+# An id with one line needs no decision. 64-bit hashes first: grouping all texts would cost most of the recount.
 REPEATED = """
 CREATE TABLE repeated AS
 WITH ids AS (
@@ -26,7 +26,7 @@ WITH ids AS (
 hashes AS (SELECT hash(event_id) AS h FROM ids GROUP BY h HAVING count(*) > 1)
 SELECT event_id FROM ids WHERE hash(event_id) IN (SELECT h FROM hashes) GROUP BY event_id HAVING count(*) > 1
 """
-# Of the lines of one id that are queries or impressions the first counts, whatever was refused before it.
+# Of the queries and impressions with one id the first counts, whatever was refused before it.
 LATER = """
 CREATE TABLE later AS
 SELECT seq
@@ -39,7 +39,7 @@ CREATE TABLE taken AS
 SELECT DISTINCT event_id
 FROM (SELECT event_id FROM queries UNION ALL SELECT event_id FROM impressions) SEMI JOIN repeated USING (event_id)
 """
-# What SQL leaves to `contested`: clicks of which different lines came, and ids that came again after the retention.
+# What SQL leaves to `contested`: ids of clicks with different contents, and ids that occur again after the retention.
 CONTESTED = """
 CREATE TABLE contested AS
 WITH contents AS (
@@ -68,7 +68,7 @@ STANDING = """
 CREATE TABLE standing AS
 SELECT *, DATE '1970-01-01' + (ts_us // 86400000000)::INTEGER AS day FROM versions ANTI JOIN beaten USING (seq)
 """
-# A click finds its impression when some version of it is not later than the click and came before the click stopped waiting.
+# A click finds its impression when some version of it is not later than the click and arrived before the click stopped waiting.
 TIMELY_BY_OTHER = """
 CREATE TABLE timely_by_other AS
 SELECT DISTINCT c.seq
@@ -94,7 +94,7 @@ SELECT seq, event_id, impression_id, position, timely,
     END AS verdict
 FROM met
 """
-# Equal lines of a click: the first that finds its impression speaks; one that gave up before leaves an orphan unless it counts.
+# Of equal lines of a click the first that finds its impression decides; one that gave up before is an orphan unless it counts.
 CHOSEN = """
 CREATE TABLE chosen AS
 WITH firsts AS (
@@ -138,14 +138,14 @@ GROUP BY ALL
 """
 DAYS = "SELECT DISTINCT day FROM standing UNION SELECT DISTINCT day FROM pairs ORDER BY day"
 
-# An id that something of came to count has no row for what was refused of it.
+# An id that was accepted in the end has no row for what was refused of it.
 REFUSED = """
 SELECT reason, count(*) FROM (
     SELECT DISTINCT reason, known_by, event_id IS NULL FROM refused
     WHERE event_id IS NULL OR event_id NOT IN (SELECT event_id FROM contested UNION ALL SELECT event_id FROM taken)
 ) GROUP BY reason
 """
-# A refused line that repeats an earlier one has a row again where the shard has forgotten that one's row by then.
+# A refused line that repeats an earlier one gets a row again where that one's row has expired in the shard.
 DOUBTFUL = """
 WITH ages AS (SELECT reason, before_us - min(before_us) OVER (PARTITION BY reason, known_by) AS age_us FROM refused)
 SELECT reason, count(*) FROM ages WHERE age_us > $retention GROUP BY reason
@@ -156,43 +156,43 @@ SELECT (SELECT count(*) FROM queries ANTI JOIN later USING (seq)) + (SELECT coun
 VERDICTS = "SELECT verdict, count(*) FROM chosen GROUP BY verdict"
 
 
-def settle(con: duckdb.DuckDBPyConnection, rules: CountingRules, latest_us: int, ended: bool = False) -> Counter[str]:
+def recount(con: duckdb.DuckDBPyConnection, rules: CountingRules, latest_us: int, ended: bool = False) -> Counter[str]:
     """Decide every line; return how many rows quarantine has by reason, and `counted` and `pending`.
 
-    `ended` says that the log has ended and no click waits any more.
+    `ended`: the log has ended, and no click is pending any more.
     """
-    patience = rules.attribution_window_us if rules.retention_us else FOREVER_US
+    wait = rules.attribution_window_us if rules.retention_us else FOREVER_US
     window, latest = rules.attribution_window_us, 2 * FOREVER_US if ended else latest_us
     for sql in (REPEATED, LATER, VERSIONS, TAKEN):
         con.execute(sql)
     con.execute(CONTESTED, {"retention": rules.retention_us})
-    told = contested.decide(con, contested.Waiting(window, patience, latest), rules.retention_us)
+    decisions = contested.decide(con, contested.Limits(window, wait, latest), rules.retention_us)
     for sql in (BEATEN, STANDING):
         con.execute(sql)
-    con.execute(TIMELY_BY_OTHER, {"patience": patience})
-    con.execute(JUDGED, {"patience": patience, "latest": latest, "window": window})
+    con.execute(TIMELY_BY_OTHER, {"patience": wait})
+    con.execute(JUDGED, {"patience": wait, "latest": latest, "window": window})
     con.execute(CHOSEN)
-    contested.add_counted(con, told)
+    contested.add_accepted(con, decisions)
     con.execute(CLICKED)
     con.execute(PAIRS, {"gap": rules.session_gap_us})
-    return _account(con, told)
+    return _account(con, decisions)
 
 
-def _account(con: duckdb.DuckDBPyConnection, told: contested.Told) -> Counter[str]:
+def _account(con: duckdb.DuckDBPyConnection, decisions: contested.Decisions) -> Counter[str]:
     account = Counter(dict(con.execute(REFUSED).fetchall()))
     account.update(dict(con.execute(VERDICTS).fetchall()))
-    account.update(told.refused)
+    account.update(decisions.refused)
     account["counted"] += con.execute(COUNTED).fetchall()[0][0]
     return account
 
 
 def recounted_days(con: duckdb.DuckDBPyConnection) -> list[date]:
-    """Return the days on which anything was counted."""
+    """Return the days with counts."""
     return [day for (day,) in con.execute(DAYS).fetchall()]
 
 
 def doubtful(con: duckdb.DuckDBPyConnection, rules: CountingRules) -> Counter[str]:
-    """Return by reason how many refused lines repeat one that the shard may have forgotten by then."""
+    """Return by reason how many refused lines repeat one whose row may have expired in the shard by then."""
     if not rules.retention_us:
         return Counter()
     return Counter(dict(con.execute(DOUBTFUL, {"retention": rules.retention_us}).fetchall()))

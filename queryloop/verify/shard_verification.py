@@ -1,4 +1,4 @@
-"""Verification: a shard's counts beside the recount of its log, and where they differ.
+"""Verification of a shard: its counts beside the recount of its log, and where they differ.
 
 The recount of one shard goes into a DuckDB file of its own that spills to disk, so memory stays bounded however long the log is.
 """
@@ -80,12 +80,12 @@ NO_DIFFERENCES = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the recount of one shard found.
+    """The result of the recount of one shard.
 
     `partition` is None where all shards were compared together. `differences` has kind ("window", "cooccurrence"), day, query,
-    other (the item, or the next query), position, live and recounted ([impressions, clicks], or [count]). `account` has each
-    number of the account that differs, as (live, recounted). `left_out` says of days that were not compared why not, `doubts` of
-    the shard as a whole.
+    other (the item, or the next query), position, live and recounted ([impressions, clicks], or [count]). `account` has the
+    totals that differ, as (live, recounted). `left_out` has the days that were not compared, each with the reason, and `doubts`
+    the reasons why the shard as a whole was not.
     """
 
     partition: int | None
@@ -104,45 +104,47 @@ class Verdict:
 
     @property
     def complete(self) -> bool:
-        """Whether all that the shard holds was compared."""
+        """Whether everything in the shard was compared."""
         return not self.doubts and not any(why != EXPIRED for why in self.left_out.values())
 
 
 EXPIRED = "expired in the shard"
-UNCOVERED = "the log's beginning is gone"
+UNCOVERED = "the log's beginning was removed"
 
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """A partition's lines for the recount. `gone_us` is None when they begin at the first one ever, else a time that no missing
-    event is later than; `ended` says that nothing waits any more.
+    """A partition's lines for the recount.
+
+    `removed_until_us` is None when they begin with the first one ever, else a time that no missing event is later than. `ended`:
+    no click is pending any more.
     """
 
     records: Iterable[LogRecord]
-    gone_us: int | None = None
+    removed_until_us: int | None = None
     ended: bool = False
 
 
-def no_counts(rules: CountingRules) -> Counts:
-    """Return the counts of a shard that is not there yet."""
+def empty_counts(rules: CountingRules) -> Counts:
+    """Return the counts of a shard that does not exist yet."""
     return Counts(WINDOWS_SCHEMA.empty_table(), PAIRS_SCHEMA.empty_table(), FUTURE_SCHEMA.empty_table(), rules)
 
 
-def refuse(partition: int, counts: Counts, why: str) -> Verdict:
-    """Return the verdict on a shard of which the log can tell nothing."""
+def unverifiable(partition: int, counts: Counts, why: str) -> Verdict:
+    """Return the verdict on a shard that cannot be compared with the log."""
     return Verdict(partition, counts.next_offset or 0, 0, doubts=[why])
 
 
 def verify_shard(partition: int, counts: Counts, log: Log, limits: EventSettings, folder: Path, now_us: int) -> Verdict:
-    """Recount a shard's log and compare. `folder` takes the recount's files and may be removed afterwards."""
+    """Recount a shard's log and compare. The recount's files are in `folder`, which may be removed afterwards."""
     path = folder / f"recount-{partition}.duckdb"
     with duckdb.connect(str(path), config={**OPTIONS, "temp_directory": str(folder)}) as con:
         con.execute(arrivals.TABLES)
         future = frozenset(counts.future["event_id"].to_pylist())
-        came = Arrivals(con, counts.rules, limits, now_us, future, _forgotten_us(counts))
-        came.load(log.records)
-        account = recount_queries.settle(con, counts.rules, came.latest_us or 0, log.ended)
-        return _compare(con, partition, counts, log, came.lines, account)
+        rows = Arrivals(con, counts.rules, limits, now_us, future, _expired_us(counts))
+        rows.load(log.records)
+        account = recount_queries.recount(con, counts.rules, rows.latest_us or 0, log.ended)
+        return _compare(con, partition, counts, log, rows.lines, account)
 
 
 def _compare(
@@ -159,16 +161,16 @@ def _compare(
     for day in [] if doubts else days:
         con.execute(WINDOWS_DIFFER, {"day": day})
         con.execute(PAIRS_DIFFER, {"day": day})
-    whole = not doubts and log.gone_us is None
+    whole = not doubts and log.removed_until_us is None
     differing = account_differences(counts, account, lines, recount_queries.doubtful(con, counts.rules)) if whole else {}
     found = con.sql(READ).to_arrow_table()
     return Verdict(partition, counts.next_offset or 0, lines, found, differing, days, left_out, doubts)
 
 
 def _left_out(counts: Counts, log: Log, days: Iterable[date], held: set[date]) -> Iterator[tuple[date, str]]:
-    """Yield each day that cannot be compared, and why."""
-    expired = (_day(_forgotten_us(counts)) - timedelta(days=WINDOW_DAYS)) if counts.rules.retention_us else date.min
-    covered = date.min if log.gone_us is None else _day(log.gone_us) + timedelta(days=1)
+    """Yield each day that cannot be compared, with the reason."""
+    expired = (_day(_expired_us(counts)) - timedelta(days=WINDOW_DAYS)) if counts.rules.retention_us else date.min
+    covered = date.min if log.removed_until_us is None else _day(log.removed_until_us) + timedelta(days=1)
     for day in days:
         if day < expired and day not in held:
             yield day, EXPIRED
@@ -178,28 +180,30 @@ def _left_out(counts: Counts, log: Log, days: Iterable[date], held: set[date]) -
 
 def _doubts(counts: Counts) -> list[str]:
     if counts.earlier_events:
-        return [f"the log was made anew: {counts.earlier_events} of the shard's {counts.events} lines came from one before it"]
+        return [
+            f"the topic was created anew: {counts.earlier_events} of the shard's {counts.events} lines are from the one before"
+        ]
     return []
 
 
 def account_differences(counts: Counts, account: Counter[str], lines: int, doubtful: Counter[str]) -> dict[str, tuple[int, int]]:
-    """Return the numbers of the account that differ, as (live, recounted).
+    """Return the totals that differ, as (live, recounted).
 
-    `doubtful` repeats came so late that the shard may have forgotten the first one's row: each is a duplicate or has a row again.
+    `doubtful` are repeated lines whose first row may have expired in the shard: each is a duplicate or has a row again.
     """
-    told = Counter(account)
-    counted, pending = told.pop("counted", 0), told.pop("pending", 0)
+    expected = Counter(account)
+    counted, pending = expected.pop("counted", 0), expected.pop("pending", 0)
     live = Counter(counts.quarantined)
     for reason, number in doubtful.items():
-        told[reason] += min(max(live[reason] - told[reason], 0), number)
+        expected[reason] += min(max(live[reason] - expected[reason], 0), number)
     numbers = {"events": (counts.events, lines), "counted": (counts.counted, counted), "pending": (counts.pending, pending)}
-    numbers["duplicates"] = (counts.duplicates, lines - counted - pending - told.total())
-    numbers |= {f"quarantined.{reason}": (live[reason], told[reason]) for reason in sorted(live | told)}
+    numbers["duplicates"] = (counts.duplicates, lines - counted - pending - expected.total())
+    numbers |= {f"quarantined.{reason}": (live[reason], expected[reason]) for reason in sorted(live | expected)}
     return {name: (mine, recounted) for name, (mine, recounted) in numbers.items() if mine != recounted}
 
 
-def _forgotten_us(counts: Counts) -> int:
-    """Return the event time before which the shard may have forgotten events."""
+def _expired_us(counts: Counts) -> int:
+    """Return the event time before which events may have expired in the shard."""
     rules: CountingRules = counts.rules
     if not rules.retention_us or counts.latest_us is None:
         return 0
@@ -211,7 +215,7 @@ def _day(ts_us: int) -> date:
 
 
 def rows(differences: pa.Table) -> Iterator[dict[str, Any]]:
-    """Yield the differing keys as they are told: key and both numbers by name."""
+    """Yield each differing key as JSON values, with both numbers by name."""
     for batch in differences.to_batches(max_chunksize=1000):
         for row in batch.to_pylist():
             yield _row(row)

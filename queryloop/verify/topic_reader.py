@@ -1,4 +1,4 @@
-"""The backlog: one partition of the event topic from its beginning up to an offset, read beside the workers, in no group."""
+"""Reads one partition of the event topic from its beginning up to an offset, in no consumer group."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ FOREVER_US = MAX_TS_US
 T = TypeVar("T")
 
 
-class BacklogError(RuntimeError):
-    """The log cannot be read as far as asked; the text says how far, and which broker it was."""
+class TopicReadError(RuntimeError):
+    """The log cannot be read up to the offset; the text says how far it was read, and from which broker."""
 
 
 @dataclass(frozen=True, slots=True)
-class Backlog:
+class PartitionReader:
     """An open partition. `first` is the first offset that the log still has, `end` the one that the next record will get."""
 
     first: int
@@ -37,24 +37,24 @@ class Backlog:
     _run: Callable[[Coroutine[Any, Any, Any]], Any]
 
     def read(self, next_offset: int) -> Iterator[LogRecord]:
-        """Yield the records below `next_offset`. Raises BacklogError when the log ends before it or stops coming."""
-        place, quiet_s = self.first, 0.0
-        while place < next_offset:
+        """Yield the records below `next_offset`. Raises TopicReadError when nothing arrives for SILENCE_S."""
+        position, quiet_s = self.first, 0.0
+        while position < next_offset:
             records = self._run(self._consumer.getmany(self._partition, timeout_ms=POLL_MS)).get(self._partition, [])
             for record in records:
                 if record.offset < next_offset:
                     yield record.offset, None if record.timestamp < 0 else record.timestamp * 1000, record.value
-            before, place = place, self._run(self._consumer.position(self._partition))
-            quiet_s = 0.0 if place > before else quiet_s + POLL_MS / 1000
+            before, position = position, self._run(self._consumer.position(self._partition))
+            quiet_s = 0.0 if position > before else quiet_s + POLL_MS / 1000
             if quiet_s >= SILENCE_S:
-                raise BacklogError(
-                    f"{self._partition}: nothing came after offset {place} for {SILENCE_S:g} s; wanted {next_offset}"
+                raise TopicReadError(
+                    f"{self._partition}: nothing arrived after offset {position} for {SILENCE_S:g} s; wanted {next_offset}"
                 )
 
-    def gone_us(self, tolerance_us: int, next_offset: int) -> int | None:
-        """Return a time (microseconds) that no removed event is later than, None when the log has its beginning.
+    def removed_until_us(self, tolerance_us: int, next_offset: int) -> int | None:
+        """Return a time (microseconds) that no removed event is later than, None when the log still has its beginning.
 
-        An event is taken in at most `tolerance_us` ahead of the clock, and what was removed came before the first record left.
+        An event is accepted at most `tolerance_us` ahead of the clock, and removed records are older than the first one left.
         """
         if self.first == 0:
             return None
@@ -64,8 +64,8 @@ class Backlog:
 
 
 @contextmanager
-def open_backlog(bootstrap: str, topic: str, partition: int) -> Iterator[Backlog]:
-    """Open a partition for reading. Raises BacklogError when the broker does not answer."""
+def open_partition(bootstrap: str, topic: str, partition: int) -> Iterator[PartitionReader]:
+    """Open a partition for reading. Raises TopicReadError when the broker does not answer."""
     from aiokafka import TopicPartition
     from aiokafka.errors import KafkaError
 
@@ -74,14 +74,14 @@ def open_backlog(bootstrap: str, topic: str, partition: int) -> Iterator[Backlog
         try:
             consumer = runner.run(_start(bootstrap, place))
         except (KafkaError, OSError) as error:
-            raise BacklogError(f"broker {bootstrap}: {error!r}; is it running, and is the address right?") from error
+            raise TopicReadError(f"broker {bootstrap}: {error!r}; is it running, and is the address right?") from error
         try:
             first = runner.run(consumer.beginning_offsets([place]))[place]
             end = runner.run(consumer.end_offsets([place]))[place]
             consumer.seek(place, first)
-            yield Backlog(first, end, consumer, place, runner.run)
+            yield PartitionReader(first, end, consumer, place, runner.run)
         except KafkaError as error:
-            raise BacklogError(f"broker {bootstrap}, {place}: {error!r}") from error
+            raise TopicReadError(f"broker {bootstrap}, {place}: {error!r}") from error
         finally:
             runner.run(consumer.stop())
 

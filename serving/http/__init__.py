@@ -1,1 +1,1 @@
-"""The HTTP app: recommend a list, take events, say how things are."""
+"""The HTTP app: lists for products, their events, releases, health and metrics."""

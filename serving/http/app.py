@@ -1,4 +1,4 @@
-"""The HTTP door: recommend a list, take events, say how things are."""
+"""The HTTP endpoints: recommend a list, take events, say how things are."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
 from serving.http.browsers import EVENTS_PATH, SCHEMA_PATH, SNIPPET_PATH, KnownOrigins, answer_schema, answer_snippet
-from serving.http.events_request import BatchError, split_batch, take_events
+from serving.http.events_request import BatchError, accept_events, split_batch
 from serving.http.impressions import EventSink, ImpressionLog, make_impression
 from serving.http.micro_batcher import Batcher, BusyError, DeadlineError
 from serving.http.middleware import BearerKey, CountRequests, LimitBody
@@ -39,17 +39,17 @@ _RETRY = {"Retry-After": "1"}
 def create_app(
     root: ServingRoot, slot: Slot, sink: EventSink, metrics: ServingMetrics, clock: Callable[[], float] = time.time
 ) -> FastAPI:
-    """The ASGI application. Its lifespan runs the batches and watches the rollout; `clock` gives epoch seconds."""
-    door = Door(root, slot, sink, metrics, clock)
-    app = FastAPI(title="Queryloop", openapi_url="/v1/openapi.json", docs_url=None, redoc_url=None, lifespan=door.lifespan)
-    app.add_api_route("/v1/recommend", door.recommend, methods=["POST"])
-    app.add_api_route("/v1/events", door.take, methods=["POST"])
+    """Return the ASGI application. Its lifespan runs the batches and watches the rollout; `clock` gives epoch seconds."""
+    endpoints = Endpoints(root, slot, sink, metrics, clock)
+    app = FastAPI(title="Queryloop", openapi_url="/v1/openapi.json", docs_url=None, redoc_url=None, lifespan=endpoints.lifespan)
+    app.add_api_route("/v1/recommend", endpoints.recommend, methods=["POST"])
+    app.add_api_route("/v1/events", endpoints.accept_events, methods=["POST"])
     app.add_api_route(SNIPPET_PATH, answer_snippet, methods=["GET"])
-    app.add_api_route(SCHEMA_PATH, door.schema, methods=["GET"])
-    app.add_api_route("/v1/releases", door.releases, methods=["GET"])
-    app.add_api_route("/healthz", door.health, methods=["GET"])
-    app.add_api_route("/readyz", door.readiness, methods=["GET"])
-    app.add_api_route("/metrics", door.render_metrics, methods=["GET"])
+    app.add_api_route(SCHEMA_PATH, endpoints.schema, methods=["GET"])
+    app.add_api_route("/v1/releases", endpoints.releases, methods=["GET"])
+    app.add_api_route("/healthz", endpoints.health, methods=["GET"])
+    app.add_api_route("/readyz", endpoints.readiness, methods=["GET"])
+    app.add_api_route("/metrics", endpoints.render_metrics, methods=["GET"])
     app.add_exception_handler(RequestValidationError, _explain)
     serving = root.serving
     key = serving.key.get_secret_value() if serving.key else None
@@ -64,8 +64,8 @@ def create_app(
     return app
 
 
-class Door:
-    """The routes, and what they share."""
+class Endpoints:
+    """The endpoints, and what they share."""
 
     def __init__(
         self, root: ServingRoot, slot: Slot, sink: EventSink, metrics: ServingMetrics, clock: Callable[[], float]
@@ -97,7 +97,7 @@ class Door:
             await asyncio.to_thread(self._slot.stop)
 
     async def recommend(self, call: RecommendCall) -> Response:
-        """A list of recommended queries from the live release (G1, G2)."""
+        """Answer a list of recommended queries from the live release (G1, G2)."""
         limits = self._root.events
         try:
             request = read_request(call, self._root.tasks, self._decoding, limits)
@@ -125,54 +125,54 @@ class Door:
         self._impressions.emit(impression)
         return JSONResponse({"impression_id": impression_id, **_describe_answer(request, answer)})
 
-    async def take(self, request: HttpRequest) -> Response:
-        """A batch of events: {"events": [...]}, or NDJSON. 202 says that they are in the outbox and survive this process."""
+    async def accept_events(self, request: HttpRequest) -> Response:
+        """Accept a batch of events, {"events": [...]} or NDJSON. 202: they are in the outbox and survive this process."""
         content_type = request.headers.get("content-type", "")
         try:
             lines = split_batch(await request.body(), content_type, self._root.serving.max_events)
         except BatchError as error:
             return _error(error.status, str(error))
-        taken = take_events(lines, self._sink, self._root.events, self._clock())
-        self._metrics.events_accepted.inc(taken.accepted)
-        for refusal in taken.rejected:
+        result = accept_events(lines, self._sink, self._root.events, self._clock())
+        self._metrics.events_accepted.inc(result.accepted)
+        for refusal in result.rejected:
             self._metrics.events_rejected.labels(refusal.reason).inc()
-        stored = await asyncio.to_thread(self._sink.store, self._root.serving.deadline_s) if taken.accepted else True
-        answer: dict[str, Any] = {"accepted": taken.accepted, "rejected": [asdict(refusal) for refusal in taken.rejected]}
-        if taken.full:
-            said = f"{taken.full}; send the batch again later, events that were taken count once"
-            return JSONResponse({"error": said, **answer}, 503, _RETRY)
+        stored = await asyncio.to_thread(self._sink.store, self._root.serving.deadline_s) if result.accepted else True
+        answer: dict[str, Any] = {"accepted": result.accepted, "rejected": [asdict(refusal) for refusal in result.rejected]}
+        if result.full:
+            reason = f"{result.full}; send the batch again later, accepted events count once"
+            return JSONResponse({"error": reason, **answer}, 503, _RETRY)
         if not stored:
-            said = "the events could not be written to disk in time; send the batch again later, they count once"
-            return JSONResponse({"error": said, **answer}, 503, _RETRY)
+            reason = "the events could not be written to disk in time; send the batch again later, they count once"
+            return JSONResponse({"error": reason, **answer}, 503, _RETRY)
         return JSONResponse(answer, 202)
 
     async def schema(self, request: HttpRequest) -> Response:
-        """The JSON Schema of one event."""
+        """Answer the JSON Schema of one event."""
         return answer_schema(request, self._root.events)
 
     async def releases(self) -> Response:
-        """All releases, which ones the rollout names, and which one answers."""
+        """Answer all releases, which ones the rollout names, and which one is live."""
         return await asyncio.to_thread(self._list_releases)
 
     async def health(self) -> Response:
-        """200 while the process runs."""
+        """Answer 200 while the process runs."""
         return JSONResponse({"ok": True})
 
     async def readiness(self) -> Response:
-        """200 when lists can be answered, else 503 with the reason; `error` says why a promoted release is not live."""
+        """Answer 200 when lists can be served, else 503 with the reason; `error` says why a promoted release is not live."""
         live = self._slot.release
         if live is None:
             return JSONResponse({"ready": False, "release": None, "error": self._slot.reason}, 503)
         return JSONResponse({"ready": True, "release": live, "error": self._slot.error})
 
     async def render_metrics(self) -> Response:
-        """Prometheus' text format."""
+        """Answer the metrics in Prometheus' text format."""
         for state, count in asdict(self._sink.counters()).items():
             self._metrics.emitter.labels(state).set(count)
         return Response(generate_latest(self._metrics.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     def _answer_batch(self, requests: Sequence[Request]) -> Sequence[Recommendation]:
-        """Runs in the batch thread. The release is fixed here for the whole batch, and stamped on its answers."""
+        """Answer a batch, in the batch thread, by the release that is live at its start; each answer names it."""
         with self._slot.lease() as bundle:
             answers = recommend(bundle.release.id, bundle.engine, bundle.index, bundle.predictor, requests)
         for request, answer in zip(requests, answers, strict=True):
@@ -214,9 +214,9 @@ def _error(status: int, text: str, headers: dict[str, str] | None = None) -> Res
 
 
 async def _explain(_request: HttpRequest, error: Exception) -> Response:
-    """422 with the fields at fault; what the user typed is not repeated."""
+    """Answer 422 naming the fields at fault, without what the user typed."""
     faults = error.errors() if isinstance(error, RequestValidationError) else []
-    said = [
+    problems = [
         f"{'.'.join(part for part in fault['loc'][1:] if isinstance(part, str)) or 'body'}: {fault['msg']}" for fault in faults
     ]
-    return _error(422, printable("; ".join(said)) or "the body is not valid")
+    return _error(422, printable("; ".join(problems)) or "the body is not valid")

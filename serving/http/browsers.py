@@ -1,7 +1,7 @@
-"""What the door has for web pages: the JavaScript snippet, the events' JSON Schema, and the guard on who may post from a page.
+"""For web pages: the JavaScript snippet, the events' JSON Schema, and the check of origins that may post.
 
-A page cannot keep a secret, and a beacon carries no Authorization header. So a page sends the public `serving.write_key`, which
-opens POST /v1/events and nothing else, and a browser may call only for the door's own origin and `serving.origins`.
+A page cannot keep a secret, and a beacon has no Authorization header. So a page sends the public `serving.write_key`, which
+allows POST /v1/events and nothing else, and browsers may call only for pages of the app's own origin and of `serving.origins`.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ SNIPPET_PATH = "/v1/queryloop.js"
 SCHEMA_PATH = "/v1/events/schema.json"
 EVENTS_PATH = "/v1/events"
 OPEN_PATHS = frozenset({SNIPPET_PATH, SCHEMA_PATH})
-"""Public by nature: they carry no key."""
+"""Public paths that need no key."""
 _FRESH = "public, max-age=3600"
 
 
 @cache
 def read_snippet() -> bytes:
-    """The snippet's text."""
+    """Return the snippet's text."""
     return files("serving.http").joinpath("browser/queryloop.js").read_bytes()
 
 
 def answer_snippet(request: Request) -> Response:
-    """The snippet, cacheable for an hour and by its ETag."""
+    """Answer the snippet, cacheable for an hour and by its ETag."""
     return _cacheable(request, read_snippet(), "text/javascript; charset=utf-8")
 
 
 def answer_schema(request: Request, limits: EventSettings) -> Response:
-    """The JSON Schema of one event, with this door's limits."""
+    """Answer the JSON Schema of one event, with the limits of these settings."""
     return _cacheable(request, msgspec.json.encode(json_schema(limits)), "application/schema+json")
 
 
@@ -53,9 +53,9 @@ def _cacheable(request: Request, body: bytes, kind: str) -> Response:
 
 
 class KnownOrigins:
-    """Answers 403 to a request that a browser sends for a page of an unknown origin; programs send no Origin and pass.
+    """Answers 403 to requests of a browser for a page of an unknown origin; programs send no Origin and pass.
 
-    Without it any page that somebody on this machine opens could post events to a door on loopback.
+    Without it any page that somebody on this machine opens could post events to an app on loopback.
     """
 
     def __init__(self, app: ASGIApp, origins: frozenset[str]) -> None:
@@ -63,13 +63,13 @@ class KnownOrigins:
         self.origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS and not self._admits(scope):
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS and not self._is_allowed(scope):
             text = "pages of this origin may not call: add it to serving.origins"
             await JSONResponse({"error": text}, 403)(scope, receive, send)
             return
         await self.app(scope, receive, send)
 
-    def _admits(self, scope: Scope) -> bool:
+    def _is_allowed(self, scope: Scope) -> bool:
         headers = dict(scope["headers"])
         origin: str | None = headers[b"origin"].decode("latin-1") if b"origin" in headers else None
         own = f"{scope['scheme']}://{headers.get(b'host', b'').decode('latin-1')}"

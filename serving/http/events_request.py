@@ -1,4 +1,4 @@
-"""POST /v1/events: a batch of events from a product, each checked and handed to the emitter, or refused by index and reason."""
+"""The body of POST /v1/events: a batch of events, each checked and emitted, or refused by index and reason."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NDJSON = ("ndjson", "jsonl", "text/plain")
 
 
 class BatchError(ValueError):
-    """A body that holds no batch; nothing of it was taken."""
+    """A body that is no batch; nothing of it was accepted."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -23,7 +23,7 @@ class BatchError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One event that was not taken: its place in the batch, the reason code, and what is wrong."""
+    """One refused event: its index in the batch, the reason code, and what is wrong."""
 
     index: int
     reason: str
@@ -31,8 +31,8 @@ class Refusal:
 
 
 @dataclass(slots=True)
-class Taken:
-    """What became of a batch. `full` is set when the emitter's buffer filled up: nothing after `seen` events was looked at."""
+class BatchResult:
+    """The outcome of a batch. `full` is set when the emitter's buffer filled up: no event after the first `seen` was read."""
 
     accepted: int = 0
     seen: int = 0
@@ -48,10 +48,10 @@ _batch_decoder = msgspec.json.Decoder(_Batch)
 
 
 def split_batch(body: bytes, content_type: str, max_events: int) -> list[bytes]:
-    """The events of a body: NDJSON (blank lines skipped) when the content type says so or is text/plain, as beacons need it, else
+    """Return the events of a body: NDJSON (blank lines skipped) by its content type or text/plain, as beacons send it, else
     {"events": [...]}.
 
-    Raises BatchError when it is neither, or holds more than `max_events`."""
+    Raises BatchError when it is neither, or has more than `max_events`."""
     if any(kind in content_type for kind in NDJSON):
         lines = [line for line in (raw.strip(SPACE) for raw in body.split(b"\n")) if line]
     else:
@@ -66,21 +66,21 @@ def split_batch(body: bytes, content_type: str, max_events: int) -> list[bytes]:
     return lines
 
 
-def take_events(lines: list[bytes], sink: EventSink, limits: EventSettings, now: float) -> Taken:
-    """Hand each good event to `sink`, as it came. `now` is the clock in epoch seconds."""
-    taken = Taken()
+def accept_events(lines: list[bytes], sink: EventSink, limits: EventSettings, now: float) -> BatchResult:
+    """Emit each good event to `sink` as it is, refuse the others. `now` is the time in epoch seconds."""
+    result = BatchResult()
     for index, line in enumerate(lines):
         event = parse_line(line, limits, now=now)
         if isinstance(event, Reject):
-            taken.rejected.append(Refusal(index, event.reason.value, event.detail))
+            result.rejected.append(Refusal(index, event.reason.value, event.detail))
         else:
             try:
                 sink.emit(event)
-                taken.accepted += 1
+                result.accepted += 1
             except EventError as error:
-                taken.rejected.append(Refusal(index, error.reason.value, error.detail))
+                result.rejected.append(Refusal(index, error.reason.value, error.detail))
             except RuntimeError as error:  # QueueFull, or the emitter is closed
-                taken.full = str(error)
-                return taken
-        taken.seen += 1
-    return taken
+                result.full = str(error)
+                return result
+        result.seen += 1
+    return result

@@ -1,4 +1,4 @@
-"""Impressions: what was shown, to whom, by which release. They go to the emitter, and an answer never waits for them."""
+"""Impressions: what was shown, to whom, by which release. They are emitted, and no answer waits for that."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LOG_EVERY_S = 10.0
 
 
 class EventSink(Protocol):
-    """What serving needs of the emitter: `emit` buffers or raises and never waits, `store` waits for the disk."""
+    """What serving uses of the emitter: `emit` buffers or raises and never waits, `store` waits for the disk."""
 
     def emit(self, event: Event) -> None: ...
 
@@ -37,7 +37,7 @@ def make_impression(
     ts: float,
     context: dict[str, Any] | None,
 ) -> Event:
-    """The impression of an answered list. What shaped the prompt travels along, as served, under `context` and `response`."""
+    """Return the impression of an answered list. `context` and `response` have what the prompt was made of."""
     impression = Impression(
         event_id=make_event_id(),
         ts=ts,
@@ -65,33 +65,33 @@ def make_impression(
 
 
 class ImpressionLog:
-    """Hands impressions to the emitter; counts the ones it cannot take, and says so at most once in ten seconds."""
+    """Emits impressions; counts those that cannot be buffered, and logs them at most once in ten seconds."""
 
     def __init__(self, sink: EventSink, metrics: ServingMetrics, clock: Callable[[], float] = time.monotonic) -> None:
         self._sink = sink
         self._metrics = metrics
         self._clock = clock
-        self._unsaid = 0
-        self._silent_until = -1.0
+        self._unreported = 0
+        self._next_report_at = -1.0
 
     def emit(self, impression: Event) -> bool:
-        """True when the emitter took it."""
+        """Emit an impression; return whether the emitter accepted it."""
         try:
             self._sink.emit(impression)
         except QueueFull as error:
-            return self._lose("queue_full", str(error))
+            return self._count_lost("queue_full", str(error))
         except EventError as error:
-            return self._lose(error.reason.value, error.detail)
+            return self._count_lost(error.reason.value, error.detail)
         except RuntimeError as error:
-            return self._lose("emitter_closed", str(error))
+            return self._count_lost("emitter_closed", str(error))
         self._metrics.impressions.inc()
         return True
 
-    def _lose(self, reason: str, detail: str) -> bool:
+    def _count_lost(self, reason: str, detail: str) -> bool:
         self._metrics.impressions_lost.labels(reason).inc()
-        self._unsaid += 1
-        if self._clock() >= self._silent_until:
-            log.warning("event=impression_lost reason=%s lost=%d detail=%r", reason, self._unsaid, detail)
-            self._unsaid = 0
-            self._silent_until = self._clock() + _LOG_EVERY_S
+        self._unreported += 1
+        if self._clock() >= self._next_report_at:
+            log.warning("event=impression_lost reason=%s lost=%d detail=%r", reason, self._unreported, detail)
+            self._unreported = 0
+            self._next_report_at = self._clock() + _LOG_EVERY_S
         return False

@@ -1,6 +1,6 @@
-"""The micro-batcher: single requests in, batches to one worker thread, every request with its own deadline.
+"""The micro-batcher: single requests are collected into batches for one worker thread, each with its own deadline.
 
-While a batch is computed the next one gathers by itself; only an idle process waits `wait_s` for company.
+While a batch is computed the next one fills up; only an idle process waits, for `wait_s`, for more requests.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _Answer = TypeVar("_Answer")
 
 
 class BusyError(RuntimeError):
-    """As many requests wait as may."""
+    """The queue of waiting requests is full."""
 
 
 class DeadlineError(RuntimeError):
-    """The request's time was over before its answer was there."""
+    """The request's deadline passed before its answer was ready."""
 
 
 @dataclass(slots=True)
@@ -56,22 +56,22 @@ class Batcher(Generic[_Request, _Answer]):
         self._open: list[_Waiting[_Request, _Answer]] = []
 
     def start(self) -> None:
-        """Begin to answer, in the running event loop."""
+        """Start to answer, in the running event loop."""
         self._task = asyncio.get_running_loop().create_task(self._loop())
 
     async def stop(self) -> None:
-        """Finish the batch under way and refuse what still waits."""
+        """Finish the running batch and refuse the requests that wait."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         while not self._queue.empty():
             self._open.append(self._queue.get_nowait())
         for waiting in self._open:
-            self._settle(waiting, error=BusyError("the server is stopping"))
+            self._resolve(waiting, error=BusyError("the server is stopping"))
         await asyncio.to_thread(self._executor.shutdown)
 
     async def submit(self, request: _Request, deadline_s: float) -> _Answer:
-        """The answer to one request. Raises BusyError, DeadlineError, or what `run` raised for its batch."""
+        """Return the answer to one request. Raises BusyError, DeadlineError, or what `run` raised for its batch."""
         loop = asyncio.get_running_loop()
         waiting = _Waiting(request, loop.create_future(), loop.time() + deadline_s)
         try:
@@ -89,12 +89,12 @@ class Batcher(Generic[_Request, _Answer]):
         while True:
             await self._gather()
             self._metrics.queue.set(self._queue.qsize())
-            # Nobody waits any more for a request whose deadline has passed.
+            # A request whose deadline has passed was answered 504.
             if batch := [waiting for waiting in self._open if not waiting.answer.done()]:
                 await self._answer(batch)
 
     async def _gather(self) -> None:
-        """Fill `_open`: what is gathered stays known when the server stops."""
+        """Collect the next batch into `_open`, where `stop` finds its requests."""
         self._open = batch = [await self._queue.get()]
         loop = asyncio.get_running_loop()
         until = loop.time() + self._wait_s
@@ -119,14 +119,14 @@ class Batcher(Generic[_Request, _Answer]):
         except Exception as error:
             log.error("event=batch_failed requests=%d error=%s", len(batch), type(error).__name__, exc_info=error)
             for waiting in batch:
-                self._settle(waiting, error=error)
+                self._resolve(waiting, error=error)
             return
         self._metrics.batch_size.observe(len(batch))
         self._metrics.batch_seconds.observe(loop.time() - began)
         for waiting, answer in zip(batch, answers, strict=True):
-            self._settle(waiting, answer=answer)
+            self._resolve(waiting, answer=answer)
 
-    def _settle(
+    def _resolve(
         self, waiting: _Waiting[_Request, _Answer], *, answer: _Answer | None = None, error: Exception | None = None
     ) -> None:
         if waiting.answer.done():

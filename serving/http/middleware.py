@@ -1,4 +1,4 @@
-"""What every request passes before it reaches a route: counting, the key, and the limit on its body."""
+"""What every request passes before it reaches a route: metrics, the key, and the limit on its body."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"}) | browsers.OPEN_PATHS
-"""Health checks, the snippet and the schema carry no key."""
+"""Paths that need no key: health checks, the snippet and the schema."""
 DISCARDED = 64
-"""How many times the limit is read, and thrown away, before a body is cut off: most clients look for the answer only after they
-have sent everything, and see a broken connection instead of the 413 when it is closed on them before."""
+"""How many times the limit is read and discarded before a connection is closed: most clients read the answer only after they have
+sent everything, and see a broken connection instead of the 413 when it is closed before."""
 
 
 class CountRequests:
-    """Counts answers by path and status, and their time. Paths that are no route count together."""
+    """Counts answers by path and status, and their time. Unknown paths are counted as one."""
 
     def __init__(self, app: ASGIApp, metrics: ServingMetrics, paths: frozenset[str]) -> None:
         self.app = app
@@ -54,7 +54,7 @@ class CountRequests:
 class BearerKey:
     """Answers 401 without the key; with no key set, everything passes (the server then listens on loopback only).
 
-    `write_key` in the query string opens POST /v1/events alone: it stands in web pages, for everybody to read.
+    `write_key` in the query string allows only POST /v1/events, since everybody can read it in a web page.
     """
 
     def __init__(self, app: ASGIApp, key: str | None, write_key: str | None = None) -> None:
@@ -63,13 +63,13 @@ class BearerKey:
         self.write_key = None if write_key is None else write_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self.wanted is None or scope["path"] in OPEN_PATHS or self._admits(scope):
+        if scope["type"] != "http" or self.wanted is None or scope["path"] in OPEN_PATHS or self._is_allowed(scope):
             await self.app(scope, receive, send)
             return
         refusal = JSONResponse({"error": "send the key as Authorization: Bearer KEY"}, 401, {"WWW-Authenticate": "Bearer"})
         await refusal(scope, receive, send)
 
-    def _admits(self, scope: Scope) -> bool:
+    def _is_allowed(self, scope: Scope) -> bool:
         if self._may_write(scope):
             return True
         given = [value for name, value in scope["headers"] if name == b"authorization"]
@@ -83,7 +83,7 @@ class BearerKey:
 
 
 class LimitBody:
-    """Reads a body up to the limit, whether its length was announced or not, and answers 413 beyond; 408 when it trickles."""
+    """Reads a body up to the limit, with or without a Content-Length, and answers 413 beyond it, 408 when it is too slow."""
 
     def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
         self.app = app
@@ -106,13 +106,13 @@ class LimitBody:
         await self.app(scope, _replay(body, receive), send)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The whole body; None when it is too large. A client that leaves early has sent what it has sent."""
+        """Return the whole body, as far as the client sent it; None when it is too large."""
         announced = [value for name, value in scope["headers"] if name == b"content-length"]
-        patience = self.max_bytes * DISCARDED
-        if announced and announced[0].isdigit() and int(announced[0]) > patience:
+        discard_up_to = self.max_bytes * DISCARDED
+        if announced and announced[0].isdigit() and int(announced[0]) > discard_up_to:
             return None
         body, size = bytearray(), 0
-        while size <= patience:
+        while size <= discard_up_to:
             message = await receive()
             chunk = message.get("body", b"")
             size += len(chunk)

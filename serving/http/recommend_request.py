@@ -1,4 +1,4 @@
-"""The body of POST /v1/recommend, and what turns it into a request that can be answered and logged."""
+"""The body of POST /v1/recommend, and the request that is made of it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
 
 
 class CallError(ValueError):
-    """A body that cannot be answered; the text names the field, the limit, and holds nothing of what the user typed."""
+    """A body that cannot be answered; the text names the field and the limit, without what the user typed."""
 
 
 class RecommendCall(BaseModel, extra="forbid"):
     """Body of POST /v1/recommend. `session` are the session's earlier queries, oldest first; `response` is the answer that the
-    user has read; `context` is the product's own and travels on the impression; `ts` is event time (default now)."""
+    user has read; `context` is the product's own and is kept with the impression; `ts` is event time (default now)."""
 
     task: str = Field(default="suggest", max_length=64)
     query: str = Field(min_length=1, pattern=r"\S")
@@ -42,7 +42,7 @@ class RecommendCall(BaseModel, extra="forbid"):
 
 
 def read_request(call: RecommendCall, tasks: Mapping[str, Task], decoding: Decoding, limits: EventSettings) -> Request:
-    """The request of a call. Raises CallError for what no impression could record."""
+    """Return the request of a call. Raises CallError for what no impression could hold."""
     task = tasks.get(call.task)
     if task is None:
         raise CallError(f"task: not one of {', '.join(sorted(tasks))}")
@@ -54,7 +54,7 @@ def read_request(call: RecommendCall, tasks: Mapping[str, Task], decoding: Decod
 
 
 def read_time(call: RecommendCall, limits: EventSettings, now: float) -> float:
-    """Event time of a call in epoch seconds; `now` when it names none. Raises CallError for one that would be quarantined."""
+    """Return the event time of a call in epoch seconds, by default `now`. Raises CallError for one that would be quarantined."""
     if call.ts is None:
         return now
     if isinstance(call.ts, datetime) and call.ts.tzinfo is None:
@@ -71,6 +71,6 @@ def _check_context(context: Mapping[str, Any]) -> None:
     try:
         size = len(msgspec.json.encode(context))
     except (ValueError, OverflowError, RecursionError, TypeError) as error:
-        raise CallError("context: holds a value that JSON cannot carry") from error
+        raise CallError("context: has a value that JSON cannot represent") from error
     if size > _MAX_CONTEXT_BYTES:
         raise CallError(f"context: {size} bytes, at most {_MAX_CONTEXT_BYTES} are allowed")

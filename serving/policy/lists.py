@@ -1,6 +1,6 @@
 """The text form of a list: auxiliary texts, each ended by <AUX>, then items joined by <SEP>, then EOS (G1).
 
-Lists are taken apart by token id: decoding first would delete <SEP>, and a user's typed "<SEP>" would look like the real one.
+Lists are parsed by token id: decoding first would delete <SEP>, and a "<SEP>" that a user typed would look like the real one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class RecommendedList:
 
 @dataclass(frozen=True, slots=True)
 class ListTokens:
-    """The ids of the tokens that give a list its form; `special` are all tokens that are no text."""
+    """The ids of the tokens that structure a list; `special` are all tokens that are no text."""
 
     sep: int
     aux: int
@@ -45,7 +45,7 @@ class ListTokens:
 
 
 def add_list_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Teach a tokenizer <SEP> and <AUX>; returns how many were new (the policy's embeddings must then be resized)."""
+    """Add <SEP> and <AUX> to a tokenizer; return how many were new (the policy's embeddings must then be resized)."""
     from tokenizers import AddedToken
 
     tokens = [AddedToken(text, special=True, normalized=False) for text in (SEP, AUX)]
@@ -53,7 +53,7 @@ def add_list_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def find_list_tokens(tokenizer: PreTrainedTokenizerBase) -> ListTokens:
-    """Raises ValueError when the tokenizer has no EOS, or <SEP> or <AUX> is not one special token of it."""
+    """Return a tokenizer's list tokens. Raises ValueError when it has no EOS, or <SEP> or <AUX> is no special token of it."""
     special = {str(token): index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     if missing := [text for text in (SEP, AUX) if text not in special]:
         raise ValueError(
@@ -65,7 +65,7 @@ def find_list_tokens(tokenizer: PreTrainedTokenizerBase) -> ListTokens:
 
 
 def parse(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, task: Task) -> RecommendedList:
-    """Take one generated list apart. What follows the first EOS is ignored; a text cut off by the token limit is kept."""
+    """Parse one generated list. What follows the first EOS is ignored; a text cut off by the token limit is kept."""
     form = find_list_tokens(tokenizer)
     ended = form.eos in token_ids
     body = list(token_ids[: list(token_ids).index(form.eos)]) if ended else list(token_ids)
@@ -73,26 +73,26 @@ def parse(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, task: Ta
     auxiliary = tuple(_decode(ids, tokenizer) for ids in auxiliary_ids)
     items = tuple(_decode(ids, tokenizer) for ids in _split(item_ids, form.sep))
     counted = len(items) == task.n and len(auxiliary) == len(task.auxiliary)
-    # A <SEP> among the auxiliary texts is an <AUX> that came after an item.
+    # A <SEP> among the auxiliary texts is an <AUX> after an item.
     pure = not any(form.special.intersection(ids) for ids in auxiliary_ids) and form.special.intersection(item_ids) <= {form.sep}
     legible = all(map(is_legible, (*auxiliary, *items)))
     return RecommendedList(items, auxiliary, ended and counted and pure and legible, len(body) + ended)
 
 
 def parse_part(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[str, ...], bool]:
-    """The auxiliary texts, if any, and the one item of a piece of a list without its end, and whether all of it is legible."""
+    """Return the texts of a part of a list (auxiliary texts, if any, and one item), and whether they are legible."""
     form = find_list_tokens(tokenizer)
     texts = tuple(_decode(ids, tokenizer) for ids in _split(token_ids, form.aux))
     return texts, form.special.intersection(token_ids) <= {form.aux} and all(map(is_legible, texts))
 
 
 def is_legible(text: str) -> bool:
-    """Not empty, and no piece of a character was cut off."""
+    """Return whether a text is not empty and no character was cut in the middle."""
     return bool(text) and _BROKEN_UTF8 not in text
 
 
 def encode_list(items: Sequence[str], auxiliary: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of a list, EOS at the end; the inverse of `parse` for texts without special tokens."""
+    """Return the token ids of a list, EOS at the end; the inverse of `parse` for texts without special tokens."""
     form = find_list_tokens(tokenizer)
     ids: list[int] = []
     for text in auxiliary:
@@ -103,14 +103,14 @@ def encode_list(items: Sequence[str], auxiliary: Sequence[str], tokenizer: PreTr
 
 
 def join_list(items: Sequence[str], auxiliary: Sequence[str] = ()) -> str:
-    """The same list as text, without EOS, for trainers that tokenize text themselves."""
+    """Return the list as text, without EOS, for trainers that tokenize text themselves."""
     return "".join(f"{clean_text(text, _MAX_TEXT_CHARS)}{AUX}" for text in auxiliary) + SEP.join(
         clean_text(text, _MAX_TEXT_CHARS) for text in items
     )
 
 
 def repair_items(items: Iterable[str], n: int) -> tuple[str, ...]:
-    """At most `n` usable items for display: empty, illegible and repeated ones dropped, order kept."""
+    """Return at most `n` usable items for display: empty, illegible and repeated ones dropped, order kept."""
     kept: dict[str, str] = {}
     for item in items:
         key = normalise(item)
@@ -120,26 +120,26 @@ def repair_items(items: Iterable[str], n: int) -> tuple[str, ...]:
 
 
 def name_auxiliary(texts: Sequence[str], task: Task) -> Mapping[str, str]:
-    """Auxiliary texts under their field names; a missing one is an empty text."""
+    """Return auxiliary texts by their field names; a missing one is an empty text."""
     padded = (*texts, *[""] * len(task.auxiliary))
     return dict(zip(task.auxiliary, padded, strict=False))
 
 
 @lru_cache(maxsize=65536)
 def character_ngrams(text: str, size: int = 3) -> frozenset[str]:
-    """Character n-grams of the normalised text, a space at each end."""
+    """Return the character n-grams of the normalised text, a space at each end."""
     padded = f" {normalise(text)} "
     return frozenset(padded[start : start + size] for start in range(max(1, len(padded) - size + 1)))
 
 
 def jaccard(first: str, second: str) -> float:
-    """Jaccard similarity of the character 3-grams of two texts, 0 to 1."""
+    """Return the Jaccard similarity of the character 3-grams of two texts, 0 to 1."""
     a, b = character_ngrams(first), character_ngrams(second)
     return len(a & b) / len(a | b)
 
 
 def find_duplicates(items: Sequence[str], threshold: float = 0.6) -> list[int]:
-    """Positions of items that repeat an earlier one (G10): equal when normalised, or Jaccard >= `threshold`."""
+    """Return the positions of items that repeat an earlier one (G10): equal when normalised, or Jaccard >= `threshold`."""
     return [k for k, item in enumerate(items) if any(is_duplicate(item, earlier, threshold) for earlier in items[:k])]
 
 

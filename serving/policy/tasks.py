@@ -1,7 +1,7 @@
-"""What a recommendation task is, and the prompt it asks the policy with (G1, G2).
+"""Recommendation tasks, and the prompts that they ask the policy with (G1, G2).
 
-A task is data: a template, a list length, a reward kind and auxiliary texts; a fourth one needs a table in `queryloop.toml`
-and no code. Serving and the trainers render prompts here and nowhere else, so a policy is asked exactly as it was trained.
+A task is data: a template, a list length, a reward kind and auxiliary texts; another one needs a table in `queryloop.toml` and no
+code. Serving and the trainers render prompts only here, so a policy is asked exactly as it was trained.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SEPARATOR = " ; "
 """Between several texts of one prompt field."""
 _FIELDS = frozenset({"n", "query", "related", "session", "response"})
 _SIDE_INFORMATION = frozenset({"related", "session", "response"})
-# What users type is never a special token, whatever tokenizer a policy brings: "<...>" and "[WORD]" are broken up by a space.
+# What users type must never be a special token of any tokenizer: "<...>" and "[WORD]" are broken up by a space.
 _SPECIAL_TOKEN = re.compile(r"<(?=[^<> ][^<>]{0,63}>)|\[(?=/?[A-Z_]{2,32}\])")
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
@@ -33,7 +33,7 @@ Earlier queries of this session: {session}
 Queries that users ask next: {related}
 Response:
 """
-"""The paper's Prompt Template 1; a line with side information only is left out when that is empty."""
+"""The paper's Prompt Template 1; a line that has only side information is left out when that is empty."""
 
 _REFINE = INSTRUCTIVE.replace(
     "Write {n} relevant queries that users are most likely to click.",
@@ -86,12 +86,12 @@ DEFAULT_TASKS: dict[str, Task] = {
 
 
 def overlay_tasks(tables: Any) -> Any:
-    """Lay settings tables over the defaults: a known task changes only the keys given, a new name is a new task."""
+    """Merge settings tables into the defaults: a known task changes only the given keys, a new name is a new task."""
     if not isinstance(tables, Mapping):
         return tables
     merged: dict[str, Any] = dict(DEFAULT_TASKS)
     for name, given in tables.items():
-        # A variable QUERYLOOP_TASKS_<NAME> brings its table as JSON.
+        # A variable QUERYLOOP_TASKS_<NAME> has its table as JSON.
         table = json.loads(given) if isinstance(given, str) else given
         base = DEFAULT_TASKS[name].model_dump() if name in DEFAULT_TASKS else {}
         merged[name] = {**base, **table, "name": name} if isinstance(table, Mapping) else table
@@ -103,18 +103,18 @@ Tasks = Annotated[dict[str, Task], BeforeValidator(overlay_tasks)]
 
 
 def clean_text(text: str, max_chars: int) -> str:
-    """One harmless line of at most `max_chars` characters: NFKC, no control or direction characters, nothing that a tokenizer
-    takes for a special token, white space collapsed."""
+    """Return a text as one harmless line of at most `max_chars` characters: NFKC, no control or direction characters, nothing
+    that a tokenizer takes for a special token, white space collapsed."""
     # Four times the limit before normalising: a hostile text must not cost more than what is kept of it.
     flat = " ".join(unicodedata.normalize("NFKC", text[: 4 * max_chars]).split())
-    safe = " ".join(_UNSAFE.sub("", flat).split())  # what is taken out may have stood between two spaces
+    safe = " ".join(_UNSAFE.sub("", flat).split())  # a removed character may have been between two spaces
     return _SPECIAL_TOKEN.sub(lambda match: match.group() + " ", safe)[:max_chars].strip()
 
 
 def render_prompt(
     task: Task, query: str, related: Sequence[str] = (), session: Sequence[str] = (), response: str | None = None
 ) -> str:
-    """The prompt for one list (G1). `related`: co-occurring queries, best first; `session`: the earlier queries, oldest first."""
+    """Return the prompt for one list (G1). `related`: co-occurring queries, best first; `session`: earlier ones, oldest first."""
     values: dict[str, str] = {
         "n": str(task.n),
         "query": clean_text(query, task.max_query_chars),
@@ -126,7 +126,7 @@ def render_prompt(
 
 
 def clean_session(task: Task, session: Sequence[str]) -> list[str]:
-    """The session's latest queries as the prompt holds them, oldest first."""
+    """Return the session's latest queries as they are in the prompt, oldest first."""
     return _clean(session[-task.max_session :] if task.max_session else (), task)
 
 

@@ -1,6 +1,6 @@
-"""Maps a predictor's logit to the click rate that was really seen at it (G7): a monotone curve through a few knots.
+"""Maps a predictor's logit to the click rate that was observed for it (G7): a monotone curve through a few knots.
 
-`trainers.predictor.calibration` fits it; this file applies it, so that whoever scores sees calibrated numbers.
+`trainers.predictor.calibration` fits it; this file applies it.
 """
 
 from __future__ import annotations

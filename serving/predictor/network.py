@@ -1,7 +1,7 @@
-"""The CTR predictor's network: one pass gives the click probability of every item of a list (G5, DESIGN "Learning").
+"""The CTR predictor's network: one pass gives the click probability of every item of a list (G5).
 
-A token sees q_user, the earlier items' blocks and its own block, never a later one. So an item's number is the one that a pass
-over the list's beginning alone would give, and N positions cost one pass instead of N.
+A token attends to q_user, the earlier items' blocks and its own block, never a later one. So an item's output equals that of a
+pass over the list up to it, and N positions cost one pass instead of N.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class BlockCausalNetwork(nn.Module):
             nn.init.normal_(weight, std=0.05)
 
     def forward(self, columns: Tensor, heads: Tensor) -> Tensor:
-        """Return logits [B, N] at the [CLS] places `heads` [B, N] of `columns` [B, L, 5]; a place of -1 gives a number without
-        meaning."""
+        """Return logits [B, N] at the [CLS] places `heads` [B, N] of `columns` [B, L, 5]; the output at a place of -1 is
+        meaningless."""
         domains = columns[:, :, Column.DOMAIN]
         visible = domains[:, None, None, :] <= domains[:, None, :, None]
         states = self.embeddings[0](columns[:, :, 0])

@@ -1,4 +1,4 @@
-"""The CTR predictor as everyone else uses it: click probabilities of a list's items, and the list's reward."""
+"""The CTR predictor as it is used: click probabilities of a list's items, and the list's reward."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Predictor:
         self._check_lengths(lists)
         encoded = [self.vocabulary.encode(query, items) for query, items in zip(queries, lists, strict=True)]
         logits: list[NDArray[np.float64]] = [np.zeros(0)] * len(lists)
-        # Lists of like length together: little padding.
+        # Lists of similar length together, for little padding.
         rows = sorted((row for row, items in enumerate(lists) if items), key=lambda row: len(encoded[row]))
         for start in range(0, len(rows), SCORE_BATCH):
             batch = rows[start : start + SCORE_BATCH]

@@ -1,6 +1,7 @@
 """The predictor's input: a small BPE vocabulary learned from the logs, and a list laid out as columns of numbers.
 
-Overlap is found by comparing words, before they are cut into pieces: two rare words may share a piece and mean different things.
+Overlap is found by comparing words, before they are split into word pieces: rare words may share a piece and mean different
+things.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ SPECIAL = [PAD, UNKNOWN, CLS, SEP]
 PAD_ID, CLS_ID, SEP_ID = 0, 2, 3
 MAX_CHARS = 2000
 LEVELS = 5
-"""How finely a block's [CLS] is told the likeness (word Jaccard) to q_user and to the nearest earlier item."""
+"""Levels of similarity (word Jaccard) to q_user and to the nearest earlier item, as a block's [CLS] gets them."""
 OVERLAPS = 4 + LEVELS * LEVELS
 
 
 class Column(IntEnum):
-    """The numbers of one token. `DOMAIN`: 0 for q_user, k for item k; padding has the largest, so that no token sees it."""
+    """The numbers of one token. `DOMAIN`: 0 for q_user, k for item k; padding has the largest, so that no token attends to it."""
 
     TOKEN = 0
     POSITION = 1
@@ -47,7 +48,7 @@ class Words:
     tokens: tuple[int, ...]
     owners: tuple[int, ...]
 
-    def cut(self, length: int) -> Words:
+    def truncate(self, length: int) -> Words:
         return Words(self.words, self.tokens[:length], self.owners[:length])
 
 
@@ -58,7 +59,7 @@ class Vocabulary:
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
         self._read: Callable[[str], Words] = lru_cache(maxsize=65_536)(self._split)
-        self._pieces: Callable[[str], tuple[int, ...]] = lru_cache(maxsize=65_536)(self._cut)
+        self._pieces: Callable[[str], tuple[int, ...]] = lru_cache(maxsize=65_536)(self._tokenize_word)
 
     def __len__(self) -> int:
         return int(self._tokenizer.get_vocab_size())
@@ -69,9 +70,9 @@ class Vocabulary:
         rows: list[tuple[int, ...]] = [(token, at, 0, 0, 0) for at, token in enumerate(asked.tokens)]
         user, earlier = frozenset(asked.words), list[frozenset[str]]()
         for number, item in enumerate(items, start=1):
-            said = self._read(normalise(item)[:MAX_CHARS])
-            rows += _layout_block(said, number, user, earlier)
-            earlier.append(frozenset(said.words))
+            item_words = self._read(normalise(item)[:MAX_CHARS])
+            rows += _layout_block(item_words, number, user, earlier)
+            earlier.append(frozenset(item_words.words))
         return np.array(rows, dtype=np.int16).reshape(-1, len(Column))
 
     def save(self, path: Path) -> None:
@@ -88,9 +89,9 @@ class Vocabulary:
         words = [word for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(text)]
         pieces = [(piece, owner) for owner, word in enumerate(words) for piece in self._pieces(word)]
         tokens, owners = zip(*pieces, strict=True) if pieces else ((), ())
-        return Words(tuple(words), tokens, owners).cut(self._max_tokens)
+        return Words(tuple(words), tokens, owners).truncate(self._max_tokens)
 
-    def _cut(self, word: str) -> tuple[int, ...]:
+    def _tokenize_word(self, word: str) -> tuple[int, ...]:
         return tuple(piece.id for piece in self._tokenizer.model.tokenize(word))
 
 
@@ -122,15 +123,17 @@ def pad_together(encoded: Sequence[NDArray[np.int16]], domains: int) -> tuple[ND
     return columns, heads
 
 
-def _layout_block(said: Words, number: int, user: frozenset[str], earlier: Sequence[frozenset[str]]) -> list[tuple[int, ...]]:
+def _layout_block(
+    item_words: Words, number: int, user: frozenset[str], earlier: Sequence[frozenset[str]]
+) -> list[tuple[int, ...]]:
     before = frozenset[str]().union(*earlier)
-    repeats = [(word in user) + 2 * (word in before) for word in said.words]
-    likeness = _level(frozenset(said.words), [user]) * LEVELS + _level(frozenset(said.words), earlier)
+    repeats = [(word in user) + 2 * (word in before) for word in item_words.words]
+    likeness = _level(frozenset(item_words.words), [user]) * LEVELS + _level(frozenset(item_words.words), earlier)
     return [
         (CLS_ID, 0, 1, number, 4 + likeness),
         *(
             (token, at, 1, number, repeats[owner])
-            for at, (token, owner) in enumerate(zip(said.tokens, said.owners, strict=True), 1)
+            for at, (token, owner) in enumerate(zip(item_words.tokens, item_words.owners, strict=True), 1)
         ),
         (SEP_ID, 0, 1, number, 0),
     ]

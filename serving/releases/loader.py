@@ -1,4 +1,4 @@
-"""Loading a release into memory and warming it, so that its first real batch is as fast as the next."""
+"""Loads a release into memory and warms it up, so that its first real batch is as fast as the next."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Releases: which policy, predictor and index go live together, and which release is live.
 
 A release is an immutable folder `releases/<id>` in the data folder. Its manifest names artifact folders, relative to the data
-folder, with the checksum of each one's own manifest, so nothing can be exchanged underneath. `releases/rollout.json` says which
-one is champion and is replaced atomically. Nothing here deletes: a folder may be in use.
+folder, with the checksum of each one's own manifest, so no part can be replaced unnoticed. `releases/rollout.json` names
+the champion and is replaced atomically. Nothing is ever deleted here: a folder may be in use.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Release:
 
 
 class Rollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which release answers, which one waits for the gate, and which one answered before."""
+    """Which release is live, which one waits for the gate, and which one was live before."""
 
     champion: str | None = None
     challenger: str | None = None
@@ -81,23 +81,23 @@ def publish(
     gate: Mapping[str, Any] | None = None,
     meta: Mapping[str, Any] | None = None,
 ) -> Release:
-    """Publish a release of artifacts that lie in the data folder `root`, under the next id; no rollout follows.
+    """Publish a release of artifacts in the data folder `root`, under the next id; the rollout is not changed.
 
     Raises ReleaseError for an artifact outside `root`, ArtifactError for one that is incomplete."""
     folders = {"policy": policy, "predictor": predictor, "judge": judge, "index": index}
     parts = {kind: _describe_part(root, folder) for kind, folder in folders.items() if folder is not None}
-    place = root / "releases"
-    place.mkdir(parents=True, exist_ok=True)
-    with _lock(place):
-        name = _next_id(place)
+    releases = root / "releases"
+    releases.mkdir(parents=True, exist_ok=True)
+    with _lock(releases):
+        name = _next_id(releases)
         manifest = _Manifest(name, datetime.now(UTC), parts, dict(gate or {}), dict(meta or {}))
-        with new_folder(place / name) as folder:
+        with new_folder(releases / name) as folder:
             (folder / _MANIFEST).write_bytes(_encode(manifest))
     return read_release(root, name)
 
 
 def read_release(root: Path, name: str) -> Release:
-    """The release of that id. Its artifacts are not checked (see `verify`). Raises ReleaseError naming the file."""
+    """Return the release of that id. Its artifacts are not checked (see `verify`). Raises ReleaseError naming the file."""
     if not _ID.fullmatch(name):
         raise ReleaseError(f"{name!r} is no release id (r0000, r0001, …)")
     path = root / "releases" / name
@@ -124,7 +124,7 @@ def verify(root: Path, release: Release) -> None:
     for kind, part in release.parts.items():
         folder = (root / part.path).resolve()
         if not folder.is_relative_to(base):
-            raise ReleaseError(f"{release.path / _MANIFEST}: its {kind} lies outside the data folder: {part.path}")
+            raise ReleaseError(f"{release.path / _MANIFEST}: its {kind} is outside the data folder: {part.path}")
         try:
             artifacts.load(folder)
             found = artifacts.digest(folder / artifacts.MANIFEST)
@@ -135,17 +135,17 @@ def verify(root: Path, release: Release) -> None:
 
 
 def list_releases(root: Path) -> list[Release]:
-    """All readable releases, oldest first. `list_broken` has the others."""
+    """Return all readable releases, oldest first. `list_broken` has the others."""
     return [found for found in _scan(root) if isinstance(found, Release)]
 
 
 def list_broken(root: Path) -> list[ReleaseError]:
-    """What is wrong with each release folder that cannot be read."""
+    """Return what is wrong with each release folder that cannot be read."""
     return [found for found in _scan(root) if isinstance(found, ReleaseError)]
 
 
 def read_rollout(root: Path) -> Rollout:
-    """The rollout; all None before the first one. Raises ReleaseError when the file is damaged."""
+    """Return the rollout; all None before the first one. Raises ReleaseError when the file is damaged."""
     path = root / "releases" / _ROLLOUT
     return _read(path, Rollout) if path.exists() else Rollout()
 
@@ -182,19 +182,19 @@ def rollback(root: Path) -> Rollout:
 def _describe_part(root: Path, folder: Path) -> Part:
     resolved, base = folder.resolve(), root.resolve()
     if not resolved.is_relative_to(base):
-        raise ReleaseError(f"{folder}: lies outside the data folder {root}, so a release cannot name it")
+        raise ReleaseError(f"{folder}: is outside the data folder {root}, so a release cannot name it")
     artifacts.read_manifest(resolved)
     return Part(resolved.relative_to(base).as_posix(), artifacts.digest(resolved / artifacts.MANIFEST))
 
 
-def _next_id(place: Path) -> str:
-    taken = [int(entry.name[1:]) for entry in place.iterdir() if _ID.fullmatch(entry.name)]
+def _next_id(releases: Path) -> str:
+    taken = [int(entry.name[1:]) for entry in releases.iterdir() if _ID.fullmatch(entry.name)]
     return f"r{max(taken, default=-1) + 1:04d}"
 
 
 def _scan(root: Path) -> Iterator[Release | ReleaseError]:
-    place = root / "releases"
-    names = [entry.name for entry in place.iterdir() if _ID.fullmatch(entry.name)] if place.is_dir() else []
+    releases = root / "releases"
+    names = [entry.name for entry in releases.iterdir() if _ID.fullmatch(entry.name)] if releases.is_dir() else []
     for name in sorted(names, key=lambda name: int(name[1:])):
         try:
             yield read_release(root, name)
@@ -209,10 +209,10 @@ def _change(root: Path) -> Iterator[Rollout]:
 
 
 @contextmanager
-def _lock(place: Path) -> Iterator[None]:
-    """One process at a time publishes or changes the rollout."""
-    place.mkdir(parents=True, exist_ok=True)
-    with (place / ".lock").open("w") as file:
+def _lock(releases: Path) -> Iterator[None]:
+    """Let one process at a time publish or change the rollout."""
+    releases.mkdir(parents=True, exist_ok=True)
+    with (releases / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -1,8 +1,8 @@
-"""The slot that holds the live release and swaps a newly promoted one in between two batches.
+"""The slot of the live release, into which a newly promoted one is swapped between two batches.
 
-A release is verified, loaded and warmed aside, in a thread that yields the processor to the batches; then one reference changes
-hands. Batches lease the release they started with; the old one is freed when its last batch has ended. A release that fails to
-load changes nothing but `error`.
+A release is verified, loaded and warmed up in a thread that yields the processor to the batches; then one reference is replaced.
+Batches lease the release they started with; the old one is freed when its last batch has ended. A release that fails to load
+changes nothing but `error`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Load = Callable[[Release], Bundle]
 
 
 class Slot:
-    """Holds the live bundle. `load` builds one, warmed, and may raise anything; time comes from `clock` (seconds)."""
+    """Has the live bundle. `load` returns a warmed one and may raise anything; `clock` gives seconds."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Slot:
 
     @property
     def release(self) -> str | None:
-        """Id of the live release."""
+        """The id of the live release."""
         live = self._live
         return live.release.id if live else None
 
@@ -87,7 +87,7 @@ class Slot:
         return self.error or f"no release is promoted yet in {self._root / 'releases'}"
 
     def start(self) -> None:
-        """Watch the rollout in a thread of its own."""
+        """Start to watch the rollout, in a thread."""
         self._thread = threading.Thread(target=self._watch, name="slot", daemon=True)
         self._thread.start()
 
@@ -99,7 +99,7 @@ class Slot:
 
     @contextmanager
     def lease(self) -> Iterator[Bundle]:
-        """The release that is live now, kept until the batch has ended. Raises NoReleaseError."""
+        """Yield the release that is live now, and keep it until the batch has ended. Raises NoReleaseError."""
         with self._lock:
             bundle = self._live
             if bundle is None:
@@ -115,7 +115,7 @@ class Slot:
                 log.info("event=release_drained release=%s", bundle.release.id)
 
     def check(self) -> bool:
-        """Look at the rollout once and swap when another release is promoted; True when one went live."""
+        """Read the rollout once and swap when another release is promoted; return whether one went live."""
         name: str | None = None
         try:
             name = read_rollout(self._root).champion
@@ -124,15 +124,15 @@ class Slot:
                 return False
             if self._failed and self._failed[0] == name and self._clock() < self._failed[1]:
                 return False
-            bundle = self._load_aside(name)
+            bundle = self._load_in_background(name)
         except Exception as error:  # noqa: BLE001 - whatever a broken release raises, the live one must go on
             self._fail(name, error)
             return False
         self._swap(bundle)
         return True
 
-    def _load_aside(self, name: str) -> Bundle:
-        """Load in a throwaway thread that yields to the batches; there are none to yield to before the first release."""
+    def _load_in_background(self, name: str) -> Bundle:
+        """Load in a thread that yields to the batches, once there is a live release to answer them."""
         if self._live is None:
             return self._load_verified(name)
         with ThreadPoolExecutor(1, thread_name_prefix="load", initializer=_yield_processor) as thread:
@@ -165,7 +165,7 @@ class Slot:
         self._metrics.load_failed.set(0)
 
     def _fail(self, name: str | None, error: Exception) -> None:
-        """Keep what is live and say why; the same trouble is said once."""
+        """Keep the live release and log the error, the same one only once."""
         kind = "" if isinstance(error, ReleaseError) else f"{type(error).__name__}: "
         text = f"release {name} cannot go live: {kind}{error}" if name else f"the rollout cannot be read: {error}"
         if text != self.error:
@@ -177,6 +177,6 @@ class Slot:
 
 
 def _yield_processor() -> None:
-    """On Linux niceness belongs to the thread, and threads that it starts inherit it."""
+    """Lower the priority of this thread: on Linux niceness is per thread, and inherited by threads that it starts."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -1,4 +1,4 @@
-"""The co-occurrence dictionary: successors by falling frequency, compared after normalising, bounded, and the same from disk."""
+"""The co-occurrence dictionary: successors, most frequent first, by normalised texts, bounded, and the same from disk."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def test_rare_and_surplus_successors_are_left_out() -> None:
     assert dictionary.successors == {"a": (("b", 3),)}
 
 
-def test_it_comes_back_from_disk_whole(tmp_path: Path) -> None:
+def test_it_is_the_same_after_a_round_trip_to_disk(tmp_path: Path) -> None:
     dictionary = make_dictionary([(f"q{i % 7}", f"n{i % 11}", i + 1) for i in range(200)])
     write_dictionary(dictionary, tmp_path / "d.parquet")
     assert read_dictionary(tmp_path / "d.parquet") == dictionary
 
 
-def test_an_empty_one_is_legal(tmp_path: Path) -> None:
+def test_an_empty_one_is_allowed(tmp_path: Path) -> None:
     write_dictionary(make_dictionary([]), tmp_path / "d.parquet")
     assert len(read_dictionary(tmp_path / "d.parquet")) == 0
 

@@ -1,4 +1,4 @@
-"""The query encoder: unit vectors that do not depend on company, learned so that queries that follow one another are near."""
+"""The query encoder: unit vectors that do not depend on the batch, learned so that queries that follow one another are near."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def encoder(dictionary: Dictionary) -> Encoder:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.text(max_size=40), max_size=6))
-def test_vectors_have_length_one_and_do_not_depend_on_company(texts: list[str]) -> None:
+def test_vectors_have_length_one_and_do_not_depend_on_the_batch(texts: list[str]) -> None:
     rng = np.random.default_rng(0)
     space = FeatureSpace(512, 3, 5)
     encoder = Encoder(space, rng.normal(size=(512, 8)).astype(np.float32), rng.normal(size=(8, 8)).astype(np.float32))
@@ -51,7 +51,7 @@ def test_queries_that_follow_one_another_become_near(encoder: Encoder) -> None:
     assert cosines[own].mean() > cosines[other].mean() + 0.3
 
 
-def test_a_query_never_seen_lands_beside_those_that_share_its_words(encoder: Encoder) -> None:
+def test_an_unseen_query_is_near_those_that_share_its_words(encoder: Encoder) -> None:
     near, far = encoder.encode(["car engine", "cat kitten"]) @ encoder.encode(["my car engine noise"])[0]
     assert near > far
 
@@ -67,7 +67,7 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_dictionary_alone(di
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_it_comes_back_from_disk_whole(encoder: Encoder, tmp_path: Path) -> None:
+def test_it_is_the_same_after_a_round_trip_to_disk(encoder: Encoder, tmp_path: Path) -> None:
     encoder.save(tmp_path)
     np.testing.assert_array_equal(Encoder.load(tmp_path).encode(["cat purr", "unseen"]), encoder.encode(["cat purr", "unseen"]))
 

@@ -35,7 +35,7 @@ def test_above_the_limit_a_graph_finds_nearly_the_same() -> None:
 
 
 @pytest.mark.parametrize("exact_up_to", [0, 100])
-def test_it_comes_back_from_disk_whole(exact_up_to: int, tmp_path: Path) -> None:
+def test_it_is_the_same_after_a_round_trip_to_disk(exact_up_to: int, tmp_path: Path) -> None:
     built = build_neighbours(draw(50), exact_up_to)
     built.save(tmp_path / "n.faiss")
     loaded = Neighbours.load(tmp_path / "n.faiss")

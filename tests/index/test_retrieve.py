@@ -56,14 +56,14 @@ def retrieve_plainly(index: Index, query: str, n: int) -> list[str]:
 
 @settings(max_examples=60, deadline=None)
 @given(triples, st.sampled_from([*WORDS, "green hat", "unheard of"]), st.integers(0, 6))
-def test_it_equals_the_requirement_read_plainly(found: list[tuple[str, str, int]], query: str, n: int) -> None:
+def test_it_equals_a_direct_computation(found: list[tuple[str, str, int]], query: str, n: int) -> None:
     index = make_index(found)
     got, expected = index.retrieve(query, n), retrieve_plainly(index, query, n)
     assert set(got) == set(expected) or len(got) == len(expected) == n  # float ties may swap the last one
     assert len(got) <= n and query not in got and len(set(got)) == len(got)
 
 
-def test_enough_own_successors_ask_nobody_else() -> None:
+def test_enough_own_successors_need_no_neighbours() -> None:
     index = make_index([("a", "b", 1), ("a", "c", 3), ("a", "d", 2), ("aa", "z", 99)])
     assert index.retrieve(" A ", 2) == ["c", "d"]
 

@@ -1,4 +1,4 @@
-"""All sections together: the file, the environment, mistakes said in full, what a child process reads."""
+"""All sections together: the file, the environment, errors that name the mistake, what a child process reads."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_environment_overrides_the_file_and_the_file_the_defaults(tmp_path: 
         ("[serving\n", ("not valid TOML",)),
     ],
 )
-def test_a_mistake_is_said_with_the_key_the_value_and_what_is_allowed(tmp_path: Path, text: str, said: tuple[str, ...]) -> None:
+def test_an_error_has_the_key_the_value_and_what_is_allowed(tmp_path: Path, text: str, said: tuple[str, ...]) -> None:
     with pytest.raises(SettingsError) as caught:
         load_settings(Settings, written(tmp_path, text), {})
     assert all(part in str(caught.value) for part in said), str(caught.value)

@@ -49,19 +49,19 @@ def test_settings_come_before_the_first_event(queryloop):
     ({"serving": {}}, "no section 'serving' that a worker reads: kafka, events, worker, lake"),
     ({"worker": {"gap": 1}}, "worker.gap: Extra inputs are not permitted"),
 ])
-def test_settings_that_there_are_not(queryloop, sections, said):
+def test_unknown_settings_are_refused(queryloop, sections, said):
     queryloop.settings(**sections)
     with pytest.raises(ValueError, match=said):
         queryloop.emit(RED)
 
 
 @pytest.mark.queryloop(broker="rabbit")
-def test_a_broker_that_there_is_not(queryloop):
+def test_an_unknown_broker_is_refused(queryloop):
     with pytest.raises(ValueError, match="'rabbit': embedded, kafka or host:port"):
         queryloop.emit(RED)
 
 
-def test_the_clock_goes_where_it_is_told(queryloop):
+def test_the_clock_can_be_set_to_any_time(queryloop):
     clock = queryloop.clock
     clock.set(datetime(2021, 3, 2, 23, 59))
     assert clock.now() == datetime(2021, 3, 2, 23, 59, tzinfo=UTC).timestamp()
@@ -107,7 +107,7 @@ def test_that_fails(queryloop):
 def test_a_worker_that_ended(queryloop):
     queryloop.emit(RED)
     queryloop.wait_applied()
-    queryloop._station.clock_file.write_text("no time")
+    queryloop._worker.clock_file.write_text("no time")
     queryloop.emit(RED)
     with pytest.raises(RuntimeError, match="(?s)worker ended with code 1.*clock_file .* cannot be read"):
         queryloop.wait_applied()
@@ -167,7 +167,7 @@ def test_they_pass_on_real_kafka_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-def test_another_broker_gets_topics_that_are_gone_afterwards(kafka_broker: Broker, tmp_path: Path) -> None:
+def test_another_broker_gets_topics_that_are_removed_afterwards(kafka_broker: Broker, tmp_path: Path) -> None:
     text = f"""
 import pytest
 from pathlib import Path

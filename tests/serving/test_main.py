@@ -1,4 +1,4 @@
-"""The serving process: it says in one line why it cannot start, and as a real process it serves, swaps and stops cleanly."""
+"""The serving process: one line says why it cannot start; as a real process it serves, swaps and stops cleanly."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ def test_bad_settings_are_one_line(
     monkeypatch.setenv("QUERYLOOP_KAFKA_BOOTSTRAP", "127.0.0.1:9")
     monkeypatch.setenv(name, value)
     assert main([]) == 2
-    told = capsys.readouterr().err
-    assert said in told
-    assert told.count("\n") == 1
+    text = capsys.readouterr().err
+    assert said in text
+    assert text.count("\n") == 1
 
 
 def test_a_key_opens_other_addresses() -> None:
@@ -179,7 +179,7 @@ def emitter_events(client: httpx.Client, state: str) -> float | None:
     return read_value(client.get("/metrics").text, "queryloop_emitter_events", state=state)
 
 
-def test_events_that_were_answered_202_outlive_the_process_and_the_brokers_absence(
+def test_events_that_were_answered_202_survive_the_process_and_an_outage_of_the_broker(
     tmp_path: Path, embedded_broker: Broker
 ) -> None:
     create_topics(embedded_broker.bootstrap, KafkaSettings())
@@ -203,7 +203,7 @@ def test_events_that_were_answered_202_outlive_the_process_and_the_brokers_absen
 
 
 def read_topic(bootstrap: str) -> list[dict[str, Any]]:
-    """All events of the topic, until nothing has come for two seconds."""
+    """Return all events of the topic, once nothing arrived for two seconds."""
     from kafka import KafkaConsumer
 
     consumer = KafkaConsumer("events", bootstrap_servers=bootstrap, auto_offset_reset="earliest", consumer_timeout_ms=2000)

@@ -1,4 +1,4 @@
-"""What serving tells Prometheus: the names and labels that dashboards know, whatever the values, counted by many threads."""
+"""Serving's metrics: the names and labels that dashboards know, whatever the values, counted by many threads."""
 
 from __future__ import annotations
 

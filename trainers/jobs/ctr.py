@@ -23,7 +23,7 @@ Part = Literal["predictor", "judge"]
 
 
 def run(settings: TrainerSettings) -> Outcome:
-    """Publish artifacts `predictor` and `judge`. Raises Skipped while the lake holds too little."""
+    """Publish artifacts `predictor` and `judge`. Raises Skipped while the lake has too little data."""
     as_of = newest_day(settings.open_lake()) + timedelta(days=1)
     at_once = min(2, count_cores())
     parts: tuple[Part, ...] = ("predictor", "judge")
@@ -42,19 +42,19 @@ def newest_day(lake: Lake) -> date:
     """The newest mature day. Raises Skipped when there is none."""
     found = days(lake)
     if not found:
-        raise Skipped(f"the lake {lake.url} has no day yet: a day comes when its clicks have")
+        raise Skipped(f"the lake {lake.url} has no day yet: a day is exported once its clicks have arrived")
     return found[-1]
 
 
 def train_part(settings: TrainerSettings, as_of: date, part: Part) -> dict[str, Any]:
-    """Train one of the two, publish it, and return its metrics with the artifact's folder. Runs in a process of its own."""
+    """Train predictor or judge, publish it, return its metrics and the artifact's folder. Runs in a process of its own."""
     examples = read_examples(settings.open_lake(), as_of, settings.ctr.days, part)
     size = settings.predictor.model_dump()
     start = _warm_start(settings.data.dir / "artifacts", part, size)
     meta: dict[str, Any] = {"as_of": str(as_of), "days": settings.ctr.days, "size": size, "start": start.name if start else None}
 
     def fill(folder: Path) -> None:
-        # The manifest is written after the folder is filled, so what is learned here about the predictor still enters it.
+        # The manifest is written after the folder is filled, so the metrics still enter it.
         meta["metrics"] = train_predictor(examples, folder, settings.ctr, settings.predictor, start)
 
     artifact = artifacts.publish(settings.data.dir / "artifacts", part, fill, meta)
@@ -62,7 +62,7 @@ def train_part(settings: TrainerSettings, as_of: date, part: Part) -> dict[str, 
 
 
 def _warm_start(root: Path, part: Part, size: dict[str, Any]) -> Path | None:
-    """The newest one of its kind, where it has the size that the settings ask for."""
+    """Return the newest artifact of this kind if it has the size of the settings, else None."""
     newest = artifacts.latest(root, part)
     return newest.path if newest and newest.meta.get("size") == size else None
 

@@ -1,4 +1,4 @@
-"""The job `index`: which queries follow which, from the lake's last days, as a new index that may go live at once."""
+"""The job `index`: builds an index from the co-occurrences of the lake's last days, which may go live at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WINDOW_DAYS = 14
 def run(settings: TrainerSettings) -> Outcome:
     """Publish an artifact `index`, and with `timetable.publish_index` a release of it with the champion's other parts.
 
-    Raises Skipped while no two queries followed each other."""
+    Raises Skipped while the lake has no co-occurrence."""
     root = settings.data.dir
     lake = settings.open_lake()
     newest = newest_day(lake)
@@ -39,7 +39,7 @@ def run(settings: TrainerSettings) -> Outcome:
 
 
 def publish_with_champion(root: Path, index: Path) -> str | None:
-    """Release the index with the policy, predictor and judge that are live, and promote it; None when nothing is live yet."""
+    """Publish and promote the live release with this index in it; return its id, None when nothing is live yet."""
     champion = registry.read_rollout(root).champion
     if champion is None:
         return None

@@ -1,4 +1,4 @@
-"""The ledger: which training runs were asked for, which ran, how they ended, and whether the timetable's daemon lives.
+"""The ledger: training runs that were requested, run and ended, and the heartbeat of the timetable's daemon.
 
 One SQLite file in the data folder, in WAL mode: the daemon, a job's own process and the command line use it at the same time.
 """
@@ -57,11 +57,11 @@ STOP_HEARTBEAT = "DELETE FROM heartbeat WHERE pid = ?"
 
 
 class LedgerError(RuntimeError):
-    """A run that does not exist or cannot take that step; the text names run and ledger."""
+    """A run that does not exist or is not in the right state; the text names run and ledger."""
 
 
 class State(StrEnum):
-    """What became of a run. `skipped`: there was nothing to do or nothing to do it with; `failed` ones need somebody."""
+    """The state of a run. `skipped`: nothing to do, or not enough data; `failed`: somebody must look."""
 
     REQUESTED = "requested"
     RUNNING = "running"
@@ -72,7 +72,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Run:
-    """One row. Times are seconds since the epoch; `log` is the file that holds what the run printed, where there is one."""
+    """One row. Times are seconds since the epoch; `log` is the file with the run's output, None where there is none."""
 
     id: int
     kind: Kind
@@ -91,7 +91,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """The daemon's last sign of life."""
+    """The daemon's last heartbeat."""
 
     pid: int
     at: float
@@ -111,13 +111,13 @@ class Ledger:
             database.executescript(SCHEMA)
 
     def request(self, kind: Kind) -> int:
-        """Ask for a run; its id. A run of that kind that still waits is joined instead of asking twice."""
+        """Request a run and return its id; that of a run of the kind that still waits, where there is one."""
         with self._change() as database:
             waiting = database.execute(WAITING, (_known(kind),)).fetchone()
             return int(waiting[0]) if waiting else _inserted(database.execute(REQUEST, (kind, self._clock())))
 
     def start(self, run: int, pid: int) -> Run:
-        """A requested run begins in process `pid`. Raises LedgerError when it does not wait any more."""
+        """Record the start of a requested run in process `pid`. Raises LedgerError when it is not waiting."""
         with self._change() as database:
             if database.execute(START, (self._clock(), pid, run)).rowcount != 1:
                 raise LedgerError(f"{self.path}: run {run} is not waiting to be started")
@@ -129,11 +129,11 @@ class Ledger:
             database.execute(FINISH, (state, self._clock(), json.dumps(outcome), run))
 
     def fail_lost(self, kind: Kind) -> list[int]:
-        """Record as failed what the ledger believes to be running. Only for who holds the kind's lock: then nothing runs."""
+        """Record the runs that are still marked as running as failed. Only for the holder of the kind's lock: then none runs."""
         with self._change() as database:
             lost = [int(row[0]) for row in database.execute(RUNNING, (kind,))]
             for run in lost:
-                reason = json.dumps({"detail": "its process disappeared without a word (killed, or the machine went down)"})
+                reason = json.dumps({"detail": "its process ended without a record (killed, or the machine went down)"})
                 database.execute(FINISH, (State.FAILED, self._clock(), reason, run))
         return lost
 
@@ -142,7 +142,7 @@ class Ledger:
             database.execute(SET_LOG, (str(log), run))
 
     def run(self, run: int) -> Run:
-        """Raises LedgerError for an id that was never given."""
+        """Return a run. Raises LedgerError for an unknown id."""
         with self._connect() as database:
             row = database.execute(READ_RUN, (run,)).fetchone()
         if row is None:
@@ -150,22 +150,22 @@ class Ledger:
         return _read(row)
 
     def runs(self, kind: Kind | None = None, limit: int = 50) -> list[Run]:
-        """The newest first."""
+        """Return the newest runs first."""
         with self._connect() as database:
             return [_read(row) for row in database.execute(READ_RUNS, (kind, limit))]
 
     def requested(self) -> list[Run]:
-        """What waits, oldest first."""
+        """Return the runs that wait, oldest first."""
         with self._connect() as database:
             return [_read(row) for row in database.execute(READ_REQUESTED)]
 
     def beat(self, pid: int) -> None:
-        """The daemon's sign of life."""
+        """Write the daemon's heartbeat."""
         with self._change() as database:
             database.execute(BEAT, (pid, self._clock()))
 
     def stop_beating(self, pid: int) -> None:
-        """The daemon stops on purpose; one that started meanwhile keeps its heartbeat."""
+        """Remove the heartbeat of a daemon that stops; that of another one is kept."""
         with self._change() as database:
             database.execute(STOP_HEARTBEAT, (pid,))
 
@@ -175,7 +175,7 @@ class Ledger:
         return Heartbeat(int(row[0]), float(row[1])) if row else None
 
     def daemon_lives(self) -> bool:
-        """Whether a daemon gave a sign of life within the last ten seconds."""
+        """Return whether a daemon wrote a heartbeat within the last ten seconds."""
         beat = self.heartbeat()
         return beat is not None and beat.fresh(self._clock())
 
@@ -188,12 +188,12 @@ class Ledger:
                 yield database
         except sqlite3.DatabaseError as error:
             raise LedgerError(
-                f"{self.path}: {error}; if it is damaged, move it aside: only the record of past runs is in it"
+                f"{self.path}: {error}; if it is damaged, move it away: only the record of past runs is in it"
             ) from error
 
     @contextmanager
     def _change(self) -> Iterator[sqlite3.Connection]:
-        """A write transaction; it holds the write lock from its beginning, so that what it read is still true when it writes."""
+        """Open a write transaction with the write lock from its beginning, so that what it read is still true when it writes."""
         with self._connect() as database:
             database.execute("BEGIN IMMEDIATE")
             try:

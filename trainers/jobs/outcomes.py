@@ -1,4 +1,4 @@
-"""How a job ends when it does not crash: with figures, with nothing to do, or for want of something that a person must give."""
+"""How a job ends when it does not crash: with figures, skipped, or with an error that a person can correct."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 
 class Skipped(Exception):
-    """There is nothing to do, or nothing to do it with yet; the text says what is missing and how it comes about."""
+    """There is nothing to do, or not enough data yet; the text says what is missing and how to get it."""
 
 
 class JobError(RuntimeError):
-    """The job cannot be done as the settings stand; the text names the setting and what to do."""
+    """The job cannot be done with these settings; the text names the setting and what to do."""
 
 
 @dataclass(frozen=True)

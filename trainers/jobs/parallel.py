@@ -1,6 +1,6 @@
-"""Trainings side by side: predictor and judge share nothing, so on a machine with two cores they learn at the same time.
+"""Trainings in parallel: predictor and judge share nothing, so on a machine with two cores they are trained at the same time.
 
-A process each, not a pool: a pool waits for ever for a worker that the kernel killed, and lets its workers outlive it.
+Each has a process, not a pool: a pool waits for ever for a worker that the kernel killed, and its workers outlive it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ Answer = TypeVar("Answer")
 
 
 class TrainingDied(RuntimeError):
-    """A training process ended without an answer; what it printed is in the job's log."""
+    """A training process ended without a result; its output is in the job's log."""
 
 
 def run_apart(calls: Sequence[Callable[[], Answer]], at_once: int, threads: int) -> list[Answer]:
-    """The answers of the calls, each made in a process of its own with `threads` torch threads, `at_once` of them at a time.
+    """Return the results of the calls, each made in a process of its own with `threads` torch threads, `at_once` of them at a
+    time.
 
-    Calls and answers must be picklable. Raises TrainingDied when a call raises or its process is killed; none is left running."""
+    Calls and results must be picklable. Raises TrainingDied when a call raises or its process is killed; no process is left."""
     answers: list[Answer] = []
     for first in range(0, len(calls), at_once):
         answers += _run_together(calls[first : first + at_once], threads)

@@ -1,7 +1,7 @@
 """The job `policy`: a cold start from annotated lists, and from then on one alignment iteration each time (Algorithm 1, G12).
 
-An iteration starts from the champion, searches better and worse lists for what users asked, learns the preference, and asks
-the gate whether the result may go live. The challenger is published with the gate's record either way, promoted when it passed.
+An iteration starts from the champion, searches better and worse lists for what users asked, aligns the policy with them, and
+tests it at the gate. The challenger is published with the gate's record in any case, and promoted when it passed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from trainers.policy.aligners.dpo import TooFewPairs, train_dpo
 from trainers.policy.base import SCRATCH, make_base
 from trainers.policy.gate import Measured, Verdict, decide, evaluate
 from trainers.policy.pairs import Pair, make_pairs
-from trainers.policy.prompts import Asked, make_prompts, pick_test, pick_training, read_asked
+from trainers.policy.prompts import ListCall, make_prompts, pick_test, pick_training, read_calls
 from trainers.policy.search import Prompt, search_candidates
 from trainers.policy.sft import Annotation, annotation_texts, read_annotations, train_sft
 
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Parts:
-    """The newest artifacts that go live together with a policy."""
+    """The newest artifacts that are released together with a policy."""
 
     predictor: Path | None
     judge: Path | None
@@ -46,14 +46,14 @@ class Parts:
 
 @dataclass(frozen=True)
 class Scorers:
-    """The predictor that chooses and the judge that decides."""
+    """The predictor, which chooses training lists, and the judge, by which the gate decides."""
 
     predictor: Predictor
     judge: Predictor
 
 
 def run(settings: TrainerSettings) -> Outcome:
-    """Cold start where nothing is live, else one iteration. Raises Skipped or JobError when something it needs is missing."""
+    """Run a cold start where nothing is live, else one iteration. Raises Skipped or JobError when something is missing."""
     champion = registry.read_rollout(settings.data.dir).champion
     if champion is None:
         return start_cold(settings)
@@ -61,13 +61,13 @@ def run(settings: TrainerSettings) -> Outcome:
 
 
 def newest_parts(root: Path) -> Parts:
-    """The newest published artifact of each kind, checked."""
+    """Return the newest published artifact of each kind, verified."""
     found = {kind: artifacts.latest(root / "artifacts", kind) for kind in ("predictor", "judge", "index")}
     return Parts(**{kind: artifact.path if artifact else None for kind, artifact in found.items()})
 
 
 def start_cold(settings: TrainerSettings) -> Outcome:
-    """Supervised fine-tuning of `policy.base` on `policy.annotations` (G3); the result goes live as it is.
+    """Supervised fine-tuning of `policy.base` on `policy.annotations` (G3); the result goes live without a gate.
 
     Raises JobError where the annotations are missing."""
     path = settings.policy.annotations
@@ -91,7 +91,7 @@ def start_cold(settings: TrainerSettings) -> Outcome:
 
 
 def _base(settings: TrainerSettings, annotations: Sequence[Annotation]) -> str | Path:
-    """The model to start from; "scratch" makes a small one out of the annotations' texts."""
+    """Return the model to start from; for "scratch" a small one is made from the annotations' texts."""
     if settings.policy.base != SCRATCH:
         return settings.policy.base
     texts = annotation_texts(annotations, settings.tasks)
@@ -103,15 +103,15 @@ def _base(settings: TrainerSettings, annotations: Sequence[Annotation]) -> str |
 
 
 def iterate(settings: TrainerSettings, champion: registry.Release) -> Outcome:
-    """One iteration from the champion: search, pairs, DPO, gate, release. Raises Skipped when something is missing yet."""
+    """Run one iteration from the champion: search, pairs, DPO, gate, release. Raises Skipped when something is missing."""
     root = settings.data.dir
     parts = newest_parts(root)
     scorers = _load_scorers(parts)
-    asked = _read_asked(settings)
+    calls = _read_calls(settings)
     index = _load_index(parts)
     seed = settings.search.seed + len(registry.list_releases(root))
-    training = make_prompts(pick_training(asked, settings.search.prompts, seed), settings.tasks, index)
-    test = make_prompts(pick_test(asked, settings.gate.prompts), settings.tasks, index)
+    training = make_prompts(pick_training(calls, settings.search.prompts, seed), settings.tasks, index)
+    test = make_prompts(pick_test(calls, settings.gate.prompts), settings.tasks, index)
     _check_enough(training, test)
     pairs = _find_pairs(settings, champion, scorers.predictor, training, seed)
     policy = _align(settings, champion, pairs)
@@ -155,16 +155,16 @@ def _load_engine(settings: TrainerSettings, policy: Path) -> TransformersEngine:
     return TransformersEngine.load(policy, settings.policy.device)
 
 
-def _read_asked(settings: TrainerSettings) -> list[Asked]:
+def _read_calls(settings: TrainerSettings) -> list[ListCall]:
     lake = settings.open_lake()
-    return read_asked(lake, newest_day(lake) + timedelta(days=1), settings.ctr.days)
+    return read_calls(lake, newest_day(lake) + timedelta(days=1), settings.ctr.days)
 
 
 def _check_enough(training: Sequence[Prompt], test: Sequence[Prompt]) -> None:
     if not training or len(test) < 2:
         raise Skipped(
             f"too few different queries in the lake: {len(training)} prompts to learn from, {len(test)} for the gate; "
-            "a query in four is the gate's, and both need some"
+            "one query in four is the gate's, and both need some"
         )
 
 
@@ -192,7 +192,7 @@ def _align(settings: TrainerSettings, champion: registry.Release, pairs: Sequenc
 def _judge(
     settings: TrainerSettings, champion: Path, challenger: Path, scorers: Scorers, test: Sequence[Prompt]
 ) -> tuple[Verdict, dict[str, Any]]:
-    """The verdict, and the record of it for manifest and ledger."""
+    """Return the gate's verdict, and its record for manifest and ledger."""
     log.info("event=stage job=policy stage=gate prompts=%d", len(test))
     serving = settings.serving
     decoding = Decoding(serving.temperature, serving.top_p, redraws=serving.redraws)
@@ -218,7 +218,7 @@ def _publish(root: Path, policy: Path, parts: Parts, gate: dict[str, Any], meta:
 
 
 def _roll_out(root: Path, release: str, verdict: Verdict) -> None:
-    """A passed challenger goes live; a refused one stays as a release that anyone may look into, or promote by hand."""
+    """Promote a challenger that passed; a refused one stays a release, which may be inspected or promoted by hand."""
     if verdict.passed:
         registry.promote(root, release)
         log.info("event=promoted release=%s", release)

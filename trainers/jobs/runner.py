@@ -1,4 +1,4 @@
-"""The three jobs by name, and what every job process does around one: lock, ledger, outcome."""
+"""Runs a job by name, with what every job process does around it: lock, ledger, outcome."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXIT_CODES = {State.SUCCEEDED: 0, State.FAILED: 1, State.SKIPPED: 5}
 
 
 def run(kind: Kind, settings: TrainerSettings) -> Outcome:
-    """Do the job here. Raises Skipped and JobError with a text for people, and whatever a defect raises."""
+    """Run the job in this process. Raises Skipped and JobError with a text for people, and whatever a defect raises."""
     outcome: Outcome = _find(kind).run(settings)
     return outcome
 
@@ -28,13 +28,13 @@ def _find(kind: Kind) -> ModuleType:
 
 
 def run_recorded(kind: Kind, settings: TrainerSettings, run_id: int | None = None) -> int:
-    """Do the job under its kind's lock and record it as `run_id`, or as a run of its own.
+    """Run the job under its kind's lock and record it as `run_id`, or as a run of its own.
 
-    Exit code of the process: 0 succeeded, 1 failed, 4 its kind is under way, 5 skipped. A crash is recorded and raised."""
+    Exit code of the process: 0 succeeded, 1 failed, 4 its kind is in progress, 5 skipped. A crash is recorded and raised."""
     ledger = Ledger(settings.data.dir / "ledger.sqlite")
     with hold_kind(settings.data.dir, kind) as mine:
         if not mine:
-            print(f"{kind}: another run of this kind is under way", file=sys.stderr)
+            print(f"{kind}: another run of this kind is in progress", file=sys.stderr)
             return BUSY
         for lost in ledger.fail_lost(kind):
             log.warning("event=run_lost run=%d kind=%s", lost, kind)

@@ -1,4 +1,4 @@
-"""Every section that the trainers' processes read: the daemon and the jobs."""
+"""All settings sections that the trainers' processes read: the daemon and the jobs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trainers.predictor.training import CtrSettings
 
 
 class TrainerSettings(BaseModel, frozen=True, extra="forbid"):
-    """`serving` is among them because the gate writes its lists with the decoding that serving would use."""
+    """The sections; `serving` is one of them because the gate writes its lists with serving's decoding."""
 
     data: DataSettings = DataSettings()
     lake: LakeSettings = LakeSettings()

@@ -1,1 +1,1 @@
-"""How a policy is made: base, SFT, prompts, search, preference pairs, aligners, the gate."""
+"""How a policy is made: base model, SFT, prompts, candidate search, preference pairs, aligners, the gate."""

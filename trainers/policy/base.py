@@ -1,4 +1,4 @@
-"""What a policy starts from: a causal language model of a hub or a folder, or a small one made here.
+"""The base model of a policy: a causal language model of a hub or a folder, or a small one made here.
 
 A model hub gives the better start. Where none is reachable, `make_base` makes a small Llama and a byte-level BPE
 vocabulary out of the annotation texts, so that the same code path runs on a laptop without a network.
@@ -51,7 +51,7 @@ _SILENT = (
 
 
 def quiet() -> None:
-    """Keeps transformers, datasets and TRL off the terminal and sends no telemetry. Best called before they are imported."""
+    """Keep transformers, datasets and TRL off the terminal and send no telemetry; to be called before they are imported."""
     for name in _SILENT:
         os.environ[name] = "1"
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -63,14 +63,14 @@ def quiet() -> None:
 
 
 def choose_device(device: str) -> torch.device:
-    """Serving's choice for auto, cpu or cuda, asked here so that a room's settings can be read without importing torch."""
+    """Return serving's choice for auto, cpu or cuda, without importing torch before the call."""
     from serving.policy.engines.loading import choose_device as choose
 
     return choose(device)
 
 
 def make_base(texts: Iterable[str], out: Path, settings: PolicySettings) -> Path:
-    """Writes an untrained Llama and its vocabulary, learned from `texts`, into the folder `out`."""
+    """Write an untrained Llama and its vocabulary, learned from `texts`, into the folder `out`."""
     quiet()
     import torch
     from transformers import LlamaForCausalLM
@@ -86,7 +86,7 @@ def make_base(texts: Iterable[str], out: Path, settings: PolicySettings) -> Path
 
 
 def learn_vocabulary(texts: Iterable[str], size: int) -> PreTrainedTokenizerBase:
-    """A byte-level BPE of at most `size` tokens that never meets an unknown character. A text's first word is the same
+    """Return a byte-level BPE of at most `size` tokens that has no unknown character. A text's first word is the same
     token as that word inside a text, so an item reads alike in a prompt and in a list."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -124,21 +124,21 @@ def _llama(settings: PolicySettings, tokenizer: PreTrainedTokenizerBase) -> Any:
 
 
 def load_policy(base: str | Path, device: str, *, precise: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model and its tokenizer, which knows `<SEP>`, `<AUX>` and a padding token.
+    """Load a causal language model and its tokenizer, which knows `<SEP>`, `<AUX>` and a padding token.
 
     The weights are bf16 on CUDA, else float32; `precise` keeps float32 there too, for training all of them: an update
     at a learning rate of 1e-5 is lost in bf16's eight bits.
 
-    Weights are read from safetensors only. A folder is used as it is, any other name is asked of the hub; OSError
-    from there is raised again with the setting's name. `device` is auto, cpu or cuda."""
+    Weights are read from safetensors only. A folder is used as it is, any other name is loaded from the hub; an OSError
+    of it is raised again with the setting's name. `device` is auto, cpu or cuda."""
     quiet()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from serving.policy.engines.loading import choose_dtype
 
-    place = choose_device(device)
-    dtype = torch.float32 if precise else choose_dtype(place)
+    where = choose_device(device)
+    dtype = torch.float32 if precise else choose_dtype(where)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(base)
         model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, use_safetensors=True)
@@ -148,11 +148,11 @@ def load_policy(base: str | Path, device: str, *, precise: bool = False) -> tupl
             f"reached, or {SCRATCH!r} to make a small one from policy.annotations"
         ) from error
     _widen(model, tokenizer)
-    return model.to(place), tokenizer
+    return model.to(where), tokenizer
 
 
 def _widen(model: Any, tokenizer: Any) -> None:
-    """Gives a tokenizer from elsewhere the tokens of a list and one for padding, and the model rows for them."""
+    """Add the list tokens and a padding token to a tokenizer that lacks them, and embedding rows for them to the model."""
     add_list_tokens(tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

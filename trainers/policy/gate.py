@@ -1,4 +1,4 @@
-"""The gate: a new policy goes live only when the judge finds it better and its lists are still lists.
+"""The gate: a new policy goes live only when the judge finds it better and its lists keep their form.
 
 The predictor that chose the training pairs overrates what it chose (G15), so the verdict rests on the judge, a second
 predictor trained on other sessions. What a predictor cannot see (broken format, lists that grow, near-duplicates) has
@@ -49,7 +49,7 @@ class Measured:
     judged: tuple[float, ...] = field(repr=False, default=())  # the judge's reward of each prompt's list, in order
 
     def record(self) -> dict[str, float]:
-        """The figures for manifest and ledger, without the single rewards."""
+        """Return the figures for manifest and ledger, without the single rewards."""
         return {key: value for key, value in asdict(self).items() if key != "judged"}
 
 
@@ -64,10 +64,10 @@ class Verdict:
 def evaluate(
     engine: Engine, predictor: Scorer, judge: Scorer, prompts: Sequence[Prompt], decoding: Decoding, settings: GateSettings
 ) -> Measured:
-    """Writes one list a prompt as serving would, and measures them. A malformed list's reward is that of the items
+    """Write one list a prompt as serving would, and measure them. A malformed list's reward is that of the items
     serving would still show. Raises ValueError without prompts."""
     if not prompts:
-        raise ValueError("the gate needs prompts: there is no mature impression to take them from")
+        raise ValueError("the gate needs prompts: there is no impression of a mature day to take them from")
     judged = [0.0] * len(prompts)
     predicted = [0.0] * len(prompts)
     generations: list[Generation] = []
@@ -84,7 +84,7 @@ def evaluate(
 def _write(
     engine: Engine, prompts: Sequence[Prompt], decoding: Decoding, settings: GateSettings
 ) -> Iterator[tuple[list[int], list[Prompt], list[Generation]]]:
-    """Batches of prompts with their lists; each prompt has its own random numbers, the same for every policy."""
+    """Yield batches of prompts with their lists; each prompt has its own random numbers, the same for every policy."""
     batches = list(batch_rows(prompts, settings.batch))
     for rows in track(batches, "gate: writing the test lists", total=len(batches)):
         batch = [prompts[row] for row in rows]
@@ -107,7 +107,7 @@ def _summarise(
 
 
 def decide(champion: Measured, challenger: Measured, settings: GateSettings) -> Verdict:
-    """Compares the two on the same prompts; every limit that is broken gives one reason."""
+    """Compare the two on the same prompts; each broken limit is a reason."""
     reasons = [
         reason
         for reason in (
@@ -122,7 +122,7 @@ def decide(champion: Measured, challenger: Measured, settings: GateSettings) -> 
 
 
 def paired_gain(champion: Sequence[float], challenger: Sequence[float]) -> tuple[float, float]:
-    """Mean gain a prompt and its standard error. Pairing removes what makes one prompt's lists better than another's.
+    """Return the mean gain a prompt and its standard error. Pairing removes what makes one prompt's lists better than another's.
 
     Raises ValueError where the two were not measured on the same number of prompts, two at least."""
     if len(champion) != len(challenger) or len(champion) < 2:

@@ -21,13 +21,13 @@ class Pair:
 
 
 def make_pairs(candidates: Iterable[Candidates], settings: SearchSettings) -> list[Pair]:
-    """At most one pair a prompt (G11); none where no chosen list is left or its reward is not above the rejected one's."""
+    """Return at most one pair a prompt (G11); none where no chosen list is left or its reward is not above the rejected one's."""
     pairs = (make_pair(one, settings) for one in candidates)
     return [pair for pair in pairs if pair is not None]
 
 
 def make_pair(candidates: Candidates, settings: SearchSettings) -> Pair | None:
-    """Drops chosen lists in which two recommendations overlap (G10), then matches lengths (eq. 6)."""
+    """Drop chosen lists in which two recommendations overlap (G10), then match lengths (eq. 6)."""
     chosen = [one for one in candidates.chosen if not _repeats(one, settings)]
     if not chosen or not candidates.rejected:
         return None
@@ -42,7 +42,7 @@ def _repeats(one: ScoredList, settings: SearchSettings) -> bool:
 
 
 def match_lengths(chosen: Sequence[ScoredList], rejected: Sequence[ScoredList]) -> tuple[ScoredList, ScoredList]:
-    """Eq. 6: the pair whose lengths in tokens differ least; among equals the one whose rewards differ most."""
+    """Return the pair by eq. 6: that whose lengths in tokens differ least; among equals the one whose rewards differ most."""
     return min(
         ((better, worse) for better in chosen for worse in rejected),
         key=lambda pair: (abs(len(pair[0].token_ids) - len(pair[1].token_ids)), pair[1].reward - pair[0].reward),

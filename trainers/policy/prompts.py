@@ -1,6 +1,6 @@
-"""Prompts out of the lake: what users really asked, split by query into those to learn from and those the gate measures with.
+"""Prompts from the lake: real calls for lists, split by query into those to learn from and those that the gate measures with.
 
-A query is on the same side for ever, so no policy is measured with what it, or one before it, was aligned on (G12, G14).
+A query is always in the same part, so no policy is measured on what it, or one before it, was aligned with (G12, G14).
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ COLUMNS = ("task", "query", "query_norm", "extra")
 
 
 class Retriever(Protocol):
-    """What prompts need of an index (`index.retrieve.Index`)."""
+    """What prompts use of an index (`index.retrieve.Index`)."""
 
     def retrieve(self, query: str, n: int) -> list[str]: ...
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One call for a list as it was made."""
+class ListCall:
+    """One call for a list, as it was logged."""
 
     task: str
     query: str
@@ -39,45 +39,45 @@ class Asked:
     response: str | None
 
 
-def read_asked(lake: Lake, as_of: date, days: int) -> list[Asked]:
-    """The calls behind the impressions with as_of - days <= day < as_of, oldest first."""
+def read_calls(lake: Lake, as_of: date, days: int) -> list[ListCall]:
+    """Return the calls behind the impressions with as_of - days <= day < as_of, oldest first."""
     table = read_impressions(lake, as_of - timedelta(days=days), as_of - timedelta(days=1))
-    return [_asked(*row) for row in zip(*(table.column(name).to_pylist() for name in COLUMNS), strict=True)]
+    return [_call(*row) for row in zip(*(table.column(name).to_pylist() for name in COLUMNS), strict=True)]
 
 
-def _asked(task: str | None, query: str, query_norm: str, extra: str | None) -> Asked:
-    told: Any = json.loads(extra) if extra else {}
-    context = told.get("context") if isinstance(told, dict) else None
+def _call(task: str | None, query: str, query_norm: str, extra: str | None) -> ListCall:
+    fields: Any = json.loads(extra) if extra else {}
+    context = fields.get("context") if isinstance(fields, dict) else None
     session = context.get("session") if isinstance(context, dict) else None
-    response = told.get("response") if isinstance(told, dict) else None
+    response = fields.get("response") if isinstance(fields, dict) else None
     earlier = tuple(one for one in session if isinstance(one, str)) if isinstance(session, list) else ()
-    return Asked(task or "", query, query_norm, earlier, response if isinstance(response, str) else None)
+    return ListCall(task or "", query, query_norm, earlier, response if isinstance(response, str) else None)
 
 
 def is_test(query_norm: str) -> bool:
-    """Whether a query belongs to the gate: a quarter of all, by the query's own hash."""
+    """Return whether a query belongs to the gate: a quarter of all, by the query's own hash."""
     digest = blake2b(query_norm.encode("utf-8", "surrogatepass"), digest_size=8, key=b"gate").digest()
     return int.from_bytes(digest, "big") / 2**64 < TEST_SHARE
 
 
-def pick_training(asked: Iterable[Asked], count: int, seed: int) -> list[Asked]:
-    """Up to `count` different (task, query), none of the gate's; what is asked often is likelier to be among them."""
-    rows = [one for one in asked if not is_test(one.query_norm)]
+def pick_training(calls: Iterable[ListCall], count: int, seed: int) -> list[ListCall]:
+    """Return up to `count` different (task, query), none of the gate's; frequent ones are likelier to be drawn."""
+    rows = [one for one in calls if not is_test(one.query_norm)]
     random.Random(seed).shuffle(rows)
     different = {(one.task, one.query_norm): one for one in reversed(rows)}
     return list(reversed(different.values()))[:count]
 
 
-def pick_test(asked: Iterable[Asked], count: int) -> list[Asked]:
-    """Up to `count` of the newest calls with the gate's queries, each as often as it was asked: their mean is the traffic's."""
-    return [one for one in asked if is_test(one.query_norm)][-count:]
+def pick_test(calls: Iterable[ListCall], count: int) -> list[ListCall]:
+    """Return up to `count` of the newest calls with the gate's queries, repeats included, so that their mean is the traffic's."""
+    return [one for one in calls if is_test(one.query_norm)][-count:]
 
 
-def make_prompts(asked: Sequence[Asked], tasks: Mapping[str, Task], index: Retriever | None) -> list[Prompt]:
-    """The prompts as serving would render them with this index. Calls of a task that the settings know no more are left out."""
-    return [_prompt(one, tasks[one.task], index) for one in asked if one.task in tasks]
+def make_prompts(calls: Sequence[ListCall], tasks: Mapping[str, Task], index: Retriever | None) -> list[Prompt]:
+    """Return the prompts as serving would render them with this index; calls of unknown tasks are left out."""
+    return [_prompt(one, tasks[one.task], index) for one in calls if one.task in tasks]
 
 
-def _prompt(one: Asked, task: Task, index: Retriever | None) -> Prompt:
+def _prompt(one: ListCall, task: Task, index: Retriever | None) -> Prompt:
     related = index.retrieve(one.query, task.max_related) if index is not None and task.max_related else []
     return Prompt(task, one.query, render_prompt(task, one.query, related, one.session, one.response))

@@ -1,8 +1,8 @@
-"""Algorithm 1's search: for each prompt the lists that the predictor rates best and worst, out of what the policy itself writes.
+"""Algorithm 1's search: for each prompt the lists of the policy that the predictor rates best and worst.
 
-The beam goes over whole queries and not over tokens: at step k every partial list is continued with |C| queries drawn
-from the policy, each longer list is rated by eq. 3 or 4, the best B go on (G9). It runs on serving's own engine and
-prompts, so what is learned from here is what serving would write.
+It is a beam search over whole queries instead of tokens: at step k every partial list is continued with |C| queries drawn from
+the policy, each longer list is rated by eq. 3 or 4, and the best B are kept (G9). It uses serving's own engine and prompts, so
+the lists are those that serving would write.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class SearchSettings(BaseModel):
     candidates: int = Field(default=8, ge=1, description="|C|: next queries drawn for each partial list.")
     chosen: int = Field(default=4, ge=1, description="N_c: best lists kept, at most `beam`.")
     rejected: int = Field(default=4, ge=1, description="N_r: worst lists kept.")
-    budget: int = Field(default=16, ge=1, description="Lists drawn at random for the worst to be among.")
+    budget: int = Field(default=16, ge=1, description="Lists drawn at random, of which the worst are kept.")
     temperature: float = Field(default=1.0, gt=0, le=10, description="Of both draws.")
     top_p: float = Field(default=1.0, gt=0, le=1, description="Of both draws.")
     filter_overlap: bool = Field(default=True, description="Drop chosen lists in which two queries overlap (G10).")
@@ -80,7 +80,7 @@ class Scorer(Protocol):
 
 
 class SearchEngine(Protocol):
-    """What the search asks of an engine (`serving.policy.engines.transformers_engine`)."""
+    """What the search uses of an engine (`serving.policy.engines.transformers_engine`)."""
 
     form: ListTokens
 
@@ -104,7 +104,7 @@ class _Partial:
 def search_candidates(
     engine: SearchEngine, predictor: Scorer, prompts: Sequence[Prompt], settings: SearchSettings
 ) -> list[Candidates]:
-    """Best and worst lists of every prompt, in the prompts' order, `at_once` prompts of one task at a time."""
+    """Return best and worst lists of every prompt, in the prompts' order, `at_once` prompts of one task at a time."""
     found: dict[int, Candidates] = {}
     batches = list(batch_rows(prompts, settings.at_once))
     for number, rows in enumerate(track(batches, "candidate search", total=len(batches))):
@@ -118,7 +118,7 @@ def search_candidates(
 
 
 def batch_rows(prompts: Sequence[Prompt], size: int) -> Iterator[list[int]]:
-    """Positions of the prompts in batches of at most `size`, each of one task."""
+    """Yield the positions of the prompts in batches of at most `size`, each of one task."""
     by_task: dict[str, list[int]] = {}
     for row, prompt in enumerate(prompts):
         by_task.setdefault(prompt.task.name, []).append(row)
@@ -127,7 +127,7 @@ def batch_rows(prompts: Sequence[Prompt], size: int) -> Iterator[list[int]]:
 
 
 def reward_lists(predictor: Scorer, prompts: Sequence[Prompt], lists: Sequence[Sequence[str]]) -> list[float]:
-    """Reward of each list for its prompt by the prompt's task (eq. 3 or 4); an empty list is worth nothing."""
+    """Return the reward of each list for its prompt by the prompt's task (eq. 3 or 4); 0 for an empty list."""
     rewards = [0.0] * len(lists)
     rows = [row for row, items in enumerate(lists) if items]
     if rows:
@@ -140,7 +140,7 @@ def reward_lists(predictor: Scorer, prompts: Sequence[Prompt], lists: Sequence[S
 def search_chosen(
     engine: SearchEngine, predictor: Scorer, prompts: Sequence[Prompt], settings: SearchSettings, seed: int
 ) -> list[tuple[ScoredList, ...]]:
-    """Y_chosen of each prompt, all of one task: the `chosen` best lists of the beam after its last step."""
+    """Return Y_chosen of each prompt, all of one task: the `chosen` best lists of the beam after its last step."""
     task = prompts[0].task
     state = engine.begin([prompt.text for prompt in prompts], task)
     written: list[tuple[int, ...]] = [()] * len(prompts)
@@ -161,7 +161,7 @@ def search_chosen(
 
 
 def _grow(expansion: Expansion, written: Sequence[tuple[int, ...]], sep: int) -> list[_Partial]:
-    """The complete continuations as longer lists, each (prompt, items) once."""
+    """Return the complete continuations as longer lists, each (prompt, items) once."""
     grown: dict[tuple[int, tuple[str, ...]], _Partial] = {}
     for index, one in enumerate(expansion.continuations):
         if not one.complete:
@@ -177,7 +177,7 @@ def _grow(expansion: Expansion, written: Sequence[tuple[int, ...]], sep: int) ->
 def _keep_best(
     grown: Sequence[_Partial], predictor: Scorer, prompts: Sequence[Prompt], settings: SearchSettings
 ) -> list[tuple[_Partial, float]]:
-    """The `beam` best of each prompt, best first, with their rewards."""
+    """Return the `beam` best lists of each prompt, best first, with their rewards."""
     fitting = _without_overlap(grown, settings) if settings.filter_overlap else list(grown)
     rewards = reward_lists(predictor, [prompts[one.prompt] for one in fitting], [one.items for one in fitting])
     ranked = sorted(zip(fitting, rewards, strict=True), key=lambda rated: (rated[0].prompt, -rated[1]))
@@ -191,11 +191,11 @@ def _keep_best(
 
 
 def _without_overlap(grown: Sequence[_Partial], settings: SearchSettings) -> list[_Partial]:
-    """Without the lists whose newest query overlaps an earlier one, unless a prompt has no others: filtering the finished
-    lists alone would often leave a prompt none, since what is clicked well in one place is tried in the next."""
+    """Drop the lists whose newest query overlaps an earlier one, unless a prompt has no others: filtering only the finished
+    lists would often leave a prompt none, since a query that is clicked well is drawn again at the next position."""
     fresh = [one for one in grown if not any(is_duplicate(one.items[-1], item, settings.overlap) for item in one.items[:-1])]
-    served = {one.prompt for one in fresh}
-    return fresh + [one for one in grown if one.prompt not in served]
+    kept = {one.prompt for one in fresh}
+    return fresh + [one for one in grown if one.prompt not in kept]
 
 
 def _end(one: _Partial, worth: float, eos: int) -> ScoredList:
@@ -206,11 +206,11 @@ def _end(one: _Partial, worth: float, eos: int) -> ScoredList:
 def draw_rejected(
     engine: SearchEngine, predictor: Scorer, prompts: Sequence[Prompt], settings: SearchSettings, seed: int
 ) -> list[tuple[ScoredList, ...]]:
-    """Y_rejected of each prompt, all of one task: the `rejected` worst of `budget` random lists. A malformed list is worth
-    nothing: were it left out, nothing would hold back a policy that has begun to break the format."""
+    """Return Y_rejected of each prompt, all of one task: the `rejected` worst of `budget` random lists. A malformed list has
+    reward 0: without such lists nothing would keep a policy from breaking the format."""
     import torch
 
-    decoding = Decoding(settings.temperature, settings.top_p)  # a seed in here would make the lists of a prompt all alike
+    decoding = Decoding(settings.temperature, settings.top_p)  # a seed here would make all lists of a prompt alike
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         drawn = engine.generate([prompt.text for prompt in prompts], decoding, prompts[0].task, settings.budget)

@@ -1,7 +1,7 @@
-"""Cold start: the base model learns from annotated lists how a list is written (G3), before any click exists.
+"""Cold start by supervised fine-tuning: the base model learns the form of a list from annotated ones (G3), before any click.
 
-A plain loop and not a trainer class: cross-entropy on the response alone is ten lines, and at the size of a
-demonstration the class would cost more than the learning.
+A plain loop instead of a trainer class: cross-entropy on the response alone is ten lines, and for a small model the class would
+take more time than the training.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Example:
 
 
 def read_annotations(path: Path) -> list[Annotation]:
-    """Reads JSONL. Raises ValueError naming the file and the line that is not an annotation, or that the file is empty."""
+    """Read annotations from JSONL. Raises ValueError naming the file and the bad line, or saying that the file is empty."""
     decoder = msgspec.json.Decoder(Annotation)
     annotations = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
@@ -76,7 +76,7 @@ def read_annotations(path: Path) -> list[Annotation]:
 
 
 def annotation_texts(annotations: Sequence[Annotation], tasks: Mapping[str, Task]) -> list[str]:
-    """The prompts, items and auxiliary texts: what a vocabulary made from scratch is learned from."""
+    """Return all prompts, items and auxiliary texts, from which a vocabulary can be learned."""
     texts: list[str] = []
     for one in annotations:
         texts.append(_prompt(one, tasks))
@@ -86,7 +86,7 @@ def annotation_texts(annotations: Sequence[Annotation], tasks: Mapping[str, Task
 
 
 def encode_examples(annotations: Sequence[Annotation], tasks: Mapping[str, Task], tokenizer: Any) -> list[Example]:
-    """Raises ValueError for a task that no setting knows or a list that has not the task's N items."""
+    """Return the token ids of all annotations. Raises ValueError for an unknown task or a list without the task's N items."""
     return [Example(tokenizer(_prompt(one, tasks)).input_ids, _response(one, tasks[one.task], tokenizer)) for one in annotations]
 
 
@@ -108,9 +108,9 @@ def _prompt(one: Annotation, tasks: Mapping[str, Task]) -> str:
 def train_sft(
     base: str | Path, annotations: Sequence[Annotation], tasks: Mapping[str, Task], out: Path, settings: SftSettings, device: str
 ) -> dict[str, float]:
-    """Trains `base` by cross-entropy on the responses (eq. 1) and saves model and tokenizer into `out`.
+    """Train `base` by cross-entropy on the responses (eq. 1) and save model and tokenizer into `out`.
 
-    Answers loss (mean of the last tenth of the steps, nats a token), steps, examples, seconds."""
+    Returns loss (mean of the last tenth of the steps, nats a token), steps, examples, seconds."""
     import torch
 
     started = time.monotonic()
@@ -132,7 +132,7 @@ def train_sft(
 
 
 def _adapted(model: Any, tokenizer: Any, settings: SftSettings) -> Any:
-    """LoRA on every linear layer; the rows of `<SEP>` and `<AUX>`, which a hub's model never saw, are trained as a whole."""
+    """Add LoRA to every linear layer; the new rows of `<SEP>` and `<AUX>` are trained as a whole."""
     from peft import LoraConfig, get_peft_model
 
     return get_peft_model(
@@ -148,8 +148,8 @@ def _adapted(model: Any, tokenizer: Any, settings: SftSettings) -> Any:
 
 
 def plan_batches(examples: Sequence[Example], settings: SftSettings) -> list[list[Example]]:
-    """The batches of all epochs, in order. Each epoch is shuffled; neighbours in length share a batch, which spares
-    padding, and the batches are shuffled again."""
+    """Return the batches of all epochs, in order. An epoch is shuffled, then grouped by similar length to save padding, and its
+    batches are shuffled again."""
     order = random.Random(settings.seed)
     steps = math.ceil(settings.epochs * math.ceil(len(examples) / settings.batch))
     batches: list[list[Example]] = []
@@ -183,14 +183,14 @@ def _fit(model: Any, batches: Sequence[Sequence[Example]], pad: int, settings: S
 
 
 def _rate(step: int, warm: int, total: int) -> float:
-    """Linear warm-up, then half a cosine down to zero, as a share of the learning rate."""
+    """Return the rate: linear warm-up, then half a cosine down to zero, as a share of the learning rate."""
     if step < warm:
         return (step + 1) / warm
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
 
 
 def pad_batch(batch: Sequence[Example], pad: int, device: Any) -> tuple[Any, Any, Any]:
-    """ids, attention mask and labels, each [rows, longest]; padded on the right, labels -100 outside the response."""
+    """Return ids, attention mask and labels, each [rows, longest]; padded on the right, labels -100 outside the response."""
     import torch
 
     longest = max(len(one.prompt) + len(one.response) for one in batch)
@@ -206,8 +206,8 @@ def pad_batch(batch: Sequence[Example], pad: int, device: Any) -> tuple[Any, Any
 
 
 def response_loss(model: Any, ids: Any, mask: Any, labels: Any) -> Any:
-    """Cross-entropy in nats a response token (eq. 1). Logits are made for response tokens alone: with a vocabulary of
-    150,000 the others would take most of the memory."""
+    """Return the cross-entropy in nats a response token (eq. 1). Logits are computed for response tokens only: with a vocabulary
+    of 150,000 the others would take most of the memory."""
     import torch
 
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -1,4 +1,4 @@
-"""Fits the curve that makes predicted click rates equal seen ones on held-out lists (G7): isotonic regression."""
+"""Fits the curve that makes predicted click rates equal observed ones on held-out lists (G7): isotonic regression."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-# Below, the curve adds more error than it takes: on some 120 clicks the mean prediction was 13 to 16 % too high with it, 7 % too
-# low without (simulated product, true rates known).
+# With fewer, the curve adds more error than it removes: on some 120 clicks the mean prediction was 13 to 16 % too high with it,
+# 7 % too low without (simulated product, true rates known).
 FEWEST_KNOTS = 5
 
 
 def fit_calibration(logits: Floats, clicks: Floats, min_clicks: int) -> Calibration:
     """Return the centred isotonic regression of clicks on logits, or no curve where clicks are few.
 
-    Its knots are the centres of the pooled blocks, each of which holds `min_clicks` clicks at least: no knot rests on luck."""
+    Its knots are the centres of the pooled blocks, each of which has `min_clicks` clicks at least, so that no knot rests on
+    chance."""
     if clicks.sum() < FEWEST_KNOTS * min_clicks or len(clicks) == clicks.sum():
         return Calibration()
     order = np.argsort(logits, kind="stable")
@@ -32,7 +33,7 @@ def fit_calibration(logits: Floats, clicks: Floats, min_clicks: int) -> Calibrat
 
 
 def _pool(logits: Floats, clicks: Floats, min_clicks: int) -> tuple[Floats, Floats]:
-    """Pool adjacent violators over runs that hold `min_clicks` clicks each; returns the blocks' mean logits and click rates."""
+    """Pool adjacent violators over runs of `min_clicks` clicks each; return the blocks' mean logits and click rates."""
     run = np.minimum((np.cumsum(clicks) - clicks) // min_clicks, clicks.sum() // min_clicks - 1).astype(np.int64)
     sums = (np.bincount(run), np.bincount(run, logits), np.bincount(run, clicks))
     blocks: list[tuple[float, float, float]] = []

@@ -1,7 +1,7 @@
 """Training rows of the click predictors: the lake's impressions with their clicks, split by session between predictor and judge.
 
-Only mature days are in the lake, so a label does not change after it is read. A judge that saw a session the predictor saw
-would share its errors (G15): the two parts have no session in common.
+Only mature days are in the lake, so a label does not change after it is read. A judge that was trained on a
+session of the predictor would share its errors (G15): the two parts have no session in common.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DAY_US = 86_400_000_000
 
 @dataclass(frozen=True)
 class ListExamples:
-    """Impressions, oldest first: what was asked, the items shown, which were clicked, the session, and the UTC day since 1970.
+    """Impressions, oldest first: the query, the items shown, which were clicked, the session, and the UTC day since 1970.
 
     One training row per shown position (G8): `positions` counts them."""
 
@@ -54,7 +54,7 @@ class ListExamples:
             yield from items
 
     def select(self, kept: Sequence[bool]) -> Self:
-        """Return the impressions whose mark is true, in order."""
+        """Return the impressions whose entry in `kept` is true, in order."""
         columns = (self.queries, self.lists, self.clicks, self.sessions, self.days)
         return type(self)(*(tuple(compress(column, kept)) for column in columns))  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""How good a click predictor is on lists it has not seen: AUC, log loss, diff_ctr (eq. 9), ECE, also by position."""
+"""How good a click predictor is on held-out lists: AUC, log loss, diff_ctr (eq. 9), ECE, also by position."""
 
 from __future__ import annotations
 

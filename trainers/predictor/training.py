@@ -1,4 +1,4 @@
-"""Trains a click predictor on examples from the lake: binary cross-entropy, AdamW, held-out early stop (G5, G8, eq. 5)."""
+"""Trains a click predictor on examples from the lake: binary cross-entropy, AdamW, early stopping (G5, G8, eq. 5)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from serving.predictor.network import BlockCausalNetwork
 
 MIN_CLICKS = 10
-# Batches that are cut out of one stretch of lists sorted by length: little padding, still shuffled.
+# Batches that are made of one chunk of lists sorted by length: little padding, still shuffled.
 SORTED_TOGETHER = 16
 
 
@@ -55,7 +55,7 @@ class CtrSettings(BaseModel):
 
 @dataclass(frozen=True)
 class Encoded:
-    """Lists as the network reads them, int16 [L, 5] each, and their clicks, float32 [n, N], NaN where there is no item."""
+    """Lists as input of the network, int16 [L, 5] each, and their clicks, float32 [n, N], NaN where there is no item."""
 
     rows: list[NDArray[np.int16]]
     clicks: NDArray[np.float32]
@@ -95,7 +95,7 @@ def train_predictor(
 
 
 def make_predictor(examples: ListExamples, size: PredictorSettings) -> Predictor:
-    """Return an untrained predictor whose vocabulary comes from the examples and whose first guess is their click rate."""
+    """Return an untrained predictor whose vocabulary comes from the examples and which predicts their mean click rate."""
     import torch
 
     from serving.predictor.network import BlockCausalNetwork
@@ -133,7 +133,7 @@ def fit(
 
 
 def encode(predictor: Predictor, examples: ListExamples) -> Encoded:
-    """Lay the examples out as the predictor reads them."""
+    """Return the examples as input of the network."""
     rows = [predictor.vocabulary.encode(query, items) for query, items in zip(examples.queries, examples.lists, strict=True)]
     clicks = np.full((len(rows), max(map(len, examples.lists))), np.nan, np.float32)
     for row, marks in enumerate(examples.clicks):
@@ -163,12 +163,12 @@ def _run_epoch(
 
 
 def shuffle_batches(lengths: Sequence[int], batch: int, rng: np.random.Generator) -> Iterator[list[int]]:
-    """Yield all row numbers once, in random batches whose rows are of like length."""
+    """Yield all row numbers once, in random batches whose rows are of similar length."""
     order = rng.permutation(len(lengths))
     batches = []
     for start in range(0, len(order), batch * SORTED_TOGETHER):
-        stretch = sorted(order[start : start + batch * SORTED_TOGETHER].tolist(), key=lengths.__getitem__)
-        batches += [stretch[at : at + batch] for at in range(0, len(stretch), batch)]
+        chunk = sorted(order[start : start + batch * SORTED_TOGETHER].tolist(), key=lengths.__getitem__)
+        batches += [chunk[at : at + batch] for at in range(0, len(chunk), batch)]
     yield from (batches[number] for number in rng.permutation(len(batches)))
 
 
@@ -199,7 +199,7 @@ def _loss(network: BlockCausalNetwork, data: Encoded, rows: list[int]) -> torch.
 def _make_optimizer(
     network: BlockCausalNetwork, settings: CtrSettings, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW, biases and norms without decay; the rate rises over the first twentieth and falls along a cosine."""
+    """Return AdamW without decay on biases and norms; the rate rises over the first twentieth and falls along a cosine."""
     import torch
 
     matrices = [p for p in network.parameters() if p.dim() > 1]

@@ -1,4 +1,4 @@
-"""What an engine is: the one thing that runs a policy. Serving answers with it and the trainers search and sample with it."""
+"""The interface of an engine, which runs a policy: serving answers with it, the trainers search and sample with it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Decoding:
             raise ValueError(f"redraws {self.redraws} is less than 0")
 
     def describe(self) -> dict[str, Any]:
-        """What an impression records: only what shaped the draw."""
+        """Return what an impression records: only the parameters that influenced the draw."""
         if self.greedy:
             return {"greedy": True}
         unused = {"greedy"} if self.redraws else {"greedy", "redraws"}
@@ -62,5 +62,5 @@ class Engine(Protocol):
         task: Task | Sequence[Task],
         samples: int = 1,
     ) -> list[Generation]:
-        """One list a prompt, or `samples` of each (p0 s0, p0 s1, …); one decoding and task for all, or one a prompt."""
+        """Return one list a prompt, or `samples` of each (p0 s0, p0 s1, …); one decoding and task for all, or one a prompt."""
         ...

@@ -1,4 +1,4 @@
-"""The forward passes of an engine: prompts once, then a token a row and step, with what the next step needs kept together."""
+"""The forward passes of an engine: prefill of the prompts, then one token a row and step."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _WORTH_SHARING = 16
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows that grow together. `mask` [rows, columns] is true where a column of `cache` is a token of the row; `lengths`
-    [rows, 1] counts them; `logits` [rows, vocabulary] (float) are those of each row's next token."""
+    """Rows of a batch and all that the next pass needs. `mask` [rows, columns] is true where a column of `cache` is a token of
+    the row; `lengths` [rows, 1] counts them; `logits` [rows, vocabulary] (float) are those of each row's next token."""
 
     cache: Cache
     mask: torch.Tensor
@@ -32,7 +32,7 @@ class Rows:
 
 
 def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int) -> Rows:
-    """Read all prompts (token ids, none empty), padded on the left; a long start that all share (instructions) is read once."""
+    """Run the prompts (token ids, none empty), padded on the left; a long common start (instructions) is computed once."""
     start = _shared_start(prompts)
     cache = make_cache(model.config.num_hidden_layers)
     if start:
@@ -49,7 +49,7 @@ def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int) 
 
 
 def advance(model: PreTrainedModel, rows: Rows, tokens: torch.Tensor, alive: torch.Tensor | None = None) -> Rows:
-    """Append one token [rows] to each row, or only to those of `alive` [rows] (the others' logits are then without meaning).
+    """Append one token [rows] to each row, or only to those of `alive` [rows] (the logits of the others are then meaningless).
 
     The cache of `rows` is extended in place: `rows` must not be used again."""
     grown = rows.mask.new_ones(len(rows), 1) if alive is None else alive[:, None]
@@ -59,12 +59,12 @@ def advance(model: PreTrainedModel, rows: Rows, tokens: torch.Tensor, alive: tor
 
 
 def take(rows: Rows, chosen: torch.Tensor) -> Rows:
-    """New rows: those of `chosen` [k], in this order; a row may be taken several times."""
+    """Return new rows: those of `chosen` [k], in this order; a row may be chosen several times."""
     return Rows(select_rows(rows.cache, chosen), rows.mask[chosen], rows.lengths[chosen], rows.logits[chosen])
 
 
 def join(parts: Sequence[Rows]) -> Rows:
-    """All rows in one, without columns that no row uses."""
+    """Return all rows in one batch, without columns that no row uses."""
     compact = [_compact(part) for part in parts]
     longest = max(part.mask.shape[1] for part in compact)
     masks = [torch.nn.functional.pad(part.mask, (longest - part.mask.shape[1], 0)) for part in compact]
@@ -77,19 +77,19 @@ def join(parts: Sequence[Rows]) -> Rows:
 
 
 def _compact(rows: Rows) -> Rows:
-    """The same rows with each one's columns moved to the right and unused columns on the left cut off."""
+    """Return the same rows with each one's columns moved to the right and unused columns on the left cut off."""
     longest = int(rows.lengths.max())
     columns = rows.mask.long().argsort(dim=1, stable=True)[:, -longest:]
     return Rows(gather_columns(rows.cache, columns), rows.mask.gather(1, columns), rows.lengths, rows.logits)
 
 
 def _shared_start(prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all prompts begin with, one left to each of them; 0 when it is not worth a pass of its own."""
+    """Return how many tokens all prompts begin with, leaving one to each; 0 when that is not worth a pass of its own."""
     if len(prompts) == 1:
         return 0
     first, last = min(map(tuple, prompts)), max(map(tuple, prompts))
     shortest = min(map(len, prompts)) - 1
-    shared = next((place for place in range(shortest) if first[place] != last[place]), shortest)
+    shared = next((at for at in range(shortest) if first[at] != last[at]), shortest)
     return shared if shared >= _WORTH_SHARING else 0
 
 
@@ -109,7 +109,7 @@ def _forward(
 
 
 def _attention_mask(mask: torch.Tensor, queries: int) -> torch.Tensor:
-    """The mask [rows, 1, queries, columns] that transformers would build anew in every pass from `mask` [rows, columns]."""
+    """Return the mask [rows, 1, queries, columns] that transformers would build in every pass from `mask` [rows, columns]."""
     columns = mask.shape[1]
     if queries == 1:
         return mask[:, None, None, :]

@@ -1,4 +1,4 @@
-"""Keys and values of many growing rows.
+"""The KV cache: keys and values of many growing rows.
 
 Transformers' own DynamicCache copies everything at every token (measured: 60 % of a decoding step of a small policy); this
 one writes each token in place and grows by blocks. Rows are left-padded, so all of them end at the same column.
@@ -54,7 +54,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return self.keys[:, :, : self.used], self.values[:, :, : self.used]
 
     def fill(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Start over with these."""
+        """Replace the content by these keys and values."""
         self.used, self.is_initialized = 0, False
         self.update(keys, values)
 
@@ -64,17 +64,17 @@ def make_cache(layers: int) -> Cache:
 
 
 def select_rows(cache: Cache, rows: torch.Tensor) -> Cache:
-    """A new cache of these rows [k], in this order; rows may repeat."""
+    """Return a new cache of these rows [k], in this order; rows may repeat."""
     return _map_layers([cache], lambda filled: (filled[0][0][rows], filled[0][1][rows]))
 
 
 def gather_columns(cache: Cache, columns: torch.Tensor) -> Cache:
-    """A new cache whose row r holds columns `columns[r]` ([rows, kept]) of `cache`."""
+    """Return a new cache whose row r has columns `columns[r]` ([rows, kept]) of `cache`."""
     return _map_layers([cache], lambda filled: (_gather(filled[0][0], columns), _gather(filled[0][1], columns)))
 
 
 def join_rows(caches: Sequence[Cache]) -> Cache:
-    """One cache of all rows, the shorter caches padded on the left (the padding must be masked)."""
+    """Return one cache of all rows, the shorter caches padded on the left (the padding must be masked)."""
     longest = max(cache.get_seq_length() for cache in caches)
 
     def join(parts: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -17,7 +17,7 @@ _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
 def choose_device(device: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU. Raises ValueError for a device that is not there."""
+    """Return the device of a name; `auto` is CUDA where there is one, else the CPU. Raises ValueError for a missing one."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chosen = torch.device(device)
@@ -31,13 +31,13 @@ def choose_dtype(device: torch.device) -> torch.dtype:
 
 
 def load_policy(path: Path, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Policy and tokenizer of a folder, ready to generate. Raises FileNotFoundError, OSError or ValueError naming the folder."""
+    """Load policy and tokenizer of a folder. Raises FileNotFoundError, OSError or ValueError naming the folder."""
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no policy folder")
     from transformers import AutoTokenizer
-    from transformers.utils import logging as chatter
+    from transformers.utils import logging as transformers_logging
 
-    chatter.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **_LOCAL)
     find_list_tokens(tokenizer)
     load = _load_adapter if (path / "adapter_config.json").is_file() else _load_weights

@@ -1,4 +1,4 @@
-"""What was drawn for each row of a batch, and drawing an item anew that repeats an earlier one of its list.
+"""The tokens drawn for each row of a batch, and the redrawing of an item that repeats an earlier one of its list.
 
 A user gains nothing from the same recommendation twice (G20: exclusivity). A small policy that has learned what is clicked
 draws its items nearly independently and repeats itself in half of its lists; going back to the start of the repeated item costs
@@ -50,8 +50,8 @@ class Redrawing:
         self.columns = torch.full_like(rows.lengths, rows.mask.shape[1])
 
     def reject(self, live: Sequence[int], ended: Sequence[bool], drawn: Drawn) -> list[bool]:
-        """After a token was drawn for each row of `live` that had not ended: take back the item that the token ended where it
-        repeats one, by slot."""
+        """After a token was drawn for each row of `live` that had not ended: undo the item that the token ended where it repeats
+        an earlier one; return which slots were undone."""
         return [not over and self._reject_row(row, drawn) for row, over in zip(live, ended, strict=True)]
 
     def _reject_row(self, row: int, drawn: Drawn) -> bool:
@@ -68,13 +68,13 @@ class Redrawing:
         return True
 
     def keep(self, slots: torch.Tensor) -> None:
-        """Go on with these slots alone."""
+        """Keep only these slots."""
         self.logits, self.lengths, self.columns = self.logits[slots], self.lengths[slots], self.columns[slots]
 
-    def settle(self, rows: Rows, live: Sequence[int], rejected: Sequence[bool], drawn: Drawn) -> Rows:
-        """After the tokens were appended: rejected slots are back at their item's start, slots at a new item remember it."""
-        opened = [not back and self._opens(row, drawn) for row, back in zip(live, rejected, strict=True)]
-        here = torch.tensor(opened, device=rows.mask.device)[:, None]
+    def go_back(self, rows: Rows, live: Sequence[int], rejected: Sequence[bool], drawn: Drawn) -> Rows:
+        """After the tokens were appended: return the rows with rejected slots back at their item's start; note new starts."""
+        new_item = [not back and self._note_start(row, drawn) for row, back in zip(live, rejected, strict=True)]
+        here = torch.tensor(new_item, device=rows.mask.device)[:, None]
         self.logits = torch.where(here, rows.logits, self.logits)
         self.lengths = torch.where(here, rows.lengths, self.lengths)
         self.columns = torch.where(here, rows.mask.shape[1], self.columns)
@@ -89,8 +89,8 @@ class Redrawing:
             logits=torch.where(back, self.logits, rows.logits),
         )
 
-    def _opens(self, row: int, drawn: Drawn) -> bool:
-        """Note the start of a new text where the row's last token ended one."""
+    def _note_start(self, row: int, drawn: Drawn) -> bool:
+        """Note the start of the next text where the row's last token ended one; return whether it did."""
         if drawn.token_ids[row][-1] not in (self.form.sep, self.form.aux):
             return False
         self.starts[row], self.start_logprobs[row] = len(drawn.token_ids[row]), drawn.logprobs[row]

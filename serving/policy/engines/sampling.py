@@ -1,4 +1,4 @@
-"""Drawing the next token of many rows at once, each with its own temperature, top-p and random numbers."""
+"""Sampling of the next token of many rows at once, each with its own temperature, top-p and random numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from serving.policy.engines import Decoding
 
 @dataclass(slots=True)
 class Sampler:
-    """Draws for a batch of rows. Tensors are [rows] (`uniforms`: [rows, steps, 2]) and are cut together when rows leave."""
+    """Draws for a batch of rows. Tensors are [rows] (`uniforms`: [rows, steps, 2]) and lose rows together."""
 
     temperature: torch.Tensor
     top_p: torch.Tensor
@@ -47,12 +47,12 @@ class Sampler:
         return sampler
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Go on with these rows alone."""
+        """Keep only these rows."""
         self.temperature, self.top_p = self.temperature[rows], self.top_p[rows]
         self.greedy, self.uniforms = self.greedy[rows], self.uniforms[rows]
 
     def draw(self, logits: torch.Tensor, step: int) -> torch.Tensor:
-        """Next token of each row, [rows], from float logits [rows, vocabulary]."""
+        """Return the next token of each row, [rows], from float logits [rows, vocabulary]."""
         if self.all_greedy:
             return logits.argmax(-1)
         probabilities = torch.softmax(logits / self.temperature[:, None], -1)

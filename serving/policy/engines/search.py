@@ -1,7 +1,7 @@
-"""Candidate search over lists, one item at a time (Algorithm 1, G9): what the engine offers and the trainers steer.
+"""Candidate search over lists, one item at a time (Algorithm 1, G9): the engine's part, which the trainers steer.
 
-A prompt is read once. Each expansion draws whole next items; the chosen ones go on from their own keys and values, so nothing is
-computed twice (measured: 131 ms a prompt against 1,330 to 1,600 when every step starts from the text).
+A prompt is computed once. Each expansion draws whole next items; the chosen ones continue from their own keys and values, so
+nothing is computed twice (measured: 131 ms a prompt against 1,330 to 1,600 when every step starts from the text).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from serving.policy.tasks import Task
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_PARK = 4
-"""Finished rows are set aside once they are a quarter of the rows still drawn."""
+_SET_ASIDE = 4
+"""Finished rows are set aside once they are one in so many of the rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ class Continuation:
 
 @dataclass(frozen=True, slots=True)
 class SearchState:
-    """Partial lists: row r belongs to prompt `prompts[r]`, holds `items[r]` after `auxiliary[r]`, drawn with log-probability
-    `logprobs[r]`. A state stays usable after it was expanded."""
+    """Partial lists: row r belongs to prompt `prompts[r]`, has `items[r]` after `auxiliary[r]`, drawn with log-probability
+    `logprobs[r]`. A state can be expanded again."""
 
     task: Task
     rows: Rows
@@ -57,11 +57,11 @@ class SearchState:
 
 @dataclass(frozen=True, slots=True)
 class Expansion:
-    """The continuations of a state, `m` of each row in the rows' order; `parked` holds their keys and values (indices, rows)."""
+    """The continuations of a state, `m` of each row in the rows' order; `finished` has their keys and values (indices, rows)."""
 
     state: SearchState
     continuations: tuple[Continuation, ...]
-    parked: tuple[tuple[tuple[int, ...], Rows], ...]
+    finished: tuple[tuple[tuple[int, ...], Rows], ...]
 
 
 def start_search(rows: Rows, task: Task) -> SearchState:
@@ -79,17 +79,18 @@ def expand_rows(
     parents = [row for row in range(len(state.rows)) for _ in range(m)]
     rows = take(state.rows, torch.tensor(parents, device=model.device))
     drawing = _Drawing(model, form, Sampler.prepare_alike(decoding, len(parents), limit, model.device))
-    parked = drawing.run(rows, limit)
+    finished = drawing.run(rows, limit)
     auxiliary = len(state.task.auxiliary) if first else 0
     continuations = tuple(
         _describe(ids, logprob, parent, state, auxiliary, tokenizer)
         for ids, logprob, parent in zip(drawing.token_ids, drawing.logprobs, parents, strict=True)
     )
-    return Expansion(state, continuations, tuple(parked))
+    return Expansion(state, continuations, tuple(finished))
 
 
 def select_rows(model: PreTrainedModel, form: ListTokens, expansion: Expansion, chosen: Sequence[int]) -> SearchState:
-    """The state whose row i is continuation `chosen[i]`, ended by <SEP> (also where EOS was drawn: the item is what was chosen).
+    """Return the state whose row i is continuation `chosen[i]`, ended by <SEP> (also where EOS was drawn: the item is what was
+    chosen).
 
     Raises ValueError when nothing is chosen or a chosen continuation was cut off."""
     picked = [expansion.continuations[index] for index in chosen]
@@ -97,11 +98,11 @@ def select_rows(model: PreTrainedModel, form: ListTokens, expansion: Expansion, 
         raise ValueError("select at least one continuation, and none that was cut off by the token limit")
     order: list[int] = []
     parts: list[Rows] = []
-    for indices, rows in expansion.parked:
-        place = {index: slot for slot, index in enumerate(indices)}
-        here = [position for position, index in enumerate(chosen) if index in place]
+    for indices, rows in expansion.finished:
+        slots = {index: slot for slot, index in enumerate(indices)}
+        here = [position for position, index in enumerate(chosen) if index in slots]
         if here:
-            parts.append(take(rows, torch.tensor([place[chosen[position]] for position in here], device=model.device)))
+            parts.append(take(rows, torch.tensor([slots[chosen[position]] for position in here], device=model.device)))
             order += here
     joined = join(parts)
     if order != sorted(order):
@@ -119,7 +120,7 @@ def select_rows(model: PreTrainedModel, form: ListTokens, expansion: Expansion, 
 
 
 class _Drawing:
-    """One expansion under way: draws until each row's item has ended; ended rows are set aside, keys and values up to there."""
+    """Draws the items of one expansion; rows whose item has ended are set aside with their keys and values."""
 
     def __init__(self, model: PreTrainedModel, form: ListTokens, sampler: Sampler) -> None:
         self.model = model
@@ -129,7 +130,7 @@ class _Drawing:
         self.logprobs = [0.0] * len(sampler.uniforms)
 
     def run(self, rows: Rows, limit: int) -> list[tuple[tuple[int, ...], Rows]]:
-        parked: list[tuple[tuple[int, ...], Rows]] = []
+        finished: list[tuple[tuple[int, ...], Rows]] = []
         live = list(range(len(rows)))
         alive = [True] * len(rows)
         for step in range(limit):
@@ -137,16 +138,16 @@ class _Drawing:
             alive = [going and self.token_ids[row][-1] not in self.ends for going, row in zip(alive, live, strict=True)]
             if not any(alive) or step + 1 == limit:
                 break
-            if alive.count(False) * _PARK >= len(live):
-                gone = [slot for slot, going in enumerate(alive) if not going]
+            if alive.count(False) * _SET_ASIDE >= len(live):
+                over = [slot for slot, going in enumerate(alive) if not going]
                 stay = [slot for slot, going in enumerate(alive) if going]
-                parked.append((tuple(live[slot] for slot in gone), take(rows, torch.tensor(gone, device=tokens.device))))
+                finished.append((tuple(live[slot] for slot in over), take(rows, torch.tensor(over, device=tokens.device))))
                 kept = torch.tensor(stay, device=tokens.device)
                 rows, tokens = take(rows, kept), tokens[kept]
                 self.sampler.keep(kept)
                 live, alive = [live[slot] for slot in stay], [True] * len(stay)
             rows = advance(self.model, rows, tokens, torch.tensor(alive, device=tokens.device))
-        return [*parked, (tuple(live), rows)]
+        return [*finished, (tuple(live), rows)]
 
     def _draw(self, rows: Rows, live: Sequence[int], alive: Sequence[bool], step: int) -> torch.Tensor:
         tokens = self.sampler.draw(rows.logits, step)

@@ -1,7 +1,7 @@
 """The engine that runs a policy with transformers: serving answers with it and the trainers search with it.
 
-An own loop instead of `generate`: each row has its own task, decoding and limit, finished rows leave the batch, a prompt is
-read once however many lists are drawn from it, and the keys and values travel along a candidate search.
+Our own loop instead of `generate`: each row has its own task, decoding and limit, finished rows leave the batch, a prompt is
+read once however many lists are drawn from it, and a candidate search reuses keys and values.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _DROP = 4
-"""Finished rows leave once they are a quarter of the batch: leaving costs a copy of the keys and values that stay."""
+"""Finished rows are dropped once they are one in so many of the batch: dropping copies the keys and values that stay."""
 
 
 class TransformersEngine:
@@ -40,11 +40,11 @@ class TransformersEngine:
 
     @classmethod
     def load(cls, path: Path, device: str = "auto") -> TransformersEngine:
-        """Raises FileNotFoundError, OSError or ValueError naming the folder and what is wrong with it."""
+        """Load a policy folder. Raises FileNotFoundError, OSError or ValueError naming the folder and what is wrong."""
         return cls(*load_policy(path, choose_device(device)))
 
     def encode_prompts(self, prompts: Sequence[str], room: int) -> list[list[int]]:
-        """Token ids of each prompt, its start cut off where it would leave less than `room` tokens for the answer."""
+        """Return the token ids of each prompt, its start cut off where it would leave less than `room` tokens for the answer."""
         keep = max(1, self._longest - room)
         encoded = self.tokenizer(list(prompts), add_special_tokens=True)["input_ids"]
         return [ids[-keep:] or [self.form.eos] for ids in encoded]
@@ -57,7 +57,7 @@ class TransformersEngine:
         task: Task | Sequence[Task],
         samples: int = 1,
     ) -> list[Generation]:
-        """One list a prompt, or `samples` of each (p0 s0, p0 s1, …), each prompt read once."""
+        """Return one list a prompt, or `samples` of each (p0 s0, p0 s1, …), each prompt read once."""
         if not prompts:
             return []
         decodings = _repeat(_spread(decoding, len(prompts), Decoding), samples)
@@ -68,7 +68,7 @@ class TransformersEngine:
             rows = take(rows, torch.arange(len(prompts), device=self.model.device).repeat_interleave(samples))
         drawn = Drawn.start(len(decodings))
         redrawing = Redrawing(rows, [0 if chosen.greedy else chosen.redraws for chosen in decodings], self.form)
-        # Twice the longest list leaves room for drawing anew.
+        # Twice the longest list leaves room for redraws.
         sampler = Sampler.prepare(decodings, 2 * max(limits), self.model.device)
         self._draw_lists(rows, sampler, limits, [of.n for of in tasks], drawn, redrawing)
         return [
@@ -97,7 +97,7 @@ class TransformersEngine:
                 redrawing.keep(kept)
                 live, ended, back = [live[slot] for slot in stay], [False] * len(stay), [back[slot] for slot in stay]
             alive = torch.tensor([not undone for undone in back], device=tokens.device) if any(back) else None
-            rows = redrawing.settle(advance(self.model, rows, tokens, alive), live, back, drawn)
+            rows = redrawing.go_back(advance(self.model, rows, tokens, alive), live, back, drawn)
 
     def _ends(self, ids: Sequence[int], limit: int, size: int) -> bool:
         full = ids[-1] == self.form.sep and ids.count(self.form.sep) >= size

@@ -18,7 +18,7 @@ import pytest
 from queryloop.demo.command import find_differences
 from queryloop.demo.plots import Span
 from queryloop.demo.report import Measured
-from queryloop.product.totals import Account, Shown
+from queryloop.product.totals import ProductTotals, Shown
 from queryloop.product.world import draw_world
 
 COMMAND = [sys.executable, "-m", "queryloop", "demo", "--quick", "--seed", "1"]
@@ -57,7 +57,7 @@ def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.full
-def test_the_loop_closes_and_the_loop_counts_what_the_product_sent(tmp_path: Path, running: subprocess.Popen[str]) -> None:
+def test_the_loop_goes_round_and_counts_what_the_product_sent(tmp_path: Path, running: subprocess.Popen[str]) -> None:
     out, said = running.communicate(timeout=600)
     assert running.returncode == 0, said + tails(tmp_path / "work")
     report = json.loads(out)
@@ -94,14 +94,14 @@ def test_nothing_is_left_after_an_interrupt(tmp_path: Path, number: signal.Signa
 
 
 def measured(counted: int, failed: int = 0) -> Measured:
-    """An account of three events, against a loop that says `counted`."""
-    account = Account(queries=1, clicks=1, duplicates=2, failed=failed, spoiled=Counter(late_click=1))
-    account.shown = [Shown(0.0, 0.0, "r0000", "q", ("a",))]
+    """Totals of three events, against a loop that has counted `counted`."""
+    totals = ProductTotals(queries=1, clicks=1, duplicates=2, failed=failed, spoiled=Counter(late_click=1))
+    totals.shown = [Shown(0.0, 0.0, "r0000", "q", ("a",))]
     counters = {"counted": counted, "duplicates": 2, "quarantined": {"late_click": 1}, "pending": 0}
-    return Measured(0, draw_world(0), account, [], counters, [Span("start", 0.0, 1.0)], 0.0)
+    return Measured(0, draw_world(0), totals, [], counters, [Span("start", 0.0, 1.0)], 0.0)
 
 
-def test_an_account_that_differs_is_said_and_one_that_agrees_is_not() -> None:
+def test_each_number_that_differs_from_the_products_totals_is_named() -> None:
     assert find_differences(measured(3)) == []
     assert find_differences(measured(4)) == ["events counted: 4, expected 3"]
     assert find_differences(measured(3, failed=2)) == ["failed calls: 2, expected 0"]

@@ -15,7 +15,7 @@ from trainers.jobs.ledger import Ledger, State
 
 
 def shard(events: int, days: list[str], **quarantined: int) -> dict[str, Any]:
-    """One shard's account as the worker tells it."""
+    """One shard as the worker's /status has it."""
     return {
         "events": events,
         "counted": events - 2,
@@ -26,8 +26,8 @@ def shard(events: int, days: list[str], **quarantined: int) -> dict[str, Any]:
     }
 
 
-def against(status: list[dict[str, Any]], ready: list[dict[str, Any]], act: Callable[[str], Awaitable[Any]]) -> Any:
-    """Run `act` against a server that answers /status and /readyz with these in turn, the last one for ever."""
+def against(status: list[dict[str, Any]], ready: list[dict[str, Any]], use: Callable[[str], Awaitable[Any]]) -> Any:
+    """Run `use` against a server that answers /status and /readyz with these in turn, the last one for ever."""
 
     async def answer(request: web.Request) -> web.Response:
         answers = status if request.path == "/status" else ready
@@ -40,7 +40,7 @@ def against(status: list[dict[str, Any]], ready: list[dict[str, Any]], act: Call
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         try:
-            return await act(f"http://127.0.0.1:{runner.addresses[0][1]}")
+            return await use(f"http://127.0.0.1:{runner.addresses[0][1]}")
         finally:
             await runner.cleanup()
 
@@ -62,14 +62,14 @@ def test_it_waits_until_the_events_are_applied() -> None:
     assert counters.events == 8
 
 
-def test_it_says_what_did_not_come() -> None:
-    with pytest.raises(MilestoneError, match="the worker has applied 8 events; it says 3"):
+def test_a_wait_in_vain_says_what_did_not_happen() -> None:
+    with pytest.raises(MilestoneError, match="the worker has applied 8 events; it has applied 3"):
         against([{"shards": [shard(3, [])]}], [], lambda url: wait_for_events(url, 8, deadline_s=0.3))
     with pytest.raises(MilestoneError, match="the lake holds the days x to x"):
         against([{"shards": [shard(3, [])]}], [], lambda url: wait_for_days(url, ["x"], deadline_s=0.3))
 
 
-def test_it_waits_until_a_release_answers_and_repeats_servings_own_reason() -> None:
+def test_it_waits_until_a_release_is_live_and_repeats_servings_reason() -> None:
     ready = [{"ready": True, "release": "r0000", "error": None}, {"ready": True, "release": "r0001", "error": None}]
     against([], ready, lambda url: wait_for_release(url, "r0001"))
     broken = [{"ready": True, "release": "r0000", "error": "r0001: bad checksum"}]

@@ -1,4 +1,4 @@
-"""The report says what the served lists were worth by the hidden law, and nothing from outside gets into the page unescaped."""
+"""The report says what the served lists were worth by the true click model, and everything in the page is escaped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from queryloop.demo.plots import Span, draw_bars, draw_lines, draw_timeline
 from queryloop.demo.report import Measured, ReleaseRecord, make_report, summarise, write_report
 from queryloop.product.clicks import list_click_probability
-from queryloop.product.totals import Account, Shown
+from queryloop.product.totals import ProductTotals, Shown
 from queryloop.product.world import draw_world
 
 WORLD = draw_world(0)
@@ -36,19 +36,19 @@ def serve(release: str, day: int, best: bool, count: int) -> list[Shown]:
 
 
 def measured(broker: str = "embedded") -> Measured:
-    account = Account(queries=90, clicks=9, duplicates=4, spoiled=Counter(late_click=2))
-    account.shown = serve("r0000", 0, False, 40) + serve("r0000", 1, False, 20) + serve("r0002", 2, True, 30)
-    account.latencies_ms = [float(value) for value in range(1, 91)]
+    totals = ProductTotals(queries=90, clicks=9, duplicates=4, spoiled=Counter(late_click=2))
+    totals.shown = serve("r0000", 0, False, 40) + serve("r0000", 1, False, 20) + serve("r0002", 2, True, 30)
+    totals.latencies_ms = [float(value) for value in range(1, 91)]
     releases = [
         ReleaseRecord("r0000", {}, True),
         ReleaseRecord("r0001", {"passed": False, "reasons": [HOSTILE], "champion": WEAK, "challenger": WEAK}, False),
         ReleaseRecord("r0002", {"passed": True, "reasons": [], "champion": WEAK, "challenger": STRONG}, True),
     ]
     counters = {"counted": 189, "duplicates": 4, "quarantined": {"late_click": 2}}
-    return Measured(7, WORLD, account, releases, counters, [Span("start", 0.0, 3.0), Span("round 1", 3.0, 200.0)], 1000.0, broker)
+    return Measured(7, WORLD, totals, releases, counters, [Span("start", 0.0, 3.0), Span("round 1", 3.0, 200.0)], 1000.0, broker)
 
 
-def test_the_json_has_the_keys_that_are_promised() -> None:
+def test_the_json_has_the_documented_keys() -> None:
     report = make_report(measured())
     assert set(report) == {"releases", "requests", "events", "swaps", "seconds"}
     for release in report["releases"]:
@@ -62,11 +62,11 @@ def test_the_json_has_the_keys_that_are_promised() -> None:
     json.dumps(report, allow_nan=False)
 
 
-def test_the_true_click_rate_is_the_mean_of_the_hidden_law_over_what_a_release_served() -> None:
+def test_the_true_click_rate_is_the_mean_of_the_click_model_over_the_lists_a_release_served() -> None:
     what = measured()
     found = {one["id"]: one["true_click_rate"] for one in make_report(what)["releases"]}
     for release in ("r0000", "r0002"):
-        lists = [one for one in what.account.shown if one.release == release]
+        lists = [one for one in what.totals.shown if one.release == release]
         expected = statistics.mean(list_click_probability(WORLD, one.query, one.items) for one in lists)
         assert found[release] == pytest.approx(expected, abs=1e-5)
     assert found["r0001"] is None
@@ -81,7 +81,7 @@ def test_measures_come_from_the_gate_and_the_cold_start_is_what_the_first_gate_c
 
 def test_a_run_that_ended_after_the_cold_start_still_reports() -> None:
     what = measured()
-    alone = Measured(7, WORLD, what.account, what.releases[:1], what.counters, what.spans, 1000.0)
+    alone = Measured(7, WORLD, what.totals, what.releases[:1], what.counters, what.spans, 1000.0)
     report = make_report(alone)
     assert report["releases"][0]["aec_judge"] is None
     assert summarise(report) == "No better release went live."

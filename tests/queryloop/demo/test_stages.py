@@ -1,4 +1,4 @@
-"""Stages are timed and told about; what is left is estimated from how it went so far."""
+"""Stages are timed and printed; the time left is estimated from the stages so far."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_progress_goes_to_stderr_with_the_stages_name_and_expected_time(clock: C
     assert "6.0 s" in shown.err
 
 
-def test_time_alone_never_says_that_a_stage_is_done(clock: Clock) -> None:
+def test_by_time_alone_a_stage_is_never_done(clock: Clock) -> None:
     stages = Stages({"one": 10.0}, clock)
     with stages.stage("one"):
         assert stages.expect(5.0) == 0.5
@@ -53,5 +53,5 @@ def test_time_alone_never_says_that_a_stage_is_done(clock: Clock) -> None:
 
 
 def test_text_is_printed_as_it_is(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    Stages({}, clock).say("[red]not markup[/red]")
+    Stages({}, clock).print_line("[red]not markup[/red]")
     assert "[red]not markup[/red]" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The editors' lists: mostly to the point, blind to appeal, using a uniform number of the queries that users asked next (G17)."""
+"""The editors' lists: mostly relevant, blind to appeal, using a uniform number of the queries that users asked next (G17)."""
 
 from __future__ import annotations
 

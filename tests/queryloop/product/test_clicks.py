@@ -1,4 +1,4 @@
-"""The hidden click law: to the point, attractive, high up and new is clicked; the calibration comes out near ten per cent."""
+"""The click model: items that are relevant, attractive, high up and new are clicked; editors' lists at about ten per cent."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def probability(query: str, *items: str) -> float:
     return clicks.item_probabilities(WORLD, query, items)[-1]
 
 
-def test_an_item_about_the_asked_entity_beats_a_related_one_and_that_one_a_stranger() -> None:
+def test_an_item_about_the_asked_entity_beats_a_related_one_and_that_one_an_unrelated() -> None:
     related = WORLD.entities[ENTITY].related[0]
     strangers = [name for name, one in WORLD.entities.items() if one.topic == WORLD.entities[ENTITY].topic]
     stranger = next(name for name in strangers if name not in (ENTITY, *WORLD.entities[ENTITY].related))
@@ -45,12 +45,12 @@ def test_the_same_item_lower_in_the_list_is_seen_less() -> None:
     assert probability(ENTITY, BEST) > probability(ENTITY, others[0], BEST) > probability(ENTITY, *others, BEST)
 
 
-def test_saying_the_same_again_is_hardly_clicked() -> None:
+def test_a_repeated_item_is_hardly_clicked() -> None:
     assert probability(ENTITY, BEST, BEST) < 0.1 * probability(ENTITY, BEST)
     assert probability(BEST, BEST) < 0.1 * probability(ENTITY, BEST)
 
 
-def test_words_that_say_nothing_and_texts_that_name_nothing_cost_clicks() -> None:
+def test_words_without_meaning_and_texts_that_name_nothing_cost_clicks() -> None:
     assert probability(ENTITY, BEST + " blah blah") < 0.5 * probability(ENTITY, BEST)
     assert 0 < probability(ENTITY, "blah") < 0.01
     assert 0 < probability("blah", BEST) < 0.01
@@ -78,7 +78,7 @@ def test_probabilities_are_probabilities_and_the_list_is_clicked_if_any_item_is(
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=5), TEXTS)
-def test_an_item_does_not_depend_on_what_stands_below_it(items: list[str], below: str) -> None:
+def test_an_item_does_not_depend_on_the_items_below_it(items: list[str], below: str) -> None:
     assert clicks.item_probabilities(WORLD, ENTITY, items) == clicks.item_probabilities(WORLD, ENTITY, [*items, below])[:-1]
 
 

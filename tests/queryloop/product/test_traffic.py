@@ -1,4 +1,4 @@
-"""Traffic against a small HTTP door of the test's own: what it sends is what its account says, by the two documented calls."""
+"""Traffic against a small HTTP server of the test's own: what arrives by the two documented calls is what the totals count."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 from aiohttp import web
 
 from queryloop.product.clicks import list_click_probability
-from queryloop.product.http_client import Door
+from queryloop.product.http_client import ServingClient
 from queryloop.product.settings import ProductSettings
-from queryloop.product.totals import Account, percentile
+from queryloop.product.totals import ProductTotals, percentile
 from queryloop.product.traffic import Traffic
 from queryloop.product.world import draw_world
 
@@ -24,8 +24,8 @@ DAY = 86_400.0
 
 
 @dataclass
-class FakeDoor:
-    """Answers like serving's door, keeps everything that came, and can be told to break."""
+class FakeServing:
+    """Answers like serving, keeps everything that arrives, and can be made to fail."""
 
     impressions: list[dict[str, Any]] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -55,23 +55,23 @@ class FakeDoor:
         return web.json_response({"accepted": 1, "rejected": rejected}, status=202)
 
 
-def drive(fake: FakeDoor, settings: ProductSettings, act: Callable[[Traffic], Awaitable[None]]) -> Account:
-    """Run `act` on traffic against the fake door and return the product's account."""
+def drive(fake: FakeServing, settings: ProductSettings, script: Callable[[Traffic], Awaitable[None]]) -> ProductTotals:
+    """Run `script` on traffic against the fake server and return the product's totals."""
 
-    async def run() -> Account:
+    async def run() -> ProductTotals:
         app = web.Application()
         app.add_routes([web.post("/v1/recommend", fake.recommend), web.post("/v1/events", fake.take)])
         runner = web.AppRunner(app)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
-        account = Account()
+        totals = ProductTotals()
         try:
-            async with Door(f"http://127.0.0.1:{runner.addresses[0][1]}", account) as door:
-                await act(Traffic(WORLD, door, account, settings, START))
+            async with ServingClient(f"http://127.0.0.1:{runner.addresses[0][1]}", totals) as client:
+                await script(Traffic(WORLD, client, totals, settings, START))
         finally:
             await runner.cleanup()
-        return account
+        return totals
 
     return asyncio.run(run())
 
@@ -85,24 +85,24 @@ def by_kind(events: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]
     return {event["event_id"]: event for event in events if event["type"] == kind}
 
 
-def test_what_arrived_is_what_the_account_says() -> None:
-    fake = FakeDoor()
-    account = drive(fake, ProductSettings(spoiled_rate=0.05), one_day)
+def test_what_arrives_is_what_the_totals_count() -> None:
+    fake = FakeServing()
+    totals = drive(fake, ProductSettings(spoiled_rate=0.05), one_day)
     unique = {event["event_id"] for event in fake.events}
-    assert account.answered == account.impressions == len(fake.impressions) >= 600
-    assert account.queries == len(by_kind(fake.events, "query")) == account.answered
-    assert account.clicks + account.spoiled.total() == len(by_kind(fake.events, "click"))
-    assert account.duplicates == len(fake.events) - len(unique) > 0
-    assert account.counted + account.spoiled.total() == len(unique) + len(fake.impressions)
-    assert account.emitted == len(fake.events) + len(fake.impressions)
-    assert account.refused == fake.refused > 0
-    assert account.failed == 0
-    assert len(account.latencies_ms) == account.answered
+    assert totals.answered == totals.impressions == len(fake.impressions) >= 600
+    assert totals.queries == len(by_kind(fake.events, "query")) == totals.answered
+    assert totals.clicks + totals.spoiled.total() == len(by_kind(fake.events, "click"))
+    assert totals.duplicates == len(fake.events) - len(unique) > 0
+    assert totals.counted + totals.spoiled.total() == len(unique) + len(fake.impressions)
+    assert totals.emitted == len(fake.events) + len(fake.impressions)
+    assert totals.refused == fake.refused > 0
+    assert totals.failed == 0
+    assert len(totals.latencies_ms) == totals.answered
 
 
-def test_spoiled_events_are_spoiled_as_the_account_says() -> None:
-    fake = FakeDoor()
-    account = drive(fake, ProductSettings(spoiled_rate=0.2), one_day)
+def test_spoiled_events_have_the_fault_that_the_totals_count() -> None:
+    fake = FakeServing()
+    totals = drive(fake, ProductSettings(spoiled_rate=0.2), one_day)
     shown = {one["impression_id"]: one for one in fake.impressions}
     found: dict[str, int] = {}
     for click in by_kind(fake.events, "click").values():
@@ -119,12 +119,12 @@ def test_spoiled_events_are_spoiled_as_the_account_says() -> None:
             assert click["ts"] >= impression["ts"]
             continue
         found[reason] = found.get(reason, 0) + 1
-    assert found == dict(account.spoiled)
+    assert found == dict(totals.spoiled)
     assert len(found) == 4
 
 
 def test_no_event_is_posted_before_its_time_and_the_calendar_ends_where_it_should() -> None:
-    fake, late = FakeDoor(), []
+    fake, late = FakeServing(), []
 
     async def check(traffic: Traffic) -> None:
         await traffic.run(START + DAY / 2, 200)
@@ -137,36 +137,36 @@ def test_no_event_is_posted_before_its_time_and_the_calendar_ends_where_it_shoul
     assert min(event["ts"] for event in fake.events) >= START
 
 
-def test_clicks_follow_the_hidden_law() -> None:
-    fake = FakeDoor()
+def test_clicks_follow_the_click_model() -> None:
+    fake = FakeServing()
 
     async def many(traffic: Traffic) -> None:
         await traffic.run(START + DAY, 2500)
         await traffic.finish()
 
-    account = drive(fake, ProductSettings(spoiled_rate=0.0, duplicate_rate=0.0), many)
+    totals = drive(fake, ProductSettings(spoiled_rate=0.0, duplicate_rate=0.0), many)
     clicked = {event["impression_id"] for event in fake.events if event["type"] == "click"}
-    expected = sum(list_click_probability(WORLD, one.query, one.items) for one in account.shown)
+    expected = sum(list_click_probability(WORLD, one.query, one.items) for one in totals.shown)
     assert len(clicked) == pytest.approx(expected, abs=4 * expected**0.5)
 
 
 def test_a_call_that_fails_is_counted_and_the_visit_goes_on() -> None:
-    fake = FakeDoor(broken_every=10)
-    account = drive(fake, ProductSettings(), one_day)
-    assert account.failed == fake.calls // 10 > 0
-    assert account.failures.total() == account.failed
-    assert account.answered == fake.calls - account.failed
-    assert "504" in next(iter(account.failures))
+    fake = FakeServing(broken_every=10)
+    totals = drive(fake, ProductSettings(), one_day)
+    assert totals.failed == fake.calls // 10 > 0
+    assert totals.failures.total() == totals.failed
+    assert totals.answered == fake.calls - totals.failed
+    assert "504" in next(iter(totals.failures))
 
 
 def test_an_empty_list_is_answered_but_no_impression() -> None:
-    account = drive(FakeDoor(empty=True), ProductSettings(), one_day)
-    assert account.answered > 0 == account.impressions
-    assert account.clicks == 0
+    totals = drive(FakeServing(empty=True), ProductSettings(), one_day)
+    assert totals.answered > 0 == totals.impressions
+    assert totals.clicks == 0
 
 
-def test_a_trickle_goes_on_until_it_is_told_to_stop() -> None:
-    fake = FakeDoor()
+def test_a_trickle_goes_on_until_the_stop_is_set() -> None:
+    fake = FakeServing()
 
     async def drip(traffic: Traffic) -> None:
         stop = asyncio.Event()
@@ -178,18 +178,18 @@ def test_a_trickle_goes_on_until_it_is_told_to_stop() -> None:
         assert traffic.now > START
         await traffic.finish()
 
-    account = drive(fake, ProductSettings(spoiled_rate=0.0), drip)
-    assert account.failed == 0
-    assert account.answered == len(fake.impressions) >= 30
-    assert account.queries == len(by_kind(fake.events, "query"))
+    totals = drive(fake, ProductSettings(spoiled_rate=0.0), drip)
+    assert totals.failed == 0
+    assert totals.answered == len(fake.impressions) >= 30
+    assert totals.queries == len(by_kind(fake.events, "query"))
 
 
-def test_a_door_that_is_not_there_is_a_failed_call() -> None:
-    async def ask() -> Account:
-        account = Account()
-        async with Door("http://127.0.0.1:9", account) as door:
-            assert await door.recommend({"query": "x"}) is None
-        return account
+def test_a_server_that_is_down_is_a_failed_call() -> None:
+    async def ask() -> ProductTotals:
+        totals = ProductTotals()
+        async with ServingClient("http://127.0.0.1:9", totals) as client:
+            assert await client.recommend({"query": "x"}) is None
+        return totals
 
     assert asyncio.run(ask()).failed == 1
 

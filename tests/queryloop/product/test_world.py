@@ -1,4 +1,4 @@
-"""The world is drawn whole from its seed, and what a text says can be read back from it."""
+"""The world is drawn whole from its seed, and what a text names can be read back from it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_a_seed_always_draws_the_same_world_and_another_seed_another_one() -> No
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_it_has_the_size_that_is_promised(seed: int) -> None:
+def test_it_has_the_documented_size(seed: int) -> None:
     world = worlds.draw_world(seed)
     assert len(world.topics) == 8
     assert all(len(topic.aspects) == 12 for topic in world.topics)
@@ -63,7 +63,7 @@ def test_any_text_can_be_read(text: str) -> None:
     assert 0 <= said.left_over <= len(text.split())
 
 
-def test_words_that_say_nothing_are_counted_and_case_does_not_matter() -> None:
+def test_other_words_are_counted_and_case_does_not_matter() -> None:
     name, entity = next(iter(WORLD.entities.items()))
     aspect = WORLD.topics[entity.topic].aspects[0].text
     assert WORLD.read(f"please {name.upper()} {aspect.title()} thanks") == worlds.Reading((name,), aspect, 2)

@@ -1,4 +1,4 @@
-"""`queryloop torture`: real processes are killed while a log flows, and every count is right; wrong questions are refused."""
+"""`queryloop torture`: real processes are killed while a log flows, and every count is right; impossible options are refused."""
 
 from __future__ import annotations
 

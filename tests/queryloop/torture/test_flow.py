@@ -1,4 +1,4 @@
-"""How far the log has flowed, and the gate that keeps the products' clocks together."""
+"""The progress of the log, and the gate that keeps the producers' clocks together."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def report(files: StageFiles, stages: int, offset: int) -> None:
 
 
 def test_nothing_flows_before_it_is_allowed(flow: Flow, files: StageFiles) -> None:
-    flow.look({})
+    flow.update({})
     assert files.gate() == 0
     flow.allow(0.05)
-    flow.look({})
+    flow.update({})
     assert files.gate() == 2 == 0.05 * MADE.stages
 
 
@@ -46,7 +46,7 @@ def test_no_producer_gets_more_than_two_stages_ahead_of_the_slowest(flow: Flow, 
     flow.allow(1.0)
     files.report(0, Progress(9, 9, {0: 9}))
     files.report(1, Progress(4, 3, {1: 3}))
-    flow.look(shards(100))
+    flow.update(shards(100))
     assert flow.sent_stages == 3
     assert files.gate() == 5
 
@@ -54,9 +54,9 @@ def test_no_producer_gets_more_than_two_stages_ahead_of_the_slowest(flow: Flow, 
 def test_a_stage_counts_once_every_shard_has_passed_its_end(flow: Flow, files: StageFiles) -> None:
     flow.allow(1.0)
     report(files, 1, 10)
-    flow.look({**shards(10), 1: {"topic_id": "log-1", "next_offset": 9}})
+    flow.update({**shards(10), 1: {"topic_id": "log-1", "next_offset": 9}})
     assert flow.applied_stages == 0
-    flow.look(shards(10))
+    flow.update(shards(10))
     assert flow.applied_stages == 1
     assert flow.applied_share == 1 / MADE.stages
 
@@ -64,32 +64,32 @@ def test_a_stage_counts_once_every_shard_has_passed_its_end(flow: Flow, files: S
 def test_producers_wait_for_the_slowest_shard(flow: Flow, files: StageFiles) -> None:
     flow.allow(1.0)
     report(files, AHEAD_STAGES - 1, 10)
-    flow.look(shards(5))
+    flow.update(shards(5))
     assert files.gate() == AHEAD_STAGES
 
 
-def test_offsets_of_a_lost_log_count_no_more_and_the_flow_goes_on(flow: Flow, files: StageFiles) -> None:
+def test_offsets_of_a_lost_log_are_ignored_and_the_flow_goes_on(flow: Flow, files: StageFiles) -> None:
     flow.allow(1.0)
     report(files, 5, 50)
-    flow.look(shards(50))
+    flow.update(shards(50))
     assert flow.applied_stages == 5
     flow.log_lost("log-2")
     report(files, 6, 60)
-    flow.look(shards(60))
+    flow.update(shards(60))
     assert flow.applied_stages == 5, "that report may still be of the old log"
     report(files, 7, 70)
-    flow.look(shards(70))
+    flow.update(shards(70))
     assert flow.applied_stages == 5, "the shards have the old log"
-    flow.look(shards(70, "log-2"))
+    flow.update(shards(70, "log-2"))
     assert flow.applied_stages == 7
 
 
 def test_idle_is_when_all_that_may_flow_is_counted(flow: Flow, files: StageFiles) -> None:
     flow.allow(0.05)
     report(files, 2, 20)
-    flow.look(shards(19))
+    flow.update(shards(19))
     assert not flow.idle
-    flow.look(shards(20))
+    flow.update(shards(20))
     assert flow.idle and not flow.done
     flow.allow_more(3)
     assert not flow.idle
@@ -97,7 +97,7 @@ def test_idle_is_when_all_that_may_flow_is_counted(flow: Flow, files: StageFiles
 
 def test_what_is_acknowledged_is_counted_in_lines(flow: Flow, files: StageFiles) -> None:
     report(files, MADE.stages, 1000)
-    flow.look(shards(1000))
+    flow.update(shards(1000))
     assert flow.acknowledged == 20_000
     flow.allow(1.0)
     assert flow.done

@@ -1,4 +1,4 @@
-"""The torture's log: its rates, its determinism, and that every line's fate is what an independent recount finds."""
+"""The generated log: its rates, its determinism, and that each line's expected outcome is what an independent recount finds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from queryloop.torture.expected_counts import account_of, differences, expected_account
+from queryloop.torture.expected_counts import differences, expected_counts, reported_counts
 from queryloop.torture.generated_log import (
     AGAIN,
     COUNTED,
@@ -62,7 +62,7 @@ def test_any_stage_can_be_made_by_itself(lines: list[Line]) -> None:
     assert set(stage) <= set(lines)
 
 
-def test_the_rates_are_as_promised(lines: list[Line], parsed: list[Event | Reject]) -> None:
+def test_the_rates_are_as_documented(lines: list[Line], parsed: list[Event | Reject]) -> None:
     fates = Counter(line.outcome for line in lines)
     clicks = sum(isinstance(event, Click) for event in parsed)
     assert fates[AGAIN] / EVENTS == pytest.approx(0.05, abs=0.001)
@@ -95,7 +95,7 @@ def test_duplicates_come_soon_and_up_to_two_days_later(lines: list[Line]) -> Non
     assert 1.5 < max(gaps) <= LATE_STAGES / 10 + 0.2
 
 
-def test_lines_come_in_every_form(lines: list[Line], parsed: list[Event | Reject]) -> None:
+def test_lines_have_every_form(lines: list[Line], parsed: list[Event | Reject]) -> None:
     text = b"\n".join(line.line for line in lines)
     for form in (b'"ts":17366', b'"ts":"2025-01-1', b"+05:30", b"-08:00", b'Z"', "東京".encode(), b"\\u6771", b"\xff\xfe"):
         assert form in text, form
@@ -103,7 +103,7 @@ def test_lines_come_in_every_form(lines: list[Line], parsed: list[Event | Reject
     assert reasons == {Reason.MALFORMED, Reason.INVALID, Reason.TOO_LARGE, Reason.FUTURE_EVENT}
 
 
-def test_what_a_line_promises_is_what_the_decoder_says(lines: list[Line], parsed: list[Event | Reject]) -> None:
+def test_the_decoder_finds_the_expected_outcome_of_each_line(lines: list[Line], parsed: list[Event | Reject]) -> None:
     for line, event in zip(lines, parsed, strict=True):
         refused = event.reason if isinstance(event, Reject) else None
         at_once = {Reason.MALFORMED, Reason.INVALID, Reason.TOO_LARGE, Reason.FUTURE_EVENT}
@@ -119,12 +119,12 @@ def test_a_stage_lasts_a_tenth_of_a_day_and_a_full_log_twenty_days() -> None:
     assert 19 < (last[-1].order_us - START_US) / DAY_US < 20.2
 
 
-def test_the_promised_account_and_the_recount_agree_with_a_shard(tmp_path: Path) -> None:
-    """Every line through one shard: its account is the promised one, its tables are those of the oracle."""
+def test_expected_counts_and_the_recount_agree_with_a_shard(tmp_path: Path) -> None:
+    """Every line through one shard: its counts are the expected ones, its tables those of the recount."""
     few = list(TortureLog(11, 4_000, 2))
     shard = Shard.open(tmp_path / "s.duckdb", CountingRules(retention_days=16))
     feed(shard, [line.line for line in few], batch=700, now=time.time())
-    assert differences(expected_account(few, 1), account_of({0: asdict(shard.totals())})) == []
+    assert differences(expected_counts(few, 1), reported_counts({0: asdict(shard.totals())})) == []
     now = time.time()
     oracle = recount(line.line for line in few if not isinstance(parse_line(line.line, now=now), Reject))
     days = {day(line.order_us / 1e6 + ahead * 86_400) for line in few for ahead in (0, 1)}

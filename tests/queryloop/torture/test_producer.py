@@ -1,4 +1,4 @@
-"""A simulated product: what it sends, what it leaves to its outbox, and where it goes on after a kill."""
+"""A producer: what it sends, what it leaves to its outbox, and where it goes on after a kill."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def lines(first: int, last: int) -> list[bytes]:
     return [line.line for stage in range(first, last) for line in MADE.stage_lines(0, stage)]
 
 
-def test_the_whole_log_is_sent_and_told_when_it_is_acknowledged(files: StageFiles) -> None:
+def test_the_whole_log_is_sent_and_reported_when_it_is_acknowledged(files: StageFiles) -> None:
     emitter = FakeEmitter()
     send(files, emitter)
     assert emitter.lines == lines(0, MADE.stages)
@@ -94,7 +94,7 @@ def test_a_stage_is_stored_before_it_is_acknowledged(files: StageFiles) -> None:
     assert files.progress(0).stages == 2
 
 
-def test_a_disk_that_takes_nothing_ends_the_product(files: StageFiles) -> None:
+def test_a_disk_that_stores_nothing_ends_the_producer(files: StageFiles) -> None:
     with pytest.raises(NotAcknowledged, match="stage 0 is not in the outbox"):
         send(files, FakeEmitter(stored=0))
     assert files.progress(0) == Progress()

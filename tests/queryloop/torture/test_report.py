@@ -1,4 +1,4 @@
-"""What a torture prints: the table, the verdict, the goal by itself, and the same as JSON."""
+"""The report of a torture run: the table, the verdict, the goal on its own line, and the same as JSON."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from queryloop.torture.faults import Diary
-from queryloop.torture.harness import Surprise
+from queryloop.torture.faults import FaultRecord
+from queryloop.torture.harness import UnexpectedExit
 from queryloop.torture.report import Result, render
 from queryloop.torture.workers import Restart
 
@@ -27,8 +27,8 @@ def result() -> Result:
         Restart("worker-1", "killed", 4.0, None, again=True),
         Restart("worker-0", "rebalance", 5.0, 8.0),
     ]
-    diary = Diary(kills=3, tending_kills=1, producer_kills=1, broker_outages=[9.5], broker_recoveries=[10.25])
-    return Result(ASKED, 40.0, diary, restarts, [], [], EQUAL, True, None)
+    record = FaultRecord(kills=3, tending_kills=1, producer_kills=1, broker_outages=[9.5], broker_recoveries=[10.25])
+    return Result(ASKED, 40.0, record, restarts, [], [], EQUAL, True, None)
 
 
 def test_all_equal_and_the_goal_met(result: Result) -> None:
@@ -42,7 +42,7 @@ def test_all_equal_and_the_goal_met(result: Result) -> None:
     assert max(map(len, text.splitlines())) < 120
 
 
-def test_a_missed_goal_is_said_by_itself_and_changes_no_verdict(result: Result) -> None:
+def test_a_missed_goal_has_its_own_line_and_changes_no_verdict(result: Result) -> None:
     slow = replace(result, restarts=[Restart("worker-0", "killed", 0.0, 3.25)])
     assert "goal missed: restart to applied in 2 s in the median, it took 1.25 s longer" in render(slow)
     assert slow.equal
@@ -55,7 +55,7 @@ def test_the_goal_is_for_real_kafka(result: Result) -> None:
     assert embedded.as_dict()["restart_to_applied_s"]["met"] is None
 
 
-def test_a_difference_is_told_and_where_the_data_is(result: Result) -> None:
+def test_a_difference_is_printed_and_the_data_folder_named(result: Result) -> None:
     wrong = replace(result, differences=["partition 0: counted 9, the log has 10"], folder=Path("/tmp/kept"))
     text = render(wrong)
     assert not wrong.equal
@@ -67,17 +67,17 @@ def test_a_difference_is_told_and_where_the_data_is(result: Result) -> None:
     [
         ({"equal": False, "complete": True}, False, "NOT EQUAL"),
         ({"equal": True, "complete": False}, False, "not all could be compared"),
-        ({"equal": True, "complete": False}, True, "the log was lost and sent anew"),
+        ({"equal": True, "complete": False}, True, "the log was lost and sent again"),
     ],
 )
-def test_what_verify_says_is_passed_on(result: Result, said: dict[str, bool], verified: bool, words: str) -> None:
+def test_the_outcome_of_verify_is_printed(result: Result, said: dict[str, bool], verified: bool, words: str) -> None:
     other = replace(result, verify=said, verified=verified)
     assert words in render(other)
     assert other.equal is verified
 
 
 def test_a_process_that_ended_by_itself_is_named(result: Result) -> None:
-    assert "worker-1 (1)" in render(replace(result, surprises=[Surprise("worker-1", 1)]))
+    assert "worker-1 (1)" in render(replace(result, unexpected_exits=[UnexpectedExit("worker-1", 1)]))
 
 
 def test_the_report_is_json(result: Result) -> None:

@@ -1,4 +1,4 @@
-"""How a worker's restart is timed: from what its log and its /status say."""
+"""How a worker's restart is timed from its log and its /status."""
 
 from __future__ import annotations
 
@@ -51,32 +51,32 @@ def say(worker: Worker, text: str) -> None:
 
 def test_a_worker_is_ready_once_a_shard_is_past_the_offset_at_which_it_was_taken(worker: Worker, answers: dict[str, Any]) -> None:
     answers["shards"] = [shard(0, 100)]
-    worker.look()
-    assert not worker.settled, "what its log said before this start does not count"
+    worker.poll()
+    assert not worker.is_counting, "what its log said before this start does not count"
     say(worker, TAKEN.format(0, 100, "t") + TAKEN.format(1, 7, "t"))
-    worker.look()
-    assert not worker.settled, "nothing is applied yet"
+    worker.poll()
+    assert not worker.is_counting, "nothing is applied yet"
     answers["shards"] = [shard(0, 100), shard(1, 8)]
-    worker.look()
-    assert worker.settled
+    worker.poll()
+    assert worker.is_counting
     assert worker.restarts[-1].ready_s is not None and worker.restarts[-1].ready_s >= 0
 
 
 def test_offsets_of_a_lost_log_are_not_progress(worker: Worker, answers: dict[str, Any]) -> None:
     say(worker, TAKEN.format(0, 0, "new"))
     answers["shards"] = [shard(0, 500, "old")]
-    worker.look()
-    assert not worker.settled
+    worker.poll()
+    assert not worker.is_counting
     answers["shards"] = [shard(0, 1, "new")]
-    worker.look()
-    assert worker.settled
+    worker.poll()
+    assert worker.is_counting
 
 
 def test_a_shard_taken_again_counts_from_where_it_was_first_taken(worker: Worker, answers: dict[str, Any]) -> None:
     say(worker, TAKEN.format(0, 10, "t") + TAKEN.format(0, 12, "t"))
     answers["shards"] = [shard(0, 12)]
-    worker.look()
-    assert worker.settled
+    worker.poll()
+    assert worker.is_counting
 
 
 def test_a_kill_before_the_first_batch_is_no_time_but_is_marked(worker: Worker) -> None:

@@ -51,7 +51,7 @@ def alive(pids: list[int]) -> list[int]:
 
 def test_a_killed_room_is_started_again_and_everything_stops(tmp_path: Path) -> None:
     said: list[str] = []
-    with Stack(settings_in(tmp_path), rooms=("trainers",), say=said.append) as stack:
+    with Stack(settings_in(tmp_path), rooms=("trainers",), print_line=said.append) as stack:
         first = stack.child("trainers")
         written = json.loads((tmp_path / "run" / "up.json").read_text())
         assert (written["pid"], written["bootstrap"], written["serving"]) == (os.getpid(), stack.bootstrap, stack.urls.serving)
@@ -70,7 +70,7 @@ def test_a_killed_room_is_started_again_and_everything_stops(tmp_path: Path) -> 
 
 def test_a_killed_broker_comes_back_at_its_address(tmp_path: Path) -> None:
     said: list[str] = []
-    with Stack(settings_in(tmp_path), rooms=(), say=said.append) as stack:
+    with Stack(settings_in(tmp_path), rooms=(), print_line=said.append) as stack:
         child, address = stack.broker.child, stack.bootstrap  # type: ignore[attr-defined]
         child.kill()
         wait_for(lambda: stack.broker.child not in (None, child))  # type: ignore[attr-defined]
@@ -91,12 +91,12 @@ def test_a_port_in_use_is_named_with_its_setting(tmp_path: Path) -> None:
 def test_a_second_stack_in_a_data_folder_is_refused(tmp_path: Path) -> None:
     settings = settings_in(tmp_path)
     with (
-        Stack(settings, rooms=(), say=print),
+        Stack(settings, rooms=(), print_line=print),
         pytest.raises(UpError, match="another queryloop up works in"),
         Stack(settings, rooms=()),
     ):
         pass
-    with Stack(settings, rooms=(), say=print):
+    with Stack(settings, rooms=(), print_line=print):
         pass
 
 

@@ -1,4 +1,4 @@
-"""A keeper starts its room again after a pause that grows; time and processes are the test's own."""
+"""A supervisor starts its room again after a pause that grows; time and processes are the test's own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from queryloop.up.supervisor import Keeper, Room, answers_http, pause_after, room_environ
+from queryloop.up.supervisor import Room, Supervisor, answers_http, pause_after, room_environ
 from streams.runtime.processes import free_port
 
 ROOM = Room("serving", {}, Path("serving.log"), ready=lambda child: True)
@@ -18,7 +18,7 @@ ROOM = Room("serving", {}, Path("serving.log"), ready=lambda child: True)
 
 @dataclass
 class FakeChild:
-    """A process that ends when the test says so."""
+    """A process that ends when the test sets its return code."""
 
     returncode: int | None = None
     stopped_after: float | None = None
@@ -28,13 +28,13 @@ class FakeChild:
         return 0
 
 
-class Kept:
-    """A keeper, what it said, and the processes it started."""
+class Supervised:
+    """A supervisor, the lines it printed, and the processes it started."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.printed: list[str] = []
         self.children: list[Any] = []
-        self.keeper = Keeper(ROOM, self.said.append, self._start)
+        self.supervisor = Supervisor(ROOM, self.printed.append, self._start)
 
     def _start(self, room: Room) -> Any:
         self.children.append(FakeChild())
@@ -42,39 +42,39 @@ class Kept:
 
 
 @pytest.fixture
-def kept() -> Kept:
-    kept = Kept()
-    kept.keeper.start(0.0)
-    return kept
+def room() -> Supervised:
+    room = Supervised()
+    room.supervisor.start(0.0)
+    return room
 
 
-def test_a_running_process_is_left_alone(kept: Kept) -> None:
+def test_a_running_process_is_left_alone(room: Supervised) -> None:
     for now in (1.0, 2.0, 300.0):
-        kept.keeper.tend(now)
-    assert (len(kept.children), kept.said, kept.keeper.restarts) == (1, [], 0)
+        room.supervisor.check(now)
+    assert (len(room.children), room.printed, room.supervisor.restarts) == (1, [], 0)
 
 
-def test_a_crashed_process_is_started_again_after_a_pause_and_said_once(kept: Kept) -> None:
-    kept.children[0].returncode = -9
+def test_a_crashed_process_is_restarted_after_a_pause_and_reported_once(room: Supervised) -> None:
+    room.children[0].returncode = -9
     for now in (5.0, 5.2, 5.8):
-        kept.keeper.tend(now)
-    assert len(kept.children) == 1
-    kept.keeper.tend(6.0)
-    assert (len(kept.children), kept.keeper.restarts) == (2, 1)
-    assert kept.said == ["serving ended with code -9, starts again in 1 s; log: serving.log"]
+        room.supervisor.check(now)
+    assert len(room.children) == 1
+    room.supervisor.check(6.0)
+    assert (len(room.children), room.supervisor.restarts) == (2, 1)
+    assert room.printed == ["serving ended with code -9, starts again in 1 s; log: serving.log"]
 
 
-def test_the_pause_grows_while_it_fails_and_shrinks_when_it_ran_for_a_minute(kept: Kept) -> None:
+def test_the_pause_grows_while_it_fails_and_shrinks_when_it_ran_for_a_minute(room: Supervised) -> None:
     now, pauses = 0.0, []
     for lifetime in (1.0, 1.0, 1.0, 61.0, 1.0):
         now += lifetime
-        kept.children[-1].returncode = 1
-        kept.keeper.tend(now)
-        before = len(kept.children)
+        room.children[-1].returncode = 1
+        room.supervisor.check(now)
+        before = len(room.children)
         pause = 0.0
-        while len(kept.children) == before:
+        while len(room.children) == before:
             pause += 0.5
-            kept.keeper.tend(now + pause)
+            room.supervisor.check(now + pause)
         now += pause
         pauses.append(pause)
     assert pauses == [1.0, 2.0, 4.0, 1.0, 2.0]
@@ -84,14 +84,14 @@ def test_pauses_have_a_bound() -> None:
     assert [pause_after(failures) for failures in (1, 2, 3, 5, 6, 400)] == [1, 2, 4, 16, 30, 30]
 
 
-def test_stopping_gives_the_grace_and_starts_nothing_again(kept: Kept) -> None:
-    kept.children[0].returncode = 1
-    kept.keeper.tend(1.0)
-    kept.keeper.stop()
-    assert kept.children[0].stopped_after == ROOM.grace_s
-    kept.children[0].returncode = None
-    kept.keeper.tend(100.0)
-    assert len(kept.children) == 1
+def test_stopping_gives_the_grace_and_starts_nothing_again(room: Supervised) -> None:
+    room.children[0].returncode = 1
+    room.supervisor.check(1.0)
+    room.supervisor.stop()
+    assert room.children[0].stopped_after == ROOM.grace_s
+    room.children[0].returncode = None
+    room.supervisor.check(100.0)
+    assert len(room.children) == 1
 
 
 def test_the_users_own_variables_win() -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from queryloop.verify import arrivals, recount_queries
 from queryloop.verify.arrivals import Arrivals
-from queryloop.verify.shard_verification import EXPIRED, UNCOVERED, Log, Verdict, no_counts, rows, verify_shard
+from queryloop.verify.shard_verification import EXPIRED, UNCOVERED, Log, Verdict, empty_counts, rows, verify_shard
 from streams.api.snapshot import Counts, CountsError, dump_counts, read_counts
 from streams.events.line_decoder import decode_records
 from streams.events.rules import CountingRules
@@ -41,10 +41,10 @@ def shard(tmp_path: Path) -> Iterator[Shard]:
     opened.close()
 
 
-def verify(shard: Shard, lines: Sequence[bytes], *, ended: bool = False, gone_us: int | None = None) -> Verdict:
+def verify(shard: Shard, lines: Sequence[bytes], *, ended: bool = False, removed_until_us: int | None = None) -> Verdict:
     counts = read_counts(dump_counts(shard))
     with TemporaryDirectory() as folder:
-        log = Log(((number, None, value) for number, value in enumerate(lines)), gone_us, ended)
+        log = Log(((number, None, value) for number, value in enumerate(lines)), removed_until_us, ended)
         return verify_shard(3, counts, log, DEFAULT_LIMITS, Path(folder), NOW_US)
 
 
@@ -112,7 +112,7 @@ def count(log: list[bytes], batch: int = 10_000) -> ShardTotals:
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
-def test_a_click_refused_beside_another_version_for_the_same_reason_counts_once_its_list_gives_way(batch: int) -> None:
+def test_a_click_refused_beside_another_version_for_the_same_reason_counts_once_its_impression_is_replaced(batch: int) -> None:
     log = [
         click("x", START, "i", 1),
         impression("j0", START + 1, "j", ["a"]),
@@ -125,7 +125,7 @@ def test_a_click_refused_beside_another_version_for_the_same_reason_counts_once_
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
-def test_versions_of_one_click_refused_for_the_same_reason_are_told_apart_when_one_list_gives_way(batch: int) -> None:
+def test_versions_of_one_click_refused_for_the_same_reason_are_distinguished_when_one_impression_is_replaced(batch: int) -> None:
     log = [
         click("x", START, "i", 1),
         impression("j0", START + 1, "j", ["a"]),
@@ -138,14 +138,14 @@ def test_versions_of_one_click_refused_for_the_same_reason_are_told_apart_when_o
 
 
 @pytest.mark.parametrize("turn", [1, -1])
-def test_a_version_that_counts_withdraws_the_other_one_that_is_judged_anew_with_it(turn: int) -> None:
+def test_a_version_that_counts_withdraws_the_other_one_that_is_re_attributed_with_it(turn: int) -> None:
     versions = [click("x", START + 2, "j", 1), click("x", START + 2, "j", 0, item="b")][::turn]
     log = [impression("j0", START + 1, "j", ["a"]), *versions, impression("j1", START, "j", ["b"])]
     totals = count(log, 1)
     assert (totals.counted, totals.duplicates, totals.quarantined) == (2, 2, {})
 
 
-def test_what_came_before_a_refused_line_does_not_withdraw_it_later() -> None:
+def test_what_is_before_a_refused_line_does_not_withdraw_it_later() -> None:
     log = [
         click("y", START + DAY + 1, "i", 0),
         impression("i0", START + 1, "i", ["a"]),
@@ -161,7 +161,7 @@ def test_what_came_before_a_refused_line_does_not_withdraw_it_later() -> None:
 def test_the_recount_equals_plain_python(log: list[bytes]) -> None:
     expected = recount(log)
     with duckdb.connect(":memory:") as con:
-        account, windows, pairs = settle(con, log)
+        account, windows, pairs = recounted(con, log)
     as_of = TODAY + timedelta(days=14)
     cells: dict[tuple[Any, ...], list[int]] = defaultdict(lambda: [0, 0])
     for one, *cell, shown, clicked in windows:
@@ -175,12 +175,12 @@ def test_the_recount_equals_plain_python(log: list[bytes]) -> None:
     assert +account == Counter(reason for _, reason in expected.quarantined)
 
 
-def settle(con: duckdb.DuckDBPyConnection, log: Sequence[bytes]) -> tuple[Counter[str], list[Any], list[Any]]:
+def recounted(con: duckdb.DuckDBPyConnection, log: Sequence[bytes]) -> tuple[Counter[str], list[Any], list[Any]]:
     """Return a log's account, windows by day and pairs by day."""
     con.execute(arrivals.TABLES)
-    came = Arrivals(con, KEEP_ALL, DEFAULT_LIMITS, NOW_US)
-    came.load((number, None, value) for number, value in enumerate(log))
-    account = recount_queries.settle(con, KEEP_ALL, came.latest_us or 0, ended=True)
+    rows = Arrivals(con, KEEP_ALL, DEFAULT_LIMITS, NOW_US)
+    rows.load((number, None, value) for number, value in enumerate(log))
+    account = recount_queries.recount(con, KEEP_ALL, rows.latest_us or 0, ended=True)
     days = recount_queries.recounted_days(con)
     windows = [(one, *cell) for one in days for cell in con.execute(recount_queries.WINDOWS, {"day": one}).fetchall()]
     return account, windows, con.execute("FROM pairs").fetchall()
@@ -264,7 +264,7 @@ def test_what_the_clock_refused_stays_refused(shard: Shard) -> None:
         assert_equal(verify_shard(0, counts, log, DEFAULT_LIMITS, Path(folder), later))
 
 
-def test_the_shard_is_not_believed_that_an_event_was_ahead_of_its_own_record(shard: Shard) -> None:
+def test_an_event_that_is_not_ahead_of_its_record_is_not_future_whatever_the_shard_says(shard: Shard) -> None:
     feed(shard, LOG)
     shard.reader().execute("INSERT INTO quarantine (reason, event_id, raw) VALUES ('future_event', 'q2', 'x'::BLOB)")
     with TemporaryDirectory() as folder:
@@ -274,17 +274,17 @@ def test_the_shard_is_not_believed_that_an_event_was_ahead_of_its_own_record(sha
 
 def test_days_that_the_log_no_longer_covers_are_left_out(shard: Shard) -> None:
     feed(shard, LOG)
-    verdict = verify(shard, LOG[4:], gone_us=round((START + 120) * 1e6))
+    verdict = verify(shard, LOG[4:], removed_until_us=round((START + 120) * 1e6))
     assert verdict.equal and not verdict.complete
     assert (verdict.left_out, verdict.days) == ({TODAY: UNCOVERED}, [TODAY + timedelta(days=1)])
 
 
-def test_a_log_that_was_made_anew_tells_nothing(shard: Shard) -> None:
+def test_a_topic_that_was_created_anew_is_not_compared(shard: Shard) -> None:
     feed(shard, LOG)
     shard.apply(decode_records(enumerate(LOG[:2])), topic_id="another", first_offset=0, next_offset=2, now=NOW)
     verdict = verify(shard, LOG[:2])
     assert verdict.equal and not verdict.complete
-    assert "made anew" in verdict.doubts[0]
+    assert "created anew" in verdict.doubts[0]
 
 
 def test_days_that_the_shard_has_expired_are_left_out_and_the_rest_is_complete(shard: Shard) -> None:
@@ -300,12 +300,12 @@ def test_days_that_the_shard_has_expired_are_left_out_and_the_rest_is_complete(s
     assert verdict.days == [TODAY + timedelta(days=1), day(START + 80 * DAY)]
 
 
-def test_a_shard_that_is_not_there_has_counted_nothing() -> None:
+def test_a_shard_that_does_not_exist_has_counted_nothing() -> None:
     with TemporaryDirectory() as folder:
-        assert_equal(verify_shard(0, no_counts(KEEP_ALL), Log([]), DEFAULT_LIMITS, Path(folder), NOW_US))
+        assert_equal(verify_shard(0, empty_counts(KEEP_ALL), Log([]), DEFAULT_LIMITS, Path(folder), NOW_US))
 
 
-def test_counts_travel_whole(shard: Shard) -> None:
+def test_counts_are_the_same_after_serialising(shard: Shard) -> None:
     feed(shard, LOG)
     shard.mark_exported(TODAY)
     counts: Counts = read_counts(dump_counts(shard))

@@ -1,4 +1,4 @@
-"""The HTTP door, in process with a scripted engine, and once as a real process over TCP with a real policy and broker."""
+"""The HTTP app, in process with a scripted engine, and once as a real process over TCP with a real policy and broker."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Sink:
         return Counters(emitted=len(self.events))
 
 
-class House:
+class AppUnderTest:
     """An app over a data folder with two releases, the first one live unless `empty`."""
 
     def __init__(
@@ -99,22 +99,22 @@ async def client_of(app: FastAPI, headers: dict[str, str]) -> AsyncIterator[http
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> House:
-    return House(tmp_path, ScriptedEngine())
+def served(tmp_path: Path) -> AppUnderTest:
+    return AppUnderTest(tmp_path, ScriptedEngine())
 
 
 CALL = {"task": "suggest", "query": "red shoes", "session_id": "s1"}
 
 
 def test_recommend_answers_a_list_and_emits_its_impression(tmp_path: Path) -> None:
-    house = House(tmp_path, ScriptedEngine(), temperature=0.8, top_p=0.7, redraws=0)
+    served = AppUnderTest(tmp_path, ScriptedEngine(), temperature=0.8, top_p=0.7, redraws=0)
 
     async def scenario(client: httpx.AsyncClient) -> None:
         more = {"user_id": "u", "session": ["hats"], "response": "Worn.", "context": {"page": 3}, "ts": "2020-09-13T12:26:40Z"}
         answer = await client.post("/v1/recommend", json={**CALL, **more})
         assert answer.status_code == 200
         body = answer.json()
-        (impression,) = house.sink.events
+        (impression,) = served.sink.events
         assert isinstance(impression, Impression)
         assert body == {
             "impression_id": impression.impression_id,
@@ -138,16 +138,16 @@ def test_recommend_answers_a_list_and_emits_its_impression(tmp_path: Path) -> No
         assert extra == {"context": {"page": 3, "session": ["hats"], "related": [], "form": "well_formed"}, "response": "Worn."}
         json.loads(encode(impression))
 
-    house.run(scenario)
+    served.run(scenario)
 
 
-def test_event_time_is_now_by_default_and_ids_are_the_products_if_given(house: House) -> None:
+def test_event_time_is_now_by_default_and_ids_are_the_products_if_given(served: AppUnderTest) -> None:
     async def scenario(client: httpx.AsyncClient) -> None:
         answer = await client.post("/v1/recommend", json={**CALL, "impression_id": "mine"})
         assert answer.json()["impression_id"] == "mine"
-        assert house.sink.events[0].ts == NOW
+        assert served.sink.events[0].ts == NOW
 
-    house.run(scenario)
+    served.run(scenario)
 
 
 @pytest.mark.parametrize(
@@ -170,40 +170,40 @@ def test_event_time_is_now_by_default_and_ids_are_the_products_if_given(house: H
         ({"quary": "x"}, "quary: "),
     ],
 )
-def test_a_call_that_cannot_be_answered_names_the_field(house: House, change: dict[str, Any], said: str) -> None:
+def test_a_call_that_cannot_be_answered_names_the_field(served: AppUnderTest, change: dict[str, Any], said: str) -> None:
     async def scenario(client: httpx.AsyncClient) -> None:
         answer = await client.post(
             "/v1/recommend", content=json.dumps({**CALL, **change}), headers={"content-type": "application/json"}
         )
         assert (answer.status_code, answer.json()["error"][: len(said)]) == (422, said)
-        assert house.engine.batches == []
-        assert house.sink.events == []
+        assert served.engine.batches == []
+        assert served.sink.events == []
 
-    house.run(scenario)
+    served.run(scenario)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b"null"])
-def test_binary_junk_is_refused(house: House, body: bytes) -> None:
+def test_binary_junk_is_refused(served: AppUnderTest, body: bytes) -> None:
     async def scenario(client: httpx.AsyncClient) -> None:
         answer = await client.post("/v1/recommend", content=body, headers={"content-type": "application/json"})
         assert answer.status_code in (400, 422)
 
-    house.run(scenario)
+    served.run(scenario)
 
 
-def test_many_requests_share_batches(house: House) -> None:
+def test_many_requests_share_batches(served: AppUnderTest) -> None:
     async def scenario(client: httpx.AsyncClient) -> None:
         answers = await asyncio.gather(*(client.post("/v1/recommend", json=CALL) for _ in range(40)))
         assert {answer.status_code for answer in answers} == {200}
         assert len({answer.json()["impression_id"] for answer in answers}) == 40
 
-    house.run(scenario)
-    assert len(house.sink.events) == 40
-    assert len(house.engine.batches) < 40
+    served.run(scenario)
+    assert len(served.sink.events) == 40
+    assert len(served.engine.batches) < 40
 
 
-def test_without_a_release_the_door_is_up_but_not_ready(tmp_path: Path) -> None:
-    house = House(tmp_path, ScriptedEngine(), empty=True)
+def test_without_a_release_the_app_is_up_but_not_ready(tmp_path: Path) -> None:
+    served = AppUnderTest(tmp_path, ScriptedEngine(), empty=True)
 
     async def scenario(client: httpx.AsyncClient) -> None:
         assert (await client.get("/healthz")).status_code == 200
@@ -214,31 +214,31 @@ def test_without_a_release_the_door_is_up_but_not_ready(tmp_path: Path) -> None:
         assert "no release is promoted yet" in answer.json()["error"]
         assert int(answer.headers["retry-after"]) >= 1
 
-    house.run(scenario)
+    served.run(scenario)
 
 
-def test_a_swap_shows_in_answers_and_a_broken_release_in_readyz(house: House) -> None:
+def test_a_swap_shows_in_answers_and_a_broken_release_in_readyz(served: AppUnderTest) -> None:
     async def scenario(client: httpx.AsyncClient) -> None:
-        registry.promote(house.data, "r0001")
-        house.load_error = ValueError("bad weights")
-        assert not house.slot.check()
+        registry.promote(served.data, "r0001")
+        served.load_error = ValueError("bad weights")
+        assert not served.slot.check()
         ready = (await client.get("/readyz")).json()
         assert (ready["ready"], ready["release"]) == (True, "r0000")
         assert "bad weights" in ready["error"]
         assert (await client.post("/v1/recommend", json=CALL)).json()["release"] == "r0000"
-        house.load_error = None
-        house.slot._failed = None
-        assert house.slot.check()
+        served.load_error = None
+        served.slot._failed = None
+        assert served.slot.check()
         assert (await client.post("/v1/recommend", json=CALL)).json()["release"] == "r0001"
         listed = (await client.get("/v1/releases")).json()
         assert (listed["live"], listed["rollout"]["previous"]) == ("r0001", "r0000")
         assert [release["id"] for release in listed["releases"]] == ["r0000", "r0001"]
 
-    house.run(scenario)
+    served.run(scenario)
 
 
-def test_a_lost_impression_is_counted_and_the_list_still_answered(house: House, caplog: pytest.LogCaptureFixture) -> None:
-    house.sink.full = True
+def test_a_lost_impression_is_counted_and_the_list_still_answered(served: AppUnderTest, caplog: pytest.LogCaptureFixture) -> None:
+    served.sink.full = True
 
     async def scenario(client: httpx.AsyncClient) -> None:
         for _ in range(3):
@@ -246,20 +246,20 @@ def test_a_lost_impression_is_counted_and_the_list_still_answered(house: House, 
         assert read_value((await client.get("/metrics")).text, "queryloop_impressions_lost_total", reason="queue_full") == 3
 
     with caplog.at_level(logging.WARNING, "serving"):
-        house.run(scenario)
+        served.run(scenario)
     assert len([record for record in caplog.records if "impression_lost" in record.message]) == 1
 
 
 def test_a_late_list_is_504(tmp_path: Path) -> None:
     gate = threading.Event()
-    house = House(tmp_path, ScriptedEngine(before=lambda: gate.wait(20)), deadline_s=0.05)
+    served = AppUnderTest(tmp_path, ScriptedEngine(before=lambda: gate.wait(20)), deadline_s=0.05)
 
     async def scenario(client: httpx.AsyncClient) -> None:
         assert (await client.post("/v1/recommend", json=CALL)).status_code == 504
-        assert house.sink.events == []
+        assert served.sink.events == []
         gate.set()
 
-    house.run(scenario)
+    served.run(scenario)
 
 
 def test_a_full_queue_is_503(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_a_full_queue_is_503(tmp_path: Path) -> None:
         started.set()
         gate.wait(20)
 
-    house = House(tmp_path, ScriptedEngine(before=hold), queue_limit=1, batch_wait_ms=0)
+    served = AppUnderTest(tmp_path, ScriptedEngine(before=hold), queue_limit=1, batch_wait_ms=0)
 
     async def scenario(client: httpx.AsyncClient) -> None:
         first = asyncio.create_task(client.post("/v1/recommend", json=CALL))
@@ -282,10 +282,10 @@ def test_a_full_queue_is_503(tmp_path: Path) -> None:
         statuses = [answer.status_code for answer in await asyncio.gather(first, *others)]
         assert statuses.count(200) == 2
 
-    house.run(scenario)
+    served.run(scenario)
 
 
-def test_events_are_taken_or_refused_by_index(house: House) -> None:
+def test_events_are_accepted_or_refused_by_index(served: AppUnderTest) -> None:
     good = {"type": "query", "event_id": "e", "ts": NOW, "session_id": "s", "query": "shoes"}
 
     async def scenario(client: httpx.AsyncClient) -> None:
@@ -299,20 +299,20 @@ def test_events_are_taken_or_refused_by_index(house: House) -> None:
         text = (await client.get("/metrics")).text
         assert read_value(text, "queryloop_events_accepted_total") == 3
         assert read_value(text, "queryloop_events_rejected_total", reason="malformed") == 1
-        house.sink.stored = False
+        served.sink.stored = False
         answer = await client.post("/v1/events", json={"events": [good]})
         assert (answer.status_code, answer.json()["accepted"]) == (503, 1)
         assert "retry-after" in answer.headers and "send the batch again" in answer.json()["error"]
-        house.sink.full = True
+        served.sink.full = True
         answer = await client.post("/v1/events", json={"events": [good]})
         assert (answer.status_code, answer.json()["accepted"]) == (503, 0)
         assert "retry-after" in answer.headers
         assert (await client.post("/v1/events", json={"events": [good] * 1001})).status_code == 413
 
-    house.run(scenario)
+    served.run(scenario)
 
 
-def test_a_body_beyond_the_limit_is_refused_announced_or_not(house: House) -> None:
+def test_a_body_beyond_the_limit_is_refused_with_a_content_length_or_not(served: AppUnderTest) -> None:
     sent = 0
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -336,11 +336,11 @@ def test_a_body_beyond_the_limit_is_refused_announced_or_not(house: House) -> No
             await client.post("/v1/recommend", content=slices(), headers={"content-type": "application/json"})
         ).status_code == 200
 
-    house.run(scenario)
+    served.run(scenario)
 
 
 def test_a_key_guards_everything_but_health(tmp_path: Path) -> None:
-    house = House(tmp_path, ScriptedEngine(), key=KEY)
+    served = AppUnderTest(tmp_path, ScriptedEngine(), key=KEY)
 
     async def scenario(client: httpx.AsyncClient) -> None:
         assert (await client.get("/healthz")).status_code == 200
@@ -353,37 +353,37 @@ def test_a_key_guards_everything_but_health(tmp_path: Path) -> None:
         answer = await client.post("/v1/recommend", json=CALL, headers={"authorization": f"Bearer {KEY}"})
         assert answer.status_code == 200
 
-    house.run(scenario)
+    served.run(scenario)
 
 
 def test_an_error_in_a_batch_is_a_500_without_details(tmp_path: Path) -> None:
     def fail() -> None:
         raise RuntimeError("secret detail")
 
-    house = House(tmp_path, ScriptedEngine(before=fail))
+    served = AppUnderTest(tmp_path, ScriptedEngine(before=fail))
 
     async def scenario(client: httpx.AsyncClient) -> None:
         answer = await client.post("/v1/recommend", json=CALL)
         assert answer.status_code == 500
         assert "secret" not in answer.text
-        house.engine.before = None
+        served.engine.before = None
         assert (await client.post("/v1/recommend", json=CALL)).status_code == 200
 
-    house.run(scenario)
+    served.run(scenario)
 
 
-def test_users_texts_are_not_logged(house: House, caplog: pytest.LogCaptureFixture) -> None:
+def test_users_texts_are_not_logged(served: AppUnderTest, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(client: httpx.AsyncClient) -> None:
         await client.post("/v1/recommend", json={**CALL, "query": "very private"})
         await client.post("/v1/recommend", json={**CALL, "query": ["very private"]})
         await client.post("/v1/events", json={"events": [{"query": "very private"}]})
 
     with caplog.at_level(logging.INFO):
-        house.run(scenario)
+        served.run(scenario)
     assert "very private" not in caplog.text
 
 
-def test_metrics_count_requests_by_route(house: House) -> None:
+def test_metrics_count_requests_by_route(served: AppUnderTest) -> None:
     async def scenario(client: httpx.AsyncClient) -> None:
         await client.get("/healthz")
         await client.get("/a/b/c")
@@ -396,4 +396,4 @@ def test_metrics_count_requests_by_route(house: House) -> None:
         assert read_value(answer.text, "queryloop_release_info", release="r0000") == 1
         assert read_value(answer.text, "queryloop_emitter_events", state="emitted") == 0
 
-    house.run(scenario)
+    served.run(scenario)

@@ -1,4 +1,4 @@
-"""The door for web pages: the snippet and the schema it serves, who may post, and the snippet in Node and in a real browser.
+"""The app for web pages: the snippet and the schema it serves, who may post, and the snippet in Node and in a real browser.
 
 Node and Chromium are needed where REQUIRE_BROWSER is set (CI); elsewhere their tests are skipped where one is missing.
 """
@@ -26,13 +26,13 @@ from serving.http.browsers import read_snippet
 from serving.settings import ServingSettings
 from streams.events.schema import encode
 from streams.runtime.processes import Child
-from tests.serving.http.test_app import KEY, House
+from tests.serving.http.test_app import KEY, AppUnderTest
 from tests.support.logs import click, impression, query
 from tests.support.scripted_engine import ScriptedEngine
 
 SHOP = "https://shop.example"
-PAGE = """<!doctype html><script src="{door}/v1/queryloop.js"></script><script>
-const loop = Queryloop.connect({{ url: "{door}", writeKey: "{key}", retryMs: 50, intervalMs: 50 }});
+PAGE = """<!doctype html><script src="{app_url}/v1/queryloop.js"></script><script>
+const loop = Queryloop.connect({{ url: "{app_url}", writeKey: "{key}", retryMs: 50, intervalMs: 50 }});
 {script}
 </script>"""
 
@@ -48,11 +48,11 @@ def needed(program: str) -> str:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> House:
-    return House(tmp_path, ScriptedEngine(), key=KEY, write_key="public-key", origins=(SHOP,))
+def served(tmp_path: Path) -> AppUnderTest:
+    return AppUnderTest(tmp_path, ScriptedEngine(), key=KEY, write_key="public-key", origins=(SHOP,))
 
 
-def test_snippet_and_schema_are_public_and_cacheable(house: House) -> None:
+def test_snippet_and_schema_are_public_and_cacheable(served: AppUnderTest) -> None:
     async def scenario(client: httpx.AsyncClient) -> None:
         for path, kind in (("/v1/queryloop.js", "text/javascript"), ("/v1/events/schema.json", "application/schema+json")):
             answer = await client.get(path)
@@ -62,10 +62,10 @@ def test_snippet_and_schema_are_public_and_cacheable(house: House) -> None:
             assert (again.status_code, again.content) == (304, b"")
         assert (await client.get("/v1/queryloop.js")).content == read_snippet()
 
-    house.run(scenario)
+    served.run(scenario)
 
 
-def test_the_schema_takes_events_and_refuses_what_the_door_refuses(house: House) -> None:
+def test_the_schema_accepts_and_refuses_what_the_app_does(served: AppUnderTest) -> None:
     async def scenario(client: httpx.AsyncClient) -> None:
         schema = (await client.get("/v1/events/schema.json")).json()
         validator = jsonschema.Draft202012Validator(schema)
@@ -74,10 +74,10 @@ def test_the_schema_takes_events_and_refuses_what_the_door_refuses(house: House)
         assert not validator.is_valid({**json.loads(query("e", 1)), "query": "x" * 513})
         assert not validator.is_valid({"type": "click"})
 
-    house.run(scenario)
+    served.run(scenario)
 
 
-def test_the_write_key_posts_events_and_opens_nothing_else(house: House) -> None:
+def test_the_write_key_allows_posting_events_and_nothing_else(served: AppUnderTest) -> None:
     async def scenario(client: httpx.AsyncClient) -> None:
         body = query("e1", 1_600_000_000.0)
         sent = await client.post("/v1/events?write_key=public-key", content=body, headers={"Content-Type": "text/plain"})
@@ -87,7 +87,7 @@ def test_the_write_key_posts_events_and_opens_nothing_else(house: House) -> None
         assert (await client.get("/v1/releases?write_key=public-key")).status_code == 401
         assert (await client.post("/v1/recommend?write_key=public-key", json={})).status_code == 401
 
-    house.run(scenario)
+    served.run(scenario)
 
 
 @pytest.mark.parametrize(
@@ -101,24 +101,24 @@ def test_the_write_key_posts_events_and_opens_nothing_else(house: House) -> None
         ("https://shop.example.evil", 403),
     ],
 )
-def test_a_browser_may_post_only_for_known_origins(house: House, origin: str | None, status: int) -> None:
+def test_a_browser_may_post_only_for_known_origins(served: AppUnderTest, origin: str | None, status: int) -> None:
     async def scenario(client: httpx.AsyncClient) -> None:
         headers = {"Content-Type": "text/plain"} | ({"Origin": origin} if origin else {})
         answer = await client.post("/v1/events?write_key=public-key", content=query("e", 1_600_000_000.0), headers=headers)
         assert answer.status_code == status
-        assert len(house.sink.events) == (status == 202)
+        assert len(served.sink.events) == (status == 202)
         assert answer.headers.get("access-control-allow-origin") == (origin if origin == SHOP else None)
 
-    house.run(scenario)
+    served.run(scenario)
 
 
-def test_a_preflight_of_a_known_origin_is_answered(house: House) -> None:
+def test_a_preflight_of_a_known_origin_is_answered(served: AppUnderTest) -> None:
     async def scenario(client: httpx.AsyncClient) -> None:
         asked = {"Origin": SHOP, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
         answer = await client.options("/v1/events", headers=asked)
         assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, SHOP)
 
-    house.run(scenario)
+    served.run(scenario)
 
 
 @pytest.mark.parametrize("origin", ["shop.example", "https://shop.example/", "https://shop.example/a", "*", "HTTPS://X", ""])
@@ -139,43 +139,45 @@ def test_a_page_in_chromium_sends_its_events_across_origins(tmp_path: Path) -> N
     const shown = loop.impression("lisbon", ["lisbon weather", "<b>lisbon</b> müsli"]);
     loop.click(shown, 1);
     """
-    with page(tmp_path, script) as (house, seen):
-        seen(lambda: len(house.sink.events) == 3)
-        first, shown, clicked = (json.loads(encode(event)) for event in house.sink.events)
+    with page(tmp_path, script) as (served, seen):
+        seen(lambda: len(served.sink.events) == 3)
+        first, shown, clicked = (json.loads(encode(event)) for event in served.sink.events)
         assert [first["type"], shown["type"], clicked["type"]] == ["query", "impression", "click"]
         assert clicked["impression_id"] == shown["impression_id"]
         assert clicked["item"] == "<b>lisbon</b> müsli"
 
 
-def test_a_page_in_chromium_tries_again_while_the_door_is_full(tmp_path: Path) -> None:
-    with page(tmp_path, 'loop.query("again");', full=True) as (house, seen):
+def test_a_page_in_chromium_tries_again_while_the_app_is_busy(tmp_path: Path) -> None:
+    with page(tmp_path, 'loop.query("again");', full=True) as (served, seen):
         refused = {"path": "/v1/events", "status": "503"}
-        seen(lambda: house.metrics.registry.get_sample_value("queryloop_requests_total", refused))
-        assert not house.sink.events
-        house.sink.full = False
-        seen(lambda: len(house.sink.events) == 1)
+        seen(lambda: served.metrics.registry.get_sample_value("queryloop_requests_total", refused))
+        assert not served.sink.events
+        served.sink.full = False
+        seen(lambda: len(served.sink.events) == 1)
 
 
-def test_a_page_in_chromium_hands_over_what_is_left_when_it_goes_away(tmp_path: Path) -> None:
+def test_a_page_in_chromium_sends_what_is_left_when_it_is_closed(tmp_path: Path) -> None:
     script = 'loop.options.intervalMs = 1e6; loop.query("last words"); setTimeout(() => location.href = "about:blank", 100);'
-    with page(tmp_path, script) as (house, seen):
-        seen(lambda: [event.query for event in house.sink.events] == ["last words"])
+    with page(tmp_path, script) as (served, seen):
+        seen(lambda: [event.query for event in served.sink.events] == ["last words"])
 
 
 @contextmanager
-def page(tmp_path: Path, script: str, full: bool = False) -> Iterator[tuple[House, Callable[[Callable[[], bool]], None]]]:
-    """Open a page of another origin than the door in headless Chromium; yield the house and a wait."""
+def page(tmp_path: Path, script: str, full: bool = False) -> Iterator[tuple[AppUnderTest, Callable[[Callable[[], bool]], None]]]:
+    """Open a page of another origin than the app's in headless Chromium; yield the app and a function that waits."""
     browser = needed("chromium")
-    with listen() as door_socket, listen() as page_socket:
-        door, origin = url_of(door_socket), url_of(page_socket)
-        house = House(tmp_path / "data", ScriptedEngine(), clock=time.time, key=KEY, write_key="public-key", origins=(origin,))
-        house.sink.full = full
-        html = PAGE.format(door=door, key="public-key", script=script)
-        with serve_app(house, door_socket), serve_text(page_socket, html):
+    with listen() as app_socket, listen() as page_socket:
+        app_url, origin = url_of(app_socket), url_of(page_socket)
+        served = AppUnderTest(
+            tmp_path / "data", ScriptedEngine(), clock=time.time, key=KEY, write_key="public-key", origins=(origin,)
+        )
+        served.sink.full = full
+        html = PAGE.format(app_url=app_url, key="public-key", script=script)
+        with serve_app(served, app_socket), serve_text(page_socket, html):
             flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
             flags += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}"]
             with Child("chromium", [browser, *flags, origin], tmp_path / "chromium.log") as child:
-                yield house, lambda holds: child.wait_until(holds, 60.0, "seen by the door")
+                yield served, lambda holds: child.wait_until(holds, 60.0, "seen by the app")
 
 
 def listen() -> socket.socket:
@@ -187,8 +189,8 @@ def url_of(listening: socket.socket) -> str:
 
 
 @contextmanager
-def serve_app(house: House, listening: socket.socket) -> Iterator[None]:
-    server = uvicorn.Server(uvicorn.Config(house.app, log_level="warning"))
+def serve_app(served: AppUnderTest, listening: socket.socket) -> Iterator[None]:
+    server = uvicorn.Server(uvicorn.Config(served.app, log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:

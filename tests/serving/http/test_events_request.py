@@ -1,4 +1,4 @@
-"""A batch of events: what is good goes on as it came, what is not is answered by index and reason."""
+"""A batch of events: good ones are emitted as they are, the others refused by index and reason."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.http.events_request import BatchError, Refusal, split_batch, take_events
+from serving.http.events_request import BatchError, Refusal, accept_events, split_batch
 from streams.emitter.emitter import Counters, QueueFull
 from streams.events.schema import DEFAULT_LIMITS, Event, encode
 
@@ -45,19 +45,19 @@ BAD = st.sampled_from([{"type": "nothing"}, [], 3, None, query(1, query=""), que
 
 
 @given(st.lists(st.one_of(GOOD.map(lambda event: (True, event)), BAD.map(lambda event: (False, event))), max_size=20))
-def test_every_event_is_taken_or_refused(batch: list[tuple[bool, Any]]) -> None:
+def test_every_event_is_accepted_or_refused(batch: list[tuple[bool, Any]]) -> None:
     events = [event for _, event in batch]
     lines = [json.dumps(event).encode() for event in events]
     for body, kind in ((json.dumps({"events": events}).encode(), "application/json"), (b"\n".join(lines), NDJSON)):
         sink = Sink()
-        taken = take_events(split_batch(body, kind, 1000), sink, DEFAULT_LIMITS, NOW)
-        assert [refusal.index for refusal in taken.rejected] == [place for place, (good, _) in enumerate(batch) if not good]
+        result = accept_events(split_batch(body, kind, 1000), sink, DEFAULT_LIMITS, NOW)
+        assert [refusal.index for refusal in result.rejected] == [place for place, (good, _) in enumerate(batch) if not good]
         assert [json.loads(line) for line in sink.lines] == [event for good, event in batch if good]
-        assert taken.accepted == len(sink.lines)
-        assert taken.full is None
+        assert result.accepted == len(sink.lines)
+        assert result.full is None
 
 
-def test_reasons_are_the_quarantines_own() -> None:
+def test_reasons_are_those_of_quarantine() -> None:
     lines = [
         b"\xff\xfe",
         b"{",
@@ -65,29 +65,29 @@ def test_reasons_are_the_quarantines_own() -> None:
         json.dumps(query(1, query="x" * 600)).encode(),
         json.dumps(query(1, ts=NOW + 1e8)).encode(),
     ]
-    taken = take_events(lines, Sink(), DEFAULT_LIMITS, NOW)
-    assert [refusal.reason for refusal in taken.rejected] == ["malformed", "malformed", "invalid", "too_large", "future_event"]
-    assert isinstance(taken.rejected[0], Refusal)
+    result = accept_events(lines, Sink(), DEFAULT_LIMITS, NOW)
+    assert [refusal.reason for refusal in result.rejected] == ["malformed", "malformed", "invalid", "too_large", "future_event"]
+    assert isinstance(result.rejected[0], Refusal)
 
 
-def test_unknown_fields_travel_along() -> None:
+def test_unknown_fields_are_kept() -> None:
     sink = Sink()
-    take_events([json.dumps(query(1, device="phone")).encode()], sink, DEFAULT_LIMITS, NOW)
+    accept_events([json.dumps(query(1, device="phone")).encode()], sink, DEFAULT_LIMITS, NOW)
     assert json.loads(sink.lines[0])["device"] == "phone"
 
 
 def test_line_breaks_inside_an_event_are_white_space() -> None:
     sink = Sink()
     body = json.dumps({"events": [query(1)]}, indent=2).encode()
-    take_events(split_batch(body, "application/json", 10), sink, DEFAULT_LIMITS, NOW)
+    accept_events(split_batch(body, "application/json", 10), sink, DEFAULT_LIMITS, NOW)
     assert b"\n" not in sink.lines[0]
 
 
-def test_a_full_buffer_says_how_far_it_went() -> None:
+def test_a_full_buffer_ends_the_batch_and_says_where() -> None:
     lines = [json.dumps(query(number)).encode() for number in range(5)]
-    taken = take_events([b"{", *lines], Sink(room=2), DEFAULT_LIMITS, NOW)
-    assert (taken.accepted, taken.seen, taken.full) == (2, 3, "no room")
-    assert [refusal.index for refusal in taken.rejected] == [0]
+    result = accept_events([b"{", *lines], Sink(room=2), DEFAULT_LIMITS, NOW)
+    assert (result.accepted, result.seen, result.full) == (2, 3, "no room")
+    assert [refusal.index for refusal in result.rejected] == [0]
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"events": 3}', b'{"event": []}', b"\xff", b"[" * 100_000])

@@ -67,7 +67,7 @@ def test_requests_share_batches_and_get_their_own_answers() -> None:
     assert metrics.registry.get_sample_value("queryloop_batch_size_count") == 3
 
 
-def test_what_comes_during_a_batch_is_the_next_batch() -> None:
+def test_requests_during_a_batch_are_the_next_batch() -> None:
     work = Work()
     work.gate.clear()
 

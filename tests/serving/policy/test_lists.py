@@ -1,4 +1,4 @@
-"""Lists are taken apart by token id, judged for their form, and repaired for display."""
+"""Lists are parsed by token id, checked for their form, and repaired for display."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_auxiliary_texts_have_names() -> None:
     assert name_auxiliary(("g", "p", "more"), REFINE) == {"guiding": "g", "prefix": "p"}
 
 
-def test_tokens_are_taught_once() -> None:
+def test_tokens_are_added_once() -> None:
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 

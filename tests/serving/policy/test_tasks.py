@@ -1,4 +1,4 @@
-"""Tasks are data, and prompts hold what users typed without letting it do anything."""
+"""Tasks are data, and prompts have what users typed without letting it act on the model."""
 
 from __future__ import annotations
 

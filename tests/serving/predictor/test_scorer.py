@@ -1,4 +1,4 @@
-"""The predictor in use: one pass equals N prefix passes, company does not matter, and it comes back from disk whole."""
+"""The predictor in use: one pass equals N prefix passes, other rows do not matter, and a round trip to disk changes nothing."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_an_item_depends_on_the_query_and_the_items_above_and_not_on_those_below
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(queries, lists), max_size=8))
-def test_company_in_a_batch_does_not_matter(rows: list[tuple[str, list[str]]]) -> None:
+def test_other_rows_of_a_batch_do_not_matter(rows: list[tuple[str, list[str]]]) -> None:
     together = PREDICTOR.score([query for query, _ in rows], [items for _, items in rows])
     assert [len(p) for p in together] == [len(items) for _, items in rows]
     for (query, items), p in zip(rows, together, strict=True):
@@ -82,7 +82,7 @@ def test_what_users_type_is_never_a_separator() -> None:
     assert encoded[:, Column.DOMAIN].max() == 2
 
 
-def test_overlap_tells_words_of_the_query_and_of_earlier_items() -> None:
+def test_overlap_marks_words_of_the_query_and_of_earlier_items() -> None:
     encoded = PREDICTOR.vocabulary.encode("kasva", ["kasva tickets", "kasva tickets battery"])
     text = encoded[(encoded[:, Column.TOKEN] > 3) & (encoded[:, Column.DOMAIN] > 0)]
     assert set(text[text[:, Column.DOMAIN] == 1][:, Column.OVERLAP].tolist()) == {0, 1}
@@ -93,7 +93,7 @@ def test_overlap_tells_words_of_the_query_and_of_earlier_items() -> None:
     assert heads[0, Column.OVERLAP] != heads[1, Column.OVERLAP]
 
 
-def test_it_comes_back_from_disk_whole(tmp_path: Path) -> None:
+def test_it_is_the_same_after_a_round_trip_to_disk(tmp_path: Path) -> None:
     one = make_predictor(Calibration((-3.0, 0.0), (-4.0, -1.0)))
     one.save(tmp_path)
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".json", ".safetensors"]

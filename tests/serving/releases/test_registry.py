@@ -81,7 +81,7 @@ def drop_manifest(folder: Path) -> None:
 
 
 def forge_manifest(folder: Path) -> None:
-    """Change a file and its checksum in the artifact's manifest: only the release's own checksum tells."""
+    """Change a file and its checksum in the artifact's manifest: only the release's own checksum shows it."""
     change_bytes(folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"]["model.safetensors"]["sha256"] = artifacts.digest(folder / "model.safetensors")
@@ -151,7 +151,7 @@ def test_promote_and_roll_back(tmp_path: Path, policy: Path) -> None:
     assert registry.propose(tmp_path, None).challenger is None
 
 
-def test_what_is_not_there_cannot_go_live(tmp_path: Path, policy: Path) -> None:
+def test_a_missing_release_cannot_go_live(tmp_path: Path, policy: Path) -> None:
     registry.publish(tmp_path, policy=policy)
     with pytest.raises(ReleaseError, match="r0007"):
         registry.promote(tmp_path, "r0007")

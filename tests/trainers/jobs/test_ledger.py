@@ -64,7 +64,7 @@ def test_a_run_starts_once(ledger: Ledger) -> None:
         ledger.start(number, pid=2)
 
 
-def test_the_first_end_stands(ledger: Ledger) -> None:
+def test_the_first_end_is_kept(ledger: Ledger) -> None:
     number = ledger.request("ctr")
     ledger.start(number, pid=1)
     ledger.finish(number, State.FAILED, {"detail": "ValueError: no"})
@@ -91,11 +91,11 @@ def test_an_unknown_run_and_an_unknown_kind_are_refused(ledger: Ledger) -> None:
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     path.write_bytes(b"not a database" * 100)
-    with pytest.raises(LedgerError, match=r"ledger\.sqlite.*move it aside"):
+    with pytest.raises(LedgerError, match=r"ledger\.sqlite.*move it away"):
         Ledger(path)
 
 
-def test_the_daemon_lives_while_its_heartbeat_is_fresh(ledger: Ledger, clock: Clock) -> None:
+def test_the_daemon_is_alive_while_its_heartbeat_is_fresh(ledger: Ledger, clock: Clock) -> None:
     assert not ledger.daemon_lives()
     ledger.beat(pid=5)
     clock.now += 9.9

@@ -1,4 +1,4 @@
-"""Trainings side by side: answers in order, threads as asked, no process left, a death that is noticed."""
+"""Trainings in parallel: results in order, the given threads, no process left, a killed one noticed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def die() -> int:
     return 0
 
 
-def test_answers_come_in_order_from_processes_of_their_own() -> None:
+def test_results_are_in_order_from_processes_of_their_own() -> None:
     answers = run_apart([partial(threads_of, 1), partial(threads_of, 2)], at_once=2, threads=1)
     assert [answer[:2] for answer in answers] == [(1, 1), (2, 1)]
     assert len({os.getpid(), *(pid for _, _, pid in answers)}) == 3

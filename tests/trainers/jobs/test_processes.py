@@ -1,4 +1,4 @@
-"""Job processes: one of a kind at a time, and every end is recorded, the violent ones too."""
+"""Job processes: one of a kind at a time, and every end is recorded, kills included."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from streams.runtime.processes import Child
 from trainers.jobs.ledger import Ledger, State
-from trainers.jobs.processes import BUSY, hold_kind, record, settle_job, start_job
+from trainers.jobs.processes import BUSY, hold_kind, record, record_end, start_job
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_a_kind_is_held_by_one(tmp_path: Path) -> None:
         assert again
 
 
-def test_a_killed_holder_lets_go(tmp_path: Path) -> None:
+def test_a_killed_holder_frees_the_lock(tmp_path: Path) -> None:
     script = f"""
 import time
 from pathlib import Path
@@ -65,7 +65,7 @@ with hold_kind(Path({str(tmp_path)!r}), "policy") as mine:
     ("error", "detail"),
     [(ValueError("no lists"), "ValueError: no lists"), (SystemExit(143), "stopped"), (KeyboardInterrupt(), "stopped")],
 )
-def test_an_exception_is_recorded_and_goes_on(ledger: Ledger, error: BaseException, detail: str) -> None:
+def test_an_exception_is_recorded_and_raised_again(ledger: Ledger, error: BaseException, detail: str) -> None:
     run = ledger.start(ledger.request("ctr"), os.getpid())
     with pytest.raises(type(error)), record(ledger, run):
         raise error
@@ -80,13 +80,13 @@ def test_an_exception_is_recorded_and_goes_on(ledger: Ledger, error: BaseExcepti
         (f"import sys; sys.exit({BUSY})", State.SKIPPED, "another run of this kind"),
     ],
 )
-def test_who_waited_records_an_end_without_a_last_word(
+def test_the_starter_records_an_end_that_the_job_did_not_record(
     ledger: Ledger, tmp_path: Path, command: str, state: State, detail: str
 ) -> None:
     run = ledger.request("policy")
     child = Child("job", [sys.executable, "-c", command], tmp_path / "job.log")
     wait_for(lambda: child.returncode is not None)
-    ended = settle_job(ledger, run, child)
+    ended = record_end(ledger, run, child)
     assert ended.state is state
     assert detail in ended.outcome["detail"]
 
@@ -95,26 +95,26 @@ def test_a_job_process_skips_on_an_empty_lake_and_says_why(ledger: Ledger, tmp_p
     run = ledger.run(ledger.request("index"))
     child = start_job(ledger, run, tmp_path, environ(tmp_path))
     wait_for(lambda: child.returncode is not None)
-    ended = settle_job(ledger, run.id, child)
+    ended = record_end(ledger, run.id, child)
     assert (child.returncode, ended.state, ended.pid) == (5, State.SKIPPED, child.pid)
     assert "no day yet" in ended.outcome["detail"]
     assert ended.log == str(tmp_path / "logs" / f"job-index-{run.id}.log")
 
 
-def test_a_job_process_whose_kind_is_under_way_leaves_the_other_alone(ledger: Ledger, tmp_path: Path) -> None:
+def test_a_job_process_whose_kind_is_in_progress_leaves_the_other_alone(ledger: Ledger, tmp_path: Path) -> None:
     run = ledger.run(ledger.request("ctr"))
     with hold_kind(tmp_path, "ctr"):
         child = start_job(ledger, run, tmp_path, environ(tmp_path))
         wait_for(lambda: child.returncode is not None)
     assert child.returncode == BUSY
-    assert settle_job(ledger, run.id, child).state is State.SKIPPED
+    assert record_end(ledger, run.id, child).state is State.SKIPPED
 
 
-def test_a_settings_typo_fails_the_run_and_stands_in_its_log(ledger: Ledger, tmp_path: Path) -> None:
+def test_a_settings_typo_fails_the_run_and_is_in_its_log(ledger: Ledger, tmp_path: Path) -> None:
     run = ledger.run(ledger.request("ctr"))
     child = start_job(ledger, run, tmp_path, {**environ(tmp_path), "QUERYLOOP_CTR_EPOCS": "3"})
     wait_for(lambda: child.returncode is not None)
-    ended = settle_job(ledger, run.id, child)
+    ended = record_end(ledger, run.id, child)
     assert ended.state is State.FAILED
     assert "did you mean epochs" in child.tail()
     assert str(child.log) in ended.outcome["detail"]
@@ -123,7 +123,7 @@ def test_a_settings_typo_fails_the_run_and_stands_in_its_log(ledger: Ledger, tmp
 def test_alive_follows_the_heartbeat(ledger: Ledger, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "trainers", "alive"]
     silent = subprocess.run(command, env=environ(tmp_path), capture_output=True, text=True, check=False)
-    assert (silent.returncode, "never gave a sign of life" in silent.stderr) == (1, True)
+    assert (silent.returncode, "never written a heartbeat" in silent.stderr) == (1, True)
     ledger.beat(os.getpid())
     assert subprocess.run(command, env=environ(tmp_path), check=False).returncode == 0
 

@@ -117,7 +117,7 @@ def test_predictor_and_judge_learn_from_different_sessions(loop: TrainerSettings
         assert good[0] > bad[0]
 
 
-def test_the_ledger_tells_what_each_run_did(loop: TrainerSettings) -> None:
+def test_the_ledger_has_what_each_run_did(loop: TrainerSettings) -> None:
     runs = Ledger(loop.data.dir / "ledger.sqlite").runs(limit=100)[::-1][:3]
     assert [(one.kind, one.state) for one in runs] == [(kind, State.SUCCEEDED) for kind in ("policy", "index", "ctr")]
     assert runs[0].outcome["release"] == "r0000"
@@ -177,9 +177,7 @@ def one_day(settings: TrainerSettings) -> None:
         ("index", one_day, "no query followed another"),
     ],
 )
-def test_what_is_missing_yet_skips_the_run(
-    tmp_path: Path, kind: str, prepare: Callable[[TrainerSettings], None], detail: str
-) -> None:
+def test_missing_data_skips_the_run(tmp_path: Path, kind: str, prepare: Callable[[TrainerSettings], None], detail: str) -> None:
     settings = small_settings(tmp_path)
     prepare(settings)
     with pytest.raises(Skipped, match=detail):
@@ -222,9 +220,9 @@ def test_a_busy_kind_is_left_alone(tmp_path: Path) -> None:
     assert Ledger(tmp_path / "ledger.sqlite").runs() == []
 
 
-def test_a_run_whose_process_vanished_is_failed_by_the_next(tmp_path: Path) -> None:
+def test_a_run_whose_process_was_killed_is_failed_by_the_next(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
     lost = ledger.start(ledger.request("index"), pid=1).id
     assert run_recorded("index", small_settings(tmp_path)) == 5
     assert ledger.run(lost).state is State.FAILED
-    assert "disappeared" in ledger.run(lost).outcome["detail"]
+    assert "ended without a record" in ledger.run(lost).outcome["detail"]

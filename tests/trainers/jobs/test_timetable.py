@@ -59,48 +59,48 @@ def jobs(ledger: Ledger, starter: Starter, tmp_path: Path) -> Jobs:
     return Jobs(ledger, tmp_path, starter)
 
 
-def test_a_requested_run_starts_at_the_next_look(jobs: Jobs, ledger: Ledger, starter: Starter) -> None:
-    jobs.tend()
+def test_a_requested_run_starts_at_the_next_poll(jobs: Jobs, ledger: Ledger, starter: Starter) -> None:
+    jobs.poll()
     assert starter.started == []
     ledger.request("ctr")
-    jobs.tend()
+    jobs.poll()
     assert [kind for kind, _ in starter.started] == ["ctr"]
     assert ledger.daemon_lives()
 
 
 def test_a_kind_runs_once_at_a_time_and_others_beside_it(jobs: Jobs, ledger: Ledger, starter: Starter) -> None:
     ledger.request("ctr")
-    jobs.tend()
+    jobs.poll()
     second = ledger.request("ctr")
     ledger.request("index")
-    jobs.tend()
+    jobs.poll()
     assert [kind for kind, _ in starter.started] == ["ctr", "index"]
     starter.started[0][1].returncode = 0
-    jobs.tend()
+    jobs.poll()
     assert [kind for kind, _ in starter.started] == ["ctr", "index", "ctr"]
     assert ledger.run(second).state is State.RUNNING
 
 
 def test_a_crashed_run_is_recorded_with_its_log(jobs: Jobs, ledger: Ledger, starter: Starter) -> None:
     number = ledger.request("policy")
-    jobs.tend()
+    jobs.poll()
     starter.started[0][1].returncode = -11
-    jobs.tend()
+    jobs.poll()
     assert ledger.run(number).state is State.FAILED
     assert "killed by signal 11" in ledger.run(number).outcome["detail"]
     assert "job.log" in ledger.run(number).outcome["detail"]
 
 
-def test_a_new_daemon_settles_what_died_with_the_old_one(jobs: Jobs, ledger: Ledger, tmp_path: Path) -> None:
+def test_a_new_daemon_fails_the_runs_of_a_killed_one(jobs: Jobs, ledger: Ledger, tmp_path: Path) -> None:
     lost, held = ledger.start(ledger.request("ctr"), pid=1).id, ledger.start(ledger.request("policy"), pid=2).id
     with hold_kind(tmp_path, "policy"):
-        jobs.settle_lost()
+        jobs.fail_lost_runs()
     assert (ledger.run(lost).state, ledger.run(held).state) == (State.FAILED, State.RUNNING)
 
 
 def test_stopping_ends_the_running_jobs_and_the_heartbeat(jobs: Jobs, ledger: Ledger, starter: Starter) -> None:
     number = ledger.request("policy")
-    jobs.tend()
+    jobs.poll()
     jobs.stop()
     assert starter.started[0][1].stopped
     assert ledger.run(number).state is State.FAILED

@@ -35,7 +35,7 @@ def test_the_same_seed_gives_the_same_weights(base: Path, tmp_path: Path) -> Non
     assert (other / "model.safetensors").read_bytes() != weights
 
 
-def test_a_list_token_is_one_token_and_texts_survive_the_vocabulary(base: Path) -> None:
+def test_a_list_token_is_one_token_and_texts_are_the_same_after_a_round_trip(base: Path) -> None:
     _, tokenizer = load_policy(base, "cpu")
     form = find_list_tokens(tokenizer)
     assert len({form.sep, form.aux, form.eos, tokenizer.pad_token_id}) == 4
@@ -62,7 +62,7 @@ def test_what_a_user_types_is_never_a_list_token() -> None:
     assert find_list_tokens(tokenizer).aux not in ids
 
 
-def test_a_vocabulary_from_elsewhere_gets_the_list_tokens_and_the_model_rows_for_them(base: Path, tmp_path: Path) -> None:
+def test_a_foreign_vocabulary_gets_the_list_tokens_and_the_model_rows_for_them(base: Path, tmp_path: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -79,6 +79,6 @@ def test_a_vocabulary_from_elsewhere_gets_the_list_tokens_and_the_model_rows_for
     assert tokenizer.pad_token_id == form.eos == 2
 
 
-def test_a_base_that_is_not_there_is_named_with_the_way_out(tmp_path: Path) -> None:
+def test_a_missing_base_is_named_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"policy.base = .*nowhere.*'scratch'"):
         load_policy(tmp_path / "nowhere", "cpu")

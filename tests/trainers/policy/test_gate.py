@@ -70,7 +70,7 @@ def test_values_at_the_limits_pass() -> None:
     assert decide(CHAMPION, at_limits, SETTINGS).passed
 
 
-def test_a_gain_that_luck_explains_is_no_gain() -> None:
+def test_a_gain_within_the_noise_is_no_gain() -> None:
     rng = random.Random(2)
     champion = [rng.random() for _ in range(100)]
     lucky = [value + rng.gauss(0.01, 0.3) for value in champion]

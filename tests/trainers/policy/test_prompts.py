@@ -1,4 +1,4 @@
-"""Prompts from the lake: the gate's queries are nobody else's, and prompts read as serving renders them."""
+"""Prompts from the lake: the gate's queries are not learned from, and prompts are those that serving renders."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from serving.policy.tasks import Task, render_prompt
 from streams.lake.files import Lake
 from tests.support.lake_days import write_impressions
 from tests.support.toy_policy import TASK, TASKS
-from trainers.policy.prompts import TEST_SHARE, Asked, is_test, make_prompts, pick_test, pick_training, read_asked
+from trainers.policy.prompts import TEST_SHARE, ListCall, is_test, make_prompts, pick_test, pick_training, read_calls
 
 DAY = date(2026, 3, 1)
 queries = st.lists(st.text(min_size=1, max_size=8), max_size=60)
 
 
-def ask(query: str, task: str = "suggest") -> Asked:
-    return Asked(task, query, query, (), None)
+def ask(query: str, task: str = "suggest") -> ListCall:
+    return ListCall(task, query, query, (), None)
 
 
 @given(queries, st.integers(0, 20), st.integers(0, 5))
@@ -32,7 +32,7 @@ def test_no_query_is_both_learned_from_and_measured_with(texts: list[str], count
 
 
 @given(queries)
-def test_every_query_is_on_one_side(texts: list[str]) -> None:
+def test_every_query_is_in_one_part(texts: list[str]) -> None:
     asked = [ask(text) for text in texts]
     sides = pick_training(asked, 1000, 0), pick_test(asked, 1000)
     assert {one.query_norm for side in sides for one in side} == set(texts)
@@ -66,7 +66,7 @@ def test_a_prompt_is_what_serving_rendered(tmp_path) -> None:  # type: ignore[no
         def retrieve(self, query: str, n: int) -> list[str]:
             return [f"next to {query}"][:n]
 
-    asked = read_asked(Lake.local(tmp_path), date(2026, 3, 2), 14)
+    asked = read_calls(Lake.local(tmp_path), date(2026, 3, 2), 14)
     assert [one.query_norm for one in asked] == ["cat food", "x"]
     (prompt,) = make_prompts(asked, {"suggest": task}, Index())
     assert prompt.text == render_prompt(task, "Cat  Food", ["next to Cat  Food"], ["earlier one"], "an answer")
@@ -77,7 +77,7 @@ def test_a_prompt_is_what_serving_rendered(tmp_path) -> None:  # type: ignore[no
 def test_days_outside_the_window_are_not_read(tmp_path) -> None:  # type: ignore[no-untyped-def]
     write_impressions(tmp_path, date(2026, 2, 14), [{"query": "old"}])
     write_impressions(tmp_path, DAY, [{"query": "new"}])
-    assert [one.query for one in read_asked(Lake.local(tmp_path), date(2026, 3, 2), 15)] == ["new"]
+    assert [one.query for one in read_calls(Lake.local(tmp_path), date(2026, 3, 2), 15)] == ["new"]
 
 
 def test_hostile_extras_are_only_data(tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -86,4 +86,4 @@ def test_hostile_extras_are_only_data(tmp_path) -> None:  # type: ignore[no-unty
         for n, text in enumerate(["[1]", "{}", '{"context": 3}', '{"context": {"session": "x"}}', ""])
     ]
     write_impressions(tmp_path, DAY, rows)
-    assert [(one.session, one.response) for one in read_asked(Lake.local(tmp_path), date(2026, 3, 2), 1)] == [((), None)] * 5
+    assert [(one.session, one.response) for one in read_calls(Lake.local(tmp_path), date(2026, 3, 2), 1)] == [((), None)] * 5

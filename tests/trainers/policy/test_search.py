@@ -196,7 +196,7 @@ def test_the_reward_follows_the_task_and_an_empty_list_is_worth_nothing() -> Non
     assert reward_lists(Half(), [multi, single, multi], lists) == pytest.approx([1 - 0.6**2, 0.8, 0.0])
 
 
-def test_on_a_real_policy_what_is_found_is_what_its_tokens_say(tmp_path: Path) -> None:
+def test_on_a_real_policy_lists_are_those_of_their_tokens(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     engine = TransformersEngine.load(make_policy(tmp_path), "cpu")
     prompts = [Prompt(TASK, animal, f"{animal}\n=>") for animal in ANIMALS]

@@ -1,4 +1,4 @@
-"""The predictor's figures against their definitions, computed the slow way."""
+"""The predictor's figures against their definitions, computed directly."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def test_the_same_seed_gives_the_same_predictor_and_changes_nothing_else(
     np.testing.assert_array_equal(one, two)
 
 
-def test_a_warm_start_keeps_vocabulary_and_size_and_begins_where_it_was(
+def test_a_warm_start_keeps_vocabulary_and_size_and_starts_from_its_weights(
     trained: tuple[Path, dict[str, object]], tmp_path: Path
 ) -> None:
     folder, cold = trained

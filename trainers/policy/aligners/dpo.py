@@ -43,9 +43,9 @@ class TooFewPairs(ValueError):
 
 
 def train_dpo(policy: Path, pairs: Sequence[Pair], out: Path, settings: DpoSettings, device: str) -> dict[str, float]:
-    """Trains the policy in folder `policy` on the pairs and saves the merged model and its tokenizer into `out`.
+    """Train the policy in folder `policy` on the pairs and save the merged model and its tokenizer into `out`.
 
-    Answers pairs, steps, loss, accuracy and margin (beta times the difference of the log-ratios, of the last tenth of
+    Returns pairs, steps, loss, accuracy and margin (beta times the difference of the log-ratios, of the last tenth of
     the steps), seconds. Raises TooFewPairs."""
     if len(pairs) < settings.min_pairs:
         raise TooFewPairs(f"{len(pairs)} pairs, dpo.min_pairs = {settings.min_pairs}: raise search.prompts, or lower it")
@@ -60,7 +60,7 @@ def train_dpo(policy: Path, pairs: Sequence[Pair], out: Path, settings: DpoSetti
 
 
 def make_trainer(policy: Path, pairs: Sequence[Pair], scratch: Path, settings: DpoSettings, device: str) -> Any:
-    """TRL's DPOTrainer over the pairs' own token ids: TRL would tokenise the text again, and the same text may have
+    """Return TRL's DPOTrainer over the pairs' own token ids: TRL would tokenise the text again, and the same text may have
     other tokens than those that the policy wrote."""
     quiet()
     from datasets import Dataset
@@ -121,7 +121,7 @@ def _arguments(settings: DpoSettings, kind: str, scratch: Path) -> dict[str, Any
 
 
 def _bar() -> Any:
-    """TRL's own progress goes to standard output; this one is the project's, on standard error and only on a terminal."""
+    """Return a callback with a progress bar on standard error, where that is a terminal; TRL's own goes to standard output."""
     from rich.console import Console
     from rich.progress import Progress
     from transformers import TrainerCallback

@@ -105,7 +105,7 @@ def test_a_seed_repeats_and_no_seed_varies(engine: TransformersEngine) -> None:
     assert draw(None) != draw(None)
 
 
-def test_samples_of_one_prompt_come_together(engine: TransformersEngine) -> None:
+def test_samples_of_one_prompt_are_adjacent(engine: TransformersEngine) -> None:
     many = engine.generate(PROMPTS[:2], Decoding(temperature=3.0, top_p=1.0), SUGGEST, samples=4)
     assert len(many) == 8
     assert len({one.token_ids for one in many[:4]}) > 1
@@ -270,7 +270,7 @@ def test_a_search_state_can_be_expanded_twice(engine: TransformersEngine) -> Non
     assert once.continuations == again.continuations
 
 
-def test_the_first_item_brings_the_auxiliary_texts(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_item_is_after_the_auxiliary_texts(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     boost_ends(engine, monkeypatch, 3.0)
     expansion = engine.expand(engine.begin(PROMPTS, REFINE), 400, Decoding(temperature=1.5, top_p=1.0, seed=0))
     complete = [index for index, one in enumerate(expansion.continuations) if one.complete]
