@@ -139,11 +139,11 @@ class Endpoints:
         stored = await asyncio.to_thread(self._sink.store, self._root.serving.deadline_s) if result.accepted else True
         answer: dict[str, Any] = {"accepted": result.accepted, "rejected": [asdict(refusal) for refusal in result.rejected]}
         if result.full:
-            reason = f"{result.full}; send the batch again later, accepted events count once"
-            return JSONResponse({"error": reason, **answer}, 503, _RETRY)
+            problem = f"{result.full}; send the batch again later, accepted events count once"
+            return JSONResponse({"error": problem, **answer}, 503, _RETRY)
         if not stored:
-            reason = "the events could not be written to disk in time; send the batch again later, they count once"
-            return JSONResponse({"error": reason, **answer}, 503, _RETRY)
+            problem = "the events could not be written to disk in time; send the batch again later, they count once"
+            return JSONResponse({"error": problem, **answer}, 503, _RETRY)
         return JSONResponse(answer, 202)
 
     async def schema(self, request: HttpRequest) -> Response:
