@@ -14,9 +14,9 @@ import pyarrow as pa
 from streams.events.checks import KINDS, Kind, event_columns
 from streams.events.columns import Columns, to_columns
 from streams.events.json_reader import read_json_lines
-from streams.events.line_decoder import decode_record, horizon_us, parse_line
+from streams.events.line_decoder import horizon_us, parse_line
 from streams.events.line_spans import Int64s, Lines, split_records
-from streams.events.schema import DEFAULT_LIMITS, Click, Decoded, EventSettings
+from streams.events.schema import DEFAULT_LIMITS, Click, Decoded, EventSettings, Reason, Reject
 from streams.events.struct_reader import read_struct_lines
 
 NO_EVENTS = to_columns(Decoded())
@@ -25,12 +25,11 @@ NO_EVENTS = to_columns(Decoded())
 def decode_columns(
     records: Iterable[tuple[int, bytes | None]], limits: EventSettings = DEFAULT_LIMITS, now: float | None = None
 ) -> Columns:
-    """Decode (offset, value) records; equals `to_columns(decode_records(...))` except for the order of rows. Thread-safe."""
+    """Decode (offset, value) records; each line is accepted or refused as `parse_line` does. Thread-safe."""
     records, decoded = list(records), Decoded()
     lines = split_records([(offset, value) for offset, value in records if value is not None])
     for offset in [offset for offset, value in records if value is None]:
-        for reject in decode_record(None, offset=offset, limits=limits, now=now).found():
-            decoded.add(reject)
+        decoded.add(Reject(Reason.MALFORMED, "record without a value", b"", None, None, offset, 0))
     tables, remaining = _read_in_bulk(lines, limits, horizon_us(limits, now))
     locations = list(zip(lines.offsets[remaining].tolist(), lines.numbers[remaining].tolist(), strict=True))
     for line, (offset, number) in zip(lines.spans.take(remaining), locations, strict=True):

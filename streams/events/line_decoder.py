@@ -1,14 +1,14 @@
 """The decoder that decides which lines are events and why any other is refused.
 
 Every path that reads events (workers, replay, the HTTP app, the emitter's own check) ends here, so that a line is accepted by all
-of them or refused by all of them for the same reason. A whole record is decoded in one C call when every line of it is a valid
-event without unknown fields; otherwise it is read line by line, with the same outcome.
+of them or refused by all of them for the same reason. Workers read most lines by `streams.events.batch_decoder`, with the same
+outcome.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import msgspec
 
@@ -17,9 +17,7 @@ from streams.events.schema import (
     KNOWN,
     MAX_DEPTH,
     MAX_TS_US,
-    SPACE,
     Click,
-    Decoded,
     Event,
     EventError,
     EventSettings,
@@ -40,23 +38,6 @@ _TOO_LONG = re.compile(r"Expected `(?:str|array)` of length <= ")
 _UNKNOWN = "Object contains unknown field"
 
 
-def decode_records(
-    records: Iterable[tuple[int, bytes | None]], limits: EventSettings = DEFAULT_LIMITS, now: float | None = None
-) -> Decoded:
-    """Decode (offset, value) records; with `now` (epoch seconds) events from the future are refused."""
-    decoded = Decoded()
-    for offset, value in records:
-        _decode_into(decoded, value, offset, limits, now)
-    return decoded
-
-
-def decode_record(
-    value: bytes | None, *, offset: int, limits: EventSettings = DEFAULT_LIMITS, now: float | None = None
-) -> Decoded:
-    """Decode one record: NDJSON, blank lines skipped, every other line an event or a reject."""
-    return decode_records([(offset, value)], limits, now)
-
-
 def parse_line(
     line: bytes, limits: EventSettings = DEFAULT_LIMITS, *, offset: int = -1, number: int = -1, now: float | None = None
 ) -> Event | Reject:
@@ -70,41 +51,6 @@ def parse_line(
     except EventError as error:
         return _reject(error.reason, error.detail, line, offset, number)
     return _check_event(event, line, extra, offset, number, limits, horizon_us(limits, now))
-
-
-def _decode_into(decoded: Decoded, value: bytes | None, offset: int, limits: EventSettings, now: float | None) -> None:
-    if value is None:
-        decoded.add(_reject(Reason.MALFORMED, "record without a value", b"", offset, 0))
-        return
-    lines = value.strip(SPACE).split(b"\n")
-    events = _decode_whole_record(value, lines, limits)
-    if events is None:
-        for number, line in enumerate(value.split(b"\n")):
-            if stripped := line.strip(SPACE):
-                decoded.add(parse_line(stripped, limits, offset=offset, number=number, now=now))
-        return
-    horizon = horizon_us(limits, now)
-    first = value[: len(value) - len(value.lstrip(SPACE))].count(b"\n")
-    for number, (event, line) in enumerate(zip(events, lines, strict=True), first):
-        decoded.add(_check_event(event, line, b"", offset, number, limits, horizon))
-
-
-def _decode_whole_record(value: bytes, lines: list[bytes], limits: EventSettings) -> list[Event] | None:
-    """Decode a record in one call, or return None when it must be read line by line.
-
-    `decode_lines` accepts a value that spans lines and two values in one line. Both are excluded here: a line break between `}`
-    and `{` is never inside a JSON value, so when every break is of that kind, each line has at least one value, and exactly one
-    when there are as many values as lines.
-    """
-    if len(value) > limits.max_line_bytes and max(map(len, lines)) > limits.max_line_bytes:
-        return None
-    if value.count(b"}\n{") != len(lines) - 1:
-        return None
-    try:
-        events = _decoder.decode_lines(value)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    return events if len(events) == len(lines) else None
 
 
 def _decode_line(line: bytes) -> tuple[Event, bytes]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -161,13 +161,6 @@ class Decoded:
     def __len__(self) -> int:
         return len(self.queries) + len(self.impressions) + len(self.clicks) + len(self.rejects)
 
-    def found(self) -> Iterator[Event | Reject]:
-        """Yield all events and rejects, kind by kind."""
-        yield from self.queries
-        yield from self.impressions
-        yield from self.clicks
-        yield from self.rejects
-
     def add(self, found: Event | Reject) -> None:
         """Append the outcome of one line to the list of its kind."""
         match found:
@@ -220,11 +213,6 @@ def printable(text: str) -> str:
     """Return text that is safe to log: printable ASCII, anything else escaped, at most MAX_DETAIL_CHARS characters."""
     shown = text.encode("unicode_escape", "backslashreplace").decode("ascii")
     return shown if len(shown) <= MAX_DETAIL_CHARS else shown[: MAX_DETAIL_CHARS - 3] + "..."
-
-
-def reject_event(event: Event, reason: Reason, detail: str) -> Reject:
-    """Return the quarantine entry of an event that was decoded but cannot be used."""
-    return Reject(reason, detail, event.raw or encode(event), event.event_id, event.ts_us, event.offset, event.line)
 
 
 def with_extra(event: Event, extra: Mapping[str, Any]) -> Event:

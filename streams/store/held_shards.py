@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
 
+from streams.events.batch_decoder import NO_EVENTS
 from streams.events.columns import Columns
-from streams.events.schema import Decoded
 from streams.store.maintenance import Pace
 from streams.store.offset_range import OffsetRange
 from streams.store.progress import Progress, Timings
@@ -201,7 +201,7 @@ class HeldShards:
             earliest - 1,
             "raise log.retention.ms",
         )
-        shard.apply(Decoded(), topic_id=topic_id, first_offset=offset, next_offset=earliest, now=self._clock())
+        shard.apply(NO_EVENTS, topic_id=topic_id, first_offset=offset, next_offset=earliest, now=self._clock())
         return earliest
 
     def _release(self, partition: int) -> None:

@@ -23,9 +23,9 @@ from streams.counting import batch as intake
 from streams.counting.batch import Batch
 from streams.counting.connection import Feeds
 from streams.counting.recent_rows import Recent, load_recent
-from streams.events.columns import Columns, to_columns
+from streams.events.columns import Columns
 from streams.events.rules import CountingRules
-from streams.events.schema import Decoded, Reason, Reject
+from streams.events.schema import Reason, Reject
 from streams.store import compaction
 from streams.store.buffer_pool import LIMIT, Pool
 from streams.store.maintenance import Account, Tended, Upkeep
@@ -105,7 +105,7 @@ class Shard:
 
     def apply(
         self,
-        decoded: Decoded | Columns,
+        columns: Columns,
         *,
         topic_id: str,
         first_offset: int,
@@ -120,7 +120,6 @@ class Shard:
         seconds since the epoch, for the future-event check. Another topic id than the stored one starts over at that topic's
         offsets; repeats are then known by their ids. Raises OffsetGap when records are missing.
         """
-        columns = to_columns(decoded) if isinstance(decoded, Decoded) else decoded
         self._remember()
         if topic_id == self._totals.topic_id and self._totals.next_offset is not None:
             expected = self._totals.next_offset

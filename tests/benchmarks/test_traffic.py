@@ -13,7 +13,7 @@ import pytest
 from benchmarks.corpus import write_corpus
 from benchmarks.traffic import DAY_S, EVENTS_A_SESSION, START, Line, Mix, Traffic
 from streams.emitter.record_batches import partition_of
-from streams.events.line_decoder import decode_records
+from tests.support.decoding import decode_records
 
 EVENTS = 40_000
 

@@ -19,7 +19,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from streams.events.batch_decoder import decode_columns
-from streams.events.line_decoder import decode_records
 from streams.store.shard import CountingRules, Shard
 from tests.support.logs import NOW, START, click, day, feed, impression, query, repaired_logs, rows
 from tests.support.recount import Recount, recount
@@ -55,10 +54,9 @@ def expected_counts(expected: Recount, delivered: int) -> Counts:
     return tables, expected.quarantined, expected.counted, delivered
 
 
-def apply(shard: Shard, log: list[bytes], first: int, end: int, columns: bool, write: bool = True) -> None:
+def apply(shard: Shard, log: list[bytes], first: int, end: int, write: bool = True) -> None:
     records = [(offset, log[offset]) for offset in range(first, end)]
-    decoded = decode_columns(records) if columns else decode_records(records)
-    shard.apply(decoded, topic_id="t", first_offset=first, next_offset=end, now=NOW, write=write)
+    shard.apply(decode_columns(records), topic_id="t", first_offset=first, next_offset=end, now=NOW, write=write)
 
 
 @contextmanager
@@ -78,7 +76,7 @@ def check_repairs(log: list[bytes], seed: int, batch: int) -> None:
         with small_memory(rows_kept), new_shard() as (_, shard):
             for first in range(0, len(delivered), size):
                 end, write = min(first + size, len(delivered)), chance.random() < written
-                apply(shard, delivered, first, end, columns=size > 1, write=write)
+                apply(shard, delivered, first, end, write=write)
             shard.finish(NOW)
             assert counts_of(shard) == expected, (size, rows_kept, written)
             shard.close()
@@ -94,7 +92,7 @@ def check_crashes(log: list[bytes], seed: int) -> None:
                 shard = crash(shard, path, log, first, end, chance)
             else:
                 write = chance.random() < 0.5
-                apply(shard, log, max(0, first - chance.randint(0, 3)), end, chance.random() < 0.5, write)
+                apply(shard, log, max(0, first - chance.randint(0, 3)), end, write)
             if chance.random() < 0.2:
                 shard = kill(shard, path)
         shard.finish(NOW)
@@ -165,7 +163,7 @@ def test_a_click_that_one_list_refused_and_an_earlier_one_takes_counts_by_what_c
 ) -> None:
     with new_shard() as (_, shard):
         for first, end in pairwise((0, *ends[:-1], len(log))):
-            apply(shard, log, first, end, columns=True)
+            apply(shard, log, first, end)
         shard.finish(NOW)
         assert counts_of(shard) == expected_counts(recount(log), len(log))
         shard.close()
@@ -176,12 +174,12 @@ def test_without_the_cut_at_a_freed_id_a_repaired_click_is_lost() -> None:
     log = [impression("e", START), click("c", START + 1, position=5), click("c", START + 1)]
     expected = expected_counts(recount(log), len(log))
     with new_shard() as (_, shard):
-        apply(shard, log, 0, 3, columns=True)
+        apply(shard, log, 0, 3)
         assert counts_of(shard) == expected
         shard.close()
     with pytest.MonkeyPatch.context() as patch, new_shard() as (_, shard):
         patch.setattr("streams.store.shard.deduplication.find_conflicts", lambda *_: [])
-        apply(shard, log, 0, 3, columns=True)
+        apply(shard, log, 0, 3)
         assert counts_of(shard) != expected
         shard.close()
 
@@ -200,7 +198,7 @@ def crash(shard: Shard, path: Path, log: list[bytes], first: int, end: int, chan
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(f"streams.store.shard.{step}", fail)
         with pytest.raises(OSError, match="disk full"):
-            apply(shard, log, first, end, columns=True)
+            apply(shard, log, first, end)
     assert (shard.position() or ("t", 0))[1] == first
     if chance.random() < 0.5:
         return shard

@@ -12,7 +12,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from streams.counting import rollups
-from streams.events.line_decoder import decode_records
+from streams.events.batch_decoder import decode_columns
 from streams.store import compaction
 from streams.store.shard import Applied, Shard
 
@@ -74,7 +74,7 @@ def feed(
         records = [(start + low + number, value) for number, value in enumerate(lines[low : low + batch])]
         applied.append(
             shard.apply(
-                decode_records(records, now=now),
+                decode_columns(records, now=now),
                 topic_id=topic_id,
                 first_offset=records[0][0],
                 next_offset=records[-1][0] + 1,

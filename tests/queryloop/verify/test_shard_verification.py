@@ -19,7 +19,7 @@ from queryloop.verify import arrivals, recount_queries
 from queryloop.verify.arrivals import Arrivals
 from queryloop.verify.shard_verification import EXPIRED, UNCOVERED, Log, Verdict, empty_counts, rows, verify_shard
 from streams.api.snapshot import Counts, CountsError, dump_counts, read_counts
-from streams.events.line_decoder import decode_records
+from streams.events.batch_decoder import decode_columns
 from streams.events.rules import CountingRules
 from streams.events.schema import DEFAULT_LIMITS
 from streams.store.shard import Shard, ShardTotals
@@ -281,7 +281,7 @@ def test_days_that_the_log_no_longer_covers_are_left_out(shard: Shard) -> None:
 
 def test_a_topic_that_was_created_anew_is_not_compared(shard: Shard) -> None:
     feed(shard, LOG)
-    shard.apply(decode_records(enumerate(LOG[:2])), topic_id="another", first_offset=0, next_offset=2, now=NOW)
+    shard.apply(decode_columns(enumerate(LOG[:2])), topic_id="another", first_offset=0, next_offset=2, now=NOW)
     verdict = verify(shard, LOG[:2])
     assert verdict.equal and not verdict.complete
     assert "created anew" in verdict.doubts[0]

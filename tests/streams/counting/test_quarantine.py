@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from streams.counting import quarantine
-from streams.events.line_decoder import decode_records
+from streams.events.batch_decoder import decode_columns
 from streams.store.shard import CountingRules, Shard
 from tests.support.logs import NOW, START, click, day, feed, impression, query, rows
 
@@ -58,7 +58,7 @@ def test_a_bad_event_among_good_ones_disturbs_nothing(shard: Shard) -> None:
         (0, b"\n".join([impression("e1", START), JUNK, click("e2", START + 1), b'{"type":"click"}'])),
         (1, b"\x89PNG\r\n\x1a\n"),
     ]
-    shard.apply(decode_records(records, now=NOW), topic_id="t", first_offset=0, next_offset=2, now=NOW)
+    shard.apply(decode_columns(records, now=NOW), topic_id="t", first_offset=0, next_offset=2, now=NOW)
     assert rows(shard.windows(day(START) + timedelta(days=1)))[0] == ("q", "a", 0, 1, 1)
     assert [(row["log_offset"], row["line"]) for row in shard.quarantine().to_pylist()[:2]] == [(0, 1), (0, 3)]
 

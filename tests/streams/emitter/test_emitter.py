@@ -17,9 +17,9 @@ from streams.brokers.broker import Broker, EmbeddedBroker, KafkaBroker
 from streams.brokers.topics import KafkaSettings, create_topics, end_offsets
 from streams.emitter.emitter import Counters, Emitter, EmitterSettings, QueueFull, checked_line
 from streams.emitter.record_batches import partition_of
-from streams.events.line_decoder import decode_record
 from streams.events.schema import Click, EventError, EventSettings, Impression, Query, Reason, encode, with_extra
 from streams.runtime.processes import free_port
+from tests.support.decoding import decode_records
 
 
 def query(number: int, session: str = "s", text: str = "q") -> Query:
@@ -48,7 +48,7 @@ def read(bootstrap: str, topic: str) -> dict[int, list[bytes]]:
 
 
 def ids(records: dict[int, list[bytes]]) -> list[str]:
-    return [event.event_id for values in records.values() for value in values for event in decode_record(value, offset=0).queries]
+    return [event.event_id for values in records.values() for value in values for event in decode_records([(0, value)]).queries]
 
 
 def wait_until(ready: Callable[[], bool], timeout_s: float = 30.0) -> None:
@@ -70,7 +70,7 @@ def test_every_event_arrives_and_sessions_keep_their_order(bootstrap: str, uniqu
     arrived: dict[str, list[Query]] = defaultdict(list)
     for partition, values in read(bootstrap, topic).items():
         for value in values:
-            decoded = decode_record(value, offset=0)
+            decoded = decode_records([(0, value)])
             assert 1 <= len(decoded) <= 10
             for event in decoded.queries:
                 assert partition_of(event.session_id, 3) == partition
@@ -95,7 +95,7 @@ def test_all_types_arrive_as_they_were_made(bootstrap: str, unique: str) -> None
         for event in (query(0, text="\x1b[31m\u202e\x00"), with_extra(shown, {"context": [1]}), clicked):
             emitter.emit(event)
     (value,) = read(bootstrap, topic)[0]
-    decoded = decode_record(value, offset=0)
+    decoded = decode_records([(0, value)])
     assert decoded.queries == [query(0, text="\x1b[31m\u202e\x00")]
     assert decoded.impressions == [shown]
     assert decoded.impressions[0].extra == b'{"context":[1]}'

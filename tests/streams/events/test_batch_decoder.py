@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 
 from streams.events.batch_decoder import decode_columns
 from streams.events.columns import Columns, to_columns
-from streams.events.line_decoder import decode_records
-from streams.events.schema import DEFAULT_LIMITS, EventSettings
+from streams.events.schema import DEFAULT_LIMITS, EventSettings, Reason
+from tests.support.decoding import decode_records
 
 QUERY: dict[str, Any] = {"type": "query", "event_id": "e", "ts": 1.5, "session_id": "s", "query": "q"}
 IMPRESSION: dict[str, Any] = {**QUERY, "type": "impression", "impression_id": "i", "items": ["A", "b"]}
@@ -213,3 +213,22 @@ def test_many_records_are_decoded_in_several_calls() -> None:
     log[1_500] = log[1_500][:-1] + b',"own":1}'
     assert_same(list(enumerate(log)))
     assert_same([(row, b"\n".join(log[row : row + 100])) for row in range(0, 2_000, 100)])
+
+
+def test_a_record_without_a_value_is_malformed() -> None:
+    (reject,) = decode_columns([(4, None)]).rejects
+    assert (reject.reason, reject.offset) == (Reason.MALFORMED, 4)
+
+
+def test_lines_keep_their_numbers_though_blank_ones_are_skipped() -> None:
+    value = b"\n\n" + WHOLE[0] + b"\n \r\n" + WHOLE[2] + b"\r\n{\n"
+    columns = decode_columns([(9, value)])
+    places = [(table["log_offset"].to_pylist(), table["line"].to_pylist()) for table in (columns.queries, columns.clicks)]
+    assert places == [([9], [2]), ([9], [4])]
+    assert [(one.offset, one.line) for one in columns.rejects] == [(9, 5)]
+
+
+@given(st.binary(max_size=300) | st.lists(LINES, max_size=4).map(b"".join))
+def test_no_line_is_lost(value: bytes) -> None:
+    written = [one for one in value.split(b"\n") if one.strip(b" \t\r\n")]
+    assert len(decode_columns([(0, value)])) == len(written)

@@ -1,16 +1,14 @@
-"""The line decoder: which lines it accepts, which it refuses and why; no input makes it raise or lose a line."""
+"""The line decoder: which lines it accepts, which it refuses and why."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-import hypothesis.strategies as st
 import pytest
-from hypothesis import given
 
-from streams.events.line_decoder import decode_record, decode_records, parse_line
-from streams.events.schema import MAX_DEPTH, Click, Decoded, Event, EventSettings, Impression, Query, Reason, Reject
+from streams.events.line_decoder import parse_line
+from streams.events.schema import MAX_DEPTH, Click, Event, EventSettings, Impression, Query, Reason, Reject
 
 QUERY: dict[str, Any] = {"type": "query", "event_id": "e", "ts": 1.5, "session_id": "s", "query": "q"}
 IMPRESSION: dict[str, Any] = {**QUERY, "type": "impression", "impression_id": "i", "items": ["a", "b"]}
@@ -214,73 +212,3 @@ def test_hostile_text_stays_out_of_the_detail() -> None:
     detail = refused(line(QUERY, type="\x1b[31m<script>" + "y" * 500)).detail
     assert "\x1b" not in detail
     assert len(detail) <= 200
-
-
-def test_a_record_without_a_value_is_malformed() -> None:
-    (reject,) = decode_record(None, offset=4).rejects
-    assert (reject.reason, reject.offset) == (Reason.MALFORMED, 4)
-
-
-def test_lines_keep_their_numbers_though_blank_ones_are_skipped() -> None:
-    value = b"\n\n" + line(QUERY, event_id="a") + b"\n \r\n" + line(QUERY, event_id="b") + b"\r\n{\n"
-    decoded = decode_record(value, offset=9)
-    assert [(one.event_id, one.offset, one.line) for one in decoded.queries] == [("a", 9, 2), ("b", 9, 4)]
-    assert [(one.offset, one.line) for one in decoded.rejects] == [(9, 5)]
-
-
-@pytest.mark.parametrize("space", [b"", b"\n", b"\r\n", b" \n"])
-def test_lines_of_a_record_decoded_in_one_call_keep_their_numbers_too(space: bytes) -> None:
-    decoded = decode_record(space + line(QUERY) + b"\n" + line(CLICK) + space, offset=1)
-    first = space.count(b"\n")
-    assert [one.line for one in decoded.queries] == [first]
-    assert [one.line for one in decoded.clicks] == [first + 1]
-
-
-def outcomes(decoded: Decoded) -> list[tuple[Any, ...]]:
-    found: list[Any] = [*decoded.queries, *decoded.impressions, *decoded.clicks, *decoded.rejects]
-    return sorted((one.offset, one.line, type(one).__name__, repr(one), one.raw, one.ts_us) for one in found)
-
-
-lines = st.sampled_from(
-    [
-        line(QUERY),
-        line(QUERY, unknown=1),
-        line(IMPRESSION),
-        line(IMPRESSION, items=["a"] * 70),
-        line(CLICK),
-        line(CLICK, ts="2021-03-01T00:00:00Z"),
-        line(QUERY, ts=4e9),
-        line(QUERY, ts=-1),
-        line(QUERY) + line(QUERY),
-        line(QUERY, query="x" * 600),
-        line(QUERY, event_id="x" * 70_000),
-        *json.dumps(IMPRESSION, indent=1).encode().split(b"\n"),
-        b'{"a":[{}',
-        b"{}",
-        b"",
-        b"  ",
-        b"\xff",
-        b"\x00",
-    ]
-)
-
-
-@given(st.lists(lines, max_size=6), st.none() | st.just(2e9))
-def test_a_record_decodes_as_its_lines_do_one_by_one(found: list[bytes], now: float | None) -> None:
-    expected = Decoded()
-    for number, raw in enumerate(found):
-        if raw.strip():
-            expected.add(parse_line(raw.strip(), offset=5, number=number, now=now))
-    assert outcomes(decode_record(b"\n".join(found), offset=5, now=now)) == outcomes(expected)
-
-
-@given(st.binary(max_size=300) | st.lists(lines, max_size=4).map(b"".join))
-def test_no_input_fails_and_no_line_is_lost(value: bytes) -> None:
-    written = [one for one in value.split(b"\n") if one.strip(b" \t\r\n")]
-    assert len(decode_record(value, offset=0)) == len(written)
-
-
-def test_many_records_accumulate_in_order() -> None:
-    decoded = decode_records([(0, line(QUERY, event_id="a")), (1, b"{"), (2, line(QUERY, event_id="b") + b"\n" + line(CLICK))])
-    assert [one.event_id for one in decoded.queries] == ["a", "b"]
-    assert (len(decoded.clicks), len(decoded.rejects), len(decoded)) == (1, 1, 4)

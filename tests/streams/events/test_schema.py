@@ -23,14 +23,12 @@ from streams.events.schema import (
     EventError,
     Impression,
     Query,
-    Reason,
     Reject,
     encode,
     json_schema,
     make_event_id,
     normalise,
     printable,
-    reject_event,
     to_micros,
     with_extra,
 )
@@ -128,13 +126,6 @@ def test_further_fields_travel_with_an_event() -> None:
 def test_further_fields_cannot_replace_the_schemas_own() -> None:
     with pytest.raises(EventError, match="ts is a field of the schema"):
         with_extra(query(), {"ts": 5})
-
-
-def test_an_event_that_cannot_be_used_keeps_its_line_and_position_in_the_log() -> None:
-    line = encode(query())
-    read = parse_line(line, offset=7, number=2)
-    assert not isinstance(read, Reject)
-    assert reject_event(read, Reason.TOO_OLD, "a reason") == Reject(Reason.TOO_OLD, "a reason", line, "e", 1_000_000, 7, 2)
 
 
 @given(st.text())

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streams.events.line_decoder import decode_records
+from streams.events.batch_decoder import decode_columns
 from streams.store.shard import CountingRules, OffsetGap, Shard, ShardTotals, StoreError
 from tests.support.logs import DATA, HOUR, NOW, START, click, day, difficult_logs, feed, impression, query, real_log, rows
 from tests.support.recount import Recount, recount
@@ -187,7 +187,7 @@ def test_records_applied_before_are_dropped_and_a_gap_is_refused(shard: Shard) -
     log = [query(f"e{number}", START + number) for number in range(6)]
     feed(shard, log[:3])
     applied = shard.apply(
-        decode_records([(number, log[number]) for number in range(1, 5)]), topic_id="t", first_offset=1, next_offset=5, now=NOW
+        decode_columns([(number, log[number]) for number in range(1, 5)]), topic_id="t", first_offset=1, next_offset=5, now=NOW
     )
     assert (applied.events, applied.counted, applied.duplicates) == (2, 2, 0)
     with pytest.raises(OffsetGap, match="next offset is 5, records start at 6"):
@@ -200,7 +200,7 @@ def test_a_new_topic_id_starts_over_and_repeats_are_known_by_their_ids(shard: Sh
     log = [query(f"e{number}", START + number) for number in range(3)]
     feed(shard, log)
     applied = shard.apply(
-        decode_records([(0, b"\n".join([*log, query("new", START)]))]), topic_id="other", first_offset=0, next_offset=1, now=NOW
+        decode_columns([(0, b"\n".join([*log, query("new", START)]))]), topic_id="other", first_offset=0, next_offset=1, now=NOW
     )
     assert (applied.counted, applied.duplicates) == (1, 3)
     assert shard.position() == ("other", 1)
@@ -266,7 +266,7 @@ def test_events_older_than_the_retention_are_too_old_whatever_the_batching(tmp_p
 def test_an_event_ahead_of_the_clock_is_refused_and_does_not_move_event_time(tmp_path: Path) -> None:
     shard = Shard.open(tmp_path / "shard.duckdb", CountingRules())
     records = [(0, query("e1", START)), (1, query("e2", START + 30 * 86_400))]
-    shard.apply(decode_records(records), topic_id="t", first_offset=0, next_offset=2, now=START)
+    shard.apply(decode_columns(records), topic_id="t", first_offset=0, next_offset=2, now=START)
     assert shard.totals().quarantined == {"future_event": 1}
     assert shard.totals().latest_us == START * 1e6
     shard.close()

@@ -18,7 +18,7 @@ import pytest
 from queryloop.up.worker_process import WorkerProcess
 from streams.brokers.broker import Broker
 from streams.brokers.topics import create_topics
-from streams.events.line_decoder import decode_records
+from streams.events.batch_decoder import decode_columns
 from streams.lake.files import Lake, LakeSettings, open_lake
 from streams.lake.reader import days, read_impressions
 from streams.store.held_shards import HeldShards
@@ -66,7 +66,7 @@ async def count(shards: HeldShards, *lines: bytes) -> None:
     def apply(shard: Shard) -> None:
         first = (shard.position() or ("", 0))[1]
         records = [(first + number, line) for number, line in enumerate(lines)]
-        shard.apply(decode_records(records), topic_id="t", first_offset=first, next_offset=first + len(lines), now=NOW)
+        shard.apply(decode_columns(records), topic_id="t", first_offset=first, next_offset=first + len(lines), now=NOW)
 
     await shards.call(0, apply)
 
