@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from queryloop.verify.arrivals import LogRecord
 from streams.events.schema import MAX_TS_US
@@ -18,8 +18,6 @@ FETCH_BYTES = 8 * 1024 * 1024
 SILENCE_S = 30.0
 POLL_MS = 1000
 FOREVER_US = MAX_TS_US
-
-T = TypeVar("T")
 
 
 class TopicReadError(RuntimeError):

@@ -102,13 +102,6 @@ def encode_list(items: Sequence[str], auxiliary: Sequence[str], tokenizer: PreTr
     return [*ids[:-1], form.eos] if items else [*ids, form.eos]
 
 
-def join_list(items: Sequence[str], auxiliary: Sequence[str] = ()) -> str:
-    """Return the list as text, without EOS, for trainers that tokenize text themselves."""
-    return "".join(f"{clean_text(text, _MAX_TEXT_CHARS)}{AUX}" for text in auxiliary) + SEP.join(
-        clean_text(text, _MAX_TEXT_CHARS) for text in items
-    )
-
-
 def repair_items(items: Iterable[str], n: int) -> tuple[str, ...]:
     """Return at most `n` usable items for display: empty, illegible and repeated ones dropped, order kept."""
     kept: dict[str, str] = {}

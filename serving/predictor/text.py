@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PAD, UNKNOWN, CLS, SEP = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 SPECIAL = [PAD, UNKNOWN, CLS, SEP]
-PAD_ID, CLS_ID, SEP_ID = 0, 2, 3
+CLS_ID, SEP_ID = 2, 3
 MAX_CHARS = 2000
 LEVELS = 5
 """Levels of similarity (word Jaccard) to q_user and to the nearest earlier item, as a block's [CLS] gets them."""

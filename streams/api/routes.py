@@ -6,7 +6,6 @@ With a key set, every route but /healthz requires `Authorization: Bearer KEY`.
 from __future__ import annotations
 
 import hmac
-import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
     from streams.store.shard import Shard
 
-log = logging.getLogger(__name__)
 
 View = Callable[..., Awaitable[Any]]
 RETRY_AFTER_S = 1

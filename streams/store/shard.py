@@ -189,11 +189,6 @@ class Shard:
         """Return the shard's account as it stands."""
         return self._totals
 
-    def read(self, sql: str, params: dict[str, Any] | None = None) -> pa.Table:
-        """Return what a constant query over the shard's tables gives."""
-        self.write()
-        return self._con.sql(sql, params=params or {}).to_arrow_table()
-
     @property
     def rules(self) -> CountingRules:
         """The rules that this shard counts by."""
@@ -211,11 +206,6 @@ class Shard:
     def reading(self) -> AbstractContextManager[None]:
         """While this is open the memory of other threads' reads is left to them."""
         return self._pool.reading()
-
-    def dirty_days(self) -> list[date]:
-        """Return the days that changed since they were exported, or never were."""
-        self.write()
-        return retention.read_dirty(self._con)
 
     def changes(self, day: date) -> int:
         """Return how often a day's data changed since the shard was opened."""

@@ -9,9 +9,10 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from hypothesis import strategies as st
 
-from streams.counting import rollups
+from streams.counting import retention, rollups
 from streams.events.batch_decoder import decode_columns
 from streams.store import compaction
 from streams.store.shard import Applied, Shard
@@ -57,6 +58,20 @@ def sum_windows(shard: Shard) -> None:
     with shard.reader() as con:
         for one in rollups.read_folds(con):
             compaction.compact_slice(con, compaction.WINDOWS, compaction.Slice(one, None, None))
+
+
+def read(shard: Shard, sql: str) -> pa.Table:
+    """What a query over a shard's tables gives, once all that was applied is written."""
+    shard.write()
+    with shard.reader() as con:
+        return con.sql(sql).to_arrow_table()
+
+
+def dirty_days(shard: Shard) -> list[date]:
+    """The days whose data changed since they were exported, or that never were."""
+    shard.write()
+    with shard.reader() as con:
+        return retention.read_dirty(con)
 
 
 def feed(

@@ -11,13 +11,11 @@ from trainers.policy.search import Candidates, ScoredList, SearchSettings
 
 @dataclass(frozen=True)
 class Pair:
-    """One triplet (x, y_chosen, y_rejected); the lists as token ids that end with EOS, the rewards by eq. 3 or 4."""
+    """One triplet (x, y_chosen, y_rejected); the lists as token ids that end with EOS."""
 
     prompt: str
     chosen: tuple[int, ...]
     rejected: tuple[int, ...]
-    chosen_reward: float
-    rejected_reward: float
 
 
 def make_pairs(candidates: Iterable[Candidates], settings: SearchSettings) -> list[Pair]:
@@ -34,7 +32,7 @@ def make_pair(candidates: Candidates, settings: SearchSettings) -> Pair | None:
     better, worse = match_lengths(chosen, candidates.rejected)
     if better.reward <= worse.reward + settings.min_gain:
         return None
-    return Pair(candidates.prompt.text, better.token_ids, worse.token_ids, better.reward, worse.reward)
+    return Pair(candidates.prompt.text, better.token_ids, worse.token_ids)
 
 
 def _repeats(one: ScoredList, settings: SearchSettings) -> bool:

@@ -19,7 +19,7 @@ from streams.store.shard import CountingRules, Shard
 from streams.worker.settings import StreamsSettings
 from tests.queryloop.commands.test_verify import write_config
 from tests.streams.worker.test_main import await_applied, emit, make_settings
-from tests.support.logs import START, click, day, impression, query
+from tests.support.logs import START, click, day, impression, query, read
 
 DAY = 86_400
 HOSTILE = "\x1b]0;owned\x07\x1b[2J"
@@ -103,7 +103,7 @@ def test_a_fixed_event_counts_once_on_its_day(product: Product, tmp_path: Path) 
     assert product.run("verify") == Exit.DONE
     product.worker.stop()
     shards = [Shard.open(shard_path(product.settings.data.dir, number), CountingRules(), read_only=True) for number in (0, 1)]
-    pairs = [row for shard in shards for row in shard.read("FROM cooccurrence_deltas").to_pylist()]
+    pairs = [row for shard in shards for row in read(shard, "FROM cooccurrence_deltas").to_pylist()]
     assert [(row["day"], row["query"], row["next_query"], row["count"]) for row in pairs] == [
         (day(START), "red shoes", "blue shoes", 1)
     ]

@@ -14,7 +14,6 @@ from serving.policy.lists import (
     find_duplicates,
     find_list_tokens,
     jaccard,
-    join_list,
     name_auxiliary,
     parse,
     parse_part,
@@ -42,11 +41,6 @@ def test_what_was_encoded_is_parsed_back(items: list[str], auxiliary: list[str])
     assert found.auxiliary == tuple(auxiliary)
     assert found.well_formed
     assert found.tokens == len(ids)
-
-
-@given(st.lists(TEXTS, min_size=1, max_size=4), st.lists(TEXTS, max_size=2))
-def test_the_text_form_holds_the_same_tokens(items: list[str], auxiliary: list[str]) -> None:
-    assert [*ids_of(join_list(items, auxiliary)), FORM.eos] == encode_list(items, auxiliary, TOKENIZER)
 
 
 @pytest.mark.parametrize(

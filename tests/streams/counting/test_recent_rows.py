@@ -11,7 +11,7 @@ from hypothesis import given, settings
 
 from streams.counting.recent_rows import FEW_ROWS, RUN_ROWS, RecentRows, load_recent
 from streams.store.shard import CountingRules, Shard
-from tests.support.logs import START, click, feed, impression, query
+from tests.support.logs import START, click, dirty_days, feed, impression, query, read
 
 BATCHES = st.lists(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 50)), max_size=8), max_size=10)
 
@@ -96,12 +96,12 @@ def test_an_opened_shard_remembers_what_waits_what_is_dirty_and_the_last_hours_q
     feed(shard, [old, query("e2", START), query("e3", START, source="recommendation"), clicked, impression("e5", START, "i")])
     totals = shard.totals()
     recent = load_recent(shard.reader(), totals.latest_us, rules)
-    keys = shard.read("SELECT hash('absent') AS waiting, hash('i') AS shown, hash('s') AS session")
+    keys = read(shard, "SELECT hash('absent') AS waiting, hash('i') AS shown, hash('s') AS session")
     assert recent.waiting.contains(keys["waiting"].to_numpy()).all()
     assert not recent.waiting.contains(keys["shown"].to_numpy()).any()
     assert recent.waiting_us == round(START * 1e6)
     assert not recent.quarantined.ids.contains(keys["shown"].to_numpy()).any()
-    assert recent.dirty == set(shard.dirty_days()) != set()
+    assert recent.dirty == set(dirty_days(shard)) != set()
     _, queries = recent.queries.find(keys["session"].to_numpy())
     assert queries is not None and queries["event_id"].to_pylist() == ["e2"]
     assert recent.queries.complete_from > round((START - 20_000) * 1e6)

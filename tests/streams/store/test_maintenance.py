@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from streams.store import compaction, maintenance
 from streams.store import shard as store
 from streams.store.shard import CountingRules, Shard
-from tests.support.logs import HOUR, START, click, day, difficult_logs, feed, impression, query, rows
+from tests.support.logs import HOUR, START, click, day, difficult_logs, dirty_days, feed, impression, query, read, rows
 
 DAY_S = 86_400
 KEEP_ALL = CountingRules(retention_days=0, compact_rows=1)
@@ -56,7 +56,7 @@ def tables(shard: Shard, days: list[date]) -> list[object]:
 
 def export_all(shard: Shard) -> None:
     """Say that the lake has all days: only then are they forgotten."""
-    for exported in shard.dirty_days():
+    for exported in dirty_days(shard):
         shard.mark_exported(exported)
 
 
@@ -166,7 +166,7 @@ def test_what_is_due_is_done_in_slices_and_then_nothing_is_due(shard: Shard, eag
     assert shard.tend(60) == []
     assert tables(shard, DAYS[:4]) == before
     sums = "SELECT count(*) AS n, count(DISTINCT (day, query_norm, item_norm, position)) AS keys FROM window_deltas"
-    assert shard.read(sums)["n"] == shard.read(sums)["keys"]
+    assert read(shard, sums)["n"] == read(shard, sums)["keys"]
     account = shard.upkeep()["compaction"]
     assert account.rows_before > 2 * account.rows_after > 0
     assert account.last_day in DAYS[:4] + [day(START)]
@@ -230,7 +230,7 @@ def test_a_large_commit_goes_into_the_file_and_a_small_one_into_the_log(tmp_path
     assert path.with_name("large.duckdb.wal").stat().st_size > 10_000
     feed(shard, log[40:], start=40)
     assert not path.with_name("large.duckdb.wal").exists() or path.with_name("large.duckdb.wal").stat().st_size == 0
-    methods = shard.read("SELECT DISTINCT compression FROM pragma_storage_info('seen')")["compression"].to_pylist()
+    methods = read(shard, "SELECT DISTINCT compression FROM pragma_storage_info('seen')")["compression"].to_pylist()
     assert "Uncompressed" in methods and not any("FSST" in method for method in methods)
     shard.close()
     assert shard_rows(path) == (2000, 500)
@@ -270,8 +270,8 @@ def test_expiry_goes_a_table_and_a_day_at_a_time_and_keeps_what_counting_needs(t
     summed = [one.day for one in tended if one.kind == "compaction"]
     assert summed == [day(START + number * DAY_S) for number in range((cut - day(START)).days)], "before their lists go"
     assert [one.table for one in done].count("seen") == (cut - day(START)).days
-    assert sum(one.rows_before for one in done if one.table == "seen") + len(rows(shard.read("FROM seen"))) == len(log)
-    first = shard.read("SELECT min(ts_us) AS first FROM seen")["first"][0].as_py() / 1e6
+    assert sum(one.rows_before for one in done if one.table == "seen") + len(rows(read(shard, "FROM seen"))) == len(log)
+    first = read(shard, "SELECT min(ts_us) AS first FROM seen")["first"][0].as_py() / 1e6
     assert day(first) == cut
     assert tables(shard, DAYS[:8]) == before  # windows live a window's length longer
     assert shard.upkeep()["expiry"].last_day == max(one.day for one in done if one.day)
@@ -284,8 +284,8 @@ def test_counts_are_forgotten_a_windows_length_after_their_events(tmp_path: Path
     feed(shard, log)
     export_all(shard)
     shard.tend(60)
-    first = shard.read("SELECT min(day) AS day FROM window_deltas")["day"][0].as_py()
-    assert first == shard.read("SELECT min(day) AS day FROM cooccurrence_deltas")["day"][0].as_py()
+    first = read(shard, "SELECT min(day) AS day FROM window_deltas")["day"][0].as_py()
+    assert first == read(shard, "SELECT min(day) AS day FROM cooccurrence_deltas")["day"][0].as_py()
     assert first == day(START + 30 * DAY_S - 3 * DAY_S - 14 * DAY_S - 1)
     shard.close()
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from streams.events.batch_decoder import decode_columns
 from streams.store.shard import CountingRules, OffsetGap, Shard, ShardTotals, StoreError
-from tests.support.logs import DATA, HOUR, NOW, START, click, day, difficult_logs, feed, impression, query, real_log, rows
+from tests.support.logs import DATA, HOUR, NOW, START, click, day, difficult_logs, feed, impression, query, read, real_log, rows
 from tests.support.recount import Recount, recount
 
 KEEP_ALL = CountingRules(retention_days=0)
@@ -132,7 +132,7 @@ def test_what_is_not_written_is_lost_with_its_offsets_and_read_again(tmp_path: P
 def test_a_shard_shows_what_it_has_applied_and_writes_it_when_it_is_closed(tmp_path: Path) -> None:
     path = tmp_path / "shard.duckdb"
     log = [impression("e1", START), click("e2", START + 1), query("e3", START), query("e4", START + 1)]
-    for show in (Shard.dirty_days, lambda one: one.read("FROM seen"), lambda one: one.windows(DAYS[0]), Shard.close):
+    for show in (Shard.unpublished, Shard.quarantine, lambda one: one.windows(DAYS[0]), Shard.close):
         shard = Shard.open(path, KEEP_ALL)
         feed(shard, log, write=False)
         show(shard)
@@ -140,7 +140,7 @@ def test_a_shard_shows_what_it_has_applied_and_writes_it_when_it_is_closed(tmp_p
         killed(shard, path).close()
         again = Shard.open(path, KEEP_ALL)
         assert len(again.windows(DAYS[0])) == 2
-        assert len(again.read("FROM queries")) == 2
+        assert len(read(again, "FROM queries")) == 2
         again.close()
         path.unlink()
 
@@ -155,9 +155,9 @@ def test_clicks_wait_and_are_taken_whether_or_not_they_are_written(tmp_path: Pat
     assert shard.totals().pending == 4
     feed(shard, [lists[0], lists[2]], start=5, write=False)
     assert (shard.totals().pending, shard.totals().counted, shard.is_unwritten) == (2, 5, True)
-    assert rows(shard.read("SELECT event_id FROM pending ORDER BY event_id")) == [("c1",), ("c3",)]
+    assert rows(read(shard, "SELECT event_id FROM pending ORDER BY event_id")) == [("c1",), ("c3",)]
     feed(shard, [lists[1], lists[3]], start=7, write=False)
-    assert rows(shard.read("SELECT event_id FROM pending")) == []
+    assert rows(read(shard, "SELECT event_id FROM pending")) == []
     assert (shard.totals().pending, shard.totals().counted) == (0, 9)
     shard.close()
 
@@ -277,12 +277,12 @@ def test_exported_days_are_forgotten_after_the_retention_and_others_are_kept(tmp
     feed(shard, [query("e1", START), impression("e2", START), click("e3", START + 1)])
     feed(shard, [query("e4", START + 60 * 86_400)], start=3)
     assert {one.kind for one in shard.tend(60)} == {"look"}
-    assert shard.read("SELECT count(*) AS n FROM seen")["n"][0].as_py() == 4
+    assert read(shard, "SELECT count(*) AS n FROM seen")["n"][0].as_py() == 4
     shard.mark_exported(day(START))
     feed(shard, [query("e5", START + 61 * 86_400)], start=4)
     assert {one.kind for one in shard.tend(60)} == {"expiry", "compaction", "look"}
     for table, left in {"seen": 2, "queries": 2, "impressions": 0, "clicks": 0, "window_deltas": 0}.items():
-        assert shard.read(f"SELECT count(*) AS n FROM {table}")["n"][0].as_py() == left, table
+        assert read(shard, f"SELECT count(*) AS n FROM {table}")["n"][0].as_py() == left, table
     assert shard.totals().counted == 5
     shard.close()
 

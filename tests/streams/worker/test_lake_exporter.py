@@ -28,7 +28,7 @@ from streams.worker.lake_exporter import LakeExporter
 from tests.streams.store.test_lake_export import DAY, MATURE, NOON
 from tests.streams.worker.test_main import APPLIED_S, emit, good_events, make_settings, shards_of
 from tests.support.lake_servers import s3_lake
-from tests.support.logs import NOW, START, click, impression, query
+from tests.support.logs import NOW, START, click, dirty_days, impression, query
 
 SETTINGS = LakeSettings(reexport_s=0)
 BAD_CLICK = {"impression_id": "i", "position": 7}
@@ -138,7 +138,7 @@ async def test_counting_continues_while_a_file_is_written_and_a_changed_day_is_e
         assert await export == []
         assert clicked(lake) == [[False, False]]
         assert shards.totals()[0].days_exported == [DAY]  # even though it has changed since
-        assert await shards.call(0, Shard.dirty_days) == [DAY, date(2021, 3, 16)]
+        assert await shards.call(0, dirty_days) == [DAY, date(2021, 3, 16)]
         assert await exporter.export() == [(0, DAY)]
         assert clicked(lake) == [[True, False]]
         assert shards.totals()[0].days_exported == [DAY]

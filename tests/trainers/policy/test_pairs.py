@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 from hypothesis import given
@@ -44,7 +45,7 @@ def test_a_pair_always_has_the_higher_reward_chosen(chosen: list[ScoredList], re
     better, worse = match_lengths(chosen, rejected)
     assert (pair is not None) == (better.reward > worse.reward)
     if pair:
-        assert pair == Pair("cat =>", better.token_ids, worse.token_ids, better.reward, worse.reward)
+        assert pair == Pair("cat =>", better.token_ids, worse.token_ids)
 
 
 def test_among_equally_close_lengths_the_rewards_that_differ_most() -> None:
@@ -55,13 +56,13 @@ def test_among_equally_close_lengths_the_rewards_that_differ_most() -> None:
 def test_a_chosen_list_in_which_two_queries_overlap_is_dropped_unless_the_filter_is_off() -> None:
     repeats = make_list(0.9, items=("cat  Food", "cat food"))
     near = make_list(0.8, items=("cat food price", "cat food prices"))
-    good = make_list(0.7)
+    good = replace(make_list(0.7), token_ids=(9, 8, 7, 6, 5))
     rejected = [make_list(0.1)]
     pair = make_pair(candidates([repeats, near, good], rejected), SETTINGS)
     unfiltered = make_pair(candidates([repeats, near, good], rejected), SearchSettings(filter_overlap=False))
     assert pair is not None
     assert unfiltered is not None
-    assert (pair.chosen_reward, unfiltered.chosen_reward) == (0.7, 0.9)
+    assert (pair.chosen, unfiltered.chosen) == (good.token_ids, repeats.token_ids)
 
 
 def test_no_pair_without_a_chosen_list_a_rejected_one_or_a_gain() -> None:

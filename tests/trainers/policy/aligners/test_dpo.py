@@ -34,7 +34,7 @@ def pairs(policy: Path) -> list[Pair]:
 
     liked, disliked = [("food", "games"), ("games", "food")], [("price", "sleep"), ("sleep", "price")]
     return [
-        Pair(render_prompt(TASK, animal), write(animal, *good), write(animal, *bad), 0.9, 0.1)
+        Pair(render_prompt(TASK, animal), write(animal, *good), write(animal, *bad))
         for animal in ANIMALS
         for good in liked
         for bad in disliked
@@ -121,7 +121,7 @@ def test_the_reference_is_the_policy_it_started_from_also_after_training(
 
 
 def test_it_learns_from_the_tokens_that_the_policy_wrote(policy: Path, pairs: list[Pair], tmp_path: Path) -> None:
-    odd = Pair(pairs[0].prompt, (*map(ord, "cat"), 1), (9, 8, 1), 1.0, 0.0)  # no tokenizer would write "cat" so
+    odd = Pair(pairs[0].prompt, (*map(ord, "cat"), 1), (9, 8, 1))  # no tokenizer would write "cat" so
     (row,) = make_trainer(policy, [odd], tmp_path, SETTINGS, "cpu").train_dataset
     assert row["chosen_ids"] == list(odd.chosen)
     assert row["rejected_ids"] == list(odd.rejected)
