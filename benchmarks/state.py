@@ -2,7 +2,7 @@
 
 What is applied to it is a day and two thirds more, so that what a start costs (reading keys) and what goes on all the time
 (compaction, expiry, export of a day) have about the weight that they have in a long run. The state is built as a worker builds
-it, by `Shard.apply`, upkeep and the lake's export, in larger batches and without Kafka:
+it, by `Shard.apply`, maintenance and the lake's export, in larger batches and without Kafka:
 python -m benchmarks.state --folder DATA --partition N --partitions P --events E builds one shard.
 """
 
@@ -49,10 +49,10 @@ def build_shard(folder: Path, partition: int, partitions: int, events: int) -> i
     for offset, batch in enumerate(_batches(traffic.lines(share))):
         columns = decode_columns([(offset, b"\n".join(batch))])
         shard.apply(columns, topic_id="built", first_offset=offset, next_offset=offset + 1, now=time.time())
-        shard.tend()
+        shard.maintain()
         if offset % EXPORT_EVERY == 0:
             export_mature(shard, partition=partition, lake=Lake.local(folder / "lake"), settings=LakeSettings())
-    while shard.tend():
+    while shard.maintain():
         continue
     held = shard.totals().events
     shard.close()

@@ -1,7 +1,7 @@
-"""What of a decoded batch goes on to be counted: not applied before, neither in the future nor too old, and delivered once.
+"""Batches: decoded events in log order, without those applied before; events from the future and too old ones become rejects.
 
-The batch gets its log order (`seq`) and, for each event, the latest event time seen when it arrived (`arrival_us`). What depends
-on the order of arrival then depends on the log alone, not on how it was cut into batches.
+Each event gets its log order (`seq`) and the latest event time seen when it arrived (`arrival_us`). What depends on the order of
+arrival then depends on the log alone, not on how it was split into batches.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Value = TypeVar("Value", bound=np.generic)
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Columns of the events to count and the rejects beside them.
+    """The events to count, as tables, and the rejects.
 
-    The tables have the columns of `streams.events.columns.Columns` and `seq`, `arrival_us` (int64; 0 where nothing expires).
-    `reject_seq` and `reject_arrival_us` are the same of the rejects. `latest_us` is the latest event time seen after this batch,
-    None when there was none yet.
+    The tables have the columns of `streams.events.columns.Columns`, and `seq` and `arrival_us` (int64; 0 if nothing expires).
+    `reject_seq` and `reject_arrival_us` are the same for the rejects. `latest_us` is the latest event time up to the end of the
+    batch, None if there was no event yet.
     """
 
     queries: pa.Table
@@ -51,27 +51,28 @@ class Batch:
 
 
 def drop_applied(columns: Columns, next_offset: int) -> Columns:
-    """Return what stands at `next_offset` or after it in the log."""
+    """Return the events and rejects with an offset of at least `next_offset`."""
     tables = (columns.queries, columns.impressions, columns.clicks)
     kept = [table.filter(pc.greater_equal(table["log_offset"], next_offset)) for table in tables]
     return Columns(kept[0], kept[1], kept[2], columns.texts, [r for r in columns.rejects if r.offset >= next_offset])
 
 
-def take_in(columns: Columns, latest_us: int | None, rules: CountingRules, now_us: int) -> Batch:
-    """Place a batch in the log's order; what is ahead of the clock or older than the retention becomes a reject."""
+def make_batch(columns: Columns, latest_us: int | None, rules: CountingRules, now_us: int) -> Batch:
+    """Return decoded events as a batch; those ahead of the clock `now_us` or older than the retention become rejects."""
     tables = [columns.queries, columns.impressions, columns.clicks]
     rejects = list(columns.rejects)
-    ts_us = _joined(tables, "ts_us")
-    early = ts_us > now_us + rules.future_tolerance_us
-    if early.any():
+    ts_us = _concat(tables, "ts_us")
+    ahead = ts_us > now_us + rules.future_tolerance_us
+    if ahead.any():
         detail = f"ts: more than {rules.future_tolerance_us / 1e6:.0f} s ahead of the clock"
-        tables = _refuse_where(tables, columns.texts, early, rejects, Reason.FUTURE_EVENT, detail)
-        ts_us = ts_us[~early]
+        tables = _refuse_where(tables, columns.texts, ahead, rejects, Reason.FUTURE_EVENT, detail)
+        ts_us = ts_us[~ahead]
     seq, reject_seq = _log_order(tables, rejects)
     arrival, reject_arrival, after = _arrivals(ts_us, seq, reject_seq, latest_us)
     if not rules.retention_us:
         arrival, reject_arrival = arrival * 0, reject_arrival * 0
-    tables = [_place(*placed) for placed in zip(tables, cut(seq, tables), cut(arrival, tables), strict=True)]
+    ordered = zip(tables, split_values(seq, tables), split_values(arrival, tables), strict=True)
+    tables = [_add_order(*one) for one in ordered]
     if rules.retention_us and (old := ts_us < arrival - rules.retention_us).any():
         detail = f"ts: more than {rules.retention_days} days before the latest event seen"
         reject_seq = np.concatenate([reject_seq, seq[old]])
@@ -80,15 +81,15 @@ def take_in(columns: Columns, latest_us: int | None, rules: CountingRules, now_u
     return Batch(tables[0], tables[1], tables[2], columns.texts, rejects, reject_seq, reject_arrival, after)
 
 
-def cut(values: npt.NDArray[Value], tables: Iterable[pa.Table]) -> list[npt.NDArray[Value]]:
-    """Cut what is told of all rows, table after table, into what is told of each table's."""
+def split_values(values: npt.NDArray[Value], tables: Iterable[pa.Table]) -> list[npt.NDArray[Value]]:
+    """Split one value for each row, table after table, into an array for each table."""
     ends = accumulate(map(len, tables), initial=0)
     return [values[low:high] for low, high in pairwise(ends)]
 
 
-def split(batch: Batch, starts: Sequence[int], latest_us: int | None) -> list[Batch]:
-    """Cut a batch into pieces that begin at these places in its log order; `latest_us` is the latest event time before it."""
-    pieces = []
+def split_batch(batch: Batch, starts: Sequence[int], latest_us: int | None) -> list[Batch]:
+    """Split a batch at these values of `seq`, each the start of a part; `latest_us` is the latest event time before the batch."""
+    parts = []
     for low, high in zip([-1, *starts], [*starts, None], strict=True):
         tables = [t.filter(pa.array(_between(_numbers(t, "seq"), low, high))) for t in batch.tables]
         chosen = _between(batch.reject_seq, low, high)
@@ -96,8 +97,8 @@ def split(batch: Batch, starts: Sequence[int], latest_us: int | None) -> list[Ba
         times = [latest_us, *(pc.max(t["ts_us"]).as_py() for t in tables)]
         latest_us = max((t for t in times if t is not None), default=None)
         of_rejects = rejects, batch.reject_seq[chosen], batch.reject_arrival_us[chosen]
-        pieces.append(Batch(tables[0], tables[1], tables[2], batch.texts, *of_rejects, latest_us))
-    return pieces
+        parts.append(Batch(tables[0], tables[1], tables[2], batch.texts, *of_rejects, latest_us))
+    return parts
 
 
 def _between(seq: Int64s, low: int, high: int | None) -> Flags:
@@ -108,13 +109,13 @@ def _numbers(table: pa.Table, name: str) -> Int64s:
     return table[name].to_numpy()  # type: ignore[no-any-return]
 
 
-def _joined(tables: Iterable[pa.Table], name: str) -> Int64s:
+def _concat(tables: Iterable[pa.Table], name: str) -> Int64s:
     return np.concatenate([_numbers(table, name) for table in tables])
 
 
 def _log_order(tables: Sequence[pa.Table], rejects: Sequence[Reject]) -> tuple[Int64s, Int64s]:
-    """Return for the rows, table after table, and for the rejects one number that grows with (offset, line)."""
-    offsets, lines = _joined(tables, "log_offset"), _joined(tables, "line")
+    """Return for the rows, table after table, and for the rejects a number that grows with (offset, line)."""
+    offsets, lines = _concat(tables, "log_offset"), _concat(tables, "line")
     events = len(offsets)
     if rejects:
         offsets = np.concatenate([offsets, [reject.offset for reject in rejects]])
@@ -125,7 +126,7 @@ def _log_order(tables: Sequence[pa.Table], rejects: Sequence[Reject]) -> tuple[I
 
 
 def _arrivals(ts_us: Int64s, seq: Int64s, reject_seq: Int64s, latest_us: int | None) -> tuple[Int64s, Int64s, int | None]:
-    """Return the latest event time seen when each event arrived, itself included, and when each reject did; and the last one."""
+    """Return the latest event time when each event arrived, itself included, when each reject arrived, and at the end."""
     order = seq.argsort(kind="stable")
     before = -1 if latest_us is None else latest_us
     running = np.maximum.accumulate(np.concatenate([[before], ts_us[order]]))
@@ -135,7 +136,7 @@ def _arrivals(ts_us: Int64s, seq: Int64s, reject_seq: Int64s, latest_us: int | N
     return arrival, of_rejects, int(running[-1]) if len(ts_us) else latest_us
 
 
-def _place(table: pa.Table, seq: Int64s, arrival: Int64s) -> pa.Table:
+def _add_order(table: pa.Table, seq: Int64s, arrival: Int64s) -> pa.Table:
     return table.append_column("seq", pa.array(seq)).append_column("arrival_us", pa.array(arrival))
 
 
@@ -144,7 +145,7 @@ def _refuse_where(
 ) -> list[pa.Table]:
     """Return the tables without the rows flagged in `bad`, which join the rejects."""
     kept = []
-    for table, flags in zip(tables, cut(bad, tables), strict=True):
+    for table, flags in zip(tables, split_values(bad, tables), strict=True):
         refused = table.filter(pa.array(flags))
         known = (refused[name].to_pylist() for name in ("event_id", "ts_us", "log_offset", "line"))
         rejects += [Reject(reason, detail, *row) for row in zip(texts.take(refused["row"].to_numpy()), *known, strict=True)]

@@ -1,7 +1,7 @@
 """Co-occurrence: which user query follows which in a session, within the session gap.
 
-A query that arrives between two others takes their edge away and adds its own two. So a batch appends the touched sessions' edges
-after it minus their edges before it, and any order of arrival sums to the same counts.
+A query that arrives between two others removes their edge and adds two. So each batch inserts, for the sessions that it changes,
+the edges after it minus the edges before it, and any order of arrival sums to the same counts.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from streams.counting.connection import Feeds
-from streams.counting.key_index import Keys
-from streams.counting.recent_rows import Recent, RecentRows
+from streams.counting.connection import ShardConnection
+from streams.counting.key_index import KeyArray
+from streams.counting.recent_rows import RecentRows, RecentState
 from streams.counting.time_ranges import group_times
 from streams.events.columns import to_event_days
 from streams.events.line_spans import Int64s
@@ -30,12 +30,12 @@ CREATE TABLE cooccurrence_deltas (day DATE, query VARCHAR, next_query VARCHAR, c
 """
 """`session_key` is hash(session_id)."""
 
-KEEP = """
+INSERT_QUERIES = """
 INSERT INTO queries
 SELECT ts_us, day, event_id, session_key, session_id, user_id, query, query_norm, source FROM fresh_queries
 """
 
-# Only rows within one gap of a session's new rows can gain or lose an edge, and in that range their neighbours are complete.
+# Only queries within one gap of a session's new ones can gain or lose an edge, and in that range their neighbours are complete.
 NEIGHBOURS = """
 WITH spans AS (
     SELECT session_id, session_key, min(ts_us) - $gap AS low, max(ts_us) + $gap AS high
@@ -49,7 +49,7 @@ hits AS MATERIALIZED (
 SELECT session_id, ts_us, event_id, query_norm FROM hits WHERE session_id = span_id
 """
 
-APPEND = "INSERT INTO cooccurrence_deltas SELECT day, query, next_query, count FROM edges"
+INSERT_EDGES = "INSERT INTO cooccurrence_deltas SELECT day, query, next_query, count FROM edges"
 
 NEIGHBOUR_COLUMNS = pa.schema(
     [
@@ -72,28 +72,28 @@ ORDER BY ALL
 """
 
 
-def count_queries(feeds: Feeds, queries: pa.Table, rules: CountingRules, recent: Recent) -> set[date]:
-    """Keep the batch's queries, append what they change in co-occurrence, and return the days that changed."""
+def count_queries(connection: ShardConnection, queries: pa.Table, rules: CountingRules, recent: RecentState) -> set[date]:
+    """Store the batch's queries and the changes of co-occurrence that they make; return the days that changed."""
     if not len(queries):
         return set()
     days = queries["day"].chunks
     new = queries.select(["session_key", *NEIGHBOUR_COLUMNS.names]).filter(pc.equal(queries["source"], "user"))
     if len(new):
         keys, ts_us, new = new["session_key"].to_numpy(), new["ts_us"].to_numpy(), new.select(NEIGHBOUR_COLUMNS.names)
-        old = _find_neighbours(feeds, new, keys, rules.session_gap_us, recent.queries)
+        old = _find_neighbours(connection, new, keys, rules.session_gap_us, recent.queries)
         recent.queries.add(keys, new, int(ts_us.max()))
         edges = find_changes(old, new, rules.session_gap_us)
         if len(edges):
-            feeds.add(APPEND, "edges", edges)
+            connection.defer(INSERT_EDGES, "edges", edges)
             days += edges["day"].chunks
-    feeds.add(KEEP, "fresh_queries", queries)
+    connection.defer(INSERT_QUERIES, "fresh_queries", queries)
     return set(pa.chunked_array(days).unique().to_pylist())
 
 
-def _find_neighbours(feeds: Feeds, new: pa.Table, keys: Keys, gap_us: int, recent: RecentRows) -> pa.Table:
-    """Return the queries on file, or among the recent ones, that stand within a gap of a new one in its session, and maybe more.
+def _find_neighbours(connection: ShardConnection, new: pa.Table, keys: KeyArray, gap_us: int, recent: RecentRows) -> pa.Table:
+    """Return the earlier queries within a gap of a new one in its session, and perhaps more.
 
-    `keys` are the keys of the new ones' sessions.
+    `keys` are the session keys of the new ones.
     """
     ts_us = new["ts_us"].to_numpy()
     late = ts_us - gap_us < recent.complete_from
@@ -104,13 +104,13 @@ def _find_neighbours(feeds: Feeds, new: pa.Table, keys: Keys, gap_us: int, recen
     for rows in group_times(ts_us[late]):
         chosen = late.nonzero()[0][rows]
         span = {"gap": gap_us, "low": int(ts_us[chosen].min()) - gap_us, "high": int(ts_us[chosen].max()) + gap_us}
-        found.append(feeds.fetch_table(NEIGHBOURS, span, fresh_sessions=sessions.take(pa.array(chosen))))
+        found.append(connection.fetch_table(NEIGHBOURS, span, fresh_sessions=sessions.take(pa.array(chosen))))
     old = pa.concat_tables(found)
     return old.group_by(old.column_names).aggregate([])
 
 
-def _find_recent(keys: Keys, ts_us: Int64s, gap_us: int, recent: RecentRows) -> pa.Table:
-    """Return the queries in memory of sessions with these keys that stand within a gap of the span of these times."""
+def _find_recent(keys: KeyArray, ts_us: Int64s, gap_us: int, recent: RecentRows) -> pa.Table:
+    """Return the recent queries of the sessions with these keys that are within a gap of the range of these times."""
     if not len(keys):
         return NEIGHBOUR_COLUMNS.empty_table()
     low, high = int(ts_us.min()) - gap_us, int(ts_us.max()) + gap_us
@@ -123,11 +123,11 @@ def _find_recent(keys: Keys, ts_us: Int64s, gap_us: int, recent: RecentRows) -> 
 
 
 def find_changes(old: pa.Table, new: pa.Table, gap_us: int) -> pa.Table:
-    """Return day, query, next_query, count: the edges that sessions gain and lose (count < 0) by new queries.
+    """Return day, query, next_query, count: the edges that sessions gain, and those that they lose (count < 0), by new queries.
 
-    An edge is two consecutive queries in a session, within the gap and different; its day is the first one's. Both tables have
-    NEIGHBOUR_COLUMNS; a session's order is (ts_us, event_id). `old` are at least all within a gap of a new one in its session:
-    others are in no edge that changes, since an edge of two old queries that are still consecutive does not.
+    An edge is two consecutive queries of a session that are within the gap and different; its day is that of the first one. Both
+    tables have NEIGHBOUR_COLUMNS; the order in a session is (ts_us, event_id). `old` has at least the queries within a gap of a
+    new one in its session: no edge of others changes.
     """
     rows = pa.concat_tables([old, new])
     session_id, event_id, queries = (rows[name].combine_chunks() for name in ("session_id", "event_id", "query_norm"))
@@ -136,10 +136,10 @@ def find_changes(old: pa.Table, new: pa.Table, gap_us: int) -> pa.Table:
     order = _session_order(session, ts_us, event_id)
     is_old = order < len(old)
     places = is_old.nonzero()[0]
-    parted = places[1:] - places[:-1] > 1
+    separated = places[1:] - places[:-1] > 1
     has_new = ~(is_old[:-1] & is_old[1:])
-    first = np.concatenate([order[:-1][has_new], order[places[:-1][parted]]])
-    second = np.concatenate([order[1:][has_new], order[places[1:][parted]]])
+    first = np.concatenate([order[:-1][has_new], order[places[:-1][separated]]])
+    second = np.concatenate([order[1:][has_new], order[places[1:][separated]]])
     count = np.ones(len(first), np.int64)
     count[has_new.sum() :] = -1
     is_edge = (session[first] == session[second]) & (ts_us[second] - ts_us[first] <= gap_us) & (query[first] != query[second])
@@ -153,7 +153,7 @@ def find_changes(old: pa.Table, new: pa.Table, gap_us: int) -> pa.Table:
 
 
 def _net(pairs: Int64s, day: Int64s, count: Int64s) -> tuple[Int64s, Int64s]:
-    """Return one row of each pair and day whose counts do not cancel out, and their sums."""
+    """Return one row for each pair and day whose counts do not cancel out, and the sums of the counts."""
     _, pair = np.unique(pairs, return_inverse=True)
     _, first, same = np.unique(pair << 32 | day, return_index=True, return_inverse=True)
     sums = np.zeros(len(first), np.int64)
@@ -173,7 +173,7 @@ def _session_order(session: Int64s, ts_us: Int64s, event_id: pa.Array) -> Int64s
 
 
 def read_cooccurrence(con: duckdb.DuckDBPyConnection, first: date, end: date) -> pa.Table:
-    """Return query, next_query, count (normalised queries) over the days first <= day < end, sorted."""
+    """Return query, next_query, count (queries normalised) over the days first <= day < end, sorted."""
     return con.sql(READ, params={"first": first, "as_of": end}).to_arrow_table()
 
 

@@ -1,7 +1,7 @@
-"""Impressions: one for each impression_id, the earliest by (ts, event_id), whichever comes first.
+"""Impressions: the canonical impression of each impression_id is the earliest by (ts, event_id), in whatever order they arrive.
 
-An impression that turns out earlier than the one on file takes its place: what the old one counted is taken back, and its
-clicks are judged anew by `streams.counting.attribution`.
+When an earlier impression arrives it replaces the stored one: the counts of the old one are retracted, and its clicks are
+re-attributed by `streams.counting.attribution`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from streams.counting import quarantine, windows
-from streams.counting.connection import Feeds
+from streams.counting.connection import ShardConnection
 from streams.counting.key_index import KeySet
 from streams.counting.retention import find_days
 
@@ -25,9 +25,9 @@ CREATE TABLE impressions (
     logprob DOUBLE, decoding VARCHAR, extra VARCHAR, length INTEGER
 );
 """
-"""`key` is hash(impression_id), `items_norm` null where it equals `items`, `length` how many items there are."""
+"""`key` is hash(impression_id), `items_norm` is null if it equals `items`, `length` is the number of items."""
 
-KNOWN = """
+FIND_STORED = """
 WITH hits AS MATERIALIZED (
     SELECT f.impression_id AS fresh_id, i.impression_id, i.ts_us, i.event_id
     FROM impressions i JOIN fresh_impressions f ON i.key = f.impression_key
@@ -35,14 +35,14 @@ WITH hits AS MATERIALIZED (
 SELECT DISTINCT impression_id, ts_us, event_id FROM hits WHERE impression_id = fresh_id
 """
 
-KEEP = """
+INSERT = """
 INSERT INTO impressions
 SELECT ts_us, day, impression_key, impression_id, event_id, session_id, user_id, query, query_norm, task, items, items_norm,
     release, predicted, logprob, decoding, extra, len(items)
 FROM shown_lists
 """
 
-# Quarantine has one row for all versions of an event that were refused for one reason, so these are judged anew together.
+# Quarantine has one row for all versions of an event that were refused for one reason, so these are re-attributed together.
 REOPENED = """
 CREATE OR REPLACE TEMP TABLE reopened AS
 WITH own AS MATERIALIZED (FROM clicks WHERE impression_id IN (SELECT impression_id FROM replaced_ids))
@@ -72,16 +72,17 @@ REPLACED_DAYS = "SELECT DISTINCT day FROM replaced_lists"
 REOPENED_NUMBERS = "SELECT count(*) FILTER (reason IS NULL), count(reason) FROM reopened"
 
 
-NONE_KNOWN = pa.table(
+NONE_STORED = pa.table(
     {"impression_id": pa.nulls(0, pa.string()), "ts_us": pa.nulls(0, pa.int64()), "event_id": pa.nulls(0, pa.string())}
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Retraction:
-    """What replaced impressions took back: clicks (to be judged anew) and the days touched.
+    """What was retracted with replaced impressions, and the days that changed.
 
-    `clicks` of them counted, `quarantined` are rows of quarantine by reason, `repeats` refused ones beside such a row.
+    `clicks` are those that counted, `quarantined` the quarantine rows of refused clicks by reason, `repeats` the refused clicks
+    that shared such a row.
     """
 
     clicks: int = 0
@@ -90,48 +91,48 @@ class Retraction:
     days: set[date] = field(default_factory=set)
 
 
-def find_known(feeds: Feeds, fresh: pa.Table, keys: KeySet) -> pa.Table:
-    """Return impression_id, ts_us, event_id of the impressions on file that share an id with new ones."""
-    maybe = keys.contains(fresh["impression_key"].to_numpy())
+def find_stored(connection: ShardConnection, fresh: pa.Table, known_keys: KeySet) -> pa.Table:
+    """Return impression_id, ts_us, event_id of the stored impressions whose impression_id a new one has."""
+    maybe = known_keys.contains(fresh["impression_key"].to_numpy())
     if not maybe.any():
-        return NONE_KNOWN
-    asked = fresh.select(["impression_id", "impression_key"]).filter(pa.array(maybe))
-    return feeds.fetch_table(KNOWN, fresh_impressions=asked)
+        return NONE_STORED
+    wanted = fresh.select(["impression_id", "impression_key"]).filter(pa.array(maybe))
+    return connection.fetch_table(FIND_STORED, fresh_impressions=wanted)
 
 
-def choose_earliest(fresh: pa.Table, known: pa.Table) -> tuple[pa.Table, list[str]]:
-    """Return the new impressions that stand, one an impression_id, and the ids whose impression on file gives way to them."""
+def choose_canonical(fresh: pa.Table, stored: pa.Table) -> tuple[pa.Table, list[str]]:
+    """Return the new impressions that become canonical, and the impression_ids of which they replace the stored one."""
     keys = np.sort(fresh["impression_key"].to_numpy())
-    if not len(known) and (keys[1:] != keys[:-1]).all():
+    if not len(stored) and (keys[1:] != keys[:-1]).all():
         return fresh, []
-    best = {row["impression_id"]: (row["ts_us"], row["event_id"], -1) for row in known.to_pylist()}
+    best = {row["impression_id"]: (row["ts_us"], row["event_id"], -1) for row in stored.to_pylist()}
     times, names = fresh["ts_us"].to_pylist(), fresh["event_id"].to_pylist()
     for row, impression_id in enumerate(fresh["impression_id"].to_pylist()):
         version = (times[row], names[row], row)
         best[impression_id] = min(best.get(impression_id, version), version)
     rows = sorted(row for _, _, row in best.values() if row >= 0)
-    replaced = [name for name in known["impression_id"].to_pylist() if best[name][2] >= 0]
+    replaced = [name for name in stored["impression_id"].to_pylist() if best[name][2] >= 0]
     return fresh.take(pa.array(rows, pa.int64())), replaced
 
 
-def retract(feeds: Feeds, replaced: list[str]) -> Retraction:
-    """Take back the impressions of these ids and what they counted; their clicks are left in the relation `reopened`."""
+def retract(connection: ShardConnection, replaced: list[str]) -> Retraction:
+    """Remove the impressions of these ids and their counts; their clicks are then in the temporary table `reopened`."""
     if not replaced:
         return Retraction()
-    feeds.feed("replaced_ids", pa.table({"impression_id": pa.array(replaced, pa.string())}))
+    connection.register("replaced_ids", pa.table({"impression_id": pa.array(replaced, pa.string())}))
     for sql in (REOPENED, REPLACED, RETRACTED_POSITIONS, TAKEN_BACK):
-        feeds.change(sql)
-    windows.take_back(feeds)
-    quarantined = quarantine.take_back(feeds)
-    days = {day for (day,) in feeds.execute(REPLACED_DAYS).fetchall()}
+        connection.change(sql)
+    windows.retract(connection)
+    quarantined = quarantine.remove_reattributed(connection)
+    days = {day for (day,) in connection.execute(REPLACED_DAYS).fetchall()}
     for sql in (DROP_REPLACED, DROP_REOPENED, "DROP TABLE replaced_lists"):
-        feeds.change(sql)
-    counted, refused = feeds.execute(REOPENED_NUMBERS).fetchall()[0]
+        connection.change(sql)
+    counted, refused = connection.execute(REOPENED_NUMBERS).fetchall()[0]
     return Retraction(counted, quarantined, refused - quarantined.total(), days)
 
 
-def keep_impressions(feeds: Feeds, standing: pa.Table) -> set[date]:
-    """Keep the impressions that stand, and return their days."""
-    if len(standing):
-        feeds.add(KEEP, "shown_lists", standing)
-    return find_days(standing["day"].to_numpy())
+def store_impressions(connection: ShardConnection, canonical: pa.Table) -> set[date]:
+    """Store canonical impressions, and return their days."""
+    if len(canonical):
+        connection.defer(INSERT, "shown_lists", canonical)
+    return find_days(canonical["day"].to_numpy())

@@ -1,7 +1,7 @@
-"""Matching: which clicks plainly fit the list they belong to, told for whole columns at once.
+"""Matching: finds the list of each click, and on a fast path over whole columns the clicks that certainly count.
 
-Nearly all clicks do. What is left, and every click whose fate depends on what came when,
-`streams.counting.attribution` judges singly.
+Nearly all clicks do. The others, and all clicks whose outcome depends on the order of arrival, are attributed one by one in
+`streams.counting.attribution`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from streams.counting import clicks
-from streams.counting.connection import Feeds
-from streams.counting.key_index import Keys, KeySet
-from streams.counting.recent_rows import Recent
+from streams.counting.connection import ShardConnection
+from streams.counting.key_index import KeyArray, KeySet
+from streams.counting.recent_rows import RecentState
 from streams.counting.time_ranges import group_times
 from streams.events.line_spans import Flags, Int64s
 from streams.events.rules import DAY_US, HOUR_US
@@ -24,66 +24,74 @@ from streams.events.schema import MAX_TS_US
 
 COLUMNS = ["impression_key", "impression_id", "ts_us", "day", "query_norm", "items"]
 NEAR_US = HOUR_US // 2
-"""Before a click its list is looked for first."""
+"""The list of a click is looked up in so long a time before it first."""
 FAR_US = 2 * DAY_US
-"""Then so long before it: a click that comes after the attribution window seldom comes days after it."""
+"""Then in so long a time before it: a click after the attribution window is seldom days after it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lists:
-    """The lists by which a batch's clicks are judged (COLUMNS; items normalised): first the batch's `own`.
+    """The lists to which a batch's clicks may belong (COLUMNS; items normalised), the batch's `own` ones first.
 
-    Of the first `followed` lists memory has all positions that are clicked already. `place` is for each of the batch's clicks
-    the row of its list, -1 where it is not here.
+    For the first `tracked` lists `RecentState.clicked` has all positions clicked so far. `row_of_click` is the row in `table` of
+    the list of each of the batch's clicks, -1 if it is not here.
     """
 
     own: pa.Table
     table: pa.Table
-    followed: int
-    place: Int64s
+    tracked: int
+    row_of_click: Int64s
 
-    def on_file(self) -> set[str]:
-        """Return the ids of those that came before the batch."""
+    def stored_ids(self) -> set[str]:
+        """Return the impression ids of the lists from before the batch."""
         return set(self.table["impression_id"].slice(len(self.own)).to_pylist())
 
 
 @dataclass(frozen=True, slots=True)
-class Plain:
-    """Of each click: whether it plainly fits; and where it does, its list's row and its microseconds after the impression."""
+class FastPath:
+    """For each click: whether it certainly counts, and if so the row of its list and its delay (microseconds) after it."""
 
     fits: Flags
     row: Int64s
     delay_us: Int64s
 
 
-def find_lists(feeds: Feeds, standing: pa.Table, fresh: pa.Table, others: Sequence[str], known: KeySet, recent: Recent) -> Lists:
-    """Return the batch's standing impressions, and those on file for its other clicks and for the impression ids in `others`."""
-    own = _own_lists(standing)
-    table = _join([own, *_find_followed(recent, fresh["impression_key"].to_numpy())])
-    followed, place = len(table), _find_places(fresh, table)
-    absent = _find_absent(fresh, place, known)
-    if len(absent) or others:
-        found = _find_on_file(feeds, fresh.select(["impression_id", "ts_us"]).take(pa.array(absent)), others, table, recent)
-        table = _join([table, *found])
-        place = _find_places(fresh, table)
-    return Lists(own, table, followed, place)
+def find_lists(
+    connection: ShardConnection,
+    canonical: pa.Table,
+    fresh: pa.Table,
+    others: Sequence[str],
+    known_keys: KeySet,
+    recent: RecentState,
+) -> Lists:
+    """Return the lists of canonical impressions, of the batch's clicks (`fresh`) and of the impression ids `others`."""
+    own = _own_lists(canonical)
+    table = _concat_lists([own, *_find_tracked(recent, fresh["impression_key"].to_numpy())])
+    tracked, row_of_click = len(table), _find_list_rows(fresh, table)
+    missing = _find_missing(fresh, row_of_click, known_keys)
+    if len(missing) or others:
+        clicked = fresh.select(["impression_id", "ts_us"]).take(pa.array(missing))
+        found = _find_stored(connection, clicked, others, table, recent)
+        table = _concat_lists([table, *found])
+        row_of_click = _find_list_rows(fresh, table)
+    return Lists(own, table, tracked, row_of_click)
 
 
-def _own_lists(standing: pa.Table) -> pa.Table:
-    norms = standing["items_norm"].combine_chunks()
-    items = standing["items"].combine_chunks()
+def _own_lists(canonical: pa.Table) -> pa.Table:
+    norms = canonical["items_norm"].combine_chunks()
+    items = canonical["items"].combine_chunks()
     items = items if norms.null_count == len(norms) else pc.if_else(pc.is_valid(norms), norms, items)
-    return standing.select(COLUMNS[:-1]).append_column("items", items)
+    return canonical.select(COLUMNS[:-1]).append_column("items", items)
 
 
-def _join(tables: Sequence[pa.Table]) -> pa.Table:
-    """Return lists as one table, whose columns have one chunk."""
+def _concat_lists(tables: Sequence[pa.Table]) -> pa.Table:
+    """Return lists as one table of one chunk."""
     schema = tables[0].schema
     return pa.concat_tables([table if table.schema == schema else table.cast(schema) for table in tables]).combine_chunks()
 
 
-def _find_places(fresh: pa.Table, lists: pa.Table) -> Int64s:
-    """Return for each click the row of its list, -1 where it is not among these."""
+def _find_list_rows(fresh: pa.Table, lists: pa.Table) -> Int64s:
+    """Return for each click the row of its list, -1 if it is not among these."""
     if not len(fresh) or not len(lists):
         return np.full(len(fresh), -1)
     wanted, keys = fresh["impression_key"].to_numpy(), lists["impression_key"].to_numpy()
@@ -92,76 +100,78 @@ def _find_places(fresh: pa.Table, lists: pa.Table) -> Int64s:
     is_key = keys[row] == wanted
     same = pc.equal(fresh["impression_id"], lists["impression_id"].take(pa.array(row))).to_numpy()
     if not same[is_key].all():  # different texts of one key
-        place = pc.index_in(fresh["impression_id"], value_set=lists["impression_id"].combine_chunks())
-        return place.fill_null(-1).to_numpy().astype(np.int64)  # type: ignore[no-any-return]
+        row_of_click = pc.index_in(fresh["impression_id"], value_set=lists["impression_id"].combine_chunks())
+        return row_of_click.fill_null(-1).to_numpy().astype(np.int64)  # type: ignore[no-any-return]
     return np.where(is_key, row, -1)
 
 
-def _find_absent(fresh: pa.Table, place: Int64s, known: KeySet) -> Int64s:
-    """Return the rows of clicks without a list yet that the file may have one for."""
-    rows = (place < 0).nonzero()[0]
-    return rows[known.contains(fresh["impression_key"].to_numpy()[rows])] if len(rows) else rows
+def _find_missing(fresh: pa.Table, row_of_click: Int64s, known_keys: KeySet) -> Int64s:
+    """Return the rows of the clicks whose list is not found yet, and may be in the file."""
+    rows = (row_of_click < 0).nonzero()[0]
+    return rows[known_keys.contains(fresh["impression_key"].to_numpy()[rows])] if len(rows) else rows
 
 
-def _find_on_file(feeds: Feeds, absent: pa.Table, others: Sequence[str], at_hand: pa.Table, recent: Recent) -> list[pa.Table]:
-    """Return the lists of these clicks and those of the ids in `others`, but for the lists at hand."""
-    ids = [*absent["impression_id"].chunks, pa.array(others, pa.string())]
-    wanted = _without(pa.table({"impression_id": pa.concat_arrays(ids)}), at_hand)
+def _find_stored(
+    connection: ShardConnection, clicked: pa.Table, others: Sequence[str], found: pa.Table, recent: RecentState
+) -> list[pa.Table]:
+    """Return from the file the lists of these clicks and of the ids `others`, except those already found."""
+    ids = [*clicked["impression_id"].chunks, pa.array(others, pa.string())]
+    wanted = _exclude(pa.table({"impression_id": pa.concat_arrays(ids)}), found)
     if not len(wanted):
         return []
-    recent.show_unwritten(feeds, recent.lists, recent.clicked)
-    near = _find_near(feeds, absent)
-    return near + _find_far(feeds, _without(wanted, *near), absent["ts_us"])
+    recent.make_unwritten_visible(connection, recent.lists, recent.clicked)
+    near = _find_near(connection, clicked)
+    return near + _find_far(connection, _exclude(wanted, *near), clicked["ts_us"])
 
 
-def _without(rows: pa.Table, *lists: pa.Table) -> pa.Table:
-    """Return the rows whose impression_id is in none of these tables."""
+def _exclude(rows: pa.Table, *lists: pa.Table) -> pa.Table:
+    """Return the rows whose impression_id is not in any of these tables."""
     for table in lists:
         if len(rows) and len(table):
             rows = rows.filter(pc.invert(pc.is_in(rows["impression_id"], value_set=table["impression_id"].combine_chunks())))
     return rows
 
 
-def _find_followed(recent: Recent, keys: Keys) -> list[pa.Table]:
-    """Return the lists with these keys that are in memory with all that was clicked on them since."""
+def _find_tracked(recent: RecentState, keys: KeyArray) -> list[pa.Table]:
+    """Return the recent lists with these keys of which all clicked positions are recent too."""
     _, lists = recent.lists.find(np.unique(keys))
     if lists is None:
         return []
-    followed = lists["batch"].to_numpy() >= recent.clicked.complete_from
+    is_tracked = lists["batch"].to_numpy() >= recent.clicked.complete_from
     lists = lists.select(COLUMNS)
-    return [lists if followed.all() else lists.filter(pa.array(followed))]
+    return [lists if is_tracked.all() else lists.filter(pa.array(is_tracked))]
 
 
-def _find_near(feeds: Feeds, absent: pa.Table) -> list[pa.Table]:
-    """Return the lists of these clicks that were shown not long before them, which nearly all were."""
-    ts_us = absent["ts_us"].to_numpy()
+def _find_near(connection: ShardConnection, clicked: pa.Table) -> list[pa.Table]:
+    """Return the lists of these clicks that were shown shortly before them, as nearly all were."""
+    ts_us = clicked["ts_us"].to_numpy()
     groups = group_times(ts_us)[:1]
-    ids = [absent["impression_id"].take(pa.array(rows)).combine_chunks().unique() for rows in groups]
+    ids = [clicked["impression_id"].take(pa.array(rows)).combine_chunks().unique() for rows in groups]
     return [
-        clicks.find_lists_between(feeds, names, int(ts_us[rows].min()) - NEAR_US, int(ts_us[rows].max()))
+        clicks.find_lists_between(connection, names, int(ts_us[rows].min()) - NEAR_US, int(ts_us[rows].max()))
         for names, rows in zip(ids, groups, strict=True)
     ]
 
 
-def _find_far(feeds: Feeds, wanted: pa.Table, clicked_us: pa.ChunkedArray) -> list[pa.Table]:
-    """Return these lists, wherever they are: first those of the days before the clicks, and what is left from the whole file."""
+def _find_far(connection: ShardConnection, wanted: pa.Table, clicked_us: pa.ChunkedArray) -> list[pa.Table]:
+    """Return these lists from any time: first those of the days before the clicks, then the rest from the whole file."""
     spans = [(0, MAX_TS_US)]
     if len(clicked_us):
-        clicked = pc.min_max(clicked_us).as_py()
-        spans.insert(0, (clicked["min"] - FAR_US, clicked["max"]))
+        times = pc.min_max(clicked_us).as_py()
+        spans.insert(0, (times["min"] - FAR_US, times["max"]))
     found: list[pa.Table] = []
     for low_us, high_us in spans:
-        names = _without(wanted, *found)["impression_id"].combine_chunks().unique()
-        found += clicks.find_scattered_lists(feeds, names, low_us, high_us)
+        names = _exclude(wanted, *found)["impression_id"].combine_chunks().unique()
+        found += clicks.find_scattered_lists(connection, names, low_us, high_us)
     return found
 
 
-def find_plain(fresh: pa.Table, lists: Lists, window_us: int, last_arrival_us: int) -> Plain:
-    """Find the clicks that fit the list they belong to and did not wait for it too long, whenever it came."""
+def find_fast_path(fresh: pa.Table, lists: Lists, window_us: int, last_arrival_us: int) -> FastPath:
+    """Find the clicks that fit their list, whenever within their waiting time it arrived."""
     ts_us, position = fresh["ts_us"].to_numpy(), fresh["position"].to_numpy()
     if not len(ts_us) or not len(lists.table):
-        return no_plain(fresh)
-    row = np.maximum(lists.place, 0)
+        return no_fast_path(fresh)
+    row = np.maximum(lists.row_of_click, 0)
     delay_us = ts_us - lists.table["ts_us"].to_numpy()[row]
     items = lists.table["items"].combine_chunks()
     starts = items.offsets.to_numpy()
@@ -170,60 +180,61 @@ def find_plain(fresh: pa.Table, lists: Lists, window_us: int, last_arrival_us: i
     shown = items.values.take(pa.array(np.where(inside, first + position, first)))
     same = pc.fill_null(pc.equal(fresh["item_norm"].combine_chunks(), shown), True).to_numpy(zero_copy_only=False)
     in_time = (delay_us >= 0) & (delay_us <= window_us) & (ts_us + window_us >= last_arrival_us)
-    return Plain((lists.place >= 0) & in_time & inside & same, row, delay_us)
+    return FastPath((lists.row_of_click >= 0) & in_time & inside & same, row, delay_us)
 
 
-def no_plain(fresh: pa.Table) -> Plain:
-    """Say that every click is to be judged singly."""
+def no_fast_path(fresh: pa.Table) -> FastPath:
+    """Return that every click is to be attributed one by one."""
     nothing = np.zeros(len(fresh), np.int64)
-    return Plain(nothing.astype(np.bool_), nothing, nothing)
+    return FastPath(nothing.astype(np.bool_), nothing, nothing)
 
 
-def new_positions(
-    feeds: Feeds,
+def find_new_positions(
+    connection: ShardConnection,
     lists: Lists,
     fresh: pa.Table,
-    plain: Plain,
+    fast_path: FastPath,
     others: Sequence[tuple[int, int]],
     window_us: int,
-    recent: Recent,
+    recent: RecentState,
 ) -> pa.Table:
-    """Return day, query_norm, item_norm, position of each list and position that is clicked for the first time.
+    """Return day, query_norm, item_norm, position of each position of a list that is clicked for the first time.
 
-    `others` are rows of `lists` and positions of clicks that were judged singly and count. What is returned is remembered.
+    `others` are (row of `lists`, position) of counted clicks that are not on the fast path. New positions are added to
+    `recent.clicked`.
     """
-    cells = plain.row[plain.fits] << 32 | fresh["position"].to_numpy()[plain.fits]
+    cells = fast_path.row[fast_path.fits] << 32 | fresh["position"].to_numpy()[fast_path.fits]
     if others:
         cells = np.concatenate([cells, np.array([row << 32 | position for row, position in others], np.int64)])
     cells = np.unique(cells)
-    cells = cells[~np.isin(cells, _find_clicked(feeds, lists, cells >> 32, window_us, recent), kind="sort")]
+    cells = cells[~np.isin(cells, _find_clicked(connection, lists, cells >> 32, window_us, recent), kind="sort")]
     rows, position = cells >> 32, cells & 0xFFFFFFFF
     items = lists.table["items"].combine_chunks()
     found = lists.table.select(["impression_id", "day", "query_norm"]).take(pa.array(rows))
     item_norm = items.values.take(pa.array(items.offsets.to_numpy()[rows] + position))
-    place = pa.array(position, pa.int32())
+    positions = pa.array(position, pa.int32())
     keys = lists.table["impression_key"].to_numpy()[rows]
-    recent.clicked.add(keys, pa.table({"impression_id": found["impression_id"], "position": place}), recent.batch)
-    columns = {"day": found["day"], "query_norm": found["query_norm"], "item_norm": item_norm, "position": place}
+    recent.clicked.add(keys, pa.table({"impression_id": found["impression_id"], "position": positions}), recent.batch)
+    columns = {"day": found["day"], "query_norm": found["query_norm"], "item_norm": item_norm, "position": positions}
     return pa.table(columns)
 
 
-def _find_clicked(feeds: Feeds, lists: Lists, rows: Int64s, window_us: int, recent: Recent) -> Int64s:
-    """Return as row << 32 | position what was clicked before on lists, given by their rows in ascending order."""
+def _find_clicked(connection: ShardConnection, lists: Lists, rows: Int64s, window_us: int, recent: RecentState) -> Int64s:
+    """Return the positions clicked before on these lists (rows in ascending order), as row << 32 | position."""
     rows = np.unique(rows[rows.searchsorted(len(lists.own)) :])
     if not len(rows):
         return rows
-    clicked = _recall_clicked(recent, lists.table, rows)
-    if rows[-1] < lists.followed:
+    clicked = _find_recent_clicked(recent, lists.table, rows)
+    if rows[-1] < lists.tracked:
         return clicked
-    recent.show_unwritten(feeds, recent.clicked)
-    row_of = {lists.table["impression_id"][row].as_py(): row for row in rows[rows >= lists.followed].tolist()}
-    found = clicks.find_clicked(feeds, lists.table.take(pa.array(list(row_of.values()))), window_us)
+    recent.make_unwritten_visible(connection, recent.clicked)
+    row_of = {lists.table["impression_id"][row].as_py(): row for row in rows[rows >= lists.tracked].tolist()}
+    found = clicks.find_clicked(connection, lists.table.take(pa.array(list(row_of.values()))), window_us)
     return np.concatenate([clicked, np.array([row_of[name] << 32 | position for name, position in found], np.int64)])
 
 
-def _recall_clicked(recent: Recent, lists: pa.Table, rows: Int64s) -> Int64s:
-    """Return in the same way what is known in memory to be clicked on these lists."""
+def _find_recent_clicked(recent: RecentState, lists: pa.Table, rows: Int64s) -> Int64s:
+    """Return in the same way the recent clicked positions of these lists."""
     of_list, cells = recent.clicked.find(lists["impression_key"].to_numpy()[rows])
     if cells is None:
         return of_list

@@ -1,8 +1,7 @@
-"""Quarantine: events that cannot be used, each with its reason and its original bytes, to be looked at and repaired.
+"""Quarantine: events that cannot be used, each with its reason and its original bytes, to be inspected and repaired.
 
-A bad event delivered twice has one row: it is known by its reason and event_id, or by its bytes where no id could be read. When a
-good version of the same event_id is taken in, its rows are withdrawn: that event is repaired.
-"""
+A bad event delivered twice has one row: it is identified by its reason and event_id, or by its bytes if it has no readable id.
+Once a good version with the same event_id is accepted, its rows are withdrawn: the event is repaired."""
 
 from __future__ import annotations
 
@@ -15,8 +14,8 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from streams.counting.connection import Feeds, run_to_end
-from streams.counting.key_index import Keys, KeySet
+from streams.counting.connection import ShardConnection, run_to_end
+from streams.counting.key_index import KeyArray, KeySet
 from streams.events.schema import Reason, Reject
 
 TABLES = """
@@ -26,10 +25,10 @@ CREATE TABLE quarantine (
     log_offset BIGINT, line BIGINT, published BOOLEAN DEFAULT false, arrived_us BIGINT, digest BLOB
 );
 """
-"""`arrived_us` is the latest event time the shard had seen, `digest` tells repeats."""
+"""`arrived_us` is the latest event time that the shard had seen before, `digest` identifies duplicates."""
 
 CLICK_REASONS = [str(r) for r in (Reason.LATE_CLICK, Reason.ORPHAN_CLICK, Reason.POSITION_OUT_OF_RANGE, Reason.ITEM_MISMATCH)]
-"""Why clicks are refused that decoded well: their ids are known to the shard, but free."""
+"""Reasons for which attribution refuses a click: its id is in `seen`, but not occupied by it."""
 
 ADD_NEW = """
 INSERT INTO quarantine (reason, detail, event_id, ts_us, raw, log_offset, line, arrived_us, digest)
@@ -38,15 +37,17 @@ FROM rejects
 ORDER BY log_offset, line
 RETURNING event_id, reason, hash(event_id)
 """
-ADD_UNLESS_HELD = ADD_NEW.replace("FROM rejects", "FROM rejects WHERE digest NOT IN (SELECT digest FROM quarantine)")
+ADD_UNLESS_STORED = ADD_NEW.replace("FROM rejects", "FROM rejects WHERE digest NOT IN (SELECT digest FROM quarantine)")
 LOAD = "SELECT hash(event_id) AS key, digest FROM quarantine"
-TAKE_BACK = "DELETE FROM quarantine WHERE (event_id, reason) IN (SELECT event_id, reason FROM taken_back) RETURNING reason"
-WITHDRAW = "DELETE FROM quarantine WHERE event_id IN (SELECT event_id FROM taken_in) RETURNING event_id, reason"
+REMOVE_REATTRIBUTED = (
+    "DELETE FROM quarantine WHERE (event_id, reason) IN (SELECT event_id, reason FROM taken_back) RETURNING reason"
+)
+WITHDRAW = "DELETE FROM quarantine WHERE event_id IN (SELECT event_id FROM accepted) RETURNING event_id, reason"
 REFUSED_IDS = """
-SELECT DISTINCT event_id FROM quarantine SEMI JOIN asked USING (event_id) WHERE reason IN (SELECT unnest($reasons))
+SELECT DISTINCT event_id FROM quarantine SEMI JOIN wanted USING (event_id) WHERE reason IN (SELECT unnest($reasons))
 """
-# The same id may stand for an event more than the retention later, which counts or waits.
-HELD_IDS = """
+# An event that counts or waits may have the same id if it is more than the retention later.
+OCCUPIED_IDS = """
 SELECT event_id FROM pending SEMI JOIN refused_ids USING (event_id)
 UNION
 SELECT event_id FROM clicks SEMI JOIN refused_ids USING (event_id) WHERE reason IS NULL
@@ -62,54 +63,56 @@ PUBLISH = "UPDATE quarantine SET published = true WHERE id IN (SELECT unnest($id
 
 
 @dataclass(slots=True)
-class Held:
-    """What the quarantine may hold, so that most batches need not read it: keys of event ids, and heads of digests."""
+class QuarantineKeys:
+    """Keys of the event ids and digests that the quarantine may have, so that most batches need not read it."""
 
     ids: KeySet = field(default_factory=KeySet)
     digests: KeySet = field(default_factory=KeySet)
 
 
-def load_held(con: duckdb.DuckDBPyConnection) -> Held:
-    """Return what the file's quarantine holds."""
-    held, rows = Held(), con.execute(LOAD).fetchnumpy()
-    held.ids.add(np.asarray(rows["key"], np.uint64))
-    held.digests.add(_heads(rows["digest"]))
-    return held
+def load_quarantine_keys(con: duckdb.DuckDBPyConnection) -> QuarantineKeys:
+    """Return the keys of the quarantine in a shard's file."""
+    keys, rows = QuarantineKeys(), con.execute(LOAD).fetchnumpy()
+    keys.ids.add(np.asarray(rows["key"], np.uint64))
+    keys.digests.add(_digest_keys(rows["digest"]))
+    return keys
 
 
-def add_rejects(feeds: Feeds, rejects: Sequence[Reject], arrived_us: int | None, held: Held) -> list[tuple[str | None, Reason]]:
-    """Keep what was refused and return event_id and reason of each new row; the others are repeats."""
+def add_rejects(
+    connection: ShardConnection, rejects: Sequence[Reject], arrived_us: int | None, known: QuarantineKeys
+) -> list[tuple[str | None, Reason]]:
+    """Store rejects; return event_id and reason of each new row. The other rejects are duplicates."""
     distinct = {_digest(r): r for r in reversed(rejects)}
     if not distinct:
         return []
-    heads = _heads(distinct)
-    sql = ADD_UNLESS_HELD if held.digests.contains(heads).any() else ADD_NEW
-    added = feeds.execute(sql, {"arrived": arrived_us}, rejects=_columns(distinct)).fetchall()
-    held.digests.add(heads)
-    held.ids.add(np.array([key for _, _, key in added], np.uint64))
+    digests = _digest_keys(distinct)
+    sql = ADD_UNLESS_STORED if known.digests.contains(digests).any() else ADD_NEW
+    added = connection.execute(sql, {"arrived": arrived_us}, rejects=_columns(distinct)).fetchall()
+    known.digests.add(digests)
+    known.ids.add(np.array([key for _, _, key in added], np.uint64))
     return [(event_id, Reason(reason)) for event_id, reason, _ in added]
 
 
-def take_back(feeds: Feeds) -> Counter[str]:
-    """Remove the clicks in the relation `taken_back` (event_id, reason), to be judged anew; return their number by reason."""
-    return Counter(reason for (reason,) in feeds.execute(TAKE_BACK).fetchall())
+def remove_reattributed(connection: ShardConnection) -> Counter[str]:
+    """Remove the rows of the re-attributed clicks in `taken_back` (event_id, reason); return their number by reason."""
+    return Counter(reason for (reason,) in connection.execute(REMOVE_REATTRIBUTED).fetchall())
 
 
-def withdraw(feeds: Feeds, taken_in: pa.ChunkedArray) -> list[tuple[str, Reason]]:
-    """Remove the rows of events (by id) of which a good version was taken in; return event_id and reason of each."""
-    withdrawn = feeds.execute(WITHDRAW, taken_in=pa.table({"event_id": taken_in})).fetchall()
+def withdraw(connection: ShardConnection, accepted: pa.ChunkedArray) -> list[tuple[str, Reason]]:
+    """Remove the rows of these event ids, of which a good version was accepted; return event_id and reason of each."""
+    withdrawn = connection.execute(WITHDRAW, accepted=pa.table({"event_id": accepted})).fetchall()
     return [(event_id, Reason(reason)) for event_id, reason in withdrawn]
 
 
-def find_free(feeds: Feeds, event_ids: pa.ChunkedArray) -> set[str]:
-    """Return those of these ids whose clicks were all refused, none of them counts or waits."""
-    asked = pa.table({"event_id": event_ids})
-    refused = {event_id for (event_id,) in feeds.execute(REFUSED_IDS, {"reasons": CLICK_REASONS}, asked=asked).fetchall()}
+def find_unoccupied(connection: ShardConnection, event_ids: pa.ChunkedArray) -> set[str]:
+    """Return which of these ids have refused clicks, and no click that counts or waits."""
+    wanted = pa.table({"event_id": event_ids})
+    refused = {event_id for (event_id,) in connection.execute(REFUSED_IDS, {"reasons": CLICK_REASONS}, wanted=wanted).fetchall()}
     if not refused:
         return refused
     ids = pa.table({"event_id": pa.array(sorted(refused), pa.string())})
-    held = {event_id for (event_id,) in feeds.execute(HELD_IDS, refused_ids=ids).fetchall()}
-    return refused - held
+    occupied = {event_id for (event_id,) in connection.execute(OCCUPIED_IDS, refused_ids=ids).fetchall()}
+    return refused - occupied
 
 
 def read_quarantine(con: duckdb.DuckDBPyConnection) -> pa.Table:
@@ -118,12 +121,12 @@ def read_quarantine(con: duckdb.DuckDBPyConnection) -> pa.Table:
 
 
 def read_unpublished(con: duckdb.DuckDBPyConnection, limit: int) -> pa.Table:
-    """Return the first rows that are not yet in the quarantine topic."""
+    """Return the first rows that are not in the quarantine topic yet."""
     return con.sql(UNPUBLISHED, params={"limit": limit}).to_arrow_table()
 
 
 def mark_published(con: duckdb.DuckDBPyConnection, ids: Sequence[int]) -> None:
-    """Say of rows that they are in the quarantine topic."""
+    """Record that these rows are in the quarantine topic."""
     run_to_end(con, PUBLISH, {"ids": list(ids)})
 
 
@@ -134,7 +137,7 @@ def _digest(reject: Reject) -> bytes:
     ).digest()
 
 
-def _heads(digests: Iterable[bytes]) -> Keys:
+def _digest_keys(digests: Iterable[bytes]) -> KeyArray:
     return np.frombuffer(b"".join(digest[:8] for digest in digests), np.uint64)
 
 

@@ -1,8 +1,7 @@
-"""Windows: impressions and clicks of each (query, recommendation, position) over 14 UTC days, summed when read.
+"""Windows: impressions and clicks of each (query, recommendation, position) over 14 UTC days.
 
-Counts are appended as deltas by day and summed when read, so that counting never has to find the row that it adds to. A list that
-stands in the part of its day that is not folded needs none (`streams.counting.rollups`): `window_cells` are both.
-"""
+Counts are inserted as deltas by day and summed when read, so counting never looks for the row to add to. A list in the part of
+its day that is not rolled up needs no delta (`streams.counting.rollups`); the view `window_cells` has both."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from streams.counting.connection import Feeds
+from streams.counting.connection import ShardConnection
 from streams.events.rules import WINDOW_DAYS
 
 TABLES = """
@@ -24,7 +23,7 @@ CREATE TABLE window_deltas (
 
 COUNT = "INSERT INTO window_deltas SELECT day, query_norm, item_norm, position, impressions, clicks FROM cells"
 
-TAKE_BACK_IMPRESSIONS = """
+RETRACT_IMPRESSIONS = """
 INSERT INTO window_deltas
 SELECT day, query_norm, item_norm, position, -count(*), 0
 FROM (
@@ -35,7 +34,7 @@ FROM (
 GROUP BY ALL
 """
 
-TAKE_BACK_CLICKS = """
+RETRACT_CLICKS = """
 INSERT INTO window_deltas
 SELECT day, query_norm, item_norm, position, 0, -count(*)
 FROM clicked_positions
@@ -59,21 +58,21 @@ ORDER BY ALL
 """
 
 
-def count(feeds: Feeds, lists: pa.Table, clicked: pa.Table) -> None:
-    """Append what folded lists (day, query_norm, items) and newly clicked positions count.
+def add_counts(connection: ShardConnection, lists: pa.Table, clicked: pa.Table) -> None:
+    """Add the impressions of rolled-up lists and the clicks of newly clicked positions.
 
-    `clicked` has one a row: day, query_norm, item_norm, position.
+    `lists` has day, query_norm, items; `clicked` has day, query_norm, item_norm, position.
     """
     if len(lists):
-        feeds.add(COUNT, "cells", _numbered(_cells(lists), 1, 0))
+        connection.defer(COUNT, "cells", _with_counts(_cells(lists), 1, 0))
     if len(clicked):
-        feeds.add(COUNT, "cells", _numbered(clicked, 0, 1))
+        connection.defer(COUNT, "cells", _with_counts(clicked, 0, 1))
 
 
-def take_back(feeds: Feeds) -> None:
-    """Uncount the lists in the relation `replaced_lists` and the rows of `clicked_positions`."""
-    feeds.change(TAKE_BACK_IMPRESSIONS)
-    feeds.change(TAKE_BACK_CLICKS)
+def retract(connection: ShardConnection) -> None:
+    """Subtract the lists in the temporary table `replaced_lists` and the clicks in `clicked_positions`."""
+    connection.change(RETRACT_IMPRESSIONS)
+    connection.change(RETRACT_CLICKS)
 
 
 def _cells(lists: pa.Table) -> pa.Table:
@@ -87,19 +86,19 @@ def _cells(lists: pa.Table) -> pa.Table:
     return cells.append_column("position", pa.array(position, pa.int32()))
 
 
-def _numbered(cells: pa.Table, impressions: int, clicks: int) -> pa.Table:
+def _with_counts(cells: pa.Table, impressions: int, clicks: int) -> pa.Table:
     numbers = [pa.array(np.full(len(cells), number)) for number in (impressions, clicks)]
     return pa.Table.from_arrays([*cells.columns, *numbers], [*cells.column_names, "impressions", "clicks"])
 
 
 def read_windows(con: duckdb.DuckDBPyConnection, as_of: date) -> pa.Table:
-    """Return query_norm, item_norm, position, impressions, clicks for impressions with as_of - 14 d <= ts < as_of, sorted."""
+    """Return query_norm, item_norm, position, impressions, clicks over the 14 days before `as_of`, sorted."""
     first = as_of - timedelta(days=WINDOW_DAYS)
     return con.sql(READ, params={"first": first, "as_of": as_of}).to_arrow_table()
 
 
 def sum_windows(parts: Iterable[pa.Table]) -> pa.Table:
-    """Return one window table for several shards' tables, sorted."""
+    """Return the sum of several shards' window tables, sorted."""
     with duckdb.connect(":memory:") as con:
         con.register("parts", pa.concat_tables(parts))
         return con.sql(SUM).to_arrow_table()

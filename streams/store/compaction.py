@@ -1,10 +1,9 @@
-"""Compaction: what a UTC day counts becomes one row a key, a slice of the keys at a time.
+"""Compaction: replaces the deltas of a UTC day by their sums, one row for each key, a slice of the keys at a time.
 
-Counting appends deltas and every read sums them. Compacted, a day has one row a key, in the keys' order, so that reads of one
-query skip what cannot hold it. A slice is one transaction, and a sum is as good a delta as what it replaces: a reader, or a crash
-between two slices, never sees another count. Only days that are over are compacted: what a day still gains would have to be
-summed again and again. With the windows' deltas go the lists that have stood without any until then (`streams.counting.rollups`).
-"""
+Counting inserts deltas and every read sums them. After compaction a day has one row for each key, sorted by key, so that reads of
+one query skip most of them. A slice is one transaction, and the sums are deltas themselves: a reader, or a crash between two
+slices, never sees another count. Only days that are over are compacted; any other day would have to be compacted again and again.
+For windows this also rolls up the lists, which have no deltas until then (`streams.counting.rollups`)."""
 
 from __future__ import annotations
 
@@ -20,24 +19,24 @@ from streams.counting.retention import to_day
 from streams.events.rules import HOUR_US
 
 TABLES = "CREATE TABLE compacted (relation VARCHAR, day DATE, rows BIGINT);"
-"""How many rows a day had after it was compacted last."""
+"""The number of rows of a day after its last compaction."""
 
 OVER_US = HOUR_US
-"""A day is over so long after its end, in event time: most of what comes late is there."""
+"""A day is over so long after its end, in event time: most late events have arrived then."""
 
 SLICE_ROWS = 50_000
-"""Rows that one transaction replaces by their sums, 0.05 s on a free core, of which half is reading the day."""
-MOST_SLICES = 64
-"""Of one day: since each slice reads the day, more would take longer than they are shorter."""
+"""Rows that one transaction replaces by sums: 0.05 s on a free core, half of it for reading the day."""
+MAX_SLICES = 64
+"""The limit for one day: each slice reads the whole day, so more slices would cost more than they are shorter."""
 
 SAMPLE_ROWS = 2_000
 
 
 @dataclass(frozen=True, slots=True)
 class Deltas:
-    """A table of deltas by `day`: its key columns, the first of which cuts a day into slices, and the columns that are summed.
+    """A table of deltas by `day`: its key columns, by the first of which a day is sliced, and its summed columns.
 
-    `cells` is the relation whose sums they are, `lists` what stands in it beside the deltas, as lists of `length` rows.
+    `cells` is the relation that is summed: the table, or a view that adds the lists in `lists`, each of `length` rows.
     """
 
     table: str
@@ -56,17 +55,17 @@ DELTAS = (WINDOWS, PAIRS)
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """The rows of a day with low <= first key < high; None is no bound."""
+    """The rows of a day with low <= first key < high; None means no bound."""
 
     day: date
     low: str | None
     high: str | None
 
 
-STANDING = "UNION ALL SELECT day, length FROM {lists} WHERE day < $over"
-HELD = "SELECT day, sum(rows) AS rows FROM (SELECT day, 1 AS rows FROM {table} WHERE day < $over {standing}) GROUP BY day"
+LISTS = "UNION ALL SELECT day, length FROM {lists} WHERE day < $over"
+SIZES = "SELECT day, sum(rows) AS rows FROM (SELECT day, 1 AS rows FROM {table} WHERE day < $over {of_lists}) GROUP BY day"
 GROWN = f"""
-WITH held AS ({HELD})
+WITH held AS ({SIZES})
 SELECT h.day, h.rows::BIGINT
 FROM held h LEFT JOIN compacted c ON c.relation = $relation AND c.day = h.day
 WHERE h.rows - coalesce(c.rows, 0) >= greatest($least, coalesce(c.rows, 0))
@@ -82,11 +81,11 @@ CREATE OR REPLACE TEMP TABLE compacted_slice AS
 SELECT day, {keys}, {sums}, count(*) AS held FROM {cells} WHERE {where}
 GROUP BY day, {keys} ORDER BY {keys}
 """
-DROP = "DELETE FROM {table} WHERE {where}"
-KEEP = "INSERT INTO {table} SELECT * EXCLUDE (held) FROM compacted_slice WHERE {any_count}"
-HELD_BEFORE = "SELECT coalesce(sum(held), 0)::BIGINT FROM compacted_slice"
-FORGET = "DELETE FROM compacted WHERE relation = $relation AND day = $day"
-REMEMBER = "INSERT INTO compacted VALUES ($relation, $day, $rows)"
+DELETE = "DELETE FROM {table} WHERE {where}"
+INSERT = "INSERT INTO {table} SELECT * EXCLUDE (held) FROM compacted_slice WHERE {any_count}"
+ROWS_BEFORE = "SELECT coalesce(sum(held), 0)::BIGINT FROM compacted_slice"
+DELETE_RECORD = "DELETE FROM compacted WHERE relation = $relation AND day = $day"
+INSERT_RECORD = "INSERT INTO compacted VALUES ($relation, $day, $rows)"
 
 
 def find_over(latest_us: int) -> date:
@@ -95,60 +94,60 @@ def find_over(latest_us: int) -> date:
 
 
 def count_rows(con: duckdb.DuckDBPyConnection, deltas: Deltas) -> int:
-    """Return how many rows the table has; DuckDB knows without reading them."""
+    """Return the number of rows of the table, which DuckDB knows without reading them."""
     return int(con.execute(f"SELECT count(*) FROM {deltas.table}").fetchall()[0][0])
 
 
 def find_grown_days(con: duckdb.DuckDBPyConnection, deltas: Deltas, least: int, over: date) -> list[tuple[date, int]]:
-    """Return the days before `over` that are worth compacting and their rows, the one that gained most first.
+    """Return the days before `over` that are due and their rows, the day that gained most first.
 
-    A day is worth it when it gained `least` rows, and as many as it was left with the last time.
+    A day is due once it has gained `least` rows, and as many as it had after its last compaction.
     """
-    standing = STANDING.format(lists=deltas.lists) if deltas.lists else ""
+    of_lists = LISTS.format(lists=deltas.lists) if deltas.lists else ""
     params = {"relation": deltas.table, "least": least, "over": over}
-    return con.execute(GROWN.format(table=deltas.table, standing=standing), params).fetchall()
+    return con.execute(GROWN.format(table=deltas.table, of_lists=of_lists), params).fetchall()
 
 
 def count_day(con: duckdb.DuckDBPyConnection, deltas: Deltas, day: date) -> int:
-    """Return how many rows a day's slices will replace."""
+    """Return how many rows the slices of a day will replace."""
     return int(con.execute(f"SELECT count(*) FROM {deltas.cells} WHERE day = $day", {"day": day}).fetchall()[0][0])
 
 
 def slice_day(con: duckdb.DuckDBPyConnection, deltas: Deltas, day: date, rows: int) -> list[Slice]:
-    """Cut a day of so many rows into slices of about SLICE_ROWS, MOST_SLICES at most, by a sample of its first key."""
-    pieces = min(-(-rows // SLICE_ROWS), MOST_SLICES)
+    """Divide a day with so many rows into slices of about SLICE_ROWS, at most MAX_SLICES, by a sample of its first key."""
+    slices = min(-(-rows // SLICE_ROWS), MAX_SLICES)
     bounds: list[str] = []
-    if pieces > 1:
+    if slices > 1:
         first, sources = deltas.keys[0], filter(None, (deltas.table, deltas.lists))
         sampled = " UNION ALL ".join(SAMPLED.format(first=first, source=source) for source in sources)
         sql = SAMPLE.format(first=first, sampled=sampled, rows=SAMPLE_ROWS)
         sample = [key for (key,) in con.execute(sql, {"day": day}).fetchall()]
-        bounds = sorted({sample[len(sample) * piece // pieces] for piece in range(1, pieces)})
+        bounds = sorted({sample[len(sample) * number // slices] for number in range(1, slices)})
     return [Slice(day, low, high) for low, high in zip([None, *bounds], [*bounds, None], strict=True)]
 
 
-def compact_slice(con: duckdb.DuckDBPyConnection, deltas: Deltas, piece: Slice) -> tuple[int, int]:
-    """Replace a slice's rows by their sums, without those that are zero; return its rows before and after.
+def compact_slice(con: duckdb.DuckDBPyConnection, deltas: Deltas, one: Slice) -> tuple[int, int]:
+    """Replace the rows of a slice by their sums, without zeros; return the number of rows before and after.
 
-    A day's slices are to be compacted in their order, each inside a transaction.
+    Compact the slices of a day in their order, each inside a transaction.
     """
-    params = {"day": piece.day, "low": piece.low, "high": piece.high}
+    params = {"day": one.day, "low": one.low, "high": one.high}
     where = WHERE.format(first=deltas.keys[0])
     run_to_end(con, SUM.format(cells=deltas.cells, where=where, keys=_list(deltas.keys), sums=_sums(deltas)), params)
-    before = int(con.execute(HELD_BEFORE).fetchall()[0][0])
-    run_to_end(con, DROP.format(table=deltas.table, where=where), params)
+    before = int(con.execute(ROWS_BEFORE).fetchall()[0][0])
+    run_to_end(con, DELETE.format(table=deltas.table, where=where), params)
     any_count = " OR ".join(f"{name} <> 0" for name in deltas.counts)
-    after = int(con.execute(KEEP.format(table=deltas.table, any_count=any_count)).fetchall()[0][0])
+    after = int(con.execute(INSERT.format(table=deltas.table, any_count=any_count)).fetchall()[0][0])
     run_to_end(con, "DROP TABLE compacted_slice")
     if deltas.lists:
-        rollups.move_fold(con, piece.day, piece.high)
+        rollups.advance_rollup(con, one.day, one.high)
     return before, after
 
 
-def remember_compacted(con: duckdb.DuckDBPyConnection, deltas: Deltas, day: date, rows: int) -> None:
-    """Note that a day was compacted and left with so many rows."""
-    run_to_end(con, FORGET, {"relation": deltas.table, "day": day})
-    run_to_end(con, REMEMBER, {"relation": deltas.table, "day": day, "rows": rows})
+def record_compacted(con: duckdb.DuckDBPyConnection, deltas: Deltas, day: date, rows: int) -> None:
+    """Record that a day was compacted and has so many rows now."""
+    run_to_end(con, DELETE_RECORD, {"relation": deltas.table, "day": day})
+    run_to_end(con, INSERT_RECORD, {"relation": deltas.table, "day": day, "rows": rows})
 
 
 def _sums(deltas: Deltas) -> str:

@@ -19,12 +19,12 @@ from typing import NamedTuple, TypeVar, cast
 
 from streams.events.batch_decoder import NO_EVENTS
 from streams.events.columns import Columns
-from streams.store.maintenance import Pace
 from streams.store.offset_range import OffsetRange
 from streams.store.progress import Progress, Timings
 from streams.store.readers import ShardReaders
 from streams.store.shard import Applied, CountingRules, Shard, ShardTotals
 from streams.store.shard_registry import ShardRegistry
+from streams.store.throttle import Throttle
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class HeldShards:
         self._unwritten_since: dict[int, float] = {}
         self._figures_lock = threading.Lock()
         self._write_lock = threading.Lock()
-        self._pace = Pace()
+        self._throttle = Throttle()
 
     @property
     def topic_id(self) -> str:
@@ -133,7 +133,7 @@ class HeldShards:
     def upkeep(self, partition: int) -> dict[str, dict[str, float]]:
         """Return the maintenance of a held shard since it was opened, by kind. Safe from any thread."""
         shard = self._shards.get(partition)
-        accounts = {} if shard is None else shard.upkeep()
+        accounts = {} if shard is None else shard.maintenance_totals()
         return {
             kind: {"slices": one.slices, "seconds": one.seconds, "longest_s": one.longest_s} for kind, one in accounts.items()
         }
@@ -238,8 +238,8 @@ class HeldShards:
 
     def _tend(self, partition: int, shard: Shard) -> None:
         self._write_if_due(partition, shard)
-        with self._pace.turn() as is_free:
-            shard.tend(TEND_S, urgent_only=not is_free)
+        with self._throttle.turn() as is_free:
+            shard.maintain(TEND_S, urgent_only=not is_free)
 
     def _write(self, shard: Shard) -> None:
         if not shard.is_unwritten:

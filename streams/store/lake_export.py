@@ -1,9 +1,8 @@
-"""The lake: each mature UTC day as Parquet files in a hive-partitioned folder, for training and for whoever reads Parquet.
+"""Exports each mature UTC day of a shard to the lake: Parquet files in a hive-partitioned folder, for training and other readers.
 
-A day is mature when its clicks have come: the shard's latest event is past the day's end by the measured click-delay p99, or by
-the floor. A later change makes the day dirty and it is written again over the old file, so that a reader sees one or the other.
-Rows are read in one snapshot, beside the counting; `streams.lake.files` brings them to their place.
-"""
+A day is mature when its clicks have arrived: the shard's latest event is past the day's end by the measured click-delay p99, or
+by a minimum. A later change makes the day dirty, and it is written again over the old file, so that a reader sees one or the
+other. Rows are read in one snapshot, while counting goes on; `streams.lake.files` writes the files."""
 
 from __future__ import annotations
 
@@ -53,7 +52,7 @@ DELAY_P99 = "SELECT quantile_disc(delay_us, 0.99) AS p99 FROM clicks WHERE reaso
 
 TABLES = {"impressions": IMPRESSIONS, "queries": QUERIES, "cooccurrence": COOCCURRENCE}
 GROUP_ROWS = 25_000
-"""Rows of a row group, and about as many are sorted at a time: each takes its memory several times over."""
+"""Rows of a row group, and about as many are sorted at a time: a sort takes several times their memory."""
 SAMPLE_ROWS = 2_000
 ROWS = {kind: f"SELECT count(*) FROM {kind} WHERE day = $day" for kind in ("impressions", "queries")}
 SAMPLES = {
@@ -68,12 +67,12 @@ ORDER BY ts_us
 
 
 def click_delay_p99_us(con: duckdb.DuckDBPyConnection) -> int:
-    """Return the 99th percentile of a shard's click delays (click after impression), microseconds; 0 without clicks."""
+    """Return the 99th percentile of a shard's click delays after the impression, in microseconds; 0 without clicks."""
     return int(con.execute(DELAY_P99).fetchall()[0][0] or 0)
 
 
 def find_mature(con: duckdb.DuckDBPyConnection, settings: LakeSettings) -> list[date]:
-    """Return a shard's days that are mature and that the lake does not hold as they are."""
+    """Return a shard's days that are mature and changed since they were exported."""
     latest_us = con.execute(LATEST).fetchall()[0][0]
     if latest_us is None:
         return []
@@ -86,14 +85,14 @@ def find_mature(con: duckdb.DuckDBPyConnection, settings: LakeSettings) -> list[
 
 
 def mature_days(shard: Shard, settings: LakeSettings) -> list[date]:
-    """Return the shard's days that are mature and that the lake does not hold as they are."""
+    """Return the shard's days that are mature and changed since they were exported."""
     shard.write()
     with shard.reader() as con:
         return find_mature(con, settings)
 
 
 def export_mature(shard: Shard, partition: int, lake: Lake, settings: LakeSettings) -> list[date]:
-    """Write the shard's mature days that are new or changed, and return them. Call it from the thread that applies."""
+    """Export the shard's mature days that are new or changed, and return them. Call it from the thread that applies."""
     exported = mature_days(shard, settings)
     for day in exported:
         with shard.reader() as con:
@@ -104,11 +103,10 @@ def export_mature(shard: Shard, partition: int, lake: Lake, settings: LakeSettin
 
 
 def export_day(con: duckdb.DuckDBPyConnection, lake: Lake, partition: int, day: date) -> dict[str, int]:
-    """Write one day's three files and return their rows; a crash between them leaves the day to be written again.
+    """Write the three files of a day and return their numbers of rows; after a crash between them the day is written again.
 
-    `con` must be inside a transaction, so that the three tell of one moment. Memory is bounded by DuckDB's, not by the day.
-    Raises OSError where the lake cannot be written.
-    """
+    `con` must be in a transaction, so that the three files agree. DuckDB's limit bounds the memory, not the size of the day.
+    Raises OSError when the lake cannot be written."""
     return {kind: _export(con, lake, partition, day, kind) for kind in TABLES}
 
 
@@ -124,17 +122,17 @@ def _export(con: duckdb.DuckDBPyConnection, lake: Lake, partition: int, day: dat
 
 
 def _read_day(con: duckdb.DuckDBPyConnection, day: date, kind: str) -> Iterator[pa.RecordBatch]:
-    """Yield a day's rows in order, sorted a slice of the day at a time."""
+    """Yield a day's rows in order; they are sorted in slices of the day."""
     if kind not in ROWS:
         yield from con.sql(TABLES[kind], params={"day": day}).to_arrow_reader(GROUP_ROWS)
         return
-    for low_us, high_us in pairwise(_cut_day(con, day, kind)):
+    for low_us, high_us in pairwise(_split_day(con, day, kind)):
         params = {"day": day, "low_us": low_us, "high_us": high_us}
         yield from con.sql(TABLES[kind], params=params).to_arrow_reader(GROUP_ROWS)
 
 
-def _cut_day(con: duckdb.DuckDBPyConnection, day: date, kind: str) -> list[int]:
-    """Return event times between which a day has about GROUP_ROWS rows, from its start to its end."""
+def _split_day(con: duckdb.DuckDBPyConnection, day: date, kind: str) -> list[int]:
+    """Return event times from a day's start to its end, with about GROUP_ROWS rows between one and the next."""
     began_us = retention.to_us(day)
     slices = -(-con.execute(ROWS[kind], {"day": day}).fetchall()[0][0] // GROUP_ROWS)
     sample = [ts_us for (ts_us,) in con.execute(SAMPLES[kind], {"day": day}).fetchall()] if slices > 1 else []

@@ -1,4 +1,4 @@
-"""Layouts: the tables of a shard's file, made in a new one, checked in an old one, and brought up to date in one of layout 2."""
+"""The tables of a shard's file: created in a new file, checked in an existing one, and upgraded in one of layout 2."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ REHASH = (
     "UPDATE queries SET session_key = hash(session_id)",
     "UPDATE state SET hash_probe = hash('queryloop')",
 )
-# Until layout 3 every list had its deltas at once: its days are folded whole, and nobody asks how long it is.
-FROM_2 = (
+# In layout 2 every list had deltas at once: its days count as rolled up completely, and nothing reads the length of its lists.
+UPGRADE_2 = (
     "ALTER TABLE impressions ADD COLUMN length INTEGER",
     rollups.TABLES,
     "INSERT INTO folds SELECT day, NULL FROM (SELECT day FROM impressions UNION SELECT day FROM window_deltas)",
@@ -31,11 +31,11 @@ FROM_2 = (
 
 
 class StoreError(Exception):
-    """A shard that cannot be used as asked; the text names its file."""
+    """A shard cannot be used as requested; the message names its file."""
 
 
 def prepare(con: duckdb.DuckDBPyConnection, path: Path, read_only: bool) -> None:
-    """Make the tables of a new file; check an old one, and bring it up to date. Raises StoreError."""
+    """Create the tables of a new file; check and upgrade those of an existing one. Raises StoreError."""
     if not con.execute(HAS_STATE).fetchall()[0][0]:
         if read_only:
             raise StoreError(f"{path} holds no shard")
@@ -43,7 +43,7 @@ def prepare(con: duckdb.DuckDBPyConnection, path: Path, read_only: bool) -> None
         _run(con, [owner.TABLES for owner in owners])
     layout, same_hash = con.execute(CHECK).fetchall()[0]
     if layout == 2 and not read_only:
-        _run(con, FROM_2)
+        _run(con, UPGRADE_2)
     elif layout == 2:
         raise StoreError(f"shard {path} has layout 2, this version reads {LAYOUT}: start a worker on it once, which changes it")
     elif layout != LAYOUT:

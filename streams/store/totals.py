@@ -1,4 +1,4 @@
-"""Totals: a shard's account of what became of every event, and where in the log it stands. Kept in the table `state`, one row."""
+"""Totals of a shard: the outcome of every event and the position in the log, stored as the one row of the table `state`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pyarrow as pa
 
 from streams.counting import retention
 from streams.counting.attribution import Change
-from streams.counting.connection import Feeds
+from streams.counting.connection import ShardConnection
 from streams.counting.pending_clicks import pending_state
 
 LAYOUT = 3
-"""Number of the table layout; a file of another one is refused."""
+"""Number of the table layout; a file with another one is upgraded or refused."""
 
 TABLES = f"""
 CREATE TABLE state (
@@ -25,11 +25,12 @@ CREATE TABLE state (
 );
 INSERT INTO state SELECT {LAYOUT}, hash('queryloop'), NULL, NULL, NULL, 0, 0, 0, '{{}}', 0;
 """
-"""`hash_probe` notices a DuckDB with another hash function, on which the `key` columns rest. `quarantined` is JSON by reason."""
+"""`hash_probe` detects a DuckDB with another hash function, from which the `key` columns come. `quarantined` is JSON by
+reason."""
 
 LOAD = "SELECT topic_id, next_offset, latest_us, events, counted, duplicates, quarantined, earlier_events FROM state"
 # Not an UPDATE: while a reader needs what an update replaced there is no checkpoint, and this row changes with every batch.
-UNSAVE = "DELETE FROM state"
+CLEAR = "DELETE FROM state"
 SAVE = """
 INSERT INTO state
 SELECT layout, hash('queryloop'), topic_id, next_offset, latest_us, events, counted, duplicates, quarantined, earlier_events
@@ -41,11 +42,10 @@ ROW = pa.schema([("topic_id", pa.string()), ("quarantined", pa.string()), *((nam
 
 @dataclass(frozen=True, slots=True)
 class ShardTotals:
-    """A shard's account: events = counted + duplicates + sum of quarantined + pending.
+    """A shard's totals: events = counted + duplicates + sum of quarantined + pending.
 
-    `latest_us` is the latest event time, `earlier_events` what `events` was when the log was last made anew (another topic id).
-    `written_offset` is the `next_offset` of what is in the file; None where the file is of another log.
-    """
+    `latest_us` is the latest event time, `earlier_events` the value of `events` when the topic was last created anew (another
+    topic id). `written_offset` is the `next_offset` in the file, None if the file is of an earlier topic."""
 
     topic_id: str | None = None
     next_offset: int | None = None
@@ -62,7 +62,7 @@ class ShardTotals:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What one call changed in the totals; numbers are negative where an earlier impression took something back."""
+    """What one call changed in the totals; numbers are negative where an earlier impression retracted counts."""
 
     events: int = 0
     counted: int = 0
@@ -72,7 +72,7 @@ class Applied:
 
 
 def move(totals: ShardTotals, topic_id: str, next_offset: int) -> ShardTotals:
-    """Return the totals at another place in the log, or at the first of another log."""
+    """Return the totals with a new position in the log, or with the first one in another log."""
     is_new = totals.topic_id not in (None, topic_id)
     earlier = totals.events if is_new else totals.earlier_events
     written = None if is_new else totals.written_offset
@@ -80,7 +80,7 @@ def move(totals: ShardTotals, topic_id: str, next_offset: int) -> ShardTotals:
 
 
 def add_change(totals: ShardTotals, change: Change) -> ShardTotals:
-    """Return the totals with what a batch added."""
+    """Return the totals with a batch's change."""
     by_reason = Counter(totals.quarantined)
     by_reason.update(change.quarantined)
     return replace(
@@ -88,12 +88,12 @@ def add_change(totals: ShardTotals, change: Change) -> ShardTotals:
         counted=totals.counted + change.counted,
         duplicates=totals.duplicates + change.duplicates,
         quarantined={reason: number for reason, number in sorted(by_reason.items()) if number},
-        pending=totals.pending + change.waiting,
+        pending=totals.pending + change.pending,
     )
 
 
-def difference(before: ShardTotals, after: ShardTotals) -> Applied:
-    """Return what changed."""
+def subtract_totals(before: ShardTotals, after: ShardTotals) -> Applied:
+    """Return the change from one state of the totals to a later one."""
     quarantined = Counter(after.quarantined)
     quarantined.subtract(before.quarantined)
     return Applied(
@@ -106,14 +106,14 @@ def difference(before: ShardTotals, after: ShardTotals) -> Applied:
 
 
 def load_totals(con: duckdb.DuckDBPyConnection) -> ShardTotals:
-    """Return the totals of a shard's file."""
+    """Return the totals in a shard's file."""
     topic_id, next_offset, latest_us, events, counted, duplicates, quarantined, earlier = con.execute(LOAD).fetchall()[0]
     pending, exported = pending_state(con)[0], retention.read_exported(con)
-    place = (topic_id, next_offset, latest_us)
-    return ShardTotals(*place, events, counted, duplicates, json.loads(quarantined), pending, exported, earlier, next_offset)
+    position = (topic_id, next_offset, latest_us)
+    return ShardTotals(*position, events, counted, duplicates, json.loads(quarantined), pending, exported, earlier, next_offset)
 
 
-def save_totals(feeds: Feeds, totals: ShardTotals) -> None:
+def save_totals(connection: ShardConnection, totals: ShardTotals) -> None:
     """Write the totals, in the caller's transaction."""
     row = {
         "layout": LAYOUT,
@@ -126,5 +126,5 @@ def save_totals(feeds: Feeds, totals: ShardTotals) -> None:
         "quarantined": json.dumps(totals.quarantined),
         "earlier_events": totals.earlier_events,
     }
-    feeds.change(UNSAVE)
-    feeds.change(SAVE, totals=pa.Table.from_pylist([row], ROW))
+    connection.change(CLEAR)
+    connection.change(SAVE, totals=pa.Table.from_pylist([row], ROW))

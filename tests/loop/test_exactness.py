@@ -40,7 +40,7 @@ def new_shard() -> Iterator[tuple[Path, Shard]]:
 
 
 def counts_of(shard: Shard) -> Counts:
-    """Everything that a finished shard counted."""
+    """All counts of a finished shard."""
     totals = shard.totals()
     assert totals.pending == 0
     assert totals.events == totals.counted + totals.duplicates + sum(totals.quarantined.values())
@@ -61,9 +61,9 @@ def apply(shard: Shard, log: list[bytes], first: int, end: int, write: bool = Tr
 
 @contextmanager
 def small_memory(rows_kept: int) -> Iterator[None]:
-    """Let shards keep so few rows in memory that nearly all is looked up in the file."""
+    """Let shards keep so few rows in memory that they look up nearly everything in the file."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("EVENTS", "LISTS", "CLICKED", "QUERIES", "RUN_ROWS"):
+        for name in ("MAX_EVENTS", "MAX_LISTS", "MAX_CLICKED", "MAX_QUERIES", "RUN_ROWS"):
             patch.setattr(f"streams.counting.recent_rows.{name}", rows_kept)
         yield
 
@@ -105,9 +105,7 @@ def check_crashes(log: list[bytes], seed: int) -> None:
 @example([click("c", START + 1, position=5), click("c", START + 1), impression("e", START)], 0, 3)
 @example([impression("e", START), click("c", START + 1, position=5), click("c", START + 1)], 0, 3)
 @example([click("c", START + 1), impression("e", START + 2), impression("f", START), click("c", START + 3)], 0, 4)
-def test_repairs_count_as_the_rule_says_in_order_of_arrival_whatever_the_batching(
-    log: list[bytes], seed: int, batch: int
-) -> None:
+def test_repairs_count_by_the_order_of_arrival_whatever_the_batching(log: list[bytes], seed: int, batch: int) -> None:
     check_repairs(log, seed, batch)
 
 
@@ -158,7 +156,7 @@ BROKEN = b'{"type": "click", "event_id": "c"}'
     ],
 )
 @pytest.mark.parametrize("ends", [(4,), (1, 4), (2, 4), (3, 4), (1, 2, 4), (1, 3, 4), (2, 3, 4), (1, 2, 3, 4)])
-def test_a_click_that_one_list_refused_and_an_earlier_one_takes_counts_by_what_came_first(
+def test_a_click_that_one_list_refused_and_an_earlier_list_accepts_counts_by_the_order_of_arrival(
     log: list[bytes], ends: tuple[int, ...]
 ) -> None:
     with new_shard() as (_, shard):
@@ -169,8 +167,8 @@ def test_a_click_that_one_list_refused_and_an_earlier_one_takes_counts_by_what_c
         shard.close()
 
 
-def test_without_the_cut_at_a_freed_id_a_repaired_click_is_lost() -> None:
-    """The cut in `repeats.find_conflicts` matters: the oracle tells a store without it."""
+def test_without_splitting_a_batch_a_repaired_click_is_lost() -> None:
+    """Splitting at `deduplication.find_split_points` matters: without it the counts differ from the oracle's."""
     log = [impression("e", START), click("c", START + 1, position=5), click("c", START + 1)]
     expected = expected_counts(recount(log), len(log))
     with new_shard() as (_, shard):
@@ -178,20 +176,20 @@ def test_without_the_cut_at_a_freed_id_a_repaired_click_is_lost() -> None:
         assert counts_of(shard) == expected
         shard.close()
     with pytest.MonkeyPatch.context() as patch, new_shard() as (_, shard):
-        patch.setattr("streams.store.shard.deduplication.find_conflicts", lambda *_: [])
+        patch.setattr("streams.store.shard.deduplication.find_split_points", lambda *_: [])
         apply(shard, log, 0, 3)
         assert counts_of(shard) != expected
         shard.close()
 
 
 def crash(shard: Shard, path: Path, log: list[bytes], first: int, end: int, chance: random.Random) -> Shard:
-    """Let a batch fail at one of its steps; then go on with the same shard, or open it anew as after the end of its process."""
+    """Let a batch fail at one of its steps; return the same shard, or the shard opened again as after a crash."""
     step = chance.choice(
         [
             "cooccurrence.count_queries",
-            "retention.soil_days",
-            "attribution.attribute",
-            "deduplication.find_conflicts",
+            "retention.mark_days_dirty",
+            "attribution.attribute_batch",
+            "deduplication.find_split_points",
             "save_totals",
         ]
     )
@@ -207,7 +205,7 @@ def crash(shard: Shard, path: Path, log: list[bytes], first: int, end: int, chan
 
 
 def kill(shard: Shard, path: Path) -> Shard:
-    """Open a shard anew as after kill -9: what was not written is lost, with its offsets."""
+    """Open a shard again as after kill -9: what was not written is lost, with its offsets."""
     shard._con.close()
     return Shard.open(path, KEEP_ALL)
 
@@ -216,7 +214,7 @@ def fail(*_: object) -> None:
     raise OSError("disk full")
 
 
-def test_a_shard_dropped_within_a_transaction_is_as_before_it(tmp_path: Path) -> None:
+def test_a_transaction_that_was_not_committed_leaves_the_shard_as_before_it(tmp_path: Path) -> None:
     path = tmp_path / "shard.duckdb"
     shard = Shard.open(path, KEEP_ALL)
     feed(shard, [impression("e1", START), query("e2", START)])
@@ -232,7 +230,7 @@ def test_a_shard_dropped_within_a_transaction_is_as_before_it(tmp_path: Path) ->
     again.close()
 
 
-def test_a_key_of_a_batch_that_failed_does_not_make_its_events_repeats(tmp_path: Path) -> None:
+def test_the_keys_of_a_failed_batch_do_not_make_its_events_duplicates(tmp_path: Path) -> None:
     shard = Shard.open(tmp_path / "shard.duckdb", KEEP_ALL)
     log = [query("e1", START), impression("e2", START), click("e3", START + 1)]
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Logs for the tests of the streams room: lines as a product would write them, real ones, and a strategy of difficult ones."""
+"""Logs for the tests of streams: lines as a product would write them, real logs, and strategies for difficult logs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HOUR = 3600.0
 
 
 def real_log(name: str) -> list[bytes]:
-    """The lines of a log in ../shared/data."""
+    """The lines of a log in ../shared/data, a folder beside the checkout."""
     with gzip.open(DATA / name) as lines:
         return lines.read().splitlines()
 
@@ -53,10 +53,10 @@ def click(event_id: str, ts: float | str, impression_id: str = "i", position: in
     return line("click", event_id, ts, **{"impression_id": impression_id, "position": position, **fields})
 
 
-def sum_windows(shard: Shard) -> None:
-    """Let a shard's file have a row a window cell, as after a compaction of every day; it counts no more after that."""
+def roll_up_all(shard: Shard) -> None:
+    """Sum the windows of every day into one row for each cell, as compaction does; apply nothing to the shard after that."""
     with shard.reader() as con:
-        for one in rollups.read_folds(con):
+        for one in rollups.read_rollups(con):
             compaction.compact_slice(con, compaction.WINDOWS, compaction.Slice(one, None, None))
 
 
@@ -123,7 +123,7 @@ SECONDS = st.one_of(
 
 @st.composite
 def difficult_logs(draw: st.DrawFn) -> list[bytes]:
-    """Logs where ids, times and texts collide: several impressions of one id, early, late and orphan clicks, ties, bad lines."""
+    """Logs whose ids, times and texts collide: several impressions of one id, early, late and orphan clicks, ties, bad lines."""
     drawn = [draw(_events(number)) for number in range(draw(st.integers(1, 24)))]
     return [value for value in drawn if value]
 
@@ -147,7 +147,7 @@ def _events(draw: st.DrawFn, number: int) -> bytes:
 
 @st.composite
 def repaired_logs(draw: st.DrawFn) -> list[bytes]:
-    """Difficult logs in which some events come in several versions under one id: without a field, at another position or time."""
+    """Difficult logs in which some events have several versions with one id: without a field, at another position or time."""
     log = draw(difficult_logs())
     versions = []
     for value in log:

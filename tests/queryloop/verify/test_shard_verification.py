@@ -23,7 +23,7 @@ from streams.events.batch_decoder import decode_columns
 from streams.events.rules import CountingRules
 from streams.events.schema import DEFAULT_LIMITS
 from streams.store.shard import Shard, ShardTotals
-from tests.support.logs import HOUR, NOW, START, click, day, difficult_logs, feed, impression, query, sum_windows
+from tests.support.logs import HOUR, NOW, START, click, day, difficult_logs, feed, impression, query, roll_up_all
 from tests.support.recount import recount
 
 KEEP_ALL = CountingRules(retention_days=0)
@@ -210,7 +210,7 @@ CHANGES = {
 def test_exactly_the_changed_key_is_named(shard: Shard, sql: str) -> None:
     feed(shard, LOG)
     assert_equal(verify(shard, LOG))
-    sum_windows(shard)
+    roll_up_all(shard)
     assert_equal(verify(shard, LOG))
     shard.reader().execute(sql, {"day": TODAY})
     verdict = verify(shard, LOG)
@@ -291,7 +291,7 @@ def test_days_that_the_shard_has_expired_are_left_out_and_the_rest_is_complete(s
     held = [impression("late", START + 80 * DAY, "k", ["a"])]
     log = [*LOG, *held]
     feed(shard, log)
-    sum_windows(shard)
+    roll_up_all(shard)
     for table in ("window_deltas", "cooccurrence_deltas"):
         shard.reader().execute(f"DELETE FROM {table} WHERE day = ?", [TODAY])
     verdict = verify(shard, log)

@@ -1,4 +1,4 @@
-"""A click belongs to the earliest impression of its id that came 0 to 24 h before it; what does not fit is refused."""
+"""A click belongs to the canonical impression of its id if that is 0 to 24 h before it; a click that does not fit is refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def refused(shard: Shard) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("delay", [0.0, 24 * HOUR])
-def test_a_click_counts_on_its_impressions_day_however_late_it_comes(shard: Shard, delay: float) -> None:
+def test_a_click_counts_on_its_impressions_day_however_late_it_is(shard: Shard, delay: float) -> None:
     feed(shard, [impression("e1", START, items=["a", "b"]), click("e2", START + delay, position=1)])
     on_the_day_after = date.fromordinal(day(START).toordinal() + 1)
     assert rows(shard.windows(on_the_day_after)) == [("q", "a", 0, 1, 0), ("q", "b", 1, 1, 1)]
@@ -79,7 +79,7 @@ def test_an_item_is_compared_in_normal_form(shard: Shard) -> None:
     assert rows(shard.windows(AFTER))[0] == ("q", "red shoes", 0, 1, 1)
 
 
-def test_several_clicks_on_one_position_are_one_click_of_several_counted_events(shard: Shard) -> None:
+def test_several_clicks_on_one_position_are_one_click_and_several_counted_events(shard: Shard) -> None:
     feed(shard, [impression("e1", START), click("e2", START + 1), click("e3", START + 2)])
     feed(shard, [click("e4", START + 3), click("e4", START + 3)], start=3)
     assert rows(shard.windows(AFTER)) == [("q", "a", 0, 1, 1), ("q", "b", 1, 1, 0)]
@@ -87,7 +87,7 @@ def test_several_clicks_on_one_position_are_one_click_of_several_counted_events(
 
 
 @pytest.mark.parametrize("order", list(permutations(range(4))))
-def test_the_earliest_impression_of_an_id_takes_its_clicks_whatever_comes_first(shard: Shard, order: tuple[int, ...]) -> None:
+def test_the_earliest_impression_of_an_id_gets_its_clicks_in_any_order_of_arrival(shard: Shard, order: tuple[int, ...]) -> None:
     log = [
         impression("e1", START, items=["early", "list"], query="first"),
         impression("e2", START + 5, items=["late"], query="second"),
@@ -100,7 +100,7 @@ def test_the_earliest_impression_of_an_id_takes_its_clicks_whatever_comes_first(
     assert (shard.totals().counted, shard.totals().duplicates, shard.totals().pending) == (3, 1, 0)
 
 
-def test_an_earlier_impression_makes_a_counted_click_late_and_takes_it_back(shard: Shard) -> None:
+def test_an_earlier_impression_makes_a_counted_click_late_and_retracts_it(shard: Shard) -> None:
     feed(shard, [impression("e1", START + 20 * HOUR), click("e2", START + 30 * HOUR)])
     assert shard.totals().counted == 2
     applied = feed(shard, [impression("e0", START)], start=2)[0]
@@ -109,7 +109,7 @@ def test_an_earlier_impression_makes_a_counted_click_late_and_takes_it_back(shar
     assert rows(shard.windows(AFTER)) == [("q", "a", 0, 1, 0), ("q", "b", 1, 1, 0)]
 
 
-def test_equal_items_at_two_positions_are_counted_apart(shard: Shard) -> None:
+def test_equal_items_at_two_positions_are_counted_separately(shard: Shard) -> None:
     feed(shard, [impression("e1", START, items=["Same", "same "]), click("e2", START + 1, position=1)])
     assert rows(shard.windows(AFTER)) == [("q", "same", 0, 1, 0), ("q", "same", 1, 1, 1)]
 
@@ -123,14 +123,14 @@ def test_a_click_waits_as_long_as_the_attribution_window_of_event_time(tmp_path:
     feed(shard, [impression("e4", START)], start=3)
     assert refused(shard) == {"e1": "orphan_click"}
     feed(shard, [click("e1", START + 1)], start=4)
-    assert refused(shard) == {}, "the click came again, and its impression is there now"
+    assert refused(shard) == {}, "the click was delivered again, after its impression"
     assert (shard.totals().counted, shard.totals().duplicates) == (4, 1)
     shard.close()
 
 
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize(("clicked_first", "counted"), [(False, 3), (True, 2)])
-def test_a_click_far_behind_event_time_counts_if_its_impression_is_there_and_does_not_wait(
+def test_a_click_far_behind_event_time_counts_if_its_impression_arrived_before_and_does_not_wait(
     tmp_path: Path, batch: int, clicked_first: bool, counted: int
 ) -> None:
     shard = Shard.open(tmp_path / "shard.duckdb", CountingRules(retention_days=30))
@@ -141,7 +141,7 @@ def test_a_click_far_behind_event_time_counts_if_its_impression_is_there_and_doe
     shard.close()
 
 
-def test_an_impression_outlives_the_retention_as_long_as_a_click_on_it_can_come(tmp_path: Path) -> None:
+def test_an_impression_is_kept_beyond_the_retention_while_a_click_on_it_can_count(tmp_path: Path) -> None:
     shard = Shard.open(tmp_path / "shard.duckdb", CountingRules(retention_days=30))
     midnight = (START // 86_400 + 1) * 86_400
     feed(shard, [impression("e1", midnight - HOUR)])
@@ -151,7 +151,7 @@ def test_an_impression_outlives_the_retention_as_long_as_a_click_on_it_can_come(
     shard.close()
 
 
-def test_nothing_stops_waiting_in_an_isolated_log_before_its_end(shard: Shard) -> None:
+def test_in_an_isolated_log_clicks_wait_until_its_end(shard: Shard) -> None:
     feed(shard, [click("e1", START + 1), query("e2", START + 90 * 86_400), impression("e3", START)], batch=1)
     assert rows(shard.windows(AFTER))[0] == ("q", "a", 0, 1, 1)
 

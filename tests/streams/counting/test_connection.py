@@ -1,4 +1,4 @@
-"""Feeds hand a statement the table that was given last under a name, and put off what is only added until it must be seen."""
+"""A statement reads the table registered last under a name, and deferred writes run only when they must be seen or written."""
 
 from __future__ import annotations
 
@@ -8,98 +8,102 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from streams.counting.connection import Feeds
+from streams.counting.connection import ShardConnection
 
 
 @pytest.fixture
-def feeds() -> Iterator[Feeds]:
+def connection() -> Iterator[ShardConnection]:
     with duckdb.connect(":memory:") as con:
-        yield Feeds(con)
+        yield ShardConnection(con)
 
 
-def total(feeds: Feeds, table: pa.Table) -> int:
-    return int(feeds.execute("SELECT coalesce(sum(n), 0)::BIGINT FROM given", given=table).fetchall()[0][0])
+def total(connection: ShardConnection, table: pa.Table) -> int:
+    return int(connection.execute("SELECT coalesce(sum(n), 0)::BIGINT FROM given", given=table).fetchall()[0][0])
 
 
-def test_each_statement_reads_the_table_it_is_given(feeds: Feeds) -> None:
-    assert [total(feeds, pa.table({"n": numbers})) for numbers in ([1, 2], [5], [7, 8, 9])] == [3, 5, 24]
+def test_each_statement_reads_the_table_it_is_given(connection: ShardConnection) -> None:
+    assert [total(connection, pa.table({"n": numbers})) for numbers in ([1, 2], [5], [7, 8, 9])] == [3, 5, 24]
 
 
-def test_a_name_may_get_other_columns(feeds: Feeds) -> None:
-    assert total(feeds, pa.table({"n": [1]})) == 1
-    assert total(feeds, pa.table({"m": ["a", "b"], "n": pa.array([1, 2], pa.int16())})) == 3
+def test_a_name_may_get_other_columns(connection: ShardConnection) -> None:
+    assert total(connection, pa.table({"n": [1]})) == 1
+    assert total(connection, pa.table({"m": ["a", "b"], "n": pa.array([1, 2], pa.int16())})) == 3
 
 
-def test_a_table_of_several_chunks_is_read_whole(feeds: Feeds) -> None:
-    assert feeds.fetch_table("FROM given", given=pa.table({"n": pa.chunked_array([[1], [2, 3]])}))["n"].to_pylist() == [1, 2, 3]
+def test_a_table_of_several_chunks_is_read_whole(connection: ShardConnection) -> None:
+    assert connection.fetch_table("FROM given", given=pa.table({"n": pa.chunked_array([[1], [2, 3]])}))["n"].to_pylist() == [
+        1,
+        2,
+        3,
+    ]
 
 
-def test_what_is_dropped_is_empty(feeds: Feeds) -> None:
-    total(feeds, pa.table({"n": [1]}))
-    feeds.drop_tables()
-    assert feeds.execute("SELECT count(*) FROM given").fetchall() == [(0,)]
+def test_cleared_inputs_are_empty(connection: ShardConnection) -> None:
+    total(connection, pa.table({"n": [1]}))
+    connection.clear_inputs()
+    assert connection.execute("SELECT count(*) FROM given").fetchall() == [(0,)]
 
 
-def test_a_name_that_a_rollback_took_back_comes_again(feeds: Feeds) -> None:
-    total(feeds, pa.table({"n": [1]}))
-    feeds.con.execute("ROLLBACK")
-    feeds.in_transaction = False
+def test_a_name_that_a_rollback_removed_is_registered_again(connection: ShardConnection) -> None:
+    total(connection, pa.table({"n": [1]}))
+    connection.con.execute("ROLLBACK")
+    connection.in_transaction = False
     with pytest.raises(duckdb.CatalogException):
-        feeds.fetch_table("FROM given", given=pa.table({"n": [2]}))
-    feeds.roll_back({})
-    assert feeds.fetch_table("FROM given", given=pa.table({"n": [2]}))["n"].to_pylist() == [2]
-    assert total(feeds, pa.table({"n": [3]})) == 3
+        connection.fetch_table("FROM given", given=pa.table({"n": [2]}))
+    connection.roll_back({})
+    assert connection.fetch_table("FROM given", given=pa.table({"n": [2]}))["n"].to_pylist() == [2]
+    assert total(connection, pa.table({"n": [3]})) == 3
 
 
-def test_a_statement_that_was_planned_reads_what_another_one_made_anew(feeds: Feeds) -> None:
+def test_a_planned_statement_reads_a_table_that_was_created_again(connection: ShardConnection) -> None:
     for numbers in ([1], [2, 3]):
-        feeds.execute("CREATE OR REPLACE TEMP TABLE kept AS FROM given", given=pa.table({"n": numbers}))
-        feeds.execute("INSERT INTO kept FROM given")
-        assert feeds.execute("SELECT n FROM kept ORDER BY n").fetchall() == sorted([(n,) for n in numbers] * 2)
+        connection.execute("CREATE OR REPLACE TEMP TABLE kept AS FROM given", given=pa.table({"n": numbers}))
+        connection.execute("INSERT INTO kept FROM given")
+        assert connection.execute("SELECT n FROM kept ORDER BY n").fetchall() == sorted([(n,) for n in numbers] * 2)
 
 
-def test_a_statement_that_was_planned_outlives_a_failed_transaction_and_other_columns(feeds: Feeds) -> None:
-    feeds.execute("CREATE TABLE kept (n BIGINT)")
-    feeds.commit()
+def test_a_planned_statement_works_after_a_failed_transaction_and_with_other_columns(connection: ShardConnection) -> None:
+    connection.execute("CREATE TABLE kept (n BIGINT)")
+    connection.commit()
     for kind in (pa.int64(), pa.int32(), pa.int64()):
-        feeds.execute("INSERT INTO kept SELECT n FROM given", given=pa.table({"n": pa.array([1], kind)}))
-        feeds.roll_back({})
-        feeds.execute("INSERT INTO kept SELECT n FROM given", given=pa.table({"n": pa.array([2, 3], kind)}))
-        feeds.commit()
-    assert feeds.execute("SELECT sum(n)::BIGINT, count(*) FROM kept").fetchall() == [(15, 6)]
+        connection.execute("INSERT INTO kept SELECT n FROM given", given=pa.table({"n": pa.array([1], kind)}))
+        connection.roll_back({})
+        connection.execute("INSERT INTO kept SELECT n FROM given", given=pa.table({"n": pa.array([2, 3], kind)}))
+        connection.commit()
+    assert connection.execute("SELECT sum(n)::BIGINT, count(*) FROM kept").fetchall() == [(15, 6)]
 
 
-ADD, SUM = "INSERT INTO kept SELECT n FROM given", "SELECT coalesce(sum(n), 0)::BIGINT FROM kept"
+INSERT, SUM = "INSERT INTO kept SELECT n FROM given", "SELECT coalesce(sum(n), 0)::BIGINT FROM kept"
 
 
 @pytest.fixture
-def kept(feeds: Feeds) -> Feeds:
-    feeds.execute("CREATE TABLE kept (n BIGINT)")
-    feeds.commit()
-    return feeds
+def kept(connection: ShardConnection) -> ShardConnection:
+    connection.execute("CREATE TABLE kept (n BIGINT)")
+    connection.commit()
+    return connection
 
 
-def add(feeds: Feeds, *numbers: int) -> None:
-    feeds.add(ADD, "given", pa.table({"n": pa.array(numbers, pa.int64())}))
+def defer(connection: ShardConnection, *numbers: int) -> None:
+    connection.defer(INSERT, "given", pa.table({"n": pa.array(numbers, pa.int64())}))
 
 
-def test_what_is_added_waits_until_a_statement_must_see_it_or_it_is_written(kept: Feeds) -> None:
-    add(kept, 1)
-    add(kept)
-    add(kept, 2, 3)
-    assert [table["n"].to_pylist() for table in kept.find_added(ADD)] == [[1], [], [2, 3]]
+def test_a_deferred_write_runs_when_a_statement_must_see_it_or_it_is_committed(kept: ShardConnection) -> None:
+    defer(kept, 1)
+    defer(kept)
+    defer(kept, 2, 3)
+    assert [table["n"].to_pylist() for table in kept.find_deferred(INSERT)] == [[1], [], [2, 3]]
     assert (kept.look_up(SUM).fetchall(), kept.in_transaction) == ([(0,)], False)
     assert kept.look_up_table("FROM kept").num_rows == 0
     assert (kept.execute(SUM).fetchall(), kept.in_transaction) == ([(6,)], True)
     assert kept.look_up(SUM).fetchall() == [(6,)], "it sees what its own transaction did"
-    add(kept, 10)
+    defer(kept, 10)
     kept.commit()
-    assert (kept.look_up(SUM).fetchall(), kept.in_transaction, kept.find_added(ADD)) == ([(16,)], False, [])
+    assert (kept.look_up(SUM).fetchall(), kept.in_transaction, kept.find_deferred(INSERT)) == ([(16,)], False, [])
 
 
-def test_nobody_else_sees_what_is_added_before_it_is_committed(kept: Feeds) -> None:
+def test_no_other_connection_sees_a_deferred_write_before_it_is_committed(kept: ShardConnection) -> None:
     other = kept.con.cursor()
-    add(kept, 1)
+    defer(kept, 1)
     kept.begin()
     assert other.execute(SUM).fetchall() == [(0,)]
     kept.commit()
@@ -107,13 +111,15 @@ def test_nobody_else_sees_what_is_added_before_it_is_committed(kept: Feeds) -> N
 
 
 @pytest.mark.parametrize("seen", [False, True])
-def test_what_was_put_off_before_a_failure_is_put_off_again_and_what_came_after_is_gone(kept: Feeds, seen: bool) -> None:
-    add(kept, 1)
-    before = kept.put_off()
-    add(kept, 2)
+def test_a_rollback_defers_again_what_was_deferred_before_and_drops_what_was_deferred_later(
+    kept: ShardConnection, seen: bool
+) -> None:
+    defer(kept, 1)
+    before = kept.copy_deferred()
+    defer(kept, 2)
     if seen:
         assert kept.execute(SUM).fetchall() == [(3,)]
-        add(kept, 4)
+        defer(kept, 4)
     kept.roll_back(before)
     assert (kept.look_up(SUM).fetchall(), kept.in_transaction) == ([(0,)], False)
     kept.commit()

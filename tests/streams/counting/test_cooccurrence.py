@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.counting.connection import Feeds
-from streams.counting.cooccurrence import APPEND, count_queries, find_changes
+from streams.counting.connection import ShardConnection
+from streams.counting.cooccurrence import INSERT_EDGES, count_queries, find_changes
 from streams.counting.key_index import KeySet
-from streams.counting.quarantine import Held
-from streams.counting.recent_rows import Recent, RecentRows
+from streams.counting.quarantine import QuarantineKeys
+from streams.counting.recent_rows import RecentRows, RecentState
 from streams.events.columns import to_event_days
 from streams.lake.reader import sum_cooccurrence
 from streams.store.shard import CountingRules, Shard
@@ -35,7 +35,7 @@ def shard(tmp_path: Path) -> Iterator[Shard]:
 
 
 @pytest.mark.parametrize("order", list(permutations(range(4))))
-def test_a_query_between_two_others_replaces_their_edge_whatever_comes_first(shard: Shard, order: tuple[int, ...]) -> None:
+def test_a_query_between_two_others_replaces_their_edge_in_any_order_of_arrival(shard: Shard, order: tuple[int, ...]) -> None:
     log = [query("e1", START, "a"), query("e2", START + 60, "b"), query("e3", START + 120, "c"), query("e0", START + 120, "x")]
     feed(shard, [log[number] for number in order], batch=1)
     assert rows(shard.cooccurrence(AFTER)) == [("a", "b", 1), ("b", "x", 1), ("x", "c", 1)]
@@ -75,17 +75,17 @@ def test_an_edge_over_midnight_counts_on_the_first_querys_day(shard: Shard) -> N
     assert len(shard.cooccurrence(first_day)) == 0
 
 
-def test_sessions_with_equal_keys_keep_apart() -> None:
+def test_sessions_with_equal_keys_are_distinguished() -> None:
     batches = [[("s", 0, "a"), ("t", 1, "x")], [("s", 2, "b"), ("s", 5, "d"), ("t", 6, "y")], [("t", 3, "z"), ("s", 4, "c")]]
-    feeds, recent = Feeds(duckdb.connect()), Recent(RecentRows(100), KeySet(), 0, Held(), set(), {})
+    connection, recent = ShardConnection(duckdb.connect()), RecentState(RecentRows(100), KeySet(), 0, QuarantineKeys(), set(), {})
     for number, batch in enumerate(batches):
         queries = table_of([(session, ts, f"e{number}{ts}", text) for session, ts, text in batch])
         numbers = {"session_key": pa.array([7] * len(batch), pa.uint64()), "day": to_event_days(queries["ts_us"].to_numpy())}
         for name, column in (numbers | {"source": pa.array(["user"] * len(batch))}).items():
             queries = queries.append_column(name, column)
-        count_queries(feeds, queries, CountingRules(), recent)
+        count_queries(connection, queries, CountingRules(), recent)
     edges: Counter[tuple[str, str]] = Counter()
-    for _, first, second, count in (row for table in feeds.find_added(APPEND) for row in rows(table)):
+    for _, first, second, count in (row for table in connection.find_deferred(INSERT_EDGES) for row in rows(table)):
         edges[first, second] += count
     assert +edges == Counter([("a", "b"), ("b", "c"), ("c", "d"), ("x", "z"), ("z", "y")])
 
@@ -123,7 +123,7 @@ def table_of(queries: list[tuple[str, int, str, str]]) -> pa.Table:
 
 
 @given(QUERIES, st.integers(0, 12))
-def test_changes_are_the_consecutive_pairs_after_new_queries_less_those_before(
+def test_changes_are_the_consecutive_pairs_after_new_queries_minus_those_before(
     queries: list[tuple[str, int, str, str]], number: int
 ) -> None:
     old, new = queries[:number], queries[number:]

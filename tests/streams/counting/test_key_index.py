@@ -1,4 +1,4 @@
-"""Keys answer for every key that was added, whatever the order and size; a shard's keys are those of its tables."""
+"""A key set contains every key that was added, in any order and number; the keys of a shard are those of its tables."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 
 from streams.counting import key_index
-from streams.counting.batch import take_in
-from streams.counting.connection import Feeds
+from streams.counting.batch import make_batch
+from streams.counting.connection import ShardConnection
 from streams.counting.deduplication import add_keys
 from streams.counting.key_index import KeySet, hash_texts, load_keys
 from streams.events.columns import to_columns
@@ -26,15 +26,17 @@ KEYS = st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 20) | st.just(2**64 -
 
 @settings(deadline=None)
 @given(st.lists(KEYS, max_size=4), st.lists(KEYS, max_size=12), KEYS)
-def test_a_set_holds_what_was_added_and_nothing_else(pieces: list[list[int]], batches: list[list[int]], asked: list[int]) -> None:
+def test_a_set_contains_what_was_added_and_nothing_else(
+    runs: list[list[int]], batches: list[list[int]], asked: list[int]
+) -> None:
     held = KeySet()
-    held.add_pieces(np.array(some, np.uint64) for some in pieces)
+    held.add_runs(np.array(some, np.uint64) for some in runs)
     for some in batches:
         held.add(np.array(some, np.uint64))
-    everything = {key for some in pieces + batches for key in some}
+    everything = {key for some in runs + batches for key in some}
     wanted = [*asked, *everything]
     assert held.contains(np.array(wanted, np.uint64)).tolist() == [key in everything for key in wanted]
-    assert len(held) == sum(map(len, pieces + batches))
+    assert len(held) == sum(map(len, runs + batches))
 
 
 def test_runs_are_merged_so_that_there_are_few() -> None:
@@ -45,14 +47,16 @@ def test_runs_are_merged_so_that_there_are_few() -> None:
     assert held.contains(np.arange(0, 100_000, 7, dtype=np.uint64)).all()
 
 
-def test_keys_are_the_hashes_that_the_tables_hold(tmp_path: Path) -> None:
+def test_keys_are_the_hashes_in_the_tables(tmp_path: Path) -> None:
     path = tmp_path / "shard.duckdb"
     shard = Shard.open(path, CountingRules(retention_days=0))
     feed(shard, [query("e1", START), impression("e2", START, "i"), click("e3", START, "i"), click("e4", START, "absent")])
     shard.close()
     with duckdb.connect(str(path)) as con:
         known = load_keys(con)
-        events, shown = hash_texts(Feeds(con), [pa.array(["e1", "e2", "e3", "e4", "e5"]), pa.chunked_array([["i"], ["absent"]])])
+        events, shown = hash_texts(
+            ShardConnection(con), [pa.array(["e1", "e2", "e3", "e4", "e5"]), pa.chunked_array([["i"], ["absent"]])]
+        )
     assert known.seen.contains(events).tolist() == [True, True, True, True, False]
     assert known.impressions.contains(shown).tolist() == [True, False]
 
@@ -66,11 +70,11 @@ def test_keys_are_found_however_far_the_filter_has_grown(monkeypatch: pytest.Mon
         assert held.contains(added[: low + 1000]).all(), size
     others = np.setdiff1d(rng.integers(0, 2**64 - 1, 10_000, dtype=np.uint64), added)
     assert not held.contains(others).any()
-    assert held._filter.may_hold(others).mean() < 0.15
+    assert held._filter.may_contain(others).mean() < 0.15
 
 
-def test_a_file_is_read_in_pieces_each_of_which_stays_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(key_index, "PIECE_KEYS", 2000)
+def test_a_file_is_read_in_parts_and_each_part_stays_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(key_index, "LOAD_KEYS", 2000)
     with duckdb.connect(str(tmp_path / "shard.duckdb")) as con:
         con.execute("CREATE TABLE seen AS SELECT hash(i) AS key FROM range(5000) t(i)")
         con.execute("CREATE TABLE impressions AS SELECT hash(i) AS key FROM range(10) t(i)")
@@ -81,7 +85,7 @@ def test_a_file_is_read_in_pieces_each_of_which_stays_a_run(tmp_path: Path, monk
     assert (len(known.seen), len(known.impressions)) == (5000, 10)
 
 
-def test_ids_that_share_a_key_are_told_apart_inside_a_batch_and_between_batches(
+def test_ids_that_share_a_key_are_distinguished_inside_a_batch_and_between_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(key_index, "HASH", "SELECT 7::UBIGINT AS key FROM texts")
@@ -103,14 +107,14 @@ def test_a_line_without_an_id_may_share_its_key_with_an_event(tmp_path: Path, mo
     shard.close()
 
 
-def test_keys_of_a_batch_stand_beside_its_events_and_then_its_rejects(tmp_path: Path) -> None:
+def test_a_batch_gets_the_keys_of_its_events_and_then_of_its_rejects(tmp_path: Path) -> None:
     rejects = [Reject(Reason.INVALID, "", b"{}", None, None, 3, 1), Reject(Reason.INVALID, "", b"{}", "e1", START, 0, 5)]
     columns = to_columns(Decoded([], [], [], rejects))
-    batch = take_in(columns, None, CountingRules(), START)
+    batch = make_batch(columns, None, CountingRules(), START)
     with duckdb.connect(str(tmp_path / "keys.duckdb")) as con:
-        tables, asked = add_keys(Feeds(con), batch)
-        (hashed,) = hash_texts(Feeds(con), [pa.array(["e1"])])
-    assert asked.select(["event_id", "ts_us"]).to_pydict() == {"event_id": [None, "e1"], "ts_us": [-1, START]}
-    assert asked["seq"].to_pylist() == batch.reject_seq.tolist() == [23, 6]
-    assert asked["key"][1].as_py() == hashed[0]
+        tables, lookup = add_keys(ShardConnection(con), batch)
+        (hashed,) = hash_texts(ShardConnection(con), [pa.array(["e1"])])
+    assert lookup.select(["event_id", "ts_us"]).to_pydict() == {"event_id": [None, "e1"], "ts_us": [-1, START]}
+    assert lookup["seq"].to_pylist() == batch.reject_seq.tolist() == [23, 6]
+    assert lookup["key"][1].as_py() == hashed[0]
     assert [table.num_rows for table in tables] == [0, 0, 0]

@@ -1,4 +1,4 @@
-"""Quarantine keeps each bad event once, with its reason and bytes, and disturbs nothing else."""
+"""Quarantine stores each bad event once, with its reason and bytes, and affects nothing else."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def test_a_bad_event_has_one_row_after_a_restart_too(tmp_path: Path) -> None:
         shard.close()
 
 
-def test_what_was_never_refused_is_added_without_a_look_at_the_quarantine(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quarantine, "ADD_UNLESS_HELD", "SELECT 'read', 'malformed', hash($arrived)")
+def test_a_reject_with_a_new_key_is_added_without_reading_the_quarantine(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quarantine, "ADD_UNLESS_STORED", "SELECT 'read', 'malformed', hash($arrived)")
     feed(shard, [JUNK])
     feed(shard, [b"{"], start=1)
     assert shard.totals().quarantined == {"malformed": 2}
@@ -53,7 +53,7 @@ def test_what_was_never_refused_is_added_without_a_look_at_the_quarantine(shard:
     assert shard.totals().quarantined == {"malformed": 3}
 
 
-def test_a_bad_event_among_good_ones_disturbs_nothing(shard: Shard) -> None:
+def test_a_bad_event_among_good_ones_affects_nothing_else(shard: Shard) -> None:
     records = [
         (0, b"\n".join([impression("e1", START), JUNK, click("e2", START + 1), b'{"type":"click"}'])),
         (1, b"\x89PNG\r\n\x1a\n"),
@@ -78,13 +78,13 @@ def test_rows_are_published_once(shard: Shard) -> None:
     assert shard.quarantine()["published"].to_pylist() == [True, False]
 
 
-def test_published_rows_are_forgotten_after_the_retention_and_still_accounted_for(tmp_path: Path) -> None:
+def test_published_rows_are_deleted_after_the_retention_and_stay_in_the_totals(tmp_path: Path) -> None:
     shard = Shard.open(tmp_path / "shard.duckdb", CountingRules(retention_days=30))
     feed(shard, [query("e1", START), JUNK, b"{"])
     shard.mark_published([shard.unpublished()["id"][0].as_py()])
     shard.mark_exported(day(START))
     feed(shard, [query("e2", START + 60 * 86_400)], start=3)
-    shard.tend(60)
+    shard.maintain(60)
     assert shard.quarantine()["raw"].to_pylist() == [b"{"]
     assert shard.totals().quarantined == {"malformed": 2}
     shard.close()

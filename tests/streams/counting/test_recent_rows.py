@@ -1,4 +1,4 @@
-"""Recent rows are found by key, in whatever runs they lie; beyond the limit the oldest go, and what is complete is said."""
+"""Recent rows are found by key; beyond the limit the oldest are dropped, and `complete_from` shows from where all are there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from hypothesis import given, settings
 
-from streams.counting.recent_rows import FEW_ROWS, RUN_ROWS, RecentRows, load_recent
+from streams.counting.recent_rows import FEW_ROWS, RUN_ROWS, RecentRows, load_recent_state
 from streams.store.shard import CountingRules, Shard
 from tests.support.logs import START, click, dirty_days, feed, impression, query, read
 
@@ -38,7 +38,9 @@ def find(rows: RecentRows, keys: list[int]) -> list[tuple[int, int, int]]:
 
 @settings(deadline=None)
 @given(BATCHES, st.lists(st.integers(0, 12), unique=True, max_size=8), st.integers(1, 40))
-def test_what_is_complete_is_found_and_nothing_else(batches: list[list[tuple[int, int]]], keys: list[int], limit: int) -> None:
+def test_every_row_from_complete_from_on_is_found_and_no_other_key(
+    batches: list[list[tuple[int, int]]], keys: list[int], limit: int
+) -> None:
     rows = RecentRows(limit)
     added = numbered(rows, batches)
     found = find(rows, keys)
@@ -49,14 +51,14 @@ def test_what_is_complete_is_found_and_nothing_else(batches: list[list[tuple[int
         assert found == sorted(row for row in added if row[0] in keys)
 
 
-def test_the_oldest_runs_go_beyond_the_limit() -> None:
+def test_the_oldest_runs_are_dropped_beyond_the_limit() -> None:
     rows = RecentRows(limit=10)
     numbered(rows, [[(key, batch) for key in range(6)] for batch in range(4)])
     assert 0 < sum(len(run.keys) for run in rows._runs) <= 12
     assert rows.complete_from > 0
 
 
-def test_many_small_batches_lie_in_few_runs() -> None:
+def test_many_small_batches_are_merged_into_few_runs() -> None:
     rows = RecentRows(limit=100_000)
     numbered(rows, [[(key, batch) for key in range(25)] for batch in range(2_000)])
     sizes = [len(run.keys) for run in rows._runs]
@@ -74,7 +76,7 @@ def test_few_rows_and_many_are_found_in_one_chunk() -> None:
     assert table is not None and table["number"].num_chunks == 1
 
 
-def test_what_is_older_than_asked_for_may_be_left_out_and_nothing_else() -> None:
+def test_only_rows_older_than_since_may_be_left_out() -> None:
     rows = RecentRows(limit=100_000)
     numbered(rows, [[(1, batch)] * 2**batch for batch in range(5, -1, -1)])
     _, table = rows.find(np.array([1], np.uint64), since=3)
@@ -82,26 +84,26 @@ def test_what_is_older_than_asked_for_may_be_left_out_and_nothing_else() -> None
     assert rows.find(np.array([1], np.uint64), since=6)[1] is None
 
 
-def test_cleared_rows_are_gone_and_later_ones_complete() -> None:
+def test_after_clear_no_row_is_found_and_later_rows_are_complete() -> None:
     rows = RecentRows(limit=10)
     numbered(rows, [[(1, 1)]])
     rows.clear(2)
     assert (find(rows, [1]), rows.complete_from) == ([], 2)
 
 
-def test_an_opened_shard_remembers_what_waits_what_is_dirty_and_the_last_hours_queries(tmp_path: Path) -> None:
+def test_an_opened_shard_loads_pending_keys_dirty_days_and_the_last_hours_queries(tmp_path: Path) -> None:
     rules = CountingRules(retention_days=0)
     shard = Shard.open(tmp_path / "shard.duckdb", rules)
     old, clicked = query("e1", START - 20_000), click("e4", START, "absent")
     feed(shard, [old, query("e2", START), query("e3", START, source="recommendation"), clicked, impression("e5", START, "i")])
     totals = shard.totals()
-    recent = load_recent(shard.reader(), totals.latest_us, rules)
+    recent = load_recent_state(shard.reader(), totals.latest_us, rules)
     keys = read(shard, "SELECT hash('absent') AS waiting, hash('i') AS shown, hash('s') AS session")
-    assert recent.waiting.contains(keys["waiting"].to_numpy()).all()
-    assert not recent.waiting.contains(keys["shown"].to_numpy()).any()
-    assert recent.waiting_us == round(START * 1e6)
-    assert not recent.quarantined.ids.contains(keys["shown"].to_numpy()).any()
-    assert recent.dirty == set(dirty_days(shard)) != set()
+    assert recent.pending_keys.contains(keys["waiting"].to_numpy()).all()
+    assert not recent.pending_keys.contains(keys["shown"].to_numpy()).any()
+    assert recent.first_pending_us == round(START * 1e6)
+    assert not recent.quarantine_keys.ids.contains(keys["shown"].to_numpy()).any()
+    assert recent.dirty_days == set(dirty_days(shard)) != set()
     _, queries = recent.queries.find(keys["session"].to_numpy())
     assert queries is not None and queries["event_id"].to_pylist() == ["e2"]
     assert recent.queries.complete_from > round((START - 20_000) * 1e6)

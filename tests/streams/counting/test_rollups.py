@@ -1,4 +1,4 @@
-"""A list counts once: where it stands while its day goes on, and in its day's sums from then on."""
+"""A list counts once: from `impressions` until it is rolled up, and from the sums of its day after that."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from streams.counting import impressions, rollups, windows
-from streams.counting.connection import Feeds
+from streams.counting.connection import ShardConnection
 from streams.events.rules import DAY_US
 from streams.store import compaction
 from streams.store.shard import CountingRules, Shard
@@ -39,42 +39,42 @@ def cells(con: duckdb.DuckDBPyConnection) -> Cells:
     return con.execute("SELECT query_norm, item_norm, position, impressions, clicks FROM window_cells ORDER BY ALL").fetchall()
 
 
-def test_lists_beyond_the_fold_are_cells_where_they_stand(con: duckdb.DuckDBPyConnection) -> None:
+def test_lists_that_are_not_rolled_up_are_counted_from_impressions(con: duckdb.DuckDBPyConnection) -> None:
     for query in ("a", "b", "c"):
         show(con, query, ["x", "y"])
-    assert cells(con) == [], "of a day without a fold nothing is known"
-    known: rollups.Folds = {}
-    rollups.open_days(Feeds(con, in_transaction=True), [DAY], known)
-    assert known == rollups.read_folds(con) == {DAY: ""}
+    assert cells(con) == [], "a day without a roll-up has no cells"
+    known: rollups.Rollups = {}
+    rollups.open_rollups(ShardConnection(con, in_transaction=True), [DAY], known)
+    assert known == rollups.read_rollups(con) == {DAY: ""}
     assert len(cells(con)) == 6
-    rollups.move_fold(con, DAY, "b")
+    rollups.advance_rollup(con, DAY, "b")
     assert cells(con) == [(query, item, place, 1, 0) for query in "bc" for place, item in enumerate("xy")]
-    rollups.move_fold(con, DAY, None)
+    rollups.advance_rollup(con, DAY, None)
     assert cells(con) == []
 
 
-def test_a_fold_never_goes_back(con: duckdb.DuckDBPyConnection) -> None:
-    rollups.open_days(Feeds(con, in_transaction=True), [DAY], {})
+def test_a_rollup_never_moves_back(con: duckdb.DuckDBPyConnection) -> None:
+    rollups.open_rollups(ShardConnection(con, in_transaction=True), [DAY], {})
     for upto, left in (("m", "m"), ("c", "m"), ("é", "é"), (None, None), ("z", None)):
-        rollups.move_fold(con, DAY, upto)
-        assert rollups.read_folds(con) == {DAY: left}
-    rollups.move_fold(con, NEXT, "c")
-    assert rollups.read_folds(con) == {DAY: None}
+        rollups.advance_rollup(con, DAY, upto)
+        assert rollups.read_rollups(con) == {DAY: left}
+    rollups.advance_rollup(con, NEXT, "c")
+    assert rollups.read_rollups(con) == {DAY: None}
 
 
-def test_a_day_is_opened_once(con: duckdb.DuckDBPyConnection) -> None:
-    known: rollups.Folds = {}
-    rollups.open_days(Feeds(con, in_transaction=True), [DAY], known)
-    rollups.move_fold(con, DAY, None)
-    known = rollups.read_folds(con)
-    rollups.open_days(Feeds(con, in_transaction=True), [NEXT, DAY], known)
-    assert known == rollups.read_folds(con) == {DAY: None, NEXT: ""}
-    assert rollups.find_unfolded(con, NEXT) == []
-    assert rollups.find_unfolded(con, NEXT + timedelta(days=1)) == [NEXT]
+def test_a_rollup_is_opened_once(con: duckdb.DuckDBPyConnection) -> None:
+    known: rollups.Rollups = {}
+    rollups.open_rollups(ShardConnection(con, in_transaction=True), [DAY], known)
+    rollups.advance_rollup(con, DAY, None)
+    known = rollups.read_rollups(con)
+    rollups.open_rollups(ShardConnection(con, in_transaction=True), [NEXT, DAY], known)
+    assert known == rollups.read_rollups(con) == {DAY: None, NEXT: ""}
+    assert rollups.find_not_rolled_up(con, NEXT) == []
+    assert rollups.find_not_rolled_up(con, NEXT + timedelta(days=1)) == [NEXT]
 
 
 @pytest.mark.parametrize(
-    ("known", "folded"),
+    ("known", "rolled_up"),
     [
         ({DAY: "", NEXT: ""}, []),
         ({DAY: None, NEXT: ""}, ["a", "é"]),
@@ -82,12 +82,12 @@ def test_a_day_is_opened_once(con: duckdb.DuckDBPyConnection) -> None:
         ({DAY: "z", NEXT: None}, ["a", "a2", "b2"]),
     ],
 )
-def test_what_comes_for_the_folded_part_of_a_day_is_told_from_the_rest(known: rollups.Folds, folded: list[str]) -> None:
+def test_lists_for_the_rolled_up_part_of_a_day_are_found(known: rollups.Rollups, rolled_up: list[str]) -> None:
     lists = pa.table({"day": pa.array([DAY, NEXT, DAY, NEXT], pa.date32()), "query_norm": ["a", "a2", "é", "b2"]})
-    assert rollups.find_folded(lists, known)["query_norm"].to_pylist() == folded
+    assert rollups.find_rolled_up(lists, known)["query_norm"].to_pylist() == rolled_up
 
 
-def test_an_order_of_texts_is_the_same_in_every_place(con: duckdb.DuckDBPyConnection) -> None:
+def test_duckdb_arrow_and_python_sort_texts_alike(con: duckdb.DuckDBPyConnection) -> None:
     texts = ["", "a", "a\u0000", "b", "z", "é", "ﬀ", "\U0001f600", "\uffff"]
     by_duckdb = con.execute("SELECT text FROM unnest($texts) t(text) ORDER BY text", {"texts": texts}).fetchall()
     assert [text for (text,) in by_duckdb] == sorted(texts) == pa.array(texts).sort().to_pylist()
@@ -95,7 +95,7 @@ def test_an_order_of_texts_is_the_same_in_every_place(con: duckdb.DuckDBPyConnec
 
 @pytest.mark.parametrize("slices", [0, 2, 3, 9])
 @pytest.mark.parametrize("number", range(5))
-def test_lists_clicks_and_earlier_versions_after_the_fold_count_as_before_it(
+def test_lists_clicks_and_earlier_impressions_count_alike_before_and_after_the_rollup(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slices: int, number: int
 ) -> None:
     monkeypatch.setattr(compaction, "SLICE_ROWS", 2)
@@ -110,7 +110,7 @@ def test_lists_clicks_and_earlier_versions_after_the_fold_count_as_before_it(
     for start, lines in enumerate([*log, []]):
         if start == number:
             for _ in range(slices):
-                shard.tend(0)
+                shard.maintain(0)
         feed(shard, lines, start=start * 2)
     assert rows(shard.windows(NEXT)) == [
         ("b", "a", 0, 1, 0),

@@ -1,4 +1,4 @@
-"""Times are grouped so that recent ones are looked up apart from late ones."""
+"""Times are grouped so that recent events are looked up apart from late ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from streams.events.rules import DAY_US, HOUR_US
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 20 * 24).map(lambda hours: hours * HOUR_US), max_size=30))
-def test_every_time_is_in_one_group_and_the_recent_ones_are_by_themselves(times: list[int]) -> None:
+def test_every_time_is_in_one_group_and_the_recent_ones_have_their_own(times: list[int]) -> None:
     ts_us = np.array(times, np.int64)
     groups = group_times(ts_us)
     assert sorted(np.concatenate([*groups, np.array([], np.int64)]).tolist()) == list(range(len(times)))

@@ -1,4 +1,4 @@
-"""Compaction leaves the same counts in fewer rows."""
+"""Compaction keeps the same counts in fewer rows."""
 
 from __future__ import annotations
 
@@ -70,9 +70,8 @@ def test_a_day_keeps_its_sums_has_one_row_a_key_and_no_zeros(rows: list[Row], sl
         make_tables(con)
         insert(con, rows)
         held = sum(row[0] == DAY for row in rows)
-        counted = [
-            compaction.compact_slice(con, WINDOWS, piece) for piece in compaction.slice_day(con, WINDOWS, DAY, held) if held
-        ]
+        slices = compaction.slice_day(con, WINDOWS, DAY, held) if held else []
+        counted = [compaction.compact_slice(con, WINDOWS, one) for one in slices]
         found = read(con)
         assert total(found) == total(rows)
         compacted = [row for row in found if row[0] == DAY]
@@ -83,27 +82,27 @@ def test_a_day_keeps_its_sums_has_one_row_a_key_and_no_zeros(rows: list[Row], sl
         assert sorted(r for r in found if r[0] == NEXT) == sorted(r for r in rows if r[0] == NEXT)
 
 
-def test_a_large_day_is_cut_into_slices_that_hold_about_as_much_and_miss_nothing(
+def test_a_large_day_is_divided_into_slices_of_similar_size_that_cover_it(
     con: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compaction, "SLICE_ROWS", 1_000)
     con.execute(
         "INSERT INTO cooccurrence_deltas SELECT $day, (r * 7919 % 10_000)::VARCHAR, 'n', 1 FROM range(10_000) t(r)", {"day": DAY}
     )
-    pieces = compaction.slice_day(con, PAIRS, DAY, 10_000)
-    sizes = [compaction.compact_slice(con, PAIRS, piece)[0] for piece in pieces]
+    slices = compaction.slice_day(con, PAIRS, DAY, 10_000)
+    sizes = [compaction.compact_slice(con, PAIRS, one)[0] for one in slices]
     assert len(sizes) == 10
     assert sum(sizes) == 10_000
     assert max(sizes) < 1_500
 
 
-def test_a_day_is_due_when_it_gained_as_much_as_it_was_left_with(con: duckdb.DuckDBPyConnection) -> None:
+def test_a_day_is_due_when_it_gained_as_many_rows_as_it_was_compacted_to(con: duckdb.DuckDBPyConnection) -> None:
     insert(con, [(DAY, "q", str(number), 0, 1, 0) for number in range(9)])
     assert compaction.find_grown_days(con, WINDOWS, 10, NEXT + timedelta(days=1)) == []
     insert(con, [(NEXT, "q", str(number), 0, 1, 0) for number in range(30)])
     insert(con, [(DAY, "q", "more", 0, 1, 0)])
     assert compaction.find_grown_days(con, WINDOWS, 10, NEXT + timedelta(days=1)) == [(NEXT, 30), (DAY, 10)]
-    compaction.remember_compacted(con, WINDOWS, NEXT, 16)
+    compaction.record_compacted(con, WINDOWS, NEXT, 16)
     assert compaction.find_grown_days(con, WINDOWS, 10, NEXT + timedelta(days=1)) == [(DAY, 10)]
     insert(con, [(NEXT, "q", "x", 0, 1, 0)] * 2)
     assert compaction.find_grown_days(con, WINDOWS, 10, NEXT + timedelta(days=1)) == [(NEXT, 32), (DAY, 10)]

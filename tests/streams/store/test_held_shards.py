@@ -193,7 +193,7 @@ def test_only_one_shard_at_a_time_does_maintenance_that_is_not_urgent(held: Held
 
     async def scenario() -> None:
         await held.assign({0: 0, 1: 0}, "log", 1)
-        monkeypatch.setattr(Shard, "tend", tend)
+        monkeypatch.setattr(Shard, "maintain", tend)
         busy = asyncio.ensure_future(held.tend(0))
         assert await asyncio.to_thread(began.wait, 20)
         assert await apply(held, run(1, 0, 1)) == 1

@@ -1,4 +1,4 @@
-"""A mature day is in the lake as the shard has it, whole or not at all, and again when it changes."""
+"""A mature day is exported to the lake as the shard has it, whole or not at all, and again when it changes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_day_is_mature_when_the_floor_has_passed_and_the_click_delays_p99_too(
     assert mature_days(shard, SETTINGS) == [DAY]
 
 
-def test_an_exported_day_holds_its_impressions_labels_queries_and_pairs(shard: Shard, tmp_path: Path) -> None:
+def test_an_exported_day_has_its_impressions_labels_queries_and_pairs(shard: Shard, tmp_path: Path) -> None:
     fields = {"task": "suggest", "release": "r0001", "predicted": [0.1, 0.2], "logprob": -7.5, "decoding": {"temperature": 0.9}}
     shown = impression("e1", NOON, "i", ["A a", "b"], query="Q", user_id="u", context="c", **fields)
     log = [
@@ -93,7 +93,7 @@ def test_a_day_is_exported_once_and_again_when_it_changes(shard: Shard, tmp_path
     assert read_impressions(Lake.local(tmp_path), DAY, DAY)["clicked"].to_pylist() == [[True, False]]
 
 
-def test_a_day_that_an_earlier_impression_empties_leaves_the_lake(shard: Shard, tmp_path: Path) -> None:
+def test_a_day_that_an_earlier_impression_empties_is_removed_from_the_lake(shard: Shard, tmp_path: Path) -> None:
     feed(shard, [impression("e2", NOON), MATURE])
     export_mature(shard, 0, Lake.local(tmp_path), SETTINGS)
     feed(shard, [impression("e1", NOON - 86_400)], start=2)
@@ -101,7 +101,7 @@ def test_a_day_that_an_earlier_impression_empties_leaves_the_lake(shard: Shard, 
     assert reader.days(Lake.local(tmp_path)) == [date(2021, 3, 14)]
 
 
-def test_a_crash_while_writing_leaves_the_old_day_and_writes_it_again(
+def test_after_a_crash_while_writing_the_old_day_is_there_and_written_again(
     shard: Shard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     feed(shard, [impression("e1", NOON), MATURE])
@@ -121,7 +121,7 @@ def test_a_crash_while_writing_leaves_the_old_day_and_writes_it_again(
     assert read_impressions(Lake.local(tmp_path), DAY, DAY)["clicked"].to_pylist() == [[True, False]]
 
 
-def test_shards_lie_beside_each_other_and_duckdb_reads_the_folder(tmp_path: Path) -> None:
+def test_each_shard_has_its_own_files_and_duckdb_reads_the_folder(tmp_path: Path) -> None:
     for partition in (0, 1):
         shard = Shard.open(tmp_path / f"{partition}.duckdb", CountingRules(retention_days=0))
         feed(shard, [query(f"e{partition}", NOON, "a"), query(f"f{partition}", NOON + 1, "b"), MATURE])

@@ -1,4 +1,4 @@
-"""A shard's file of the last layout counts on where it stood."""
+"""A shard's file of the previous layout is upgraded and goes on counting."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ MORE = [
     impression("e3", START + 5, "k", ["a", "b"], query="red"),
     impression("e0", START, "i", ["d"]),
 ]
-# What layout 2 had: deltas for every list, and no folds.
-TO_2 = (
+# Layout 2 had deltas for every list and no roll-ups.
+DOWNGRADE = (
     "INSERT INTO window_deltas SELECT day, query_norm, item_norm, position, 1, 0 FROM window_cells WHERE impressions = 1",
     "DROP VIEW window_cells",
     "DROP VIEW standing_lists",
@@ -41,12 +41,12 @@ def path(tmp_path: Path) -> Path:
     feed(shard, LOG)
     shard.close()
     with duckdb.connect(str(tmp_path / "old.duckdb")) as con:
-        for sql in TO_2:
+        for sql in DOWNGRADE:
             con.execute(sql)
     return tmp_path / "old.duckdb"
 
 
-def test_a_file_of_layout_2_is_changed_and_counts_on(path: Path, tmp_path: Path) -> None:
+def test_a_file_of_layout_2_is_upgraded_and_goes_on_counting(path: Path, tmp_path: Path) -> None:
     old, new = Shard.open(path, RULES), Shard.open(tmp_path / "new.duckdb", RULES)
     feed(new, LOG)
     for more in ([], MORE):
@@ -60,12 +60,12 @@ def test_a_file_of_layout_2_is_changed_and_counts_on(path: Path, tmp_path: Path)
     Shard.open(path, RULES).close()
 
 
-def test_a_reader_leaves_it_as_it_is(path: Path) -> None:
+def test_opening_it_for_reading_only_does_not_upgrade_it(path: Path) -> None:
     with pytest.raises(StoreError, match=r"old\.duckdb has layout 2, this version reads 3: start a worker on it once"):
         Shard.open(path, RULES, read_only=True)
 
 
-def test_one_that_is_older_or_newer_is_refused(path: Path) -> None:
+def test_an_older_or_newer_layout_is_refused(path: Path) -> None:
     for layout in (1, 4):
         with duckdb.connect(str(path)) as con:
             con.execute("UPDATE state SET layout = ?", [layout])

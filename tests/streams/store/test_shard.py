@@ -1,4 +1,4 @@
-"""The store counts each event once, whatever the order, the repeats and the cut into batches, and survives being closed."""
+"""A shard counts each event once, in whatever order, repetition and batches, also after it is closed and opened again."""
 
 from __future__ import annotations
 
@@ -37,32 +37,32 @@ def assert_equal_counts(shard: Shard, expected: Recount, days: list[date]) -> No
     assert sorted(set(found), key=repr) == sorted(expected.quarantined, key=repr)
 
 
-def assert_account_adds_up(totals: ShardTotals, lines: int) -> None:
+def assert_totals_add_up(totals: ShardTotals, lines: int) -> None:
     assert totals.events == lines
     assert totals.events == totals.counted + totals.duplicates + sum(totals.quarantined.values()) + totals.pending
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(log=difficult_logs(), seed=st.integers(0, 2**32), batch=st.integers(1, 30), cut=st.floats(0, 1))
+@given(log=difficult_logs(), seed=st.integers(0, 2**32), batch=st.integers(1, 30), restart_at=st.floats(0, 1))
 def test_any_order_repetition_batching_and_restart_gives_the_counts_of_the_log(
-    log: list[bytes], seed: int, batch: int, cut: float
+    log: list[bytes], seed: int, batch: int, restart_at: float
 ) -> None:
     chance = random.Random(seed)
     delivered = log + chance.choices(log, k=len(log) // 2) if log else []
     chance.shuffle(delivered)
-    middle = round(cut * len(delivered))
+    middle = round(restart_at * len(delivered))
     with TemporaryDirectory() as folder:
         path = Path(folder) / "shard.duckdb"
         shard = Shard.open(path, KEEP_ALL)
         feed(shard, delivered[:middle], batch)
-        assert_account_adds_up(shard.totals(), middle)
+        assert_totals_add_up(shard.totals(), middle)
         before = shard.totals()
         shard.close()
         shard = Shard.open(path, KEEP_ALL)
         assert shard.totals() == before
         feed(shard, delivered[middle:], batch, start=middle)
         shard.finish(NOW)
-        assert_account_adds_up(shard.totals(), len(delivered))
+        assert_totals_add_up(shard.totals(), len(delivered))
         expected = recount(log)
         assert shard.totals().counted == expected.counted
         assert shard.totals().pending == 0
@@ -90,7 +90,7 @@ def test_real_logs_equal_the_recount(shard: Shard, name: str, shuffled: bool) ->
     chosen = [*to_event_days[:: max(1, len(to_event_days) // 4)], to_event_days[-1]]
     as_of = [d.fromordinal(d.toordinal() + shift) for d in chosen for shift in (1, 7)]
     assert_equal_counts(shard, expected, as_of)
-    assert_account_adds_up(shard.totals(), len(delivered))
+    assert_totals_add_up(shard.totals(), len(delivered))
     assert any(expected.windows(d) or expected.cooccurrence(d) for d in as_of)
 
 
@@ -106,12 +106,12 @@ def test_offsets_are_kept_with_the_counts(tmp_path: Path) -> None:
 
 
 def killed(shard: Shard, path: Path) -> Shard:
-    """A shard opened anew after kill -9."""
+    """The shard opened again as after kill -9."""
     shard._con.close()
     return Shard.open(path, KEEP_ALL)
 
 
-def test_what_is_not_written_is_lost_with_its_offsets_and_read_again(tmp_path: Path) -> None:
+def test_after_a_kill_unwritten_batches_are_lost_with_their_offsets_and_read_again(tmp_path: Path) -> None:
     path = tmp_path / "shard.duckdb"
     shard = Shard.open(path, KEEP_ALL)
     log = [impression("e1", START), impression("e2", START, "j"), click("e3", START + 1), query("e4", START + 2)]
@@ -129,7 +129,7 @@ def test_what_is_not_written_is_lost_with_its_offsets_and_read_again(tmp_path: P
     last.close()
 
 
-def test_a_shard_shows_what_it_has_applied_and_writes_it_when_it_is_closed(tmp_path: Path) -> None:
+def test_a_read_and_close_write_what_was_applied_before(tmp_path: Path) -> None:
     path = tmp_path / "shard.duckdb"
     log = [impression("e1", START), click("e2", START + 1), query("e3", START), query("e4", START + 1)]
     for show in (Shard.unpublished, Shard.quarantine, lambda one: one.windows(DAYS[0]), Shard.close):
@@ -145,7 +145,7 @@ def test_a_shard_shows_what_it_has_applied_and_writes_it_when_it_is_closed(tmp_p
         path.unlink()
 
 
-def test_clicks_wait_and_are_taken_whether_or_not_they_are_written(tmp_path: Path) -> None:
+def test_pending_clicks_count_whether_or_not_they_are_written(tmp_path: Path) -> None:
     shard = Shard.open(tmp_path / "shard.duckdb", KEEP_ALL)
     feed(shard, [impression("the day's first", START, "x")])
     clicks = [click(f"c{number}", START + 1, f"i{number}") for number in range(4)]
@@ -162,7 +162,7 @@ def test_clicks_wait_and_are_taken_whether_or_not_they_are_written(tmp_path: Pat
     shard.close()
 
 
-def test_a_batch_that_fails_after_unwritten_ones_leaves_those(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_batch_does_not_affect_unwritten_ones_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "shard.duckdb"
     shard = Shard.open(path, KEEP_ALL)
     feed(shard, [impression("e1", START), click("w", START + 1, "later")])
@@ -173,7 +173,7 @@ def test_a_batch_that_fails_after_unwritten_ones_leaves_those(tmp_path: Path, mo
 
     for write in (False, True):
         with monkeypatch.context() as patch:
-            patch.setattr("streams.store.shard.deduplication.find_conflicts", fail)
+            patch.setattr("streams.store.shard.deduplication.find_split_points", fail)
             with pytest.raises(OSError, match="disk full"):
                 feed(shard, [click("e3", START + 1, position=9)], start=4, write=write)
         assert (shard.position(), shard.totals().counted) == (("t", 4), 4)
@@ -196,7 +196,7 @@ def test_records_applied_before_are_dropped_and_a_gap_is_refused(shard: Shard) -
     assert shard.totals().events == 5
 
 
-def test_a_new_topic_id_starts_over_and_repeats_are_known_by_their_ids(shard: Shard) -> None:
+def test_a_new_topic_id_starts_over_and_duplicates_are_found_by_their_ids(shard: Shard) -> None:
     log = [query(f"e{number}", START + number) for number in range(3)]
     feed(shard, log)
     applied = shard.apply(
@@ -209,7 +209,7 @@ def test_a_new_topic_id_starts_over_and_repeats_are_known_by_their_ids(shard: Sh
     assert (shard.totals().events, shard.totals().earlier_events) == (8, 3)
 
 
-def test_a_failed_batch_leaves_nothing_behind(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_batch_changes_nothing(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
     feed(shard, [impression("e1", START)])
     before = shard.totals(), rows(shard.windows(DAYS[0]))
 
@@ -217,7 +217,7 @@ def test_a_failed_batch_leaves_nothing_behind(shard: Shard, monkeypatch: pytest.
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("streams.store.shard.retention.soil_days", fail)
+        patch.setattr("streams.store.shard.retention.mark_days_dirty", fail)
         with pytest.raises(OSError, match="disk full"):
             feed(shard, [click("e2", START + 1), impression("e3", START, "j")], start=1)
     assert (shard.totals(), rows(shard.windows(DAYS[0]))) == before
@@ -226,13 +226,13 @@ def test_a_failed_batch_leaves_nothing_behind(shard: Shard, monkeypatch: pytest.
     assert shard.totals().duplicates == 0
 
 
-def test_an_event_is_one_event_by_its_id_even_with_another_time(shard: Shard) -> None:
+def test_an_event_with_the_same_id_is_a_duplicate_even_with_another_time(shard: Shard) -> None:
     feed(shard, [query("e1", START, "first")])
     feed(shard, [query("e1", START + 5 * HOUR, "again")], start=1)
     assert (shard.totals().counted, shard.totals().duplicates) == (1, 1)
 
 
-def test_an_id_that_outlived_the_retention_and_came_again_is_occupied_though_its_first_version_was_refused(
+def test_an_id_used_again_after_the_retention_is_occupied_though_its_first_version_was_refused(
     tmp_path: Path,
 ) -> None:
     shard = Shard.open(tmp_path / "shard.duckdb", CountingRules(retention_days=3))
@@ -259,7 +259,7 @@ def test_events_older_than_the_retention_are_too_old_whatever_the_batching(tmp_p
         feed(shard, log, batch)
         assert [(row["event_id"], row["reason"]) for row in shard.quarantine().to_pylist()] == [("e3", "too_old")]
         assert shard.totals().counted == 3
-        assert_account_adds_up(shard.totals(), 4)
+        assert_totals_add_up(shard.totals(), 4)
         shard.close()
 
 
@@ -272,15 +272,15 @@ def test_an_event_ahead_of_the_clock_is_refused_and_does_not_move_event_time(tmp
     shard.close()
 
 
-def test_exported_days_are_forgotten_after_the_retention_and_others_are_kept(tmp_path: Path) -> None:
+def test_exported_days_are_deleted_after_the_retention_and_others_are_kept(tmp_path: Path) -> None:
     shard = Shard.open(tmp_path / "shard.duckdb", CountingRules(retention_days=30))
     feed(shard, [query("e1", START), impression("e2", START), click("e3", START + 1)])
     feed(shard, [query("e4", START + 60 * 86_400)], start=3)
-    assert {one.kind for one in shard.tend(60)} == {"look"}
+    assert {one.kind for one in shard.maintain(60)} == {"look"}
     assert read(shard, "SELECT count(*) AS n FROM seen")["n"][0].as_py() == 4
     shard.mark_exported(day(START))
     feed(shard, [query("e5", START + 61 * 86_400)], start=4)
-    assert {one.kind for one in shard.tend(60)} == {"expiry", "compaction", "look"}
+    assert {one.kind for one in shard.maintain(60)} == {"expiry", "compaction", "look"}
     for table, left in {"seen": 2, "queries": 2, "impressions": 0, "clicks": 0, "window_deltas": 0}.items():
         assert read(shard, f"SELECT count(*) AS n FROM {table}")["n"][0].as_py() == left, table
     assert shard.totals().counted == 5
@@ -296,7 +296,7 @@ def test_a_locked_or_foreign_file_is_refused_by_name(tmp_path: Path) -> None:
         Shard.open(tmp_path / "absent.duckdb", KEEP_ALL, read_only=True)
 
 
-def test_keys_are_made_anew_when_duckdb_hashes_otherwise(tmp_path: Path) -> None:
+def test_keys_are_recomputed_when_duckdb_has_another_hash_function(tmp_path: Path) -> None:
     import duckdb
 
     path = tmp_path / "shard.duckdb"
