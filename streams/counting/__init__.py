@@ -1,1 +1,1 @@
-"""What counts, one table a file: deduplication, attribution of clicks, windows, co-occurrence, quarantine, retention."""
+"""Counting, one file for each table: deduplication, attribution of clicks, windows, co-occurrence, quarantine, retention."""

@@ -52,7 +52,8 @@ class Change:
 
     `accepted` (event_id: key) and `fast_path` (columns event_id, key) are the clicks that count or wait, whose quarantined
     versions are to be withdrawn. `refused` are the clicks for quarantine, each with its delay (microseconds) after the
-    impression."""
+    impression.
+    """
 
     counted: int = 0
     duplicates: int = 0

@@ -119,7 +119,8 @@ def find_split_points(batch: Batch, deduplicated: Deduplicated, refused: list[Re
 
     `refused` are the clicks that the batch sent to quarantine. Whether a later event with their id is a duplicate depends on
     whether it arrived before the refusal, which a batch as a whole does not show; at the start of a batch it is clear. The same
-    is true of a click whose list was replaced inside the batch: one list may have refused it, and the next one not."""
+    is true of a click whose list was replaced inside the batch: one list may have refused it, and the next one not.
+    """
     found = _find_refused_again(batch, deduplicated, refused) | _find_reattributed(batch, deduplicated, reattributed)
     if not found:
         return []

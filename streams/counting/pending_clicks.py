@@ -40,7 +40,7 @@ class PendingInFile:
     _clicks: dict[str, list[Candidate]] | None = None
     _are_many: bool = False
 
-    def forget(self) -> None:
+    def invalidate(self) -> None:
         """Read the clicks again before the next look-up, because the file has changed."""
         self._clicks, self._are_many = None, False
 

@@ -1,7 +1,8 @@
 """Quarantine: events that cannot be used, each with its reason and its original bytes, to be inspected and repaired.
 
 A bad event delivered twice has one row: it is identified by its reason and event_id, or by its bytes if it has no readable id.
-Once a good version with the same event_id is accepted, its rows are withdrawn: the event is repaired."""
+Once a good version with the same event_id is accepted, its rows are withdrawn: the event is repaired.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 A click refers to a list shown a moment ago, a duplicate to an event just seen, a query to the one before it in its session. What
 is not found here is looked up in the shard's file, so the limits decide speed and change no count. Deferred writes and the open
-transaction are included: when a transaction fails, all of this is dropped and loaded from the file again."""
+transaction are included: when a transaction fails, all of this is dropped and loaded from the file again.
+"""
 
 from __future__ import annotations
 
@@ -168,7 +169,7 @@ class RecentState:
     def mark_written(self) -> None:
         """Record that the file has all batches."""
         self.unwritten_from = NO_BATCH
-        self.pending_in_file.forget()
+        self.pending_in_file.invalidate()
 
     def make_unwritten_visible(self, connection: ShardConnection, *kinds: RecentRows) -> None:
         """Run the deferred writes, unless memory has every row of these kinds that is not written yet."""

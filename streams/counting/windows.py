@@ -1,7 +1,8 @@
 """Windows: impressions and clicks of each (query, recommendation, position) over 14 UTC days.
 
 Counts are inserted as deltas by day and summed when read, so counting never looks for the row to add to. A list in the part of
-its day that is not rolled up needs no delta (`streams.counting.rollups`); the view `window_cells` has both."""
+its day that is not rolled up needs no delta (`streams.counting.rollups`); the view `window_cells` has both.
+"""
 
 from __future__ import annotations
 

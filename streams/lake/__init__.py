@@ -1,1 +1,1 @@
-"""The lake of Parquet day files: where it lies, and how it is read."""
+"""The lake of Parquet day files: where it is, and how it is read and written."""

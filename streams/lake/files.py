@@ -1,9 +1,9 @@
-"""Where the lake lies and how its files come there: a folder, or a bucket of S3, behind one file system.
+"""The lake's location, a folder or an S3 bucket behind one file system, and how its files are listed and written.
 
     lake/{impressions,queries,cooccurrence}/day=YYYY-MM-DD/shard-<partition>.parquet
 
-A file is written as a whole or not at all. In a folder it is written beside its place under a name that readers of Parquet
-folders skip, made durable and moved over; in a bucket it is one upload, which is there when it is complete.
+A file is written completely or not at all. In a folder it is written beside its path under a name that readers of Parquet folders
+skip, made durable and moved over; in a bucket it is one upload, which appears when it is complete.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _check_url(url: str | None) -> str | None:
         return None
     parts = urlsplit(url)
     if parts.query or parts.fragment or "@" in parts.netloc:
-        raise ValueError("only s3://BUCKET/PREFIX or file:///FOLDER; keys come from the AWS_* environment, never from here")
+        raise ValueError("only s3://BUCKET/PREFIX or file:///FOLDER; keys are read from the AWS_* environment, never from here")
     if parts.scheme == "file" and not parts.netloc and parts.path.strip("/"):
         return url
     if parts.scheme == "s3" and parts.netloc:
@@ -44,7 +44,7 @@ def _check_url(url: str | None) -> str | None:
 
 
 class LakeSettings(BaseModel, frozen=True, extra="forbid"):
-    """Where the lake lies, and when a day is exported (section `lake`)."""
+    """Where the lake is, and when a day is exported (section `lake`)."""
 
     maturity_floor_s: float = Field(default=3600.0, ge=0, description="seconds past a day's end before it is exported, at least")
     reexport_s: float = Field(
@@ -63,7 +63,7 @@ class LakeSettings(BaseModel, frozen=True, extra="forbid"):
 
 @dataclass(frozen=True)
 class Lake:
-    """A lake's place: the folder `root` of a pyarrow file system; `url` names it to people."""
+    """The location of a lake: the folder `root` in a pyarrow file system; `url` is its name in messages."""
 
     files: FileSystem
     root: str
@@ -71,7 +71,7 @@ class Lake:
 
     @classmethod
     def local(cls, folder: Path) -> Lake:
-        """Return the lake in a folder of this machine, which need not be there yet."""
+        """Return the lake in a folder of this machine, which need not exist yet."""
         from pyarrow.fs import LocalFileSystem
 
         return cls(LocalFileSystem(), str(folder.absolute()), str(folder))
@@ -79,7 +79,7 @@ class Lake:
 
 @dataclass(frozen=True, slots=True, order=True)
 class DayFile:
-    """One file of the lake."""
+    """One file of the lake: a day of one partition."""
 
     day: date
     partition: int
@@ -87,7 +87,7 @@ class DayFile:
 
 
 def open_lake(data_dir: Path, settings: LakeSettings, environ: Mapping[str, str] | None = None) -> Lake:
-    """Return the lake that the settings name. It is not looked at: a bucket that is away is noticed when it is used (OSError)."""
+    """Return the lake that the settings name, without access to it: an absent bucket is an OSError when it is used."""
     if settings.url is None:
         return Lake.local(data_dir / "lake")
     parts = urlsplit(settings.url)
@@ -107,7 +107,7 @@ def list_files(lake: Lake, kind: str) -> list[DayFile]:
 
 
 def put_file(lake: Lake, kind: str, day: date, partition: int, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write a file and put it in its place, whole, over the one that is there. Raises OSError."""
+    """Write a file with `fill`, which gets a path, and replace the existing one when it is complete. Raises OSError."""
     path = _path(lake, kind, day, partition)
     if _is_local(lake):
         _put_local(Path(path), fill)
@@ -116,7 +116,7 @@ def put_file(lake: Lake, kind: str, day: date, partition: int, fill: Callable[[P
 
 
 def remove_file(lake: Lake, kind: str, day: date, partition: int) -> None:
-    """Remove a file if it is there."""
+    """Remove a file if it exists."""
     from pyarrow.fs import FileType
 
     path = _path(lake, kind, day, partition)
@@ -128,15 +128,15 @@ def _open_s3(settings: LakeSettings, environ: Mapping[str, str]) -> FileSystem:
     from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
 
     return S3FileSystem(
-        endpoint_override=settings.endpoint or _first(environ, ENDPOINTS),
-        region=settings.region or _first(environ, REGIONS),
+        endpoint_override=settings.endpoint or _first_set(environ, ENDPOINTS),
+        region=settings.region or _first_set(environ, REGIONS),
         connect_timeout=CONNECT_S,
         request_timeout=REQUEST_S,
         retry_strategy=AwsStandardS3RetryStrategy(max_attempts=2),
     )
 
 
-def _first(environ: Mapping[str, str], names: tuple[str, ...]) -> str | None:
+def _first_set(environ: Mapping[str, str], names: tuple[str, ...]) -> str | None:
     return next((environ[name] for name in names if environ.get(name)), None)
 
 
@@ -149,7 +149,7 @@ def _path(lake: Lake, kind: str, day: date, partition: int) -> str:
 
 
 def _day_file(path: str) -> DayFile | None:
-    """Return what a path says; None for what is no day file (one being written, or somebody else's)."""
+    """Return the day file of a path, None if it is not one (it is still being written, or is not the lake's)."""
     *_, folder, name = path.split("/")
     number = name.removeprefix("shard-").removesuffix(".parquet")
     if not folder.startswith("day=") or name != f"shard-{number}.parquet" or not number.isdecimal():
@@ -164,14 +164,14 @@ def _put_local(path: Path, fill: Callable[[Path], None]) -> None:
 
 
 def _upload(lake: Lake, path: str, fill: Callable[[Path], None]) -> None:
-    """Write the file on this machine first, and hand it over in one call.
+    """Write the file on this machine first, and upload it in one call.
 
-    pyarrow closes an upload that an error interrupts, and what is closed is complete: half a file would be there.
+    pyarrow closes an upload that an error interrupts, and a closed upload is complete, so half a file would appear in the bucket.
     """
     import pyarrow as pa
 
     with tempfile.TemporaryDirectory(prefix="queryloop-lake-") as folder:
-        whole = Path(folder) / "day.parquet"
-        fill(whole)
-        with pa.memory_map(str(whole)) as source, lake.files.open_output_stream(path) as target:
+        local = Path(folder) / "day.parquet"
+        fill(local)
+        with pa.memory_map(str(local)) as source, lake.files.open_output_stream(path) as target:
             target.write(source.read_buffer())

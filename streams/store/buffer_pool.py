@@ -52,7 +52,8 @@ class BufferPool:
         """Trim the pool if it is full.
 
         DuckDB refuses a limit that it cannot meet. Otherwise the limit is low for a moment, in which no Python code runs: a read
-        in DuckDB that needs much more at that moment fails, and `streams.store.readers` reads again."""
+        in DuckDB that needs much more at that moment fails, and `streams.store.readers` reads again.
+        """
         with self._lock:
             if self._con.execute(MEMORY_USED).fetchall()[0][0] <= FULL_BYTES:
                 return

@@ -3,7 +3,8 @@
 Counting inserts deltas and every read sums them. After compaction a day has one row for each key, sorted by key, so that reads of
 one query skip most of them. A slice is one transaction, and the sums are deltas themselves: a reader, or a crash between two
 slices, never sees another count. Only days that are over are compacted; any other day would have to be compacted again and again.
-For windows this also rolls up the lists, which have no deltas until then (`streams.counting.rollups`)."""
+For windows this also rolls up the lists, which have no deltas until then (`streams.counting.rollups`).
+"""
 
 from __future__ import annotations
 

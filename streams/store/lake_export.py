@@ -2,7 +2,8 @@
 
 A day is mature when its clicks have arrived: the shard's latest event is past the day's end by the measured click-delay p99, or
 by a minimum. A later change makes the day dirty, and it is written again over the old file, so that a reader sees one or the
-other. Rows are read in one snapshot, while counting goes on; `streams.lake.files` writes the files."""
+other. Rows are read in one snapshot, while counting goes on; `streams.lake.files` writes the files.
+"""
 
 from __future__ import annotations
 
@@ -106,7 +107,8 @@ def export_day(con: duckdb.DuckDBPyConnection, lake: Lake, partition: int, day: 
     """Write the three files of a day and return their numbers of rows; after a crash between them the day is written again.
 
     `con` must be in a transaction, so that the three files agree. DuckDB's limit bounds the memory, not the size of the day.
-    Raises OSError when the lake cannot be written."""
+    Raises OSError when the lake cannot be written.
+    """
     return {kind: _export(con, lake, partition, day, kind) for kind in TABLES}
 
 

@@ -2,7 +2,8 @@
 
 There are three kinds: a checkpoint when the write-ahead log has grown although large commits go into the file (a reader can delay
 those), so that a restart has little to replay; expiry of rows older than the retention; compaction of days with many deltas.
-Event time and the file decide what is due, never the clock, and none of it changes a count."""
+Event time and the file decide what is due, never the clock, and none of it changes a count.
+"""
 
 from __future__ import annotations
 
@@ -104,7 +105,8 @@ class Maintenance:
 
         `latest_us` is the shard's latest event time, `events` the number of events that it has applied. A slice takes up to 0.2
         s, so a call may take that much longer. Only the checkpoint is urgent, because a restart would wait for it. Call this
-        between batches, outside a transaction."""
+        between batches, outside a transaction.
+        """
         done: list[MaintenanceSlice] = []
         began = self._clock()
         while latest_us is not None and (not done or self._clock() - began < budget_s):

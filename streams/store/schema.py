@@ -38,7 +38,7 @@ def prepare(con: duckdb.DuckDBPyConnection, path: Path, read_only: bool) -> None
     """Create the tables of a new file; check and upgrade those of an existing one. Raises StoreError."""
     if not con.execute(HAS_STATE).fetchall()[0][0]:
         if read_only:
-            raise StoreError(f"{path} holds no shard")
+            raise StoreError(f"{path} is not a shard")
         owners = (deduplication, impressions, clicks, windows, rollups, cooccurrence, quarantine, retention, compaction, totals)
         _run(con, [owner.TABLES for owner in owners])
     layout, same_hash = con.execute(CHECK).fetchall()[0]

@@ -1,7 +1,8 @@
 """A shard: the counts of one partition in one DuckDB file.
 
 The changes of a batch and its Kafka offsets are written in one transaction, so a crash leaves both or neither, and reading on
-from the stored offset counts every event once. The lock on the file keeps a second worker out."""
+from the stored offset counts every event once. The lock on the file keeps a second worker out.
+"""
 
 from __future__ import annotations
 
@@ -116,7 +117,8 @@ class Shard:
         Without `write` the transaction may be committed later, for many batches at once: with the first batch that needs the
         file, or by `write()`, which every method calls that reads the file. Records applied before are dropped. `now` (seconds
         since the epoch) is the clock for the check of future events. With another topic id than the stored one the offsets start
-        over, and events counted before are duplicates by their ids. Raises OffsetGap when records are missing."""
+        over, and events counted before are duplicates by their ids. Raises OffsetGap when records are missing.
+        """
         self._load_recent()
         if topic_id == self._totals.topic_id and self._totals.next_offset is not None:
             expected = self._totals.next_offset

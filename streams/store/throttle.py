@@ -16,7 +16,8 @@ class Throttle:
     """Gives turns to the shards of a worker, each of which calls from its own thread.
 
     While one shard has its turn, and during the pause after it, the others get none: four shards of a busy topic would start
-    their compaction in the same second."""
+    their compaction in the same second.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

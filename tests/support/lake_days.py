@@ -18,7 +18,7 @@ DAY_US = 86_400_000_000
 
 
 def write_impressions(lake: Path, day: date, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Impressions of a day, a second apart; what a row does not say has a default."""
+    """Write impressions of a day, a second apart; a missing field of a row gets a default."""
     _write(lake, "impressions", day, [_impression(day, number, row) for number, row in enumerate(rows)])
 
 

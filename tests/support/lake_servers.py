@@ -1,4 +1,4 @@
-"""An S3 server for the tests of the lake: moto's, on a port of loopback."""
+"""An S3 server for the tests of the lake: moto's, on a loopback port."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BUCKETS = itertools.count()
 
 @contextmanager
 def s3_lake(patch: pytest.MonkeyPatch) -> Iterator[LakeSettings]:
-    """The settings of a lake in a new bucket of a server that runs meanwhile; the keys stand in the environment."""
+    """The settings of a lake in a new bucket of a server that runs meanwhile; its keys are in the environment."""
     from moto.server import ThreadedMotoServer
     from pyarrow.fs import S3FileSystem
 

@@ -96,7 +96,7 @@ def test_any_order_of_adding_taking_and_writing_takes_what_a_dictionary_would(
                 connection.begin()
             else:
                 connection.commit()
-                in_file.forget()
+                in_file.invalidate()
         connection.commit()
         left = {event for (event,) in con.execute("SELECT event_id FROM pending").fetchall()}
     assert left == set(itertools.chain(*expected.values()))

@@ -1,4 +1,4 @@
-"""The lake's place: a folder or a bucket, with the same files in it, each whole or not there."""
+"""The lake is a folder or a bucket with the same files, each complete or absent."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def shard(tmp_path: Path) -> Iterator[Shard]:
     opened.close()
 
 
-def test_a_lake_is_written_read_and_written_again_wherever_it_lies(lake: Lake, shard: Shard) -> None:
+def test_a_lake_is_written_read_and_written_again_in_a_folder_and_in_a_bucket(lake: Lake, shard: Shard) -> None:
     settings = LakeSettings()
     assert days(lake) == []
     assert len(read_impressions(lake, DAY, DAY)) == 0
@@ -54,7 +54,7 @@ def test_a_lake_is_written_read_and_written_again_wherever_it_lies(lake: Lake, s
     assert days(lake) == [DAY]
 
 
-def test_a_file_that_is_not_finished_is_never_seen(lake: Lake) -> None:
+def test_an_unfinished_file_never_appears(lake: Lake) -> None:
     def fill(text: bytes) -> None:
         put_file(lake, "queries", DAY, 0, lambda path: path.write_bytes(text) and None)
 
@@ -76,7 +76,7 @@ def test_a_file_that_is_not_finished_is_never_seen(lake: Lake) -> None:
     assert list_files(lake, "queries") == []
 
 
-def test_what_is_no_day_file_is_passed_over(tmp_path: Path) -> None:
+def test_other_files_are_ignored(tmp_path: Path) -> None:
     lake = Lake.local(tmp_path)
     for name in ("queries/day=2021-03-15/.shard-0.parquet.writing", "queries/_SUCCESS", "queries/day=2021-03-15/notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ def test_duckdb_and_pandas_read_the_folder_as_one_table_with_a_day(tmp_path: Pat
     assert all(schema.equals(schemas[0], check_metadata=True) and "day" not in schema.names for schema in schemas)
 
 
-def test_the_place_comes_from_the_settings(tmp_path: Path) -> None:
+def test_the_location_comes_from_the_settings(tmp_path: Path) -> None:
     assert open_lake(tmp_path, LakeSettings()).root == str(tmp_path / "lake")
     assert open_lake(tmp_path, LakeSettings(url=f"file://{tmp_path}/a%20b")).root == f"{tmp_path}/a b"
     bucket = open_lake(tmp_path, LakeSettings(url="s3://bucket/a/b/", region="eu-west-1"), {})
@@ -121,12 +121,12 @@ def test_the_place_comes_from_the_settings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "url", ["lake", "/srv/lake", "gs://bucket", "s3:///x", "file://host/x", "file:///", "s3://key:secret@bucket/x"]
 )
-def test_another_kind_of_place_is_refused(url: str) -> None:
+def test_another_kind_of_url_is_refused(url: str) -> None:
     with pytest.raises(ValidationError, match="s3://BUCKET/PREFIX"):
         LakeSettings(url=url)
 
 
-def test_a_bucket_that_is_away_is_an_os_error(tmp_path: Path, shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_absent_bucket_is_an_os_error(tmp_path: Path, shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
     with s3_lake(monkeypatch) as settings:
         lake = open_lake(tmp_path, settings.model_copy(update={"url": "s3://queryloop-nobody/x"}))
         feed(shard, LOG)
