@@ -217,7 +217,7 @@ async def _metric_parts(fan_out: FanOut, params: ReadParams, partitions: Partiti
             "lag": lags[number],
             "state": {**fan_out.describe_file(number), **part["state"]},
             "delays": part["delays"],
-            "upkeep": fan_out.shards.upkeep(number),
+            "upkeep": fan_out.shards.maintenance_totals(number),
         }
         for number, part in found.items()
         if number in totals and number in lags

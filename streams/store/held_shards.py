@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-TEND_S = 0.02
+MAINTENANCE_S = 0.02
 """Seconds of maintenance between two batches; one slice may exceed it."""
 WRITE_EVENTS = 20_000
 WRITE_EVERY_S = 1.0
@@ -107,18 +107,18 @@ class HeldShards:
         await self._call_each(sorted(partitions), self._release)
 
     async def apply(self, offset_range: OffsetRange, columns: Columns) -> Applied | None:
-        """Count the decoded events of an offset range as one batch; call `tend` afterwards.
+        """Count the decoded events of an offset range as one batch; call `maintain` afterwards.
 
         None when the shard was released, or its partition sought again, since they were fetched: then they are read again.
         """
         return await self._call(offset_range.partition, self._apply, offset_range, columns)
 
-    async def tend(self, partition: int) -> None:
+    async def maintain(self, partition: int) -> None:
         """Write what a shard has applied, if that is due, and do some of its maintenance. Call it after each batch and regularly.
 
         All shards of the worker share a limit on maintenance that is not urgent.
         """
-        await self.call(partition, partial(self._tend, partition))
+        await self.call(partition, partial(self._maintain, partition))
 
     async def write(self, partition: int) -> None:
         """Write all that a shard has applied, so that every later read of its file sees it."""
@@ -130,12 +130,12 @@ class HeldShards:
         """Return what `function` returns for a held shard, called on its thread; None when the shard is not held."""
         return await self._call(partition, self._with_shard, partition, function)
 
-    def upkeep(self, partition: int) -> dict[str, dict[str, float]]:
+    def maintenance_totals(self, partition: int) -> dict[str, dict[str, float]]:
         """Return the maintenance of a held shard since it was opened, by kind. Safe from any thread."""
         shard = self._shards.get(partition)
-        accounts = {} if shard is None else shard.maintenance_totals()
+        totals = {} if shard is None else shard.maintenance_totals()
         return {
-            kind: {"slices": one.slices, "seconds": one.seconds, "longest_s": one.longest_s} for kind, one in accounts.items()
+            kind: {"slices": one.slices, "seconds": one.seconds, "longest_s": one.longest_s} for kind, one in totals.items()
         }
 
     def totals(self) -> dict[int, ShardTotals]:
@@ -236,10 +236,10 @@ class HeldShards:
         shard = self._shards.get(partition)
         return None if shard is None else function(shard)
 
-    def _tend(self, partition: int, shard: Shard) -> None:
+    def _maintain(self, partition: int, shard: Shard) -> None:
         self._write_if_due(partition, shard)
         with self._throttle.turn() as is_free:
-            shard.maintain(TEND_S, urgent_only=not is_free)
+            shard.maintain(MAINTENANCE_S, urgent_only=not is_free)
 
     def _write(self, shard: Shard) -> None:
         if not shard.is_unwritten:

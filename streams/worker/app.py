@@ -39,7 +39,7 @@ FETCH_BYTES = 1024 * 1024
 """Fetched at once per partition: aiokafka holds a response of all partitions several times over while it reads it."""
 METADATA_MAX_AGE_MS = 10_000
 MAX_BUFFERED_RUNS = 2
-TEND_EVERY_S = 1.0
+MAINTAIN_EVERY_S = 1.0
 TOPIC_CHECK_EVERY_S = 10.0
 COMMIT_EVERY_S = 5.0
 
@@ -61,7 +61,7 @@ def make_app(settings: StreamsSettings, bootstrap: str, shards: HeldShards) -> W
         **faust_settings(settings, bootstrap),
     )
     _count_events(app, settings, shards)
-    _tend_shards(app, settings, shards)
+    _maintain_shards(app, settings, shards)
     _watch_topic(app, settings.kafka, shards, topic_watch)
     _collect_garbage(app)
     return app
@@ -153,7 +153,7 @@ def _collect_garbage(app: WorkerApp) -> None:
     app.timer(GC_EVERY_S, name="collect-garbage")(collect)
 
 
-def _tend_shards(app: WorkerApp, settings: StreamsSettings, shards: HeldShards) -> None:
+def _maintain_shards(app: WorkerApp, settings: StreamsSettings, shards: HeldShards) -> None:
     quarantine = app.topic(settings.kafka.quarantine_topic, key_serializer="raw", value_serializer="raw")
 
     exporter = LakeExporter(shards, open_lake(settings.data.dir, settings.lake), settings.lake)
@@ -166,9 +166,9 @@ def _tend_shards(app: WorkerApp, settings: StreamsSettings, shards: HeldShards) 
             if totals.quarantined:
                 await publish_quarantine(quarantine, partition, shards)
 
-    async def tend() -> None:
+    async def maintain() -> None:
         for partition in shards.totals():
-            await shards.tend(partition)
+            await shards.maintain(partition)
 
     async def export() -> None:
         await exporter.export()
@@ -176,7 +176,7 @@ def _tend_shards(app: WorkerApp, settings: StreamsSettings, shards: HeldShards) 
     app.on_partitions_revoked.connect(release, weak=False)
     app.timer(PUBLISH_EVERY_S, name="publish-quarantine")(publish)
     app.timer(EXPORT_EVERY_S, name="export-days")(export)
-    app.timer(TEND_EVERY_S, name="tend")(tend)
+    app.timer(MAINTAIN_EVERY_S, name="maintain")(maintain)
 
 
 async def publish_quarantine(topic: Any, partition: int, shards: HeldShards) -> None:

@@ -161,7 +161,7 @@ class Pipeline:
         self._buffered -= batch.size
         self._space.set()
         self._slots.release()
-        await self._shards.tend(partition)
+        await self._shards.maintain(partition)
         self._in_flight[partition] -= 1
         self._changed.set()
 

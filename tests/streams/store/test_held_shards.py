@@ -77,7 +77,7 @@ def test_applied_events_are_written_once_they_are_old_enough_or_many(
         timer.now += step
         await apply(held, run(0, first, last))
         assert held.totals()[0].next_offset == last
-        await held.tend(0)
+        await held.maintain(0)
         return held.totals()[0].written_offset
 
     async def scenario() -> None:
@@ -92,7 +92,7 @@ def test_applied_events_are_written_once_they_are_old_enough_or_many(
         assert await written(WRITE_EVERY_S, 14, 15) == 15
         assert await written(0, 15, 16) == 15
         timer.now += WRITE_EVERY_S
-        await held.tend(0)
+        await held.maintain(0)
         assert held.totals()[0].written_offset == 16, "without another batch"
         await held.write(0)
         assert (sum(held.apply_timings.events.counts), held.apply_timings.events.total) == (9, 16)
@@ -114,10 +114,10 @@ def test_a_read_that_writes_during_maintenance_does_no_harm(
         await held.assign({0: 0}, "log", 1)
         await apply(held, run(0, 0, 1))
         await apply(held, run(0, 1, 2))
-        await held.tend(0)
+        await held.maintain(0)
         timer.now += WRITE_EVERY_S
         monkeypatch.setattr(Shard, "write", write_while_a_read_ends)
-        await held.tend(0)
+        await held.maintain(0)
         assert held.totals()[0].written_offset == 2
 
     run_scenario(scenario)
@@ -185,7 +185,7 @@ def test_only_one_shard_at_a_time_does_maintenance_that_is_not_urgent(held: Held
     asked: list[bool] = []
     began, done = threading.Event(), threading.Event()
 
-    def tend(shard: Shard, budget_s: float, urgent_only: bool) -> None:
+    def maintain(shard: Shard, budget_s: float, urgent_only: bool) -> None:
         asked.append(urgent_only)
         if not urgent_only:
             began.set()
@@ -193,11 +193,11 @@ def test_only_one_shard_at_a_time_does_maintenance_that_is_not_urgent(held: Held
 
     async def scenario() -> None:
         await held.assign({0: 0, 1: 0}, "log", 1)
-        monkeypatch.setattr(Shard, "maintain", tend)
-        busy = asyncio.ensure_future(held.tend(0))
+        monkeypatch.setattr(Shard, "maintain", maintain)
+        busy = asyncio.ensure_future(held.maintain(0))
         assert await asyncio.to_thread(began.wait, 20)
         assert await apply(held, run(1, 0, 1)) == 1
-        await held.tend(1)
+        await held.maintain(1)
         done.set()
         await busy
         assert asked == [False, True]

@@ -38,7 +38,7 @@ class Shards:
             raise self.error
         self.applied.append((offset_range.partition, offset_range.first_offset, offset_range.next_offset, len(columns)))
 
-    async def tend(self, partition: int) -> None:
+    async def maintain(self, partition: int) -> None:
         if (gate := self.maintaining.get(partition)) is not None:
             await gate.wait()
         if self.error is not None:
