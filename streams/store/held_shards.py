@@ -134,9 +134,7 @@ class HeldShards:
         """Return the maintenance of a held shard since it was opened, by kind. Safe from any thread."""
         shard = self._shards.get(partition)
         totals = {} if shard is None else shard.maintenance_totals()
-        return {
-            kind: {"slices": one.slices, "seconds": one.seconds, "longest_s": one.longest_s} for kind, one in totals.items()
-        }
+        return {kind: {"slices": one.slices, "seconds": one.seconds, "longest_s": one.longest_s} for kind, one in totals.items()}
 
     def totals(self) -> dict[int, ShardTotals]:
         """Return the totals of every held shard, by partition. Safe from any thread: totals are replaced whole."""
