@@ -92,9 +92,7 @@ def attribute_batch(
     lists = find_lists(connection, canonical, batch.clicks, [click.impression_id for click in earlier], known_keys, recent)
     _store_impressions(connection, batch, canonical, lists.own, known_keys, recent, change)
     # Whole columns show that most clicks count. The others, and those that depend on the order of arrival, go one by one.
-    fast_path = (
-        find_fast_path(batch.clicks, lists, window_us, _last_arrival(batch)) if not replaced else no_fast_path(batch.clicks)
-    )
+    fast_path = no_fast_path(batch.clicks) if replaced else find_fast_path(batch.clicks, lists, window_us, _last_arrival(batch))
     candidates = earlier + clicks.select_candidates(batch.clicks, ~fast_path.fits)
     wanted = np.array([click.key for click in candidates], np.uint64)
     shown = _select_lists(lists.table, wanted)
@@ -113,20 +111,16 @@ def attribute_clicks(
     """Attribute clicks, given in log order, to their lists; an event id counts once, by its first version that fits."""
     attribution, counted = Attribution(), set()
     for click in candidates:
-        lists = shown.get(click.impression_id)
-        if (
-            lists is None
-            or lists.ts_us > click.ts_us
-            or _waited_too_long(click, versions.get(click.impression_id, ()), window_us)
-        ):
+        own = shown.get(click.impression_id)
+        if own is None or own.ts_us > click.ts_us or _waited_too_long(click, versions.get(click.impression_id, ()), window_us):
             attribution.pending.append(click)
         elif click.event_id in counted:
             attribution.repeated.append(click)
-        elif (reason := find_reason(click, lists, window_us)) is not None:
-            attribution.refused.append((click, lists, reason))
+        elif (reason := find_reason(click, own, window_us)) is not None:
+            attribution.refused.append((click, own, reason))
         else:
             counted.add(click.event_id)
-            attribution.counted.append((click, lists))
+            attribution.counted.append((click, own))
     _withdraw_refused(attribution)
     return attribution
 
@@ -294,11 +288,9 @@ def _record_outcomes(
     change.accepted |= {click.event_id: click.event_key for click in accepted}
     stored_ids = lists.stored_ids() if attribution.refused else set()
     for click, shown, reason in attribution.refused:
-        if (
-            click.seq >= 0
-            and click.impression_id not in stored_ids
-            and _was_pending(click, versions.get(click.impression_id, ()))
-        ):
+        was_pending = click.seq >= 0 and _was_pending(click, versions.get(click.impression_id, ()))
+        if was_pending and click.impression_id not in stored_ids:
+            # It was accepted until its list arrived in the same batch, which repaired the versions of its id refused before.
             change.accepted[click.event_id] = click.event_key
         change.refused.append((click, _make_reject(click, reason, _detail(click, shown, reason)), click.ts_us - shown.ts_us))
 

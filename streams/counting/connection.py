@@ -125,7 +125,7 @@ class ShardConnection:
                 self.con.execute("ROLLBACK")
 
     def register(self, name: str, table: pa.Table) -> None:
-        """Let statements read this table by this name until another one is registered."""
+        """Let statements read this table by this name. Use a name for one schema only: another one discards all plans."""
         found = self._inputs.setdefault(name, _RegisteredInput(table, table.slice(0, 0)))
         found.table = table
         if name not in self._registered or found.empty.schema != table.schema:

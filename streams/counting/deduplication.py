@@ -34,7 +34,7 @@ CREATE TABLE seen (ts_us BIGINT, key UBIGINT, event_id VARCHAR);
 FIND_SEEN = """
 WITH hits AS MATERIALIZED (
     SELECT i.row, i.event_id, s.event_id AS seen_id
-    FROM seen s JOIN wanted i ON s.key = i.key WHERE s.ts_us >= i.oldest_us AND s.ts_us BETWEEN $low AND $high
+    FROM seen s JOIN maybe_seen i ON s.key = i.key WHERE s.ts_us >= i.oldest_us AND s.ts_us BETWEEN $low AND $high
 )
 SELECT DISTINCT row FROM hits WHERE event_id = seen_id
 """
@@ -225,7 +225,7 @@ def _look_up(connection: ShardConnection, lookup: pa.Table, maybe: Int64s, oldes
 
 
 def _search(connection: ShardConnection, wanted: pa.Table, low_us: int, high_us: int) -> Int64s:
-    found = connection.look_up(FIND_SEEN, {"low": low_us, "high": high_us}, wanted=wanted).fetchnumpy()["row"]
+    found = connection.look_up(FIND_SEEN, {"low": low_us, "high": high_us}, maybe_seen=wanted).fetchnumpy()["row"]
     return np.asarray(found, np.int64)
 
 

@@ -45,7 +45,7 @@ REMOVE_REATTRIBUTED = (
 )
 WITHDRAW = "DELETE FROM quarantine WHERE event_id IN (SELECT event_id FROM accepted) RETURNING event_id, reason"
 REFUSED_IDS = """
-SELECT DISTINCT event_id FROM quarantine SEMI JOIN wanted USING (event_id) WHERE reason IN (SELECT unnest($reasons))
+SELECT DISTINCT event_id FROM quarantine SEMI JOIN maybe_refused USING (event_id) WHERE reason IN (SELECT unnest($reasons))
 """
 # An event that counts or waits may have the same id if it is more than the retention later.
 OCCUPIED_IDS = """
@@ -107,8 +107,11 @@ def withdraw(connection: ShardConnection, accepted: pa.ChunkedArray) -> list[tup
 
 def find_unoccupied(connection: ShardConnection, event_ids: pa.ChunkedArray) -> set[str]:
     """Return which of these ids have refused clicks, and no click that counts or waits."""
-    wanted = pa.table({"event_id": event_ids})
-    refused = {event_id for (event_id,) in connection.execute(REFUSED_IDS, {"reasons": CLICK_REASONS}, wanted=wanted).fetchall()}
+    maybe_refused = pa.table({"event_id": event_ids})
+    refused = {
+        event_id
+        for (event_id,) in connection.execute(REFUSED_IDS, {"reasons": CLICK_REASONS}, maybe_refused=maybe_refused).fetchall()
+    }
     if not refused:
         return refused
     ids = pa.table({"event_id": pa.array(sorted(refused), pa.string())})
