@@ -66,7 +66,7 @@ def add_keys(connection: ShardConnection, batch: Batch) -> tuple[list[pa.Table],
     row for each event, table after table, and then for each reject: LOOKUP and `key`; `ts_us` is -1 for a reject without a time.
     """
     queries, impressions, clicks = batch.tables
-    lookup = pa.concat_tables([*(table.select(LOOKUP.names) for table in batch.tables), *_lookup_rejects(batch)]).combine_chunks()
+    lookup = pa.concat_tables([*(table.select(LOOKUP.names) for table in batch.tables), *_reject_rows(batch)]).combine_chunks()
     others = [queries["session_id"], impressions["impression_id"], clicks["impression_id"]]
     keys, *other_keys = hash_texts(connection, [lookup["event_id"], *others])
     names = ("session_key", "impression_key", "impression_key")
@@ -77,7 +77,7 @@ def add_keys(connection: ShardConnection, batch: Batch) -> tuple[list[pa.Table],
     return keyed, lookup.append_column("key", pa.array(keys))
 
 
-def _lookup_rejects(batch: Batch) -> list[pa.Table]:
+def _reject_rows(batch: Batch) -> list[pa.Table]:
     if not batch.rejects:
         return []
     ids = [reject.event_id for reject in batch.rejects]
