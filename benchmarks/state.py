@@ -2,7 +2,7 @@
 
 A day and two thirds more are applied to it, so that the cost of a start (reading keys) and of what happens all the time
 (compaction, expiry, export of a day) have about the weight that they have in a long run. The state is built as a worker builds
-it, by `Shard.apply`, upkeep and the lake's export, in larger batches and without Kafka:
+it, by `Shard.apply`, maintenance and the lake's export, in larger batches and without Kafka:
 python -m benchmarks.state --folder DATA --partition N --partitions P --events E builds one shard.
 """
 
