@@ -1,1 +1,1 @@
-"""Benchmarks: what the project promises in numbers, measured against peers and bounds in one run. No room imports it."""
+"""Benchmarks: the project's goals in numbers, measured beside peers and bounds in the same run. No room imports it."""

@@ -1,4 +1,4 @@
-"""A corpus: the events of one run, a file for each partition, so that every contestant reads the same bytes."""
+"""A corpus: the events of one run, a file for each partition, so that all contestants read the same bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from streams.emitter.record_batches import partition_of
 
 @dataclass(frozen=True)
 class Corpus:
-    """Where the lines of each partition lie, and how many there are."""
+    """A folder with the lines of each partition, and how many there are."""
 
     folder: Path
     partitions: int

@@ -1,4 +1,4 @@
-"""Sections `memory` and `replay`: one worker applies millions of events in one go; a log goes through `queryloop replay`."""
+"""Sections `memory` and `replay`: one worker applies millions of events in a row; a log is sent by `queryloop replay`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.goals import Goal
 from benchmarks.probes.usage import resident_mib
-from benchmarks.progress_log import tell
+from benchmarks.progress_log import log_progress
 from benchmarks.traffic import START, Traffic
 from benchmarks.worker_runs import Site, Topic, running_worker
 from streams.runtime.processes import ProcessError
@@ -21,12 +21,12 @@ FULL_LOG_EVENTS = 28_600_000
 MEMORY_GOAL = 0.20
 
 Sample = tuple[float, int, float]
-"""monotonic seconds, events applied, MiB resident"""
+"""Monotonic seconds, events applied, MiB resident."""
 
 
 def sample_worker(site: Site, topic: Topic) -> list[Sample]:
     """Let a worker apply a topic; return its samples from the first applied batch to the last."""
-    tell(f"one worker, {topic.events:,} events in one go")
+    log_progress(f"one worker, {topic.events:,} events in one go")
     samples: list[Sample] = []
     with running_worker(site, topic.name) as worker:
         for seen in worker.watch():
@@ -38,32 +38,32 @@ def sample_worker(site: Site, topic: Topic) -> list[Sample]:
 
 
 def memory_between(samples: list[Sample], low: float, high: float) -> float:
-    """The median resident memory (MiB) while low <= events applied <= high."""
+    """Return the median resident memory (MiB) while low <= events applied <= high."""
     return median(mib for _, events, mib in samples if low <= events <= high)
 
 
 def report_memory(samples: list[Sample], early: int) -> dict[str, Any]:
-    """Memory from `early` events on for a fifth of that, against the last part of the run of the same length."""
+    """Compare the memory from `early` events on, for a fifth of that, with the last part of the run of the same length."""
     last = samples[-1][1]
     before, after = memory_between(samples, early, early * 1.2), memory_between(samples, last - early * 0.2, last)
     return {"early_events": early, "events": last, "early_mib": before, "late_mib": after, "growth": after / before - 1}
 
 
 def judge_memory(section: dict[str, Any]) -> list[Goal]:
-    """Flat within a fifth."""
+    """Return the goal: memory grows by at most a fifth."""
     name = f"worker's memory, {section['events'] / 1e6:.1f} M events over {section['early_events'] / 1e6:.1f} M: growth"
     return [Goal(name, section["growth"] * 100, MEMORY_GOAL * 100, "at most", " %")]
 
 
 def extrapolate(samples: list[Sample], whole: int) -> float:
-    """Seconds for `whole` events: the run as measured, the rest at the rate of its last fifth."""
+    """Return the seconds for `whole` events: the run as measured, the rest at the rate of its last fifth."""
     (began, first, _), (ended, last, _) = samples[0], samples[-1]
     at, since, _ = next(sample for sample in samples if sample[1] >= last - (last - first) * 0.2)
     return (ended - began) + (whole - last) * (ended - at) / (last - since)
 
 
 def report_catch_up(samples: list[Sample]) -> dict[str, Any]:
-    """A worker that reads the log again from Kafka."""
+    """Return the numbers of a worker that reads the log again from Kafka."""
     (began, first, _), (ended, last, _) = samples[0], samples[-1]
     return {
         "events": last,
@@ -75,15 +75,15 @@ def report_catch_up(samples: list[Sample]) -> dict[str, Any]:
 
 
 def measure_replay(folder: Path, events: int) -> dict[str, Any]:
-    """`queryloop replay --isolated` on a log file: emitter, broker and worker together, tables written at the end."""
+    """Run `queryloop replay --isolated` on a log file: emitter, broker and worker together, tables written at the end."""
     log = folder / "replay.ndjson"
-    tell(f"writing a log of {events:,} events")
+    log_progress(f"writing a log of {events:,} events")
     with log.open("wb", 1 << 20) as file:
         for line in Traffic(seed=7).lines(events):
             file.write(line.text + b"\n")
     day = (datetime.fromtimestamp(START, UTC) + timedelta(days=14)).date()
     command = ["replay", log, "--isolated", "--broker", "kafka", "--as-of", day, "--out", folder / "replayed"]
-    tell("queryloop replay --isolated --broker kafka")
+    log_progress("queryloop replay --isolated --broker kafka")
     began = time.monotonic()
     whole = [sys.executable, "-m", "queryloop", *map(str, command)]
     done = subprocess.run(whole, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)

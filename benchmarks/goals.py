@@ -1,4 +1,4 @@
-"""Goals and repeats: how a benchmark sums up its runs, and how it says which goals of its issue it missed and by how much."""
+"""Goals and repeats: how a benchmark summarises its runs and says which goals it missed, and by how much."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Goal:
-    """A measured value beside what was promised of it; `unit` follows both numbers in texts."""
+    """A measured value and its goal; `unit` follows both numbers in texts."""
 
     name: str
     value: float
@@ -20,11 +20,11 @@ class Goal:
 
     @property
     def met(self) -> bool:
-        """Whether the value is on the right side of the bound; the bound itself is."""
+        """Whether the value is on the right side of the bound, or equal to it."""
         return self.value >= self.bound if self.kind == "at least" else self.value <= self.bound
 
     def verdict(self) -> str:
-        """One line for people: the value, the goal, and by how much it is missed."""
+        """Return one line: the value, the goal, and by how much it is missed."""
         line = f"{self.name}: {_number(self.value)}{self.unit}, goal {self.kind} {_number(self.bound)}{self.unit}"
         if self.met:
             return f"{line}: met"
@@ -39,7 +39,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of some repeats, and their extremes beside it: machines are noisy."""
+    """The median of some repeats, and their extremes, since machines are noisy."""
 
     median: float
     low: float
@@ -48,14 +48,14 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Sum up repeats; raises ValueError where there is none."""
+        """Summarise repeats. Raises ValueError where there is none."""
         if not values:
             raise ValueError("no repeat was measured")
         return cls(statistics.median(values), min(values), max(values), len(values))
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least `share` (0 < share <= 1) of them do not exceed. Raises ValueError where there is none."""
+    """Return the smallest value that at least `share` (0 < share <= 1) of them do not exceed. Raises ValueError for no values."""
     if not values or not 0 < share <= 1:
         raise ValueError(f"percentile {share} of {len(values)} values")
     ranked = sorted(values)
@@ -64,5 +64,5 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def _number(value: float) -> str:
-    """A number with three digits that matter, thousands set apart."""
+    """Return a number with three significant digits and thousands separators."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

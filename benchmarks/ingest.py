@@ -1,7 +1,7 @@
-"""`python -m benchmarks.ingest`: how fast one worker counts, against a bound and a peer on the same real Apache Kafka.
+"""`python -m benchmarks.ingest`: how fast one worker counts, compared with a bound and a peer on the same real Apache Kafka.
 
 Sections: throughput, latency, memory, state, replay. A whole run takes some 28 minutes and 17 GB of disk; --quick takes two or
-three minutes and says that it is quick.
+three minutes, and its report is marked as quick.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.latency import judge_latency, measure_latency
 from benchmarks.peer_runs import fill_topic
 from benchmarks.peer_venv import PeersUnavailable, peer_python
 from benchmarks.probes.usage import Usage, cores_used, read_stolen, use_two_cores
-from benchmarks.progress_log import tell
+from benchmarks.progress_log import log_progress
 from benchmarks.state import build_state, judge_state, later_traffic, measure_state, report_state
 from benchmarks.throughput import BATCHED, SINGLE, judge_throughput, measure_throughput, report_throughput
 from benchmarks.traffic import Mix, Traffic
@@ -58,12 +58,12 @@ class Sizes:
 
 QUICK = Sizes(150_000, 40_000, 1, 1_600_000, 300_000, 6.0, 200_000, 600_000, 600_000, 150_000, 1)
 LIVE = Mix(events_per_day=50_000_000.0)
-"""Of a live topic at half load no day ends within a minute; in the other corpora one does every 20 s, and is exported."""
+"""In a live topic at half load no day ends within a minute; in the other corpora one ends every 20 s and is exported."""
 
 
 @dataclass
 class Run:
-    """What one run has found so far."""
+    """The state and the results of one run."""
 
     sizes: Sizes
     stolen: Usage = field(default_factory=read_stolen)
@@ -75,11 +75,11 @@ class Run:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0; 1 with --check when a goal is missed, or when the benchmark cannot run."""
+    """Run the sections; return 0, or 1 with --check when a goal is missed, or when the benchmark cannot run."""
     options = _parse(argv)
     machine = use_two_cores()
     run = Run(choose_sizes(options.quick, options.share, options.repeats))
-    tell(machine)
+    log_progress(machine)
     failed = None
     try:
         with tempfile.TemporaryDirectory(prefix="queryloop-bench-", dir=options.work) as folder:
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def choose_sizes(quick: bool, share: float, repeats: int | None) -> Sizes:
-    """The sizes of a full or a quick run, events times `share` but for those applied to the built state."""
+    """Return the sizes of a full or a quick run, events times `share` except those applied to the built state."""
     whole = QUICK if quick else Sizes()
     names = ("throughput", "quix", "latency", "latency_topic", "early", "endurance", "state")
     scaled = replace(whole, **{name: max(1, round(getattr(whole, name) * share)) for name in names})
@@ -112,7 +112,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", type=_sections, default=SECTIONS, metavar="A,B", help=f"of {', '.join(SECTIONS)}")
     parser.add_argument("--repeats", type=int, metavar="N", help="rounds of `throughput` and `latency` that count (default: 5)")
     parser.add_argument("--share", type=float, default=1.0, metavar="X", help="take X times as many events (default: 1)")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="where temporary data lies (default: the system's folder)")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="folder for temporary data (default: the system's folder)")
     return parser.parse_args(argv)
 
 
@@ -124,12 +124,12 @@ def _sections(text: str) -> tuple[str, ...]:
 
 
 def _measure(run: Run, sections: Sequence[str], folder: Path) -> None:
-    """Fill `run`, section by section: what was found before a failure is kept."""
+    """Fill `run` section by section, so that results before a failure are kept."""
     peer_python()
     sizes = run.sizes
     of_section = {"memory": sizes.endurance, "replay": sizes.endurance}
     needed = max([sizes.throughput, *(of_section.get(section, 0) for section in sections)])
-    tell(f"making {needed:,} events")
+    log_progress(f"making {needed:,} events")
     run.corpus = write_corpus(Traffic().lines(needed), PARTITIONS, folder / "corpus")
     run.bytes_an_event = run.corpus.bytes_an_event
     with KafkaBroker(folder) as broker:
@@ -151,7 +151,7 @@ def _run_throughput(run: Run) -> None:
 
 def _run_latency(run: Run) -> None:
     sizes = run.sizes
-    tell(f"making {sizes.latency:,} events of a live topic")
+    log_progress(f"making {sizes.latency:,} events of a live topic")
     live = write_corpus(Traffic(mix=LIVE).lines(sizes.latency), PARTITIONS, run.site.folder / "live")
     topic = fill_topic(run.site, live, "events-live", BATCHED, sizes.latency_topic)
     run.report["latency"] = measure_latency(run.site, live, topic, sizes.repeats, sizes.latency_s)
@@ -168,7 +168,7 @@ def _run_memory(run: Run) -> None:
 
 def _run_state(run: Run) -> None:
     sizes, built = run.sizes, run.site.folder / "built"
-    tell(f"building {sizes.state:,} events of state")
+    log_progress(f"building {sizes.state:,} events of state")
     held = build_state(built, PARTITIONS, sizes.state)
     later = write_corpus(later_traffic(sizes.state).lines(sizes.state_topic), PARTITIONS, run.site.folder / "later")
     topic = fill_topic(run.site, later, "events-later", BATCHED)
@@ -178,7 +178,7 @@ def _run_state(run: Run) -> None:
 
 
 def _run_replay(run: Run) -> None:
-    """The worker's part; the log file's part runs once the broker is gone."""
+    """Run the worker's part; the log file's part runs once the broker has stopped."""
     if "replay" not in run.report:
         topic = fill_topic(run.site, run.corpus, "events-endurance", BATCHED)
         run.report["replay"] = {"from_kafka": report_catch_up(sample_worker(run.site, topic))}

@@ -27,7 +27,7 @@ def print_report(report: dict[str, Any], goals: Sequence[Goal]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     console = console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=WIDTH)
     kind = "QUICK run, sizes too small to be a result" if report["quick"] else f"run of {report['share']:g} of the full sizes"
-    host = f"{report['load_at_end']:.1f} at the end; the host kept {report['stolen_cores']:.2f} cores of it for others"
+    host = f"{report['load_at_end']:.1f} at the end; the host took {report['stolen_cores']:.2f} cores of it (steal)"
     console.print(f"{kind}: {report['machine']}, {host}; {report['measured']}")
     console.print(f"{report['partitions']} partitions, {report['bytes_an_event']:.0f} bytes an event, real Apache Kafka")
     if "throughput" in report:
@@ -52,25 +52,25 @@ def _throughput(section: dict[str, Any]) -> Table:
     ):
         table.add_column(name, justify="left" if name == "contestant" else "right")
     for lines, contest in section.items():
-        for key, account in contest.items():
-            rate = account["per_s"]
+        for key, result in contest.items():
+            rate = result["per_s"]
             table.add_row(
                 lines,
                 CONTESTANTS[key],
                 f"{rate['median']:,.0f} ({rate['low']:,.0f}-{rate['high']:,.0f})",
-                f"{account['ours_is']['median']:.2f} x" if key != OURS else "",
-                f"{account['ours_is_by_thread']:.2f} x" if key != OURS else "",
-                _cpu(account),
-                f"{account['broker_cpu_us_an_event']:.1f}",
-                f"{account['whole_s']:.1f}",
+                f"{result['ours_is']['median']:.2f} x" if key != OURS else "",
+                f"{result['ours_is_by_thread']:.2f} x" if key != OURS else "",
+                _cpu(result),
+                f"{result['broker_cpu_us_an_event']:.1f}",
+                f"{result['whole_s']:.1f}",
             )
     return table
 
 
-def _cpu(account: dict[str, Any]) -> str:
-    """CPU of a contestant, and what its threads have of it where they were looked at."""
-    threads = " + ".join(f"{us:.1f}" for us in account["threads_us_an_event"])
-    return f"{account['cpu_us_an_event']:.1f}" + (f" = {threads}" if threads else "")
+def _cpu(result: dict[str, Any]) -> str:
+    """Return the CPU time of a contestant, and its threads' shares where they were measured."""
+    threads = " + ".join(f"{us:.1f}" for us in result["threads_us_an_event"])
+    return f"{result['cpu_us_an_event']:.1f}" + (f" = {threads}" if threads else "")
 
 
 def _pairs(lines: Sequence[tuple[str, str]]) -> Table:
@@ -90,7 +90,7 @@ def _latency(report: dict[str, Any]) -> list[tuple[str, str]]:
         load = f"{one['events_per_s']:,.0f} of {one['full_per_s']:,.0f} events/s"
         times = f"p50 {one['p50_ms']:.0f}, p99 {one['p99_ms']:.0f} ms"
         disk = f"a write of 4 kB: p99 {one['disk_p99_ms']:.0f}, max {one['disk_max_ms']:.0f} ms"
-        host = f"{one['stolen_cores']:.2f} cores kept by the host"
+        host = f"{one['stolen_cores']:.2f} cores taken by the host"
         lines.append((f"  round {number}", f"{load}: {times}; {disk}; {host}"))
     watched = found["watched"]
     times = f"p50 {watched['p50_ms']:.0f}, p99 {watched['p99_ms']:.0f} ms"

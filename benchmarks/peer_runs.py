@@ -1,4 +1,4 @@
-"""The peers' side of a benchmark: their programs, run in their own environment, and the accounts they write."""
+"""The peers' side of a benchmark: their programs, run in their own environment, and the results that they write."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QuixCount = Literal["equivalent", "light"]
 
 
 def run_peer(site: Site, program: str, arguments: list[str]) -> dict[str, Any]:
-    """Run one of the programs in `peers/` to its end and return its account. Raises ProcessError with the end of its output."""
+    """Run one of the programs in `peers/` to its end and return its result. Raises ProcessError with the end of its output."""
     out = site.folder / f"{program}-{uuid.uuid4().hex[:8]}.json"
     program_file = str(PEERS / f"{program}.py")
     command = [str(peer_python()), "-W", "ignore", program_file, *arguments, "--bootstrap", site.bootstrap, "--out", str(out)]
@@ -28,8 +28,8 @@ def run_peer(site: Site, program: str, arguments: list[str]) -> dict[str, Any]:
         code = child.sleep(LIMIT_S)
         if code != 0 or not out.exists():
             raise ProcessError(f"{program} ended with {code}; its output ends:\n{child.tail()}")
-    account: dict[str, Any] = json.loads(out.read_text())
-    return account
+    result: dict[str, Any] = json.loads(out.read_text())
+    return result
 
 
 def fill_topic(site: Site, corpus: Corpus, name: str, lines: int, events: int | None = None) -> Topic:
@@ -37,18 +37,18 @@ def fill_topic(site: Site, corpus: Corpus, name: str, lines: int, events: int | 
     create_topics(site.bootstrap, KafkaSettings(bootstrap=site.bootstrap, topic=name, partitions=corpus.partitions))
     limit = corpus.events if events is None else -(-events // corpus.partitions)
     files = [str(corpus.file(partition)) for partition in range(corpus.partitions)]
-    account = run_peer(site, "produce", ["--topic", name, "--lines", str(lines), "--limit", str(limit), *files])
-    return Topic(name, account["events"], lines)
+    result = run_peer(site, "produce", ["--topic", name, "--lines", str(lines), "--limit", str(limit), *files])
+    return Topic(name, result["events"], lines)
 
 
 def measure_decoding(site: Site, topic: Topic) -> Rate:
-    """The bound: confluent-kafka and `json.loads`."""
+    """Measure the bound: confluent-kafka and `json.loads`."""
     arguments = ["--topic", topic.name, "--partitions", str(site.partitions), "--events", str(topic.events)]
     return _timed(site, "decode", arguments)
 
 
 def measure_quix(site: Site, topic: Topic, events: int, count: QuixCount) -> Rate:
-    """The peer: quixstreams counts the first `events` events."""
+    """Measure the peer: quixstreams counts the first `events` events."""
     state = site.folder / f"quix-{uuid.uuid4().hex[:8]}"
     options = ["--topic", topic.name, "--state", str(state), "--events", str(events), "--count", count]
     try:
@@ -59,7 +59,7 @@ def measure_quix(site: Site, topic: Topic, events: int, count: QuixCount) -> Rat
 
 def _timed(site: Site, program: str, arguments: list[str]) -> Rate:
     before = read_usage(site.pid)
-    account = run_peer(site, program, arguments)
+    result = run_peer(site, program, arguments)
     after = read_usage(site.pid)
     broker = after.cpu_s - before.cpu_s
-    return Rate(account["events"], account["seconds"], after.at_s - before.at_s, account["cpu_s"], broker, (account["thread_s"],))
+    return Rate(result["events"], result["seconds"], after.at_s - before.at_s, result["cpu_s"], broker, (result["thread_s"],))

@@ -1,4 +1,4 @@
-"""The peers' environment: quixstreams needs a pydantic older than ours, so the peers live in a venv of their own.
+"""The peers' environment: quixstreams needs a pydantic older than ours, so the peers have a virtual environment of their own.
 
 It is made on first use from `peers.lock` (versions and hashes, from PyPI) and kept for the user, like Kafka's jars.
 """
@@ -24,14 +24,14 @@ class PeersUnavailable(RuntimeError):
 
 
 def peer_folder(lock: bytes) -> Path:
-    """Where the environment of this lock and this Python is, or will be."""
+    """Return the folder of the environment for this lock and this Python."""
     digest = hashlib.sha256(lock + sys.version.encode()).hexdigest()[:12]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "queryloop" / f"peers-{digest}"
 
 
 def peer_python() -> Path:
-    """The Python that has the peers, made when it is not there; a half-made environment is never used.
+    """Return the Python of the peers' environment, which is made where it is missing; a partly made one is never used.
 
     Raises PeersUnavailable when uv is missing or PyPI cannot be reached.
     """

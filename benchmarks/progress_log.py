@@ -1,4 +1,4 @@
-"""What a benchmark says while it runs, on standard error: a run takes minutes."""
+"""Progress lines of a benchmark on standard error, since a run takes minutes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ import time
 BEGAN = time.monotonic()
 
 
-def tell(text: str) -> None:
-    """One line with the seconds since the start."""
+def log_progress(text: str) -> None:
+    """Print a line with the seconds since the start."""
     print(f"[{time.monotonic() - BEGAN:6.1f} s] {text}", file=sys.stderr, flush=True)

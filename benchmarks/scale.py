@@ -1,4 +1,4 @@
-"""`python -m benchmarks.scale`: sizes clusters for 10^6, 10^8 and 10^9 events a day on measured costs; tries a day of each."""
+"""`python -m benchmarks.scale`: sizes clusters for 10^6, 10^8 and 10^9 events a day by measured costs, and simulates days."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Sized = tuple[Plan, Day]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0; 1 with --check when a goal is missed; 2 when costs or assumptions cannot be used."""
+    """Return 0; 1 with --check when a goal is missed; 2 when costs or assumptions cannot be used."""
     options = _parse(argv)
     try:
         costs = Costs.of_report(json.loads(options.ingest.read_text(encoding="utf-8")))
@@ -75,7 +75,7 @@ def size_all(costs: Costs, assumed: Assumptions, sessions: int = SESSIONS, days:
 
 
 def judge(one: Plan, day: Day, assumed: Assumptions) -> list[Goal]:
-    """Every part stays within the headroom at the simulated peak, and an outage is caught up in time."""
+    """Return the goals: every part within the headroom at the simulated peak, and an outage caught up in time."""
     name = f"10^{round(math.log10(one.events_a_day))} events a day"
     limits = {
         "busiest worker at the peak": day.worker_use,
@@ -90,13 +90,13 @@ def judge(one: Plan, day: Day, assumed: Assumptions) -> list[Goal]:
 
 
 def make_report(costs: Costs, assumed: Assumptions, sized: Sequence[Sized], goals: Sequence[Goal]) -> dict[str, Any]:
-    """Everything as JSON."""
+    """Return everything as JSON."""
     plans = [{"plan": asdict(one), "simulated": asdict(day)} for one, day in sized]
     return {"costs": asdict(costs), "assumptions": asdict(assumed), "sizes": plans, "goals": [goal.to_dict() for goal in goals]}
 
 
 def render(costs: Costs, assumed: Assumptions, sized: Sequence[Sized]) -> str:
-    """The tables in Markdown: costs, assumptions, sizes."""
+    """Return the tables in Markdown: costs, assumptions, sizes."""
     titles = [f"10^{round(math.log10(one.events_a_day))} events a day" for one, _ in sized]
     rows = [_row(name, [cell(*one) for one in sized]) for name, cell in ROWS.items()]
     head = [_row("", titles), _row("---", ["---:"] * len(sized))]
@@ -109,7 +109,7 @@ def _facts(costs: Costs, assumed: Assumptions) -> list[tuple[str, str]]:
         ("measured", costs.measured),
         ("one worker, 100 events a record, empty shards", f"{costs.worker_per_s:,.0f} events/s"),
         (f"of that on 14 days of state ({costs.state_events_a_shard / 1e6:.1f} M events a shard)", f"{costs.state_ratio:.2f}"),
-        ("cores of a worker while 2,000 events/s trickle in, by batches however small", f"{costs.little_cores:.2f}"),
+        ("cores of a worker at 2,000 events/s, for its batches however small", f"{costs.little_cores:.2f}"),
         ("broker's CPU an event read", f"{costs.broker_us:.2f} us"),
         (
             "bytes an event: on the wire, in a shard, in the lake",
@@ -131,7 +131,7 @@ ROWS: dict[str, Callable[[Plan, Day], str]] = {
     "events in one shard": lambda one, day: f"{one.shard_events / 1e6:,.0f} M",
     "that over what was measured": lambda one, day: f"{one.beyond_measured:,.1f} x",
     "copying one shard": lambda one, day: f"{one.shard_move_s:,.0f} s",
-    "making one shard again from the log": lambda one, day: f"{one.rebuild_s / 60:,.0f} min",
+    "rebuilding one shard from the log": lambda one, day: f"{one.rebuild_s / 60:,.0f} min",
     "Kafka brokers": lambda one, day: f"{one.brokers}",
     "Kafka's log, all copies": lambda one, day: f"{one.log_bytes / GB:,.0f} GB",
     "into Kafka at the peak": lambda one, day: f"{one.in_bytes_per_s / 1e6:,.1f} MB/s",
@@ -148,7 +148,7 @@ def _row(name: str, cells: Sequence[str]) -> str:
 
 
 def rewrite(document: Path, tables: str) -> None:
-    """Put the tables between the document's two marks; raises ValueError where they are missing."""
+    """Put the tables between the document's two marks. Raises ValueError where they are missing."""
     text = document.read_text(encoding="utf-8")
     before, mark, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)

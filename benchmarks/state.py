@@ -1,6 +1,6 @@
-"""Section `state`: throughput on shards that hold 14 days of events against empty ones.
+"""Section `state`: throughput on shards with 14 days of events compared with empty ones.
 
-What is applied to it is a day and two thirds more, so that what a start costs (reading keys) and what goes on all the time
+A day and two thirds more are applied to it, so that the cost of a start (reading keys) and of what happens all the time
 (compaction, expiry, export of a day) have about the weight that they have in a long run. The state is built as a worker builds
 it, by `Shard.apply`, maintenance and the lake's export, in larger batches and without Kafka:
 python -m benchmarks.state --folder DATA --partition N --partitions P --events E builds one shard.
@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.goals import Goal
 from benchmarks.probes.usage import CORES
-from benchmarks.progress_log import tell
+from benchmarks.progress_log import log_progress
 from benchmarks.throughput import ratios
 from benchmarks.traffic import DAY_S, START, Mix, Traffic
 from benchmarks.worker_runs import Rate, Site, Topic, measure_worker
@@ -36,13 +36,13 @@ from streams.store.shard import CountingRules, Shard
 DAYS = 14
 BATCH = 50_000
 EXPORT_EVERY = 10
-"""Batches between two looks for days to export."""
+"""Batches between two checks for days to export."""
 GOAL = 0.75
 LIMIT_S = 3600.0
 
 
 def build_shard(folder: Path, partition: int, partitions: int, events: int) -> int:
-    """Apply this partition's share of `events` over DAYS days to a new shard; return how many it holds."""
+    """Apply this partition's share of `events` over DAYS days to a new shard; return how many it has."""
     share = events // partitions
     traffic = Traffic(seed=100 + partition, mix=Mix(events_per_day=share / DAYS))
     shard = Shard.open(shard_path(folder, partition), CountingRules())
@@ -65,7 +65,7 @@ def _batches(lines: Iterator[Any]) -> Iterator[list[bytes]]:
 
 
 def build_state(folder: Path, partitions: int, events: int) -> int:
-    """Build all shards, a process for each core at a time; return the events that they hold."""
+    """Build all shards, a process for each core at a time; return the number of their events."""
 
     def build(partition: int) -> int:
         out = folder / f"built-{partition}.json"
@@ -74,7 +74,7 @@ def build_state(folder: Path, partitions: int, events: int) -> int:
         with Child(f"state {partition}", command, folder / f"built-{partition}.log") as child:
             if child.sleep(LIMIT_S) != 0:
                 raise ProcessError(f"building shard {partition} failed; its output ends:\n{child.tail()}")
-        tell(f"state: shard {partition} of {partitions} built")
+        log_progress(f"state: shard {partition} of {partitions} built")
         return int(json.loads(out.read_text()))
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,12 +83,12 @@ def build_state(folder: Path, partitions: int, events: int) -> int:
 
 
 def later_traffic(events: int) -> Traffic:
-    """Traffic of the same density that goes on where the state ends."""
+    """Return traffic of the same density that continues where the state ends."""
     return Traffic(seed=99, mix=Mix(events_per_day=events / DAYS), start=START + DAYS * DAY_S)
 
 
 def measure_state(site: Site, topic: Topic, built: Path, held: int, repeats: int) -> tuple[list[Rate], list[Rate]]:
-    """Rates on a copy of the built state and on empty shards, in turn, after a warm-up of each."""
+    """Return rates on a copy of the built state and on empty shards, in turn, after a warm-up of each."""
     full: list[Rate] = []
     empty: list[Rate] = []
     for number in range(repeats + 1):
@@ -97,7 +97,7 @@ def measure_state(site: Site, topic: Topic, built: Path, held: int, repeats: int
         os.sync()  # else the disk writes the copy while the worker is timed
         on_state, on_empty = measure_worker(site, topic, copy, held), measure_worker(site, topic)
         shutil.rmtree(copy)
-        tell(f"state: round {number}: {on_state.per_s:,.0f}/s on {held:,} events, {on_empty.per_s:,.0f}/s on none")
+        log_progress(f"state: round {number}: {on_state.per_s:,.0f}/s on {held:,} events, {on_empty.per_s:,.0f}/s on none")
         if number:
             full.append(on_state)
             empty.append(on_empty)
@@ -105,7 +105,7 @@ def measure_state(site: Site, topic: Topic, built: Path, held: int, repeats: int
 
 
 def report_state(full: list[Rate], empty: list[Rate], held: int, built: Path) -> dict[str, Any]:
-    """The section as JSON."""
+    """Return the section as JSON."""
     size = sum(path.stat().st_size for path in (built / "shards").glob("*.duckdb"))
     # Days that are not mature yet (the last one) are left out: a fourteenth too little.
     lake = sum(path.stat().st_size for path in (built / "lake").rglob("*.parquet"))
@@ -121,7 +121,7 @@ def report_state(full: list[Rate], empty: list[Rate], held: int, built: Path) ->
 
 
 def judge_state(section: dict[str, Any]) -> list[Goal]:
-    """Within a quarter of the empty store."""
+    """Return the goal: at least three quarters of the rate on an empty store."""
     name = f"throughput on {section['state_events'] / 1e6:.1f} M events of state, to an empty store"
     return [Goal(name, section["full_to_empty"]["median"], GOAL, "at least", " x")]
 

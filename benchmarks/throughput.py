@@ -1,4 +1,4 @@
-"""Section `throughput`: ours, the bound and the peer in turn on the same topics, 100 events a record and one event a record."""
+"""Section `throughput`: our worker, the bound and the peer in turn on the same topics, with 100 events a record and with one."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 from benchmarks.goals import Goal, Spread
 from benchmarks.peer_runs import measure_decoding, measure_quix
-from benchmarks.progress_log import tell
+from benchmarks.progress_log import log_progress
 from benchmarks.worker_runs import Rate, Site, Topic, measure_worker
 
 BATCHED, SINGLE = 100, 1
 GOALS = {BATCHED: (0.7, 5.0), SINGLE: (1.0, 3.0)}
-"""Least ratio of ours to the bound and to the peer's equivalent count, by events a record."""
+"""Lowest ratios of our rate to the bound and to the peer's equivalent count, by events a record."""
 OURS, BARE, QUIX, QUIX_LIGHT = "ours", "bare", "quixstreams", "quixstreams_light"
 
 
@@ -27,7 +27,7 @@ class Contest:
     rates: dict[str, list[Rate]] = field(default_factory=dict)
 
     def ratio(self, peer: str) -> Spread:
-        """Ours to a peer, round by round: the contestants of a round ran one after another."""
+        """Return our rate over a peer's, round by round: the contestants of a round run one after another."""
         return ratios(self.rates[OURS], self.rates[peer])
 
 
@@ -37,8 +37,8 @@ def measure_throughput(site: Site, topics: list[Topic], repeats: int, quix_event
     for number in range(repeats + 1):
         for contest in contests:
             round_ = {name: run() for name, run in contestants(site, contest.topic, quix_events).items()}
-            told = ", ".join(f"{name} {rate.per_s:,.0f}/s" for name, rate in round_.items())
-            tell(f"{f'round {number} of {repeats}' if number else 'warm-up'}, {contest.topic.lines} a record: {told}")
+            summary = ", ".join(f"{name} {rate.per_s:,.0f}/s" for name, rate in round_.items())
+            log_progress(f"{f'round {number} of {repeats}' if number else 'warm-up'}, {contest.topic.lines} a record: {summary}")
             if number:
                 for name, rate in round_.items():
                     contest.rates.setdefault(name, []).append(rate)
@@ -46,7 +46,7 @@ def measure_throughput(site: Site, topics: list[Topic], repeats: int, quix_event
 
 
 def contestants(site: Site, topic: Topic, quix_events: int) -> dict[str, Callable[[], Rate]]:
-    """What runs in a round, in order."""
+    """Return what runs in a round, in order."""
     events = min(quix_events, topic.events // 2)
     return {
         OURS: partial(measure_worker, site, topic),
@@ -57,12 +57,12 @@ def contestants(site: Site, topic: Topic, quix_events: int) -> dict[str, Callabl
 
 
 def ratios(over: list[Rate], under: list[Rate]) -> Spread:
-    """The ratio of each round."""
+    """Return the ratio of each round."""
     return Spread.of([one.per_s / other.per_s for one, other in zip(over, under, strict=True)])
 
 
 def judge_throughput(contests: list[Contest]) -> list[Goal]:
-    """Two ratios for each way of batching."""
+    """Return the goals: two ratios for each way of batching."""
     goals = []
     for contest in contests:
         to_bare, to_quix = GOALS[contest.topic.lines]
@@ -73,13 +73,13 @@ def judge_throughput(contests: list[Contest]) -> list[Goal]:
 
 
 def report_throughput(contests: list[Contest]) -> dict[str, Any]:
-    """The section as JSON: by events a record and contestant."""
+    """Return the section as JSON: by events a record and contestant."""
     return {
         str(contest.topic.lines): {
             name: {
                 "ours_is": contest.ratio(name).__dict__,
                 "ours_is_by_thread": busiest_us(rates) / busiest_us(contest.rates[OURS]),
-                **_account(rates),
+                **_summarise(rates),
             }
             for name, rates in contest.rates.items()
         }
@@ -87,7 +87,7 @@ def report_throughput(contests: list[Contest]) -> dict[str, Any]:
     }
 
 
-def _account(rates: list[Rate]) -> dict[str, Any]:
+def _summarise(rates: list[Rate]) -> dict[str, Any]:
     return {
         "events": rates[0].events,
         "per_s": Spread.of([rate.per_s for rate in rates]).__dict__,
@@ -99,12 +99,12 @@ def _account(rates: list[Rate]) -> dict[str, Any]:
 
 
 def busiest_us(rates: list[Rate]) -> float:
-    """CPU microseconds an event of the busiest thread, the bound of the rate where every thread has a core."""
+    """Return the CPU microseconds an event of the busiest thread, which bounds the rate where every thread has a core."""
     return median(_us(rate.threads_s[0], rate) for rate in rates)
 
 
 def _threads(rates: list[Rate]) -> list[tuple[float, ...]]:
-    """The CPU seconds of the busiest threads, each with its repeats; those that do next to nothing are left out."""
+    """Return the CPU seconds of the busiest threads, each with its repeats, without nearly idle ones."""
     found = list(zip(*(rate.threads_s for rate in rates), strict=False))
     return [values for values in found if _us(median(values), rates[0]) >= 0.1]
 

@@ -1,8 +1,9 @@
-"""Realistic events for the benchmarks: made once, seeded, some 300 bytes each, in the order in which a log would hold them.
+"""Realistic events for the benchmarks: seeded, some 300 bytes each, in the order of a log.
 
 A session is one to five searches. Each is a query and the list shown for it (3 to 5 items with the release, the predicted click
-rates, the log-probability and how it was decoded); about a list in three is clicked, now and then twice, and a click searches on
-with what was clicked. Some events are delivered twice, some late, and a few clicks come more than a day after their list.
+rates, the log-probability and how it was decoded); about one list in three is clicked, sometimes twice, and after a click the
+next search is for the clicked item. Some events are delivered twice, some late, and a few clicks are more than a day after their
+list.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ WORDS = (
 
 @dataclass(frozen=True)
 class Mix:
-    """The shares of what makes a log difficult, and how dense it is in event time."""
+    """The shares of difficult events of a log, and its density in event time."""
 
     events_per_day: float = 2_000_000.0
     clicked_item: float = 0.09
@@ -58,7 +59,7 @@ def make_phrases(rng: random.Random, number: int) -> list[str]:
 
 
 class Traffic:
-    """A log without end: `lines` yields it in order of arrival. The same seed, mix and start give the same bytes."""
+    """An endless log: `lines` yields it in order of arrival. The same seed, mix and start give the same bytes."""
 
     def __init__(self, seed: int = 0, mix: Mix | None = None, start: float = START, phrases: int = 20_000) -> None:
         self._rng = random.Random(seed)
@@ -80,7 +81,7 @@ class Traffic:
             yield from block
 
     def _block(self) -> list[Line]:
-        """Make the sessions of some seconds; return what has arrived by their end, and keep what comes later."""
+        """Make the sessions of some seconds; return the lines that have arrived by their end, and keep the later ones."""
         sessions = int(BLOCK_EVENTS / EVENTS_A_SESSION)
         span = BLOCK_EVENTS / self._mix.events_per_day * DAY_S
         queries = self._rng.choices(range(len(self._phrases)), cum_weights=self._weights, k=sessions)
@@ -134,7 +135,7 @@ class Traffic:
 
 
 def _cumulated(number: int) -> list[float]:
-    """Cumulated weights by Zipf's law: the r-th phrase is drawn in proportion to 1 / (r + 10)."""
+    """Return cumulated weights by Zipf's law: the r-th phrase is drawn in proportion to 1 / (r + 10)."""
     total, weights = 0.0, []
     for rank in range(number):
         total += 1.0 / (rank + 10)

@@ -24,7 +24,7 @@ POLL_S = 0.05
 
 @dataclass(frozen=True)
 class Site:
-    """A broker that runs, as a contestant needs to know it."""
+    """The running broker of a benchmark, and the folder for the data of a run."""
 
     bootstrap: str
     pid: int
@@ -34,7 +34,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Topic:
-    """A filled topic."""
+    """A topic with events in it."""
 
     name: str
     events: int
@@ -44,7 +44,7 @@ class Topic:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a worker said of itself at a moment of the wall clock: events applied, where its shards are, and if all is on disk."""
+    """A worker's /status at a moment of the wall clock: events applied, its shards' offsets, and whether all is on disk."""
 
     at: float
     events: int
@@ -63,7 +63,7 @@ class Rate:
     worker_cpu_s: float
     broker_cpu_s: float
     threads_s: tuple[float, ...] = ()
-    """CPU seconds of the worker's threads, most first: the first one is what bounds the rate where cores are free."""
+    """CPU seconds of the worker's threads, busiest first, which bounds the rate where cores are free."""
 
     @property
     def per_s(self) -> float:
@@ -113,7 +113,7 @@ class Worker:
 
 @contextmanager
 def running_worker(site: Site, topic: str, data: Path | None = None) -> Iterator[Worker]:
-    """A worker on a topic, with a group of its own; its data folder is new and removed afterwards unless `data` names one."""
+    """Run a worker on a topic, in a group of its own; its data folder is new and removed afterwards unless `data` names one."""
     name = uuid.uuid4().hex[:8]
     folder = data or site.folder / f"data-{name}"
     settings = StreamsSettings(
@@ -133,7 +133,7 @@ def running_worker(site: Site, topic: str, data: Path | None = None) -> Iterator
 
 
 def measure_worker(site: Site, topic: Topic, data: Path | None = None, already: int = 0) -> Rate:
-    """Let a worker apply a whole topic, and time it until all is on disk. `already` events are in the shards of `data` before."""
+    """Time a worker that applies a whole topic, until all is on disk. `already` events are in the shards of `data` before."""
     with running_worker(site, topic.name, data) as worker:
         first: tuple[Progress, Usage, Usage, dict[int, float]] | None = None
         for seen in worker.watch():

@@ -1,4 +1,4 @@
-"""The front door: what needs all the rooms, and the few public names, imported late (`from queryloop import Emitter`)."""
+"""The command line and what needs all the rooms, and the public names, imported late (`from queryloop import Emitter`)."""
 
 from __future__ import annotations
 

@@ -29,21 +29,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(import_module(options.module).run(options))
     except KeyboardInterrupt:
-        return _say_error("interrupted", Exit.INTERRUPTED)
+        return _print_error("interrupted", Exit.INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.FAILED
     except CommandError as error:
-        return _say_error(str(error), error.code)
+        return _print_error(str(error), error.code)
     except Exception as error:
         code = _expected(error)
         if code is None:
             raise
-        return _say_error(str(error), code)
+        return _print_error(str(error), code)
 
 
 def _expected(error: Exception) -> Exit | None:
-    """Return the exit code of an error whose text is meant for people, None for a defect of ours."""
+    """Return the exit code of an error whose text is meant for people, None for a defect of the program."""
     meanings = {
         "SettingsError": Exit.USAGE,
         "LogFileError": Exit.USAGE,
@@ -64,7 +64,7 @@ def _expected(error: Exception) -> Exit | None:
     return next((meanings[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in meanings), None)
 
 
-def _say_error(text: str, code: Exit) -> Exit:
+def _print_error(text: str, code: Exit) -> Exit:
     print(f"queryloop: {text}", file=sys.stderr)
     return code
 
@@ -111,9 +111,9 @@ def _add_up(commands: Any) -> None:
 
 def _add_demo(commands: Any) -> None:
     parser = _add(commands, "demo", "run the whole loop twice against a simulated product", "queryloop demo --seed 3")
-    parser.add_argument("--seed", type=_whole, default=0, help="which world is drawn (default: 0)")
+    parser.add_argument("--seed", type=_whole, default=0, help="seed of the simulated world (default: 0)")
     parser.add_argument("--broker", choices=BROKERS, help=BROKER_HELP)
-    parser.add_argument("--out", type=Path, default=Path("demo-report"), metavar="DIR", help="where the report goes")
+    parser.add_argument("--out", type=Path, default=Path("demo-report"), metavar="DIR", help="folder of the report")
     parser.add_argument("--quick", action="store_true", help="very small sizes: shows that it runs, learns next to nothing")
     _add_json(parser)
 
@@ -125,7 +125,7 @@ def _add_replay(commands: Any) -> None:
     parser.add_argument(
         "--mapping", type=Path, metavar="FILE", help="which column of a CSV or TSV is which field (docs/testing.md)"
     )
-    parser.add_argument("--check", action="store_true", help="send nothing: say what would be sent, exit 1 if any is refused")
+    parser.add_argument("--check", action="store_true", help="send nothing: print what would be sent, exit 1 if any is refused")
     parser.add_argument("--isolated", action="store_true", help="on a broker and state of its own; writes tables to --out")
     parser.add_argument(
         "--as-of", type=_day, action="append", metavar="DAY", help="UTC day YYYY-MM-DD of the tables; may be given again"
@@ -156,12 +156,12 @@ def _add_releases(commands: Any) -> None:
 
 
 def _add_status(commands: Any) -> None:
-    parser = _add(commands, "status", "say what runs, what is counted and which release answers", "queryloop status --json")
+    parser = _add(commands, "status", "show what runs, what is counted and which release is live", "queryloop status --json")
     _add_json(parser)
 
 
 def _add_verify(commands: Any) -> None:
-    about = "count everything anew from the log and compare with what the shards hold"
+    about = "count everything anew from the log and compare with the shards"
     parser = _add(commands, "verify", about, "queryloop verify --json")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--from-lake", action="store_true", help="from the lake's day files instead of Kafka")
@@ -176,9 +176,9 @@ def _add_torture(commands: Any) -> None:
     parser.add_argument("--events", type=_whole, default=500_000, help="lines of the log (default: 500000)")
     parser.add_argument("--kills", type=_whole, default=30, help="how often a worker is killed (default: 30)")
     parser.add_argument("--workers", type=_whole, default=2, help="workers of one group (default: 2)")
-    parser.add_argument("--broker", choices=BROKERS, default="kafka", help="the broker that is killed too (default: kafka)")
+    parser.add_argument("--broker", choices=BROKERS, default="kafka", help="the broker, which is killed too (default: kafka)")
     parser.add_argument("--brokers", type=int, choices=(1, 3), default=1, help="3: a cluster whose leaders are killed in turn")
-    parser.add_argument("--seed", type=_whole, default=0, help="which log and which schedule are drawn (default: 0)")
+    parser.add_argument("--seed", type=_whole, default=0, help="seed of the log and of the schedule (default: 0)")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep logs and data there (default: kept only when wrong)")
     _add_json(parser)
 
@@ -190,15 +190,15 @@ def _add_quarantine(commands: Any) -> None:
          queryloop quarantine replay --file fix.jsonl"""
     parser = _add(commands, "quarantine", about, example)
     steps = parser.add_subparsers(title="steps", dest="step", required=True, metavar="STEP")
-    rows = steps.add_parser("list", help="how many rows by reason, and the newest of them")
+    rows = steps.add_parser("list", help="the number of rows by reason, and the newest ones")
     rows.add_argument("--reason", type=_reason, help="only rows of this reason")
     rows.add_argument("--limit", type=_whole, default=20, metavar="N", help="rows to print, at most 500 (default: 20)")
     row = steps.add_parser("show", help="one row with its original bytes, escaped")
     row.add_argument("id", metavar="PARTITION:ID", help="as `list` names it")
-    row.add_argument("--raw", action="store_true", help="only the original bytes, as they came")
-    again = steps.add_parser("replay", help="send rows, or fixed lines, again and say what became of each")
-    again.add_argument("ids", nargs="*", metavar="PARTITION:ID", help="rows to send again as they came")
-    again.add_argument("--reason", type=_reason, help="every row of this reason, as it came")
+    row.add_argument("--raw", action="store_true", help="only the original bytes")
+    again = steps.add_parser("replay", help="send rows, or fixed lines, again and print the outcome of each")
+    again.add_argument("ids", nargs="*", metavar="PARTITION:ID", help="rows to send again unchanged")
+    again.add_argument("--reason", type=_reason, help="every row of this reason, unchanged")
     again.add_argument("--file", type=Path, metavar="FILE", help="fixed events, one a line, under their own event_id")
     for step in (rows, row, again):
         _add_json(step)
@@ -224,7 +224,7 @@ def _add_reads(commands: Any) -> None:
         parser.add_argument("--as-of", type=_day, metavar="DAY", help=help_)
         parser.add_argument("--limit", type=_whole, help="rows, at most (default: 100)")
     lag = _add(commands, "lag", "show how far counting is behind the log", "queryloop lag")
-    delays = _add(commands, "delays", "show how long after its impression a click comes", "queryloop delays --json")
+    delays = _add(commands, "delays", "show how long after its impression a click is made", "queryloop delays --json")
     for parser in (windows, successors, lag, delays):
         parser.add_argument("--partial", action="store_true", help="answer without the partitions that no worker answers for")
         _add_json(parser)
@@ -264,5 +264,5 @@ def _factor(text: str) -> float:
     except ValueError:
         number = 0.0
     if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no pace: a number over 0, 60 for sixty times as fast")
+        raise argparse.ArgumentTypeError(f"{text!r} is no speed: a number over 0, 60 for sixty times as fast")
     return number

@@ -1,6 +1,6 @@
-"""The reference of all settings, written from the code: `python -m queryloop.reference > docs/settings.md`.
+"""The reference of all settings, generated from the code: `python -m queryloop.reference > docs/settings.md`.
 
-The sections' own field descriptions are the only place where a setting is explained; a test keeps the page equal to them.
+The field descriptions of the sections are the only place where a setting is explained; a test keeps the page equal to them.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from serving.policy.tasks import DEFAULT_TASKS, Task
 INTRODUCTION = """\
 # Settings
 
-Written from the code by `python -m queryloop.reference > docs/settings.md`; a test keeps the two equal.
+Generated from the code by `python -m queryloop.reference > docs/settings.md`; a test keeps the two equal.
 
 A value is taken from the first of these that has it: an environment variable `QUERYLOOP_<SECTION>_<KEY>`
 (`QUERYLOOP_KAFKA_BOOTSTRAP` for `kafka.bootstrap`), the settings file, the default below. The file is `--config FILE`, else
 `$QUERYLOOP_CONFIG`, else `queryloop.toml` in the working directory, where there is one. An empty variable counts as unset; a
-list in a variable is written as JSON. `queryloop config` prints what is in force, secrets as asterisks. An unknown section, key
-or variable and a value that is not allowed stop every command and process with exit code 2 and a line that names it.
+list in a variable is written as JSON. `queryloop config` prints the effective values, secrets as asterisks. An unknown section,
+key or variable and a value that is not allowed stop every command and process with exit code 2 and a line that names it.
 """
 TASKS = """\
-One table `[tasks.NAME]` for each kind of list. `{names}` are there already, and a table of the same name
+One table `[tasks.NAME]` for each kind of list. `{names}` exist already, and a table of the same name
 changes only the keys that it gives. A new name is a new task and needs no code. As a variable: `QUERYLOOP_TASKS_<NAME>` with a
 JSON object.
 """
@@ -76,7 +76,7 @@ def _properties(model: type[BaseModel]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _default(schema: Mapping[str, Any]) -> str:
-    """Return a default as TOML would hold it."""
+    """Return a default as TOML writes it."""
     if schema["default"] is None:
         return "unset"
     text = json.dumps(schema["default"], ensure_ascii=False)

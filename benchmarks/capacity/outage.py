@@ -17,22 +17,22 @@ CURVE_MEAN = 5 / 16
 
 @dataclass(frozen=True)
 class Day:
-    """The worst of the simulated days."""
+    """The worst of each number over the simulated days."""
 
     partition_skew: float
     """The busiest partition over the mean."""
     worker_skew: float
     worker_use: float
-    """Arrivals over capacity at the busiest worker's peak, and what batches cost whatever is in them."""
+    """Arrivals over capacity at the busiest worker's peak, plus the cost of its batches whatever their size."""
     partition_use: float
     """The busiest partition's arrivals over the capacity of a whole worker: one thread counts a partition."""
     backlog_events: float
     catch_up_s: float
-    """From the end of the outage until nothing waits; infinite when the day ends first."""
+    """From the end of the outage until everything is applied; infinite when the day ends first."""
 
 
 def rate_at(second: float, mean: float, peak_factor: float) -> float:
-    """Events a second at a time of day: a floor and a cos^6 hump, with this mean and `peak_factor` times it at the peak."""
+    """Return the events a second at a time of day: a floor and a cos^6 hump, with `peak_factor` times the mean at the peak."""
     floor = (1 - CURVE_MEAN * peak_factor) / (1 - CURVE_MEAN)
     hump = math.cos(math.pi * (second - PEAK_AT_S) / DAY_S) ** 6
     return mean * (floor + (peak_factor - floor) * hump)
@@ -42,7 +42,7 @@ def simulate(plan: Plan, assumed: Assumptions, sessions: int, days: int, seed: i
     """Simulate `days` days with sessions drawn anew, at most `sessions` of them, and return the worst of each number."""
     import numpy as np
 
-    # The skew is that of an hour at the peak; more sessions than are drawn would only even it out.
+    # The skew is that of an hour at the peak; more sessions than that would only even it out.
     drawn = max(1, min(sessions, int(plan.peak_per_s * 3600 / assumed.sessions_events)))
     worst: list[Day] = []
     for number in range(days):
@@ -53,7 +53,7 @@ def simulate(plan: Plan, assumed: Assumptions, sessions: int, days: int, seed: i
 
 
 def simulate_day(plan: Plan, assumed: Assumptions, shares: Sequence[float]) -> Day:
-    """One day with these shares of the partitions; partitions go to workers in turn."""
+    """Simulate one day with these shares of the partitions, which are assigned to workers in turn."""
     workers = [sum(shares[worker :: plan.workers]) for worker in range(plan.workers)]
     busiest = max(workers)
     backlog, catch_up_s = outage_backlog(plan, assumed, busiest)
@@ -68,18 +68,18 @@ def simulate_day(plan: Plan, assumed: Assumptions, shares: Sequence[float]) -> D
 
 
 def outage_backlog(plan: Plan, assumed: Assumptions, share: float) -> tuple[float, float]:
-    """Return the most events that wait for a worker with this share, and the seconds it needs to catch up.
+    """Return the largest backlog of a worker with this share, and the seconds it needs to catch up.
 
-    It applies nothing for `outage_s` before the peak, then all that its capacity allows while events go on arriving.
+    It applies nothing for `outage_s` before the peak, then as much as its capacity allows while events go on arriving.
     """
     waiting = most = 0.0
     start = PEAK_AT_S - assumed.outage_s
     for step in range(int(DAY_S // STEP_S)):
         since = start + step * STEP_S
         arriving = rate_at(since + STEP_S / 2, plan.mean_per_s, assumed.peak_factor) * share * STEP_S
-        away = since < PEAK_AT_S
-        waiting = max(0.0, waiting + arriving - (0.0 if away else plan.worker_capacity_per_s * STEP_S))
+        down = since < PEAK_AT_S
+        waiting = max(0.0, waiting + arriving - (0.0 if down else plan.worker_capacity_per_s * STEP_S))
         most = max(most, waiting)
-        if not away and waiting == 0.0:
+        if not down and waiting == 0.0:
             return most, since + STEP_S - PEAK_AT_S
     return most, math.inf

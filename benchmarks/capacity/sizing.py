@@ -1,6 +1,6 @@
-"""Sizing: how many partitions, workers and brokers, and how much disk, memory and network a volume of events a day asks for.
+"""Sizing: how many partitions, workers and brokers, and how much disk, memory and network a volume of events a day needs.
 
-A plan is arithmetic on measured costs and stated assumptions; `benchmarks.capacity.outage` then tries it on a simulated day.
+A plan is arithmetic on measured costs and stated assumptions; `benchmarks.capacity.outage` simulates a day with it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Costs:
-    """What one event costs, as `benchmarks.ingest` measured it; `measured` says when and on what."""
+    """What one event costs, as `benchmarks.ingest` measured it; `measured` is the date and the machine."""
 
     measured: str
     worker_per_s: float
     """Events a second that one worker applies, 100 a record, on empty shards."""
     state_ratio: float
-    """What is left of that on 14 days of state (at most 1)."""
+    """The share of that rate with 14 days of state in the shards (at most 1)."""
     state_events_a_shard: float
     """Events in each shard when that was measured."""
     broker_us: float
@@ -36,11 +36,11 @@ class Costs:
     """Resident memory of a worker with `worker_shards` shards after the longest run."""
     worker_shards: int
     little_cores: float
-    """Cores that a worker takes for a trickle of events in as many shards or more: its batches are no more where shards are."""
+    """Cores that a worker uses for light traffic in as many shards or more: the number of its batches does not grow with them."""
 
     @classmethod
     def of_report(cls, report: Mapping[str, Any]) -> Costs:
-        """Take them from a report of `benchmarks.ingest`; raises KeyError naming a section that was not measured."""
+        """Return the costs of a report of `benchmarks.ingest`. Raises KeyError naming a section that was not measured."""
         ours, state = report["throughput"]["100"]["ours"], report["state"]
         return cls(
             measured=f"{report['measured'][:10]}, {report['machine']}",
@@ -64,16 +64,16 @@ class Assumptions:
     peak_factor: float = 3.0
     """Events in the busiest minute over the day's mean (at most 3.2)."""
     headroom: float = 0.6
-    """Most that any worker, broker or disk is used at the peak."""
+    """Highest allowed use of any worker, broker or disk at the peak."""
     skew_allowance: float = 1.25
-    """Load of the busiest worker over the mean that a plan makes room for; the simulation draws the real one."""
+    """Load of the busiest worker over the mean that a plan allows for; the simulation draws the real one."""
     outage_s: float = 3600.0
     catch_up_s: float = 7200.0
     """After an outage of `outage_s` that ends at the peak, everything is applied within this."""
     log_days: float = 31.0
-    """As long as a shard keeps events: a lost shard can be made again from the log, and `queryloop verify` recounts all of it."""
+    """As long as a shard keeps events: a lost shard can be rebuilt from the log, and `queryloop verify` recounts all of it."""
     shard_days: float = 31.0
-    """Retention of 30 days and the reach of a click before it."""
+    """Retention of 30 days, and a day before it for clicks."""
     lake_days: float = 365.0
     replication: int = 3
     sessions_events: float = 5.8
@@ -92,10 +92,10 @@ class Assumptions:
     broker_network_bytes_per_s: float = 1.25e9
     broker_cores: float = 8.0
     bare_worker_mib: float = 160.0
-    """Of a worker's memory, what does not grow with its shards."""
+    """The part of a worker's memory that does not grow with its shards."""
 
     def changed(self, name: str, value: str) -> Assumptions:
-        """A copy with one of them changed; raises ValueError for a name that is not one of them, or a value that is no number."""
+        """Return a copy with one of them changed. Raises ValueError for an unknown name or a value that is no number."""
         if name not in self.__dict__:
             raise ValueError(f"no assumption {name!r}; they are {', '.join(self.__dict__)}")
         kind = type(self.__dict__[name])
@@ -113,7 +113,7 @@ class Plan:
     workers: int
     worker_capacity_per_s: float
     little_use: float
-    """Of a worker's cores, what its batches take while events only trickle in. As they grow full it goes into the capacity."""
+    """Share of a worker's cores that its batches use in light traffic. With larger batches it is part of the capacity."""
     brokers: int
     log_bytes: float
     """In all brokers, with every copy."""
@@ -121,11 +121,11 @@ class Plan:
     shard_file_bytes: float
     shard_move_s: float
     shard_events: float
-    """Events that one shard holds at full retention."""
+    """Events in one shard at full retention."""
     beyond_measured: float
-    """Those over the events a shard held when the cost of state was measured."""
+    """Those over the events in a shard when the cost of state was measured."""
     rebuild_s: float
-    """A lost shard, made again from the log by one worker."""
+    """Seconds to rebuild a lost shard from the log by one worker."""
     lake_bytes: float
     worker_mib: float
     in_bytes_per_s: float
@@ -179,7 +179,7 @@ def plan(events_a_day: float, costs: Costs, assumed: Assumptions) -> Plan:
 def _size_brokers(log: float, inflow: float, read_cores: float, assumed: Assumptions) -> tuple[int, float, float, float]:
     """Return brokers and the use of each one's disk, network and CPU.
 
-    Every copy is written, and the log is read once by workers; writing a copy is taken to cost as much CPU as reading it.
+    Every copy is written, and the log is read once by workers; writing a copy is assumed to cost as much CPU as reading it.
     """
     traffic = inflow * (assumed.replication + (assumed.replication - 1) + 1)
     cores = read_cores * (assumed.replication + 1)
@@ -194,5 +194,5 @@ def _size_brokers(log: float, inflow: float, read_cores: float, assumed: Assumpt
 
 
 def _power_of_two(least: int) -> int:
-    """The smallest power of two that is at least `least`: partitions cannot be added later without moving sessions."""
+    """Return the smallest power of two that is at least `least`: partitions cannot be added later without moving sessions."""
     return 1 << (least - 1).bit_length()

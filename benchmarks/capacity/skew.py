@@ -1,4 +1,4 @@
-"""Skew: how unevenly sessions of very different lengths fall onto partitions, by Kafka's murmur2 of their ids."""
+"""Skew: how unevenly sessions of very different lengths are spread over partitions by Kafka's murmur2 of their ids."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SEED = 0x9747B28C
 
 
 def draw_sessions(rng: np.random.Generator, sessions: int, mean: float, tail: float, most: float) -> NDArray[Any]:
-    """Draw events a session from a Pareto law with this tail exponent (> 1), cut at `most`, scaled to the mean."""
+    """Draw events a session from a Pareto distribution with this tail exponent (> 1), at most `most`, scaled to the mean."""
     import numpy as np
 
     drawn = np.minimum(1.0 + rng.pareto(tail, sessions), most)
@@ -28,14 +28,14 @@ def partition_shares(rng: np.random.Generator, weights: NDArray[Any], partitions
     import numpy as np
 
     ids = rng.integers(0, 2**32, (len(weights), WORDS), dtype=np.uint32)
-    homes = (murmur2(ids) & np.uint32(0x7FFFFFFF)) % np.uint32(partitions)
-    loads = np.bincount(homes, weights, partitions)
+    assigned = (murmur2(ids) & np.uint32(0x7FFFFFFF)) % np.uint32(partitions)
+    loads = np.bincount(assigned, weights, partitions)
     shares: NDArray[Any] = loads / loads.sum()
     return shares
 
 
 def murmur2(words: NDArray[Any]) -> NDArray[Any]:
-    """Kafka's murmur2 of many keys at once: `words` is (keys, n) uint32, each row a key of 4 n bytes, little-endian."""
+    """Return Kafka's murmur2 of many keys at once: `words` is (keys, n) uint32, each row a key of 4 n bytes, little-endian."""
     import numpy as np
 
     many, shift = np.uint32(MULTIPLIER), np.uint32(24)

@@ -1,12 +1,12 @@
 """The peer: quixstreams counts impressions and clicks of each (query, item, position) and day into its own state store (RocksDB).
 
 --count equivalent: an event counts once (its id is kept); a click only on its list, within 24 h, once a position, on the list's
-day. What it still lacks, and ours does: co-occurrence of queries; a click that comes before its list or an earlier list coming
-later (it drops the click, and keeps the first list); quarantine; NFKC; forgetting old ids; counts and offsets in one transaction.
---count light: cells alone, no repeats, no matching, no days.
+day. What it still lacks, and ours does: co-occurrence of queries; a click that arrives before its list, or an earlier list that
+arrives later (it drops the click, and keeps the first list); quarantine; NFKC; expiry of old ids; counts and offsets in one
+transaction. --count light: cells alone, no repeats, no matching, no days.
 
 What favours it: records are expanded with orjson (its own dependency), state is kept per partition (the key deserializer answers
-a constant, so no record travels through a repartition topic by its cell), no changelog topic is written. Commits come every 5 s,
+a constant, so no record goes through a repartition topic by its cell), no changelog topic is written. Commits come every 5 s,
 its default, within the measured time; the last one, after the last record, is left out. Writes {"events", "seconds", "cpu_s",
 "thread_s"} to --out.
 """
@@ -42,7 +42,7 @@ class Meter:
         self._began = self._began_cpu = self._began_thread = self.seconds = self.cpu_s = self.thread_s = 0.0
 
     def expand(self, value: bytes) -> list[dict[str, Any]]:
-        """One record to its events, none after the last that is wanted."""
+        """Return the events of a record, none after the last that is wanted."""
         if self.seconds:
             return []
         events = [orjson.loads(line) for line in value.split(b"\n")]
@@ -66,7 +66,7 @@ def add(state: State, cell: str, impressions: int, clicks: int) -> None:
 
 
 def count_light(event: dict[str, Any], state: State) -> None:
-    """Add one event to the cells that it names."""
+    """Add one event to its cells."""
     query = event["query"].casefold()
     if event["type"] == "impression":
         for position, item in enumerate(event["items"]):
@@ -76,7 +76,7 @@ def count_light(event: dict[str, Any], state: State) -> None:
 
 
 def count_equivalent(event: dict[str, Any], state: State) -> None:
-    """Count one event unless it came before; a click on its list alone."""
+    """Count one event unless its id occurred before; a click only on its list."""
     seen = f"id:{event['event_id']}"
     if state.exists(seen):
         return
@@ -116,7 +116,7 @@ COUNTS = {"equivalent": count_equivalent, "light": count_light}
 
 
 def main() -> None:
-    """Count --events events, timed, and write the account."""
+    """Count --events events, timed, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bootstrap", required=True)
     parser.add_argument("--topic", required=True)
@@ -139,8 +139,8 @@ def main() -> None:
     frame = app.dataframe(app.topic(options.topic, value_deserializer="bytes", key_deserializer=OneKey()))
     frame.apply(meter.expand, expand=True).update(COUNTS[options.count], stateful=True)
     app.run()
-    account = {"events": meter.events, "seconds": meter.seconds, "cpu_s": meter.cpu_s, "thread_s": meter.thread_s}
-    options.out.write_text(json.dumps(account))
+    result = {"events": meter.events, "seconds": meter.seconds, "cpu_s": meter.cpu_s, "thread_s": meter.thread_s}
+    options.out.write_text(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The bound: a bare confluent-kafka consumer in one process that only calls `json.loads` on every event, and keeps nothing.
+"""The bound: a bare confluent-kafka consumer in one process that only calls `json.loads` on every event, and stores nothing.
 
 Timed from its first fetched batch to its last event. Writes {"events", "seconds", "cpu_s", "thread_s"} to
 --out.
@@ -17,7 +17,7 @@ BATCH = 1000
 
 
 def main() -> None:
-    """Read --events events, timed, and write the account."""
+    """Read --events events, timed, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bootstrap", required=True)
     parser.add_argument("--topic", required=True)

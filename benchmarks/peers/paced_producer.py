@@ -1,8 +1,8 @@
-"""A paced producer: events fall due at an even rate, and each tick sends what fell due, as our emitter does with its default
+"""A paced producer: events are due at an even rate, and each tick sends those that are due, as our emitter does with its default
 `emitter.linger_ms`.
 
-An event's stamp is the wall clock at which it fell due, not at which it was sent: a producer that is held up makes the latency
-longer, not the load smaller. Writes the account of every record, [partition, offset, first stamp, last stamp, events], to --out.
+An event's time is when it was due, not when it was sent: a producer that is delayed makes the latency longer, not the load
+smaller. Writes each record to --out as [partition, offset, first due time, last due time, events].
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from confluent_kafka import Message, Producer
 
 TICK_S = 0.05
 
-Account = list[list[float]]
+Records = list[list[float]]
 
 
 class Pacer:
-    """Deals events out to the partitions in turn, event i due at start + i / rate."""
+    """Sends events to the partitions in turn, event i due at start + i / rate."""
 
     def __init__(self, producer: Producer, topic: str, files: list[Path], rate: float, lines: int) -> None:
         self._producer = producer
@@ -30,11 +30,11 @@ class Pacer:
         self._rate = rate
         self._lines = lines
         self._sent = [0] * len(files)
-        self.account: Account = []
+        self.records: Records = []
         self.failures: list[str] = []
 
     def run(self, seconds: float) -> None:
-        """Send for that long, then wait for every acknowledgement."""
+        """Send for so many seconds, then wait for every acknowledgement."""
         start = time.time()
         while (elapsed := time.time() - start) < seconds:
             for partition in range(len(self._files)):
@@ -57,17 +57,17 @@ class Pacer:
             self._send(partition, b"".join(lines).rstrip(b"\n"), stamps, len(lines))
 
     def _send(self, partition: int, value: bytes, stamps: list[float], events: int) -> None:
-        def settle(error: object, message: Message) -> None:
+        def on_delivery(error: object, message: Message) -> None:
             if error is not None:
                 self.failures.append(str(error))
             else:
-                self.account.append([partition, message.offset(), *stamps, events])
+                self.records.append([partition, message.offset(), *stamps, events])
 
-        self._producer.produce(self._topic, value, b"paced", partition, settle)
+        self._producer.produce(self._topic, value, b"paced", partition, on_delivery)
 
 
 def main() -> None:
-    """Produce at --rate events a second for --seconds, write the account."""
+    """Produce at --rate events a second for --seconds, write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bootstrap", required=True)
     parser.add_argument("--topic", required=True)
@@ -81,8 +81,8 @@ def main() -> None:
     pacer = Pacer(producer, options.topic, options.files, options.rate, options.lines)
     pacer.run(options.seconds)
     if pacer.failures:
-        raise SystemExit(f"{len(pacer.failures)} records were not taken: {pacer.failures[0]}")
-    options.out.write_text(json.dumps({"records": pacer.account, "cpu_s": time.process_time()}))
+        raise SystemExit(f"{len(pacer.failures)} records were not delivered: {pacer.failures[0]}")
+    options.out.write_text(json.dumps({"records": pacer.records, "cpu_s": time.process_time()}))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ SESSION = re.compile(rb'"session_id":"([^"]+)"')
 
 
 def main() -> None:
-    """Produce, wait for every acknowledgement, write the account."""
+    """Produce, wait for every acknowledgement, write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bootstrap", required=True)
     parser.add_argument("--topic", required=True)
@@ -52,7 +52,7 @@ def main() -> None:
             positions[partition] += len(taken)
     producer.flush()
     if failures:
-        raise SystemExit(f"{len(failures)} records were not taken: {failures[0]}")
+        raise SystemExit(f"{len(failures)} records were not delivered: {failures[0]}")
     options.out.write_text(json.dumps({"events": events, "records": sum(positions.values()), "positions": positions}))
 
 
@@ -65,18 +65,18 @@ def records(path: Path, lines: int, limit: int) -> Iterator[list[bytes]]:
 
 
 def send(producer: Producer, topic: str, partition: int, lines: list[bytes], failures: list[str]) -> None:
-    """Hand one record over, waiting while the client's queue is full."""
+    """Produce one record, waiting while the client's queue is full."""
     found = SESSION.search(lines[0])
     key = found.group(1) if found else b""
     value = b"\n".join(lines)
 
-    def settle(error: object, _: object) -> None:
+    def on_delivery(error: object, _: object) -> None:
         if error is not None:
             failures.append(str(error))
 
     while True:
         try:
-            producer.produce(topic, value, key, partition, settle)
+            producer.produce(topic, value, key, partition, on_delivery)
             producer.poll(0)
             return
         except BufferError:

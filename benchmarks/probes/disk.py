@@ -1,7 +1,7 @@
-"""What a disk does to whoever waits for it: durable writes of one block, all the while, and how long each took.
+"""A probe of the disk's latency: durable writes of one block, again and again, and how long each took.
 
-A shard counts nothing while it is written, so a disk that stands still shows in the latency, and one that is shared
-stands still by itself. The block is written over and over, so that no other file's data has to be written with it.
+A shard counts nothing while it is written, so a stalled disk shows in the latency, and a shared disk stalls without our doing.
+The same block is overwritten, so that no other file's data has to be written with it.
 """
 
 from __future__ import annotations

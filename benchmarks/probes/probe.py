@@ -1,4 +1,4 @@
-"""Probes: something that is done now and then beside a measurement, in a thread of its own."""
+"""The base of probes: something is done at intervals beside a measurement, in a thread."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Probe:
         self._thread = threading.Thread(target=self._run, name=type(self).__name__, daemon=True)
 
     def probe(self) -> None:
-        """What is done each time."""
+        """Do one probe."""
         raise NotImplementedError
 
     def _run(self) -> None:

@@ -1,7 +1,6 @@
-"""What a reader of windows waits while events come in: a query's windows, asked for now and then, and how long each answer took.
+"""A probe of reads while events are counted: a query's windows, asked for at intervals, and how long each answer took.
 
-A read writes what its shards have applied before it looks, so it costs the counting something, and its time is part of how soon
-somebody sees a count.
+A read first writes what its shards have applied, so it slows counting, and its time is part of the delay until a count is seen.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What processes use, read from /proc: CPU seconds and resident memory, so that contention on a small machine can be seen."""
+"""What processes use, read from /proc: CPU seconds and resident memory, to see contention on a small machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Usage:
 
 
 def read_usage(pid: int) -> Usage:
-    """The CPU seconds of a process and of those that it started, a worker's decoder for one."""
+    """Return the CPU seconds of a process and of those that it started."""
     spent = 0.0
     for one in family(pid):
         with suppress(OSError):  # it has ended meanwhile
@@ -33,18 +33,18 @@ def read_usage(pid: int) -> Usage:
 
 
 def read_stolen() -> Usage:
-    """The CPU seconds that the host of this virtual machine kept from our cores; none where the system tells none."""
+    """Return the CPU seconds that the host of this virtual machine took from our cores (steal); 0 where the system has none."""
     cores = psutil.cpu_times(percpu=True)
     return Usage(sum(getattr(cores[core], "steal", 0.0) for core in os.sched_getaffinity(0)), time.monotonic())
 
 
 def cores_used(before: Usage, after: Usage) -> float:
-    """CPU seconds a second between two looks at the same process."""
+    """Return the CPU seconds a second between two readings of the same process."""
     return (after.cpu_s - before.cpu_s) / (after.at_s - before.at_s)
 
 
 def family(pid: int) -> list[int]:
-    """The process and those that it started."""
+    """Return the process and those that it started."""
     try:
         return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
     except psutil.NoSuchProcess:
@@ -52,7 +52,7 @@ def family(pid: int) -> list[int]:
 
 
 def read_threads(pid: int) -> dict[int, float]:
-    """The CPU seconds of each thread of a process and of those that it started, by its id."""
+    """Return the CPU seconds of each thread of a process and of those that it started, by its id."""
     threads = {}
     for one in family(pid):
         with suppress(OSError):  # it has ended meanwhile
@@ -62,18 +62,18 @@ def read_threads(pid: int) -> dict[int, float]:
 
 
 def cpu_seconds(stat: str) -> float:
-    """User and system time out of the text of /proc/PID/stat; the command's name may hold spaces and brackets."""
+    """Return user and system time out of the text of /proc/PID/stat; the command's name may hold spaces and brackets."""
     fields = stat.rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
 def resident_mib(pid: int) -> float:
-    """Resident memory of a process and those that it started in MiB; what they share counts in each."""
+    """Return the resident memory of a process and those that it started in MiB; what they share counts in each."""
     return sum(int(Path(f"/proc/{one}/statm").read_text().split()[1]) for one in family(pid)) * PAGE / 2**20
 
 
 def use_two_cores() -> str:
-    """Keep this process and what it starts to two cores, as the goals name two; say what the machine is."""
+    """Pin this process and what it starts to two cores, as in the goals; return a description of the machine."""
     allowed = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, set(allowed[:CORES]))
     return f"{_processor()}, {min(len(allowed), CORES)} of {len(allowed)} cores used, load {os.getloadavg()[0]:.1f} at the start"

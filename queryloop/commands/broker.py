@@ -13,10 +13,10 @@ from streams.brokers.topics import create_topics
 
 def run(options: argparse.Namespace) -> int:
     """Run the broker of the settings until Ctrl-C or SIGTERM. Raises SettingsError, BrokerError, TopicError."""
-    return keep_broker(read_settings(options), options.port)
+    return run_broker(read_settings(options), options.port)
 
 
-def keep_broker(settings: Settings, port: int) -> int:
+def run_broker(settings: Settings, port: int) -> int:
     """Start the broker at `port` (0: any free one), create the topics, print how to reach it and wait for a signal."""
     signals = {signal.SIGINT, signal.SIGTERM}
     with choose_broker(settings.kafka, settings.data.dir, port) as broker:

@@ -55,16 +55,16 @@ def show_counts(options: argparse.Namespace, read: str, table: Table) -> int:
 
 
 def ask_worker(settings: Settings, path: str, parameters: Mapping[str, str]) -> dict[str, Any]:
-    """Return what the first worker that can be reached answers. Raises CommandError."""
-    silent = []
+    """Return the answer of the first worker that can be reached. Raises CommandError."""
+    unreachable = []
     for url in find_workers(settings):
         try:
             return get_json(url + path, settings.worker.key, parameters)
         except HttpError as error:
             if error.status is not None:
                 raise _refusal(error) from error
-            silent.append(f"{url}: {error.reason}")
-    raise CommandError(f"no worker answers: {'; '.join(silent)}; start `queryloop up`, or set worker.port", Exit.UNAVAILABLE)
+            unreachable.append(f"{url}: {error.reason}")
+    raise CommandError(f"no worker answers: {'; '.join(unreachable)}; start `queryloop up`, or set worker.port", Exit.UNAVAILABLE)
 
 
 def _refusal(error: HttpError) -> CommandError:
@@ -74,7 +74,7 @@ def _refusal(error: HttpError) -> CommandError:
 
 
 def find_workers(settings: Settings) -> Iterator[str]:
-    """The addresses at which a worker may be, each once."""
+    """Yield the base URLs of workers that may be running, each once."""
     registry = ShardRegistry(settings.data.dir)
     holders = filter(None, map(registry.find, range(settings.kafka.partitions)))
     running = read_running(settings.data.dir).get("worker")

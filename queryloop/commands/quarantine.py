@@ -1,6 +1,6 @@
-"""`queryloop quarantine`: what could not be counted, row by row, and its repair: original or fixed lines sent again.
+"""`queryloop quarantine`: lists and shows the events that could not be counted, and sends original or fixed lines again.
 
-A row is named PARTITION:ID. Its text was written by whoever sent it: it is shown escaped, and only `show --raw` gives the bytes.
+A row is named PARTITION:ID. Its text may be hostile, so it is shown escaped; only `show --raw` prints the original bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from queryloop.commands.quarantine_repair import check_lines, send_again
-from queryloop.commands.workers import ask_shard
+from queryloop.commands.shard_reads import ask_shard
 from queryloop.exits import CommandError, Exit
 from queryloop.settings import Settings, read_settings
 from streams.api.client import with_query
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def fetch_rows(settings: Settings, partition: int, params: RowsParams) -> dict[str, Any] | None:
-    """Return a shard's rows as `dump_rows` tells them, each named in `row`; None where there is no shard."""
+    """Return a shard's rows in the form of `dump_rows`, each with its name as `row`; None where there is no shard."""
     parameters = params.model_dump(mode="json", exclude_defaults=True)
     answer = ask_shard(settings, partition, with_query("quarantine", parameters), partial(dump_rows, params=params))
     if answer is None:
@@ -53,8 +53,8 @@ def fetch_rows(settings: Settings, partition: int, params: RowsParams) -> dict[s
 
 def _list(settings: Settings, reason: Reason | None, limit: int, *, as_json: bool) -> int:
     params = RowsParams(reason=reason, limit=max(min(limit, 500), 1))
-    told = [fetch_rows(settings, partition, params) for partition in range(settings.kafka.partitions)]
-    parts = [part for part in told if part is not None]
+    found = [fetch_rows(settings, partition, params) for partition in range(settings.kafka.partitions)]
+    parts = [part for part in found if part is not None]
     if not parts:
         where = settings.data.dir / "shards"
         raise CommandError(f"there are no shards in {where}: start `queryloop up`, or set data.dir", Exit.UNAVAILABLE)
@@ -77,27 +77,27 @@ def _show(settings: Settings, name: str, *, raw: bool, as_json: bool) -> int:
     original = base64.b64decode(row["raw"])
     if raw:
         if sys.stdout.isatty():
-            raise CommandError("the original bytes may hold commands to your terminal: send --raw into a file", Exit.USAGE)
+            raise CommandError("the original bytes may contain terminal commands: redirect --raw to a file", Exit.USAGE)
         sys.stdout.buffer.write(original)
         sys.stdout.buffer.flush()
         return Exit.DONE
     if as_json:
         print(json.dumps(row, indent=2))
         return Exit.DONE
-    told = {key: row[key] for key in ("row", "reason", "detail", "event_id", "offset", "line", "published")}
-    told |= {"ts": _time(row["ts_us"]), "bytes": len(original), "raw": escaped(original)}
-    for key, value in told.items():
+    fields = {key: row[key] for key in ("row", "reason", "detail", "event_id", "offset", "line", "published")}
+    fields |= {"ts": _time(row["ts_us"]), "bytes": len(original), "raw": escaped(original)}
+    for key, value in fields.items():
         print(f"{key:<10} {escaped(str(value).encode()) if key == 'event_id' else value}")
     return Exit.DONE
 
 
 def escaped(raw: bytes) -> str:
-    """Return bytes as printable ASCII, nothing left out."""
+    """Return bytes as printable ASCII, others escaped."""
     return raw.decode("utf-8", "backslashreplace").encode("unicode_escape").decode("ascii")
 
 
 def find_row(settings: Settings, name: str) -> Row:
-    """Return one row whole. Raises CommandError where there is none of this name (any more)."""
+    """Return one row with all its fields. Raises CommandError where there is no row of this name (any more)."""
     partition, _, number = name.partition(":")
     if not (partition.isdecimal() and number.isdecimal() and int(partition) < settings.kafka.partitions):
         raise CommandError(f"{name!r} names no row: write PARTITION:ID, as `queryloop quarantine list` does", Exit.USAGE)
@@ -113,7 +113,7 @@ def _shard_rows(settings: Settings, partition: int, params: RowsParams) -> list[
 
 
 def _rows_of(settings: Settings, reason: Reason) -> Iterator[Row]:
-    """Yield every row of a reason, whole, page by page."""
+    """Yield every row of a reason with all its fields, page by page."""
     for partition in range(settings.kafka.partitions):
         after = -1
         while rows := _shard_rows(settings, partition, RowsParams(reason=reason, limit=PAGE, after=after, whole=True)):
@@ -135,7 +135,7 @@ def _replay(settings: Settings, options: argparse.Namespace) -> int:
 
 
 def _named_lines(settings: Settings, options: argparse.Namespace) -> Iterator[tuple[str, bytes]]:
-    """Yield where each line is from, and the line."""
+    """Yield each line with its origin."""
     if options.file is not None:
         for number, line in enumerate(_read_file(options.file), 1):
             if line.strip():
@@ -159,8 +159,8 @@ def _print_outcomes(outcomes: Sequence[Row]) -> None:
     for one in outcomes:
         why = f" ({one['reason']})" if one["reason"] else ""
         print(f"{one['from']}  {printable(one['event_id'])}  {one['outcome']}{why}")
-    told = Counter(one["outcome"] for one in outcomes)
-    print(", ".join(f"{number} {name}" for name, number in sorted(told.items())) or "nothing to send")
+    numbers = Counter(one["outcome"] for one in outcomes)
+    print(", ".join(f"{number} {name}" for name, number in sorted(numbers.items())) or "nothing to send")
 
 
 def _time(ts_us: int | None) -> str:

@@ -1,4 +1,4 @@
-"""Sending events again: checked first, all or none, then delivered to their partitions and followed until they are applied."""
+"""Sends events again: all or none are sent after a check, then their outcomes are read once they are applied."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from functools import partial
 from threading import Event as Signal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from queryloop.commands.shard_reads import ask_shard
 from queryloop.commands.status import read_running
-from queryloop.commands.workers import ask_shard
 from queryloop.exits import CommandError, Exit
 from streams.api.client import with_query
 from streams.api.quarantine_rows import EventStatesParams, dump_event_states
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 APPLIED_S = 60.0
 POLL_S = 0.1
 IDS_A_CALL = 20
-MAX_TOLD = 20
+MAX_ERRORS = 20
 
 
 class Line(NamedTuple):
-    """A line that is an event: where it is from, its id, its session, its bytes."""
+    """A line that is an event: its origin, event id, session and bytes."""
 
     origin: str
     event_id: str
@@ -39,41 +39,41 @@ class Line(NamedTuple):
 
 
 def check_lines(lines: Sequence[tuple[str, bytes]], limits: EventSettings, now: float) -> list[Line]:
-    """Return the lines as events. Raises CommandError naming each one that would be refused: then nothing is to be sent."""
+    """Return the lines as events. Raises CommandError naming those that would be refused; then nothing is sent."""
     good, bad, seen = [], [], set()
     for origin, raw in lines:
         found = parse_line(raw, limits, now=now)
         if isinstance(found, Reject):
             bad.append(f"{origin}: {found.reason}: {found.detail}")
         elif found.event_id in seen:
-            bad.append(f"{origin}: event_id {printable(found.event_id)} stands here twice")
+            bad.append(f"{origin}: event_id {printable(found.event_id)} is here twice")
         else:
             seen.add(found.event_id)
             good.append(Line(origin, found.event_id, found.session_id, raw.replace(b"\n", b" ")))
     if bad:
-        more = [f"and {len(bad) - MAX_TOLD} more"] if len(bad) > MAX_TOLD else []
-        raise CommandError("\n".join(["nothing was sent:", *bad[:MAX_TOLD], *more]), Exit.FAILED)
+        more = [f"and {len(bad) - MAX_ERRORS} more"] if len(bad) > MAX_ERRORS else []
+        raise CommandError("\n".join(["nothing was sent:", *bad[:MAX_ERRORS], *more]), Exit.FAILED)
     return good
 
 
 def send_again(lines: Sequence[Line], settings: Settings) -> list[dict[str, Any]]:
-    """Send the lines, wait until their shards have applied them, and say of each: counted, waits, quarantined, duplicate.
+    """Send the lines, wait until their shards have applied them, and return each outcome: counted, waits, quarantined, duplicate.
 
-    Raises CommandError when the broker does not take them, or no worker applies them within a minute.
+    Raises CommandError when the broker does not accept them, or no worker applies them within a minute.
     """
     if not lines:
         return []
     bootstrap = settings.kafka.bootstrap or read_running(settings.data.dir).get("bootstrap")
     if not bootstrap:
         raise CommandError("no broker runs here: start it, or set QUERYLOOP_KAFKA_BOOTSTRAP", Exit.UNAVAILABLE)
-    places: dict[int, list[Line]] = defaultdict(list)
+    by_partition: dict[int, list[Line]] = defaultdict(list)
     for line in lines:
-        places[partition_of(line.session_id, settings.kafka.partitions)].append(line)
-    before = {partition: _standing(settings, partition, mine) for partition, mine in places.items()}
+        by_partition[partition_of(line.session_id, settings.kafka.partitions)].append(line)
+    before = {partition: _read_states(settings, partition, mine) for partition, mine in by_partition.items()}
     positions = _send(lines, bootstrap, settings)
     _await_applied(settings, positions)
-    after = {partition: _standing(settings, partition, mine) for partition, mine in places.items()}
-    return [_outcome(line, before[p], after[p]) for p, mine in places.items() for line in mine]
+    after = {partition: _read_states(settings, partition, mine) for partition, mine in by_partition.items()}
+    return [_outcome(line, before[p], after[p]) for p, mine in by_partition.items() for line in mine]
 
 
 def _send(lines: Iterable[Line], bootstrap: str, settings: Settings) -> Mapping[int, int]:
@@ -97,8 +97,8 @@ def _await_applied(settings: Settings, positions: Mapping[int, int]) -> None:
             Signal().wait(POLL_S)
 
 
-def _standing(settings: Settings, partition: int, lines: Sequence[Line]) -> dict[str, Any]:
-    """Return what stands in the shard for each line's event_id."""
+def _read_states(settings: Settings, partition: int, lines: Sequence[Line]) -> dict[str, Any]:
+    """Return the state of each line's event_id in the shard."""
     found: dict[str, Any] = {}
     for first in range(0, len(lines), IDS_A_CALL):
         found |= _ask(settings, partition, [line.event_id for line in lines[first : first + IDS_A_CALL]])["events"]
@@ -109,8 +109,8 @@ def _ask(settings: Settings, partition: int, ids: list[str]) -> dict[str, Any]:
     read = partial(dump_event_states, params=EventStatesParams(ids=ids))
     answer = ask_shard(settings, partition, with_query("standing", {"ids": json.dumps(ids)}), read)
     unknown = {name: {"standing": "unknown", "reason": None} for name in ids}
-    told: dict[str, Any] = {"next_offset": 0, "events": unknown} if answer is None else json.loads(answer)
-    return told
+    states: dict[str, Any] = {"next_offset": 0, "events": unknown} if answer is None else json.loads(answer)
+    return states
 
 
 def _outcome(line: Line, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

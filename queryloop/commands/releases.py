@@ -1,4 +1,4 @@
-"""`queryloop releases`: what was released, why each went live or did not, and stepping to another one."""
+"""`queryloop releases`: lists the releases with the gate's verdicts, and promotes one or goes back to the previous one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def change_rollout(folder: Path, step: str, name: str | None) -> Rollout:
-    """Promote a release after a check of every byte of it, or go back to the previous one. Raises ReleaseError."""
+    """Promote a release after verifying its checksums, or go back to the previous one. Raises ReleaseError."""
     if step == "rollback":
         return registry.rollback(folder)
     release = registry.read_release(folder, name or "")
@@ -77,7 +77,7 @@ def _print_table(rows: list[dict[str, Any]], broken: list[registry.ReleaseError]
 
 
 def verdict(gate: dict[str, Any]) -> str:
-    """Return the gate's word in one cell, its reasons included."""
+    """Return the gate's verdict with its reasons, as one cell."""
     if "passed" not in gate:
         return "none"
     return "passed" if gate["passed"] else escape("refused: " + "; ".join(gate.get("reasons", [])))

@@ -1,4 +1,4 @@
-"""`queryloop replay`: which broker a log goes to, what is printed when it is there, and the dry run."""
+"""`queryloop replay`: sends a log to a running or an isolated broker and prints the summary, or checks it (`--check`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from queryloop.commands.status import read_running
 from queryloop.exits import CommandError, Exit
-from queryloop.replay.replay import Pace, replay, replay_isolated
+from queryloop.replay.replay import Pacing, replay, replay_isolated
 from queryloop.settings import Settings, read_settings
 from streams.events.schema import printable
 from streams.importers.mapping import Mapping, read_mapping
@@ -21,7 +21,7 @@ from streams.worker.settings import StreamsSettings
 
 
 def run(options: argparse.Namespace) -> int:
-    """Replay as the options say and print the summary. Raises CommandError for options that do not go together."""
+    """Replay or check a log and print the summary. Raises CommandError for options that do not go together."""
     settings = read_settings(options)
     if options.check:
         return _check(options, settings)
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace, settings: Settings) -> Exit:
-    """Say what would be sent; FAILED when a line of it would be refused."""
+    """Print what would be sent; return FAILED when a line would be refused."""
     if options.isolated or options.out is not None or options.as_of or options.speed is not None:
         raise CommandError("--check sends nothing: it goes with --mapping and --json alone", Exit.USAGE)
     found = preview(options.log, time.time(), _mapping(options), settings.events)
@@ -48,9 +48,9 @@ def _isolated(options: argparse.Namespace, settings: Settings) -> dict[str, Any]
         raise CommandError("--speed goes with a replay to a running broker; an isolated one goes as fast as it can", Exit.USAGE)
     if options.out is None or not options.as_of:
         raise CommandError("--isolated needs --out DIR and at least one --as-of YYYY-MM-DD", Exit.USAGE)
-    rooms = StreamsSettings(**{name: getattr(settings, name) for name in StreamsSettings.model_fields})
+    worker_settings = StreamsSettings(**{name: getattr(settings, name) for name in StreamsSettings.model_fields})
     return replay_isolated(
-        options.log, options.as_of, options.out, settings.kafka.broker, rooms, settings.emitter, _mapping(options)
+        options.log, options.as_of, options.out, settings.kafka.broker, worker_settings, settings.emitter, _mapping(options)
     )
 
 
@@ -64,7 +64,7 @@ def _running(options: argparse.Namespace, settings: Settings) -> dict[str, Any]:
             Exit.UNAVAILABLE,
         )
     mapping = _mapping(options)
-    counters, positions = replay(options.log, bootstrap, settings.kafka, settings.emitter, Pace(options.speed), mapping)
+    counters, positions = replay(options.log, bootstrap, settings.kafka, settings.emitter, Pacing(options.speed), mapping)
     return {"log": options.log.name, "bootstrap": bootstrap, **asdict(counters), "positions": positions}
 
 
@@ -72,7 +72,7 @@ def _describe(summary: dict[str, Any], out: Path | None) -> str:
     if out is None:
         return f"{summary['log']}: {summary['delivered']:,} events delivered to {summary['bootstrap']}"
     bad = ", ".join(f"{reason} {number:,}" for reason, number in summary["quarantined"].items()) or "none"
-    said = [
+    lines = [
         f"{summary['log']}: {summary['lines']:,} lines on {summary['broker']} in {summary['seconds']:.1f} s",
         f"counted {summary['counted']:,}, duplicates {summary['duplicates']:,}, quarantined: {bad}",
         f"tables in {out}/",
@@ -80,25 +80,25 @@ def _describe(summary: dict[str, Any], out: Path | None) -> str:
     if empty := [day for day, rows in summary["rows"].items() if not rows["windows"]]:
         latest = summary["latest_ts"]
         last = "the log has no readable event" if latest is None else f"the log's latest event is of {_shown_time(latest)}"
-        said.append(f"no windows as of {', '.join(empty)}: no impression of the 14 days before counts; {last}")
-    return "\n".join(said)
+        lines.append(f"no windows as of {', '.join(empty)}: no impression of the 14 days before counts; {last}")
+    return "\n".join(lines)
 
 
 def _describe_preview(name: str, found: Preview) -> str:
-    """The dry run for people. Whatever stands in the log, only printable characters reach the terminal."""
+    """Return the result of a check as text of printable characters, whatever is in the log."""
     types = ", ".join(f"{kind} {number:,}" for kind, number in found.types.items()) or "none"
     bad = ", ".join(f"{reason} {number:,}" for reason, number in found.reasons.items()) or "none"
-    said = [f"{name}: {found.lines:,} lines; events: {types}; to quarantine: {bad}"]
+    lines = [f"{name}: {found.lines:,} lines; events: {types}; to quarantine: {bad}"]
     if found.first_ts is not None and found.last_ts is not None:
-        said.append(f"from {_shown_time(found.first_ts)} to {_shown_time(found.last_ts)}")
-    said += ["first lines:", *(f"  {printable(line)}" for line in found.first_lines)]
+        lines.append(f"from {_shown_time(found.first_ts)} to {_shown_time(found.last_ts)}")
+    lines += ["first lines:", *(f"  {printable(line)}" for line in found.first_lines)]
     if found.first_refused:
-        said.append("first to be refused:")
-        said += [f"  {_place(one.line, one.row)}: {one.reason}: {one.detail}" for one in found.first_refused]
-    return "\n".join(said)
+        lines.append("first to be refused:")
+        lines += [f"  {_describe_place(one.line, one.row)}: {one.reason}: {one.detail}" for one in found.first_refused]
+    return "\n".join(lines)
 
 
-def _place(line: int, row: int | None) -> str:
+def _describe_place(line: int, row: int | None) -> str:
     return f"line {line}" if row is None else f"row {row}"
 
 

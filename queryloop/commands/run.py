@@ -1,4 +1,4 @@
-"""`queryloop run`: one training job now, through the timetable's daemon where one lives, otherwise in a process of its own."""
+"""`queryloop run`: runs a training job now, by the timetable's daemon where one is running, else in a process of its own."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def run_job(settings: Settings, kind: Kind, *, as_json: bool) -> int:
-    """Run a job to its end and print its outcome; the exit code says how it ended (`queryloop.exits`)."""
+    """Run a job to its end and print its outcome; return the exit code of its state."""
     ledger = Ledger(settings.data.dir / "ledger.sqlite")
     run = _follow_daemon(ledger, kind) if ledger.daemon_lives() else _run_here(ledger, kind, settings)
     if as_json:
@@ -41,8 +41,8 @@ def run_job(settings: Settings, kind: Kind, *, as_json: bool) -> int:
 def describe_run(run: Run) -> str:
     """Return a run in one line of rich markup."""
     took = f" in {run.ended_at - run.started_at:.0f} s" if run.ended_at and run.started_at else ""
-    said = ", ".join(f"{key} {_short(value)}" for key, value in run.outcome.items() if not isinstance(value, dict | list))
-    return escape(f"{run.kind} job {run.id} {run.state}{took}" + (f": {said}" if said else ""))
+    outcome = ", ".join(f"{key} {_short(value)}" for key, value in run.outcome.items() if not isinstance(value, dict | list))
+    return escape(f"{run.kind} job {run.id} {run.state}{took}" + (f": {outcome}" if outcome else ""))
 
 
 def _short(value: object) -> str:
@@ -50,10 +50,10 @@ def _short(value: object) -> str:
 
 
 def _follow_daemon(ledger: Ledger, kind: Kind) -> Run:
-    """Ask the daemon and watch; a daemon that dies meanwhile leaves the run recorded as it is."""
+    """Request a run of the daemon and wait for its end; when the daemon dies, return the run as it is recorded."""
     number = ledger.request(kind)
     pause = time.sleep
-    with _watch(ledger, number) as show:
+    with _StatusLine(ledger, number) as show:
         while not (run := ledger.run(number)).ended and ledger.daemon_lives():
             show()
             pause(POLL_S)
@@ -64,7 +64,7 @@ def _run_here(ledger: Ledger, kind: Kind, settings: Settings) -> Run:
     number = ledger.request(kind)
     child = start_job(ledger, ledger.run(number), settings.data.dir, to_environ(settings))
     try:
-        with _watch(ledger, number) as show:
+        with _StatusLine(ledger, number) as show:
             while child.sleep(POLL_S) is None:
                 show()
     finally:
@@ -72,8 +72,8 @@ def _run_here(ledger: Ledger, kind: Kind, settings: Settings) -> Run:
     return record_end(ledger, number, child)
 
 
-class _watch:
-    """A line on the terminal with the elapsed time and the last line of the run's log."""
+class _StatusLine:
+    """Shows a line on the terminal with the elapsed time and the last line of the run's log."""
 
     def __init__(self, ledger: Ledger, number: int) -> None:
         self._ledger, self._number, self._since = ledger, number, time.monotonic()

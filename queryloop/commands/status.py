@@ -1,4 +1,4 @@
-"""`queryloop status`: what runs on this machine, what the worker has counted, which release answers, what was trained last."""
+"""`queryloop status`: what runs on this machine, what the worker has counted, the live release, the last training runs."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ def show_status(settings: Settings, *, as_json: bool) -> int:
 
 
 def read_status(settings: Settings) -> dict[str, Any]:
-    """Return what each room says of itself, as JSON values; a room that is down says why."""
+    """Return the state of each room as JSON values; for a room that is down, the reason."""
     running = read_running(settings.data.dir)
     worker = running.get("worker") or settings.worker.local_url
-    door = running.get("serving") or f"http://{settings.serving.host}:{settings.serving.port}"
+    serving = running.get("serving") or f"http://{settings.serving.host}:{settings.serving.port}"
     return {
         "up": running or None,
         "streams": fetch(f"{worker}/status", settings.worker.key),
-        "serving": fetch(f"{door}/readyz", settings.serving.key),
+        "serving": fetch(f"{serving}/readyz", settings.serving.key),
         "trainers": _read_trainers(settings.data.dir),
         "rollout": _read_rollout(settings.data.dir),
     }
 
 
 def read_running(folder: Path) -> dict[str, Any]:
-    """Return what `queryloop up` wrote of itself, empty when it does not run."""
+    """Return the addresses that `queryloop up` wrote, empty when it does not run."""
     path = folder / "run" / "up.json"
     if not path.exists():
         return {}
@@ -81,7 +81,7 @@ def _read_trainers(folder: Path) -> dict[str, Any]:
         for r in ledger.runs(limit=10)
     ]
     lives = ledger.daemon_lives()
-    return {"up": lives, **({} if lives else {"error": "the timetable gives no sign of life"}), "runs": runs}
+    return {"up": lives, **({} if lives else {"error": "the timetable's daemon writes no heartbeat"}), "runs": runs}
 
 
 def _read_rollout(folder: Path) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def _print_status(found: dict[str, Any]) -> None:
 
 
 def _describe_room(state: dict[str, Any]) -> str:
-    """A room's state with rich's markup: one that answers, but not with 200, runs and is not ready."""
+    """Return a room's state with rich's markup; a room that answers 503 runs and is not ready."""
     if state.get("up"):
         return "[green]up[/]"
     status = state.get("status")

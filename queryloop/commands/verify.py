@@ -16,8 +16,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from queryloop.commands.shard_reads import live_counts
 from queryloop.commands.status import read_running
-from queryloop.commands.workers import live_counts
 from queryloop.exits import CommandError, Exit
 from queryloop.settings import Settings, read_settings
 from queryloop.verify.arrivals import LogRecord

@@ -1,1 +1,1 @@
-"""`queryloop replay`: a log file sent through the real parts again."""
+"""`queryloop replay`: a log file is sent again, through the real emitter, broker and worker."""

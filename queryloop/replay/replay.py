@@ -1,7 +1,7 @@
-"""Replay: a log file sent through the real parts again, in whatever format it is (`streams.importers.log_files`).
+"""Replay: a log file is sent again, in whatever format it is (`streams.importers.log_files`).
 
-`replay` sends it to a broker that runs, as fast as it goes or in its own time scaled; `replay_isolated` starts a broker and a
-worker on temporary state, waits until every event is applied, and writes what was counted.
+`replay` sends it to a broker that runs, as fast as possible or with its own time distances scaled; `replay_isolated` starts a
+broker and a worker on temporary state, waits until every event is applied, and writes what was counted.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from streams.importers.log_files import LogFile, LogFileError, read_log, session
 from streams.runtime.processes import ProcessError, free_port
 from streams.worker.settings import StreamsSettings
 
-__all__ = ["LogFileError", "Pace", "ProcessError", "ReplayError", "read_log", "replay", "replay_isolated"]
+__all__ = ["LogFileError", "Pacing", "ProcessError", "ReplayError", "read_log", "replay", "replay_isolated"]
 
 if TYPE_CHECKING:
     from streams.importers.mapping import Mapping
@@ -50,19 +50,19 @@ BrokerKind = Literal["embedded", "kafka"]
 
 
 class ReplayError(RuntimeError):
-    """A replay that could not be brought to its end; the text says why. Nothing is left running, no summary is written."""
+    """A replay that could not be finished; the text says why. Nothing is left running, no summary is written."""
 
 
 @dataclass(frozen=True)
-class Pace:
-    """When each line is due: distances of event time divided by `speed`; None is as fast as it goes."""
+class Pacing:
+    """When each line is sent: distances of event time divided by `speed`; None is as fast as possible."""
 
     speed: float | None = None
     clock: Callable[[], float] = time.monotonic
     wait: Callable[[float], object] = threading.Event().wait
 
-    def keep(self, lines: Iterable[tuple[str, int | None, bytes]]) -> Iterator[tuple[str, bytes]]:
-        """Yield (session_id, line), each when it is due; a line without a time, or an early one, is due at once."""
+    def apply(self, lines: Iterable[tuple[str, int | None, bytes]]) -> Iterator[tuple[str, bytes]]:
+        """Yield (session_id, line), each when it is due; a line without a time, or out of order, is due at once."""
         began, first_us = self.clock(), None
         for session_id, ts_us, line in lines:
             if self.speed is not None and ts_us is not None:
@@ -73,7 +73,7 @@ class Pace:
             yield session_id, line
 
 
-FULL_SPEED = Pace()
+FULL_SPEED = Pacing()
 
 
 def replay(
@@ -81,20 +81,20 @@ def replay(
     bootstrap: str,
     kafka: KafkaSettings,
     emitter: EmitterSettings | None = None,
-    pace: Pace = FULL_SPEED,
+    pacing: Pacing = FULL_SPEED,
     mapping: Mapping | None = None,
 ) -> tuple[Counters, dict[int, int]]:
     """Send a log to the events topic of a running broker; topics are created where they are missing.
 
     Returns what was delivered and, for each partition, the offset after the last delivered record. Raises LogFileError (before
-    anything is sent, where the file or its mapping cannot be used at all), TopicError and, when the broker did not take every
+    anything is sent, where the file or its mapping cannot be used at all), TopicError and, when the broker did not accept every
     line, ReplayError.
     """
     with LogFile(path, mapping) as lines:
         create_topics(bootstrap, kafka)
         with _progress(bytes_read=True) as bars, Emitter(bootstrap, emitter, topic=kafka.topic) as sender:
             bar = bars.add_task("sent", total=lines.size or None)
-            for number, (session_id, line) in enumerate(pace.keep(_sessions(lines, timed=pace.speed is not None)), 1):
+            for number, (session_id, line) in enumerate(pacing.apply(_sessions(lines, timed=pacing.speed is not None)), 1):
                 send_line(sender, line, session_id)
                 if number % 1000 == 0:
                     bars.update(bar, completed=lines.position)
@@ -114,29 +114,29 @@ def replay_isolated(
 ) -> dict[str, Any]:
     """Replay a log on a broker and a worker of its own, write the result files into `out`, return the summary.
 
-    Everything is kept (retention 0), so each day in `as_of` can be asked. Nothing is left running and no temporary state stays,
-    whatever happens. Raises ReplayError, ProcessError, LogFileError, BrokerError.
+    Everything is kept (retention 0), so each day in `as_of` has its counts. No process and no temporary state is left, whatever
+    happens. Raises ReplayError, ProcessError, LogFileError, BrokerError.
     """
     began = time.monotonic()
     with LogFile(path, mapping):
-        pass  # a log or a mapping that cannot be used is said before anything starts
+        pass  # raises for a log or a mapping that cannot be used before anything starts
     with _terminable(), tempfile.TemporaryDirectory(prefix="queryloop-replay-") as folder:
         data_dir = Path(folder)
         with EmbeddedBroker() if broker == "embedded" else KafkaBroker(data_dir) as running:
-            mine = isolate(settings or StreamsSettings(), data_dir, running.bootstrap, broker)
-            create_topics(running.bootstrap, mine.kafka)
-            lines = _count_log(path, mine, emitter, mapping, data_dir / "worker.log")
-        rules = mine.worker.rules(mine.events)
-        account = write_results(data_dir, mine.kafka.partitions, rules, as_of, out, time.time())
+            isolated = isolate(settings or StreamsSettings(), data_dir, running.bootstrap, broker)
+            create_topics(running.bootstrap, isolated.kafka)
+            lines = _count_log(path, isolated, emitter, mapping, data_dir / "worker.log")
+        rules = isolated.worker.rules(isolated.events)
+        totals = write_results(data_dir, isolated.kafka.partitions, rules, as_of, out, time.time())
     seconds = time.monotonic() - began
-    summary = {"log": path.name, "as_of": list(as_of), "broker": broker, "lines": lines, **account, "seconds": round(seconds, 3)}
+    summary = {"log": path.name, "as_of": list(as_of), "broker": broker, "lines": lines, **totals, "seconds": round(seconds, 3)}
     write_summary(out, summary)
     return summary
 
 
 def isolate(settings: StreamsSettings, data_dir: Path, bootstrap: str, broker: BrokerKind) -> StreamsSettings:
-    """The same settings for a worker that has broker, data folder and port to itself, keeps everything and exports nothing."""
-    # The embedded broker takes 3 s longer to admit a static member, and there is no second worker here that would gain by it.
+    """Return settings for a worker with a broker, data folder and port of its own, which keeps everything and exports nothing."""
+    # The embedded broker takes 3 s longer to admit a static member, which helps only several workers.
     kafka = {"bootstrap": bootstrap, "broker": broker, "session_timeout_s": SESSION_S[broker]}
     worker = {"host": "127.0.0.1", "port": free_port(), "retention_days": 0, "static": broker == "kafka", "key": None}
     return settings.model_copy(
@@ -162,7 +162,7 @@ def _count_log(
 
 
 def _await_applied(worker: WorkerProcess, settings: StreamsSettings, positions: dict[int, int], events: int) -> None:
-    """Poll the worker until every shard has passed its position. Raises ProcessError when nothing moves for STALL_S."""
+    """Poll the worker until every shard has passed its position. Raises ReplayError when nothing is applied for STALL_S."""
     moved_at, last = time.monotonic(), -1
     with _progress() as bars:
         bar = bars.add_task("applied", total=events)
@@ -185,7 +185,7 @@ def _sessions(lines: Iterable[bytes], timed: bool) -> Iterator[tuple[str, int | 
 
 
 def send_line(sender: Emitter, line: bytes, session_id: str) -> None:
-    """Emit a line, waiting while the buffer is full. One longer than a record holds is cut: it is too large anyway."""
+    """Emit a line, waiting while the buffer is full. One longer than a record may be is truncated: it is too large anyway."""
     if len(line) > MAX_RECORD_BYTES:
         log.warning("event=line_cut bytes=%d kept=%d", len(line), MAX_RECORD_BYTES)
         line = line[:MAX_RECORD_BYTES]
@@ -198,7 +198,7 @@ def send_line(sender: Emitter, line: bytes, session_id: str) -> None:
 
 
 def _progress(bytes_read: bool = False) -> Progress:
-    """A bar on standard error, where that is a terminal."""
+    """Return a progress bar on standard error, hidden where that is no terminal."""
     console = Console(stderr=True)
     amount = DownloadColumn() if bytes_read else MofNCompleteColumn()
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), amount, TimeElapsedColumn())

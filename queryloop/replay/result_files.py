@@ -1,7 +1,7 @@
 """The result files of an isolated replay: what was counted, summed over the shards, as CSV and JSON.
 
-The CSV is the csv module's: comma, quotes where needed, a quote doubled, UTF-8, lines ended by a line feed. Texts stand exactly
-as they were counted. A query such as `=1+1` is therefore not disarmed for spreadsheets: import the columns there as text.
+The CSV is the csv module's: comma, quotes where needed, a quote doubled, UTF-8, lines ended by a line feed. Texts are exactly
+as they were counted. A query such as `=1+1` is therefore not escaped for spreadsheets: import the columns as text.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ SUMMARY = "summary.json"
 def write_results(
     data_dir: Path, partitions: int, rules: CountingRules, as_of: Sequence[date], out: Path, now: float
 ) -> dict[str, Any]:
-    """Finish the shards of an ended log and write their tables; return their account, and the rows of each day's tables.
+    """Finish the shards of an ended log and write their tables; return their totals, and the number of rows of each table.
 
     One day: out/windows.csv and out/cooccurrence.csv; several: in a folder for each day. summary.json of an earlier run is
-    removed first; the caller writes it last, so its presence says that the files beside it are whole and belong together.
+    removed first; the caller writes it last, so its presence means that the files beside it are complete and belong together.
     """
     (out / SUMMARY).unlink(missing_ok=True)
     with ExitStack() as stack:
@@ -50,7 +50,7 @@ def write_results(
             write_csv(folder / "cooccurrence.csv", COOCCURRENCE, _rows(pairs))
             rows[day.isoformat()] = {"windows": len(windows), "cooccurrence": len(pairs)}
         write_csv(out / "quarantine.csv", QUARANTINE, _quarantined(shards))
-        return {**_account(shards), "rows": rows}
+        return {**_sum_totals(shards), "rows": rows}
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -76,8 +76,8 @@ def _quarantined(shards: Iterable[Shard]) -> list[tuple[str, str]]:
     return sorted((row["event_id"] or "", row["reason"]) for table in tables for row in table)
 
 
-def _account(shards: Sequence[Shard]) -> dict[str, Any]:
-    """The shards' account together: events = counted + duplicates + sum of quarantined, nothing pending after `finish`.
+def _sum_totals(shards: Sequence[Shard]) -> dict[str, Any]:
+    """Return the sum of the shards' totals: events = counted + duplicates + sum of quarantined, nothing pending after `finish`.
 
     `latest_ts` is the latest event time in seconds, None where no event was readable.
     """

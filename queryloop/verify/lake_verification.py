@@ -1,7 +1,7 @@
-"""Verification from the lake: the counts of exported days made anew from the rows of their day files, beside the live counts.
+"""Verification from the lake: the exported days, counted anew from the rows of their day files, compared with the live counts.
 
-It needs no Kafka, so it tells of days that the log no longer reaches back to. Impressions carry their clicked flags and queries
-their sessions; the lake's own co-occurrence files are not looked at.
+It needs no Kafka, so it also covers days that the log no longer has. Impressions carry their clicked flags and queries
+their sessions; the lake's own co-occurrence files are not read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from streams.events.rules import CountingRules
 from streams.lake.files import Lake
 from streams.lake.reader import read_impressions, read_queries
 
-NOT_EXPORTED = "not in the lake as it stands now"
+NOT_EXPORTED = "not in the lake, or changed since its export"
 NEXT_NOT_EXPORTED = "co-occurrence only: the day after is not in the lake"
 
 LIVE_WINDOWS = """

@@ -119,7 +119,7 @@ def test_latency_is_measured_in_rounds_at_half_of_what_the_worker_did_just_befor
     text = capsys.readouterr().out
     assert "20 batches/s take 0.50 cores" in text and "500 of 1,000 events/s" in text and "MISSED by 1,000 ms" in text
     assert "a read takes p50 2, max 321 ms" in text
-    assert "the host kept 0.25 cores of it for others" in text and "0.50 cores kept by the host" in text
+    assert "the host took 0.25 cores of it (steal)" in text and "0.50 cores taken by the host" in text
 
 
 def test_latency_is_judged_by_its_p99() -> None:

@@ -1,4 +1,4 @@
-/* Queryloop events from a web page: queries, impressions and clicks, batched, sent again until they are taken.
+/* Queryloop events from a web page: queries, impressions and clicks, in batches, sent again until they are accepted.
  *
  *   <script src="https://collector.example/v1/queryloop.js"></script>
  *   <script>
@@ -9,7 +9,7 @@
  *   </script>
  *
  * An event gets its id and time when it happens, so that sending it twice counts once. Nothing here throws into the page: what
- * cannot be sent is counted (`counters()`) and said on the console. Also runs in Node 18 or later, without storage.
+ * cannot be sent is counted (`counters()`) and logged to the console. Also runs in Node 18 or later, without storage.
  */
 (function (root, factory) {
   "use strict";
@@ -21,7 +21,7 @@
 
   const DEFAULTS = {
     batch: 50, // events in one request, at most
-    intervalMs: 2000, // an event waits this long for company, at most
+    intervalMs: 2000, // an event waits this long for others, at most
     maxQueued: 1000, // events kept; beyond it the oldest are dropped
     maxBytes: 60000, // bytes of one request: browsers refuse beacons over 64 KiB
     retryMs: 1000, // first pause after a failure; doubled each time, with jitter
@@ -119,7 +119,7 @@
       return Object.assign({ queued: this.queue.length }, this.count);
     }
 
-    /* Send what waits, a batch after the other; resolves to true when everything was taken, to false after a failure. */
+    /* Send what waits, one batch after another; resolves to true when everything was accepted, to false after a failure. */
     flush() {
       if (!this.sending) {
         this.sending = this.drain().finally(() => {
@@ -142,7 +142,7 @@
       return true;
     }
 
-    /* The first lines that go into one request. They stay in the queue until they are taken. */
+    /* The first lines that go into one request. They stay in the queue until they are accepted. */
     take(limit) {
       let size = 0;
       const lines = [];
@@ -177,7 +177,7 @@
       }
       const said = await answer.json().catch(() => ({}));
       if (answer.status === 401 || answer.status === 403 || answer.status === 404) {
-        this.warn("events wait, the collector says " + answer.status + ": " + said.error); // a setting that can be mended
+        this.warn("events wait, the collector says " + answer.status + ": " + said.error); // a setting that can be corrected
         return this.fail(this.options.maxRetryMs);
       }
       this.settle(lines);
@@ -231,7 +231,7 @@
       }
     }
 
-    /* The page goes away: hand the rest to the browser. While the collector does not answer it stays in storage instead. */
+    /* The page is left: give the rest to the browser. While the collector does not answer it stays in storage instead. */
     leave() {
       if (!root.navigator || !root.navigator.sendBeacon || (this.failures && this.storage)) return;
       while (this.queue.length) {

@@ -1,4 +1,4 @@
-"""The read commands: a table for people, JSON for programs, exit codes that say what is wrong."""
+"""`queryloop windows`, `successors`, `lag` and `delays`: a table for people, JSON for programs, exit codes for errors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     def start(status: int, body: dict[str, Any]) -> list[str]:
         asked: list[str] = []
 
-        class Door(BaseHTTPRequestHandler):
+        class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 asked.append(self.path)
                 self.send_response(status)
@@ -42,7 +42,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
             def log_message(self, *_: object) -> None:
                 return
 
-        server = HTTPServer(("127.0.0.1", 0), Door)
+        server = HTTPServer(("127.0.0.1", 0), Handler)
         servers.append(server)
         Thread(target=server.serve_forever, daemon=True).start()
         ShardRegistry(tmp_path / "data", ShardHolder("one", f"http://127.0.0.1:{server.server_port}", 1)).add(0)
@@ -57,10 +57,10 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
 def test_windows_are_a_table_in_which_no_text_harms(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
     asked = serve(200, WINDOWS)
     assert cli.main(["windows", "--query", "red shoes", "--as-of", "2021-04-01", "--limit", "5"]) == Exit.DONE
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert asked == ["/v1/windows?query=red+shoes&as_of=2021-04-01&limit=5"]
-    assert "\x1b" not in told
-    assert "0.25" in told and "1 cells in the 14 days before 2021-04-01" in told
+    assert "\x1b" not in printed
+    assert "0.25" in printed and "1 cells in the 14 days before 2021-04-01" in printed
 
 
 def test_json_is_the_workers_own_answer(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,7 +70,7 @@ def test_json_is_the_workers_own_answer(serve: Serve, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize(
-    ("command", "answer", "told"),
+    ("command", "answer", "printed"),
     [
         (
             ["successors", "--query", "q"],
@@ -86,29 +86,29 @@ def test_json_is_the_workers_own_answer(serve: Serve, capsys: pytest.CaptureFixt
     ],
 )
 def test_each_read_has_a_summary(
-    serve: Serve, capsys: pytest.CaptureFixture[str], command: list[str], answer: dict[str, Any], told: str
+    serve: Serve, capsys: pytest.CaptureFixture[str], command: list[str], answer: dict[str, Any], printed: str
 ) -> None:
     serve(200, {**answer, "missing": [1]})
     assert cli.main([*command, "--partial"]) == Exit.DONE
     out = capsys.readouterr().out
-    assert told in out
+    assert printed in out
     assert "without the partitions 1" in out
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "error", "told"),
+    ("status", "code", "error", "printed"),
     [
         (400, Exit.USAGE, "query or item: one of them is needed", "one of them is needed"),
         (503, Exit.UNAVAILABLE, "no worker answers for partitions 1; or with partial=true", "with --partial"),
         (401, Exit.UNAVAILABLE, "set the header", "QUERYLOOP_WORKER_KEY"),
     ],
 )
-def test_what_a_worker_refuses_is_said(
-    serve: Serve, capsys: pytest.CaptureFixture[str], status: int, code: Exit, error: str, told: str
+def test_a_workers_refusal_is_printed(
+    serve: Serve, capsys: pytest.CaptureFixture[str], status: int, code: Exit, error: str, printed: str
 ) -> None:
     serve(status, {"error": error})
     assert cli.main(["windows"]) == code
-    assert told in capsys.readouterr().err
+    assert printed in capsys.readouterr().err
 
 
 def test_without_a_worker_the_command_says_how_to_get_one(

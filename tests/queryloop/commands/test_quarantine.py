@@ -48,7 +48,7 @@ class Product:
     def run(self, *arguments: str) -> int:
         return main(["--config", str(self.config), *arguments])
 
-    def told(self, *arguments: str) -> dict[str, Any]:
+    def printed(self, *arguments: str) -> dict[str, Any]:
         self.capsys.readouterr()
         self.run("quarantine", *arguments, "--json")
         answer: dict[str, Any] = json.loads(self.capsys.readouterr().out)
@@ -60,11 +60,11 @@ class Product:
         return self.capsys.readouterr().out.decode()
 
     def row(self, reason: str) -> str:
-        [row] = self.told("list", "--reason", reason)["rows"]
+        [row] = self.printed("list", "--reason", reason)["rows"]
         return str(row["row"])
 
     def outcomes(self, *arguments: str) -> dict[str, str]:
-        return {one["event_id"]: one["outcome"] for one in self.told("replay", *arguments)["outcomes"]}
+        return {one["event_id"]: one["outcome"] for one in self.printed("replay", *arguments)["outcomes"]}
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_a_fixed_event_counts_once_on_its_day(product: Product, tmp_path: Path) 
     fixed.write_bytes(raw.replace(b'"ts": "yesterday", "was": ', b'"ts": ') + b"\n")
     assert product.outcomes("--file", str(fixed)) == {"fixable": "counted"}
     assert product.outcomes("--file", str(fixed)) == {"fixable": "duplicate"}
-    assert product.told("list") == {"counts": {}, "rows": []}
+    assert product.printed("list") == {"counts": {}, "rows": []}
     assert product.run("quarantine", "show", name) == Exit.FAILED
     assert product.run("verify") == Exit.DONE
     product.worker.stop()
@@ -111,7 +111,7 @@ def test_a_fixed_event_counts_once_on_its_day(product: Product, tmp_path: Path) 
         shard.close()
 
 
-def test_an_orphan_counts_as_it_came_once_its_impression_is_there(product: Product) -> None:
+def test_an_orphan_sent_again_counts_once_its_impression_has_arrived(product: Product) -> None:
     product.send(click("c", START, "i", 1), query("later", START + 2 * DAY))
     name = product.row("orphan_click")
     assert product.outcomes(name) == {"c": "quarantined"}
@@ -124,10 +124,10 @@ def test_an_orphan_counts_as_it_came_once_its_impression_is_there(product: Produ
 def test_poison_stops_nothing_and_is_shown_harmlessly(product: Product) -> None:
     send_tombstone(product.settings)
     product.send(*POISON, query("after", START, "still counted"))
-    assert product.told("list")["counts"] == {"invalid": 2, "malformed": 3, "too_large": 2}
+    assert product.printed("list")["counts"] == {"invalid": 2, "malformed": 3, "too_large": 2}
     assert product.run("verify") == Exit.DONE
     shown = product.text("list")
-    shown += "".join(product.text("show", row["row"]) for row in product.told("list", "--limit", "100")["rows"])
+    shown += "".join(product.text("show", row["row"]) for row in product.printed("list", "--limit", "100")["rows"])
     assert "\x1b" not in shown and "\x07" not in shown and shown.isascii()
     assert "\\x1b]0;owned\\x07\\x1b[2J" in shown
     product.worker.stop()
@@ -135,13 +135,13 @@ def test_poison_stops_nothing_and_is_shown_harmlessly(product: Product) -> None:
 
 
 @pytest.mark.parametrize("name", ["17", "9:1", "a:b", "-1:2", "0:x"])
-def test_a_name_that_is_none_is_refused(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_malformed_row_name_is_refused(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "q.toml").write_text(f'[data]\ndir = "{tmp_path}"\n')
     assert main(["--config", str(tmp_path / "q.toml"), "quarantine", "show", "--", name]) == Exit.USAGE
     assert "write PARTITION:ID" in capsys.readouterr().err
 
 
-def test_what_to_replay_must_be_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_exactly_one_choice_of_what_to_replay_is_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "q.toml").write_text(f'[data]\ndir = "{tmp_path}"\n')
     for arguments in ([], ["0:1", "--reason", "invalid"], ["--reason", "invalid", "--file", "x"]):
         assert main(["--config", str(tmp_path / "q.toml"), "quarantine", "replay", *arguments]) == Exit.USAGE

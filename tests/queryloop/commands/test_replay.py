@@ -1,4 +1,4 @@
-"""Replaying: what an isolated replay tells people when it is done."""
+"""`queryloop replay`: what an isolated replay prints when it is done."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_replay_says_what_was_counted_and_where_the_tables_are() -> None:
     ]
 
 
-def test_a_day_that_the_log_does_not_reach_is_said() -> None:
+def test_a_day_without_windows_is_named() -> None:
     nothing = {"windows": 0, "cooccurrence": 0}
     text = _describe(SUMMARY | {"rows": SUMMARY["rows"] | {"2020-01-01": nothing, "2030-01-01": nothing}}, Path("out"))
     assert text.splitlines()[-1] == (

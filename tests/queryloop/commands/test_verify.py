@@ -84,8 +84,8 @@ def counted(bootstrap: str, unique: str, tmp_path: Path) -> Iterator[Counted]:
 
 
 def answer(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return told
+    printed: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return printed
 
 
 def test_equal_then_one_changed_row_is_named(counted: Counted, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -99,9 +99,9 @@ def test_equal_then_one_changed_row_is_named(counted: Counted, capsys: pytest.Ca
     today = day(START)
     counted.change(1, f"INSERT INTO window_deltas VALUES (DATE '{today}', 'red shoes 1', 'a', 0, 0, 1)")
     assert counted.verify("--json") == Exit.FAILED
-    told = answer(capsys)
-    assert told["differing"] == 1
-    [row] = told["differences"]
+    printed = answer(capsys)
+    assert printed["differing"] == 1
+    [row] = printed["differences"]
     assert (row["shard"], row["kind"], row["day"], row["query"], row["item"]) == (1, "window", str(today), "red shoes 1", "a")
     assert row["live"]["clicks"] == row["recounted"]["clicks"] + 1
     assert counted.verify() == Exit.FAILED
@@ -109,17 +109,19 @@ def test_equal_then_one_changed_row_is_named(counted: Counted, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(("kafka", "said"), [("", "no broker runs here"), ('bootstrap = "127.0.0.1:1"', "is it running")])
-def test_without_a_broker_it_says_so(tmp_path: Path, kafka: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_broker_the_error_says_how_to_get_one(
+    tmp_path: Path, kafka: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "q.toml").write_text(f'[data]\ndir = "{tmp_path}"\n[kafka]\npartitions = 1\n{kafka}\n')
     assert main(["--config", str(tmp_path / "q.toml"), "verify"]) == Exit.UNAVAILABLE
     assert said in capsys.readouterr().err
 
 
-def test_a_shard_that_somebody_holds_who_does_not_answer_cannot_be_verified(
+def test_a_shard_whose_worker_does_not_answer_cannot_be_verified(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "q.toml").write_text(f'[data]\ndir = "{tmp_path}"\n[kafka]\npartitions = 1\n')
-    monkeypatch.setattr("queryloop.commands.workers.PATIENCE_S", 0.3)
+    monkeypatch.setattr("queryloop.commands.shard_reads.RESTART_S", 0.3)
     code = f"import duckdb; con = duckdb.connect({str(shard_path(tmp_path, 0))!r}); print('held', flush=True); input()"
     shard_path(tmp_path, 0).parent.mkdir()
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:

@@ -20,7 +20,7 @@ import pytest
 from pyarrow import parquet
 
 import queryloop.replay.replay
-from queryloop.replay.replay import Pace, ProcessError, ReplayError, isolate, replay, replay_isolated
+from queryloop.replay.replay import Pacing, ProcessError, ReplayError, isolate, replay, replay_isolated
 from queryloop.replay.result_files import write_csv, write_results
 from streams.brokers.broker import Broker
 from streams.brokers.jars import missing_tool
@@ -302,12 +302,12 @@ def test_a_broken_log_is_named_with_its_line(tmp_path: Path) -> None:
         (b"[1]", "", None),
     ],
 )
-def test_a_line_tells_session_and_time_if_it_has_them(line: bytes, session_id: str, ts_us: int | None) -> None:
+def test_session_and_time_of_a_line_are_read_if_it_has_them(line: bytes, session_id: str, ts_us: int | None) -> None:
     assert session_of(line) == session_id
     assert time_of(line) == ts_us
 
 
-def test_pace_keeps_distances_of_event_time_scaled() -> None:
+def test_pacing_keeps_the_scaled_distances_of_event_time() -> None:
     now = [100.0]
     waits: list[float] = []
 
@@ -316,7 +316,7 @@ def test_pace_keeps_distances_of_event_time_scaled() -> None:
         now[0] += seconds
 
     lines = [("s", 0, b"a"), ("s", 60_000_000, b"b"), ("s", 30_000_000, b"early"), ("s", None, b"bad"), ("s", 120_000_000, b"c")]
-    paced = Pace(speed=60, clock=lambda: now[0], wait=wait).keep(lines)
+    paced = Pacing(speed=60, clock=lambda: now[0], wait=wait).apply(lines)
     assert [line for _, line in paced] == [b"a", b"b", b"early", b"bad", b"c"]
     assert waits == [pytest.approx(1.0), pytest.approx(1.0)]
 
@@ -377,7 +377,7 @@ def test_stopping_a_replay_stops_what_it_started(number: signal.Signals, tmp_pat
     assert not (tmp_path / "out" / "summary.json").exists()
 
 
-def test_a_worker_that_stands_still_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_applies_nothing_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queryloop.replay.replay, "STALL_S", 0.2)
     monkeypatch.setattr(queryloop.replay.replay, "read_progress", lambda settings: ({}, 0))
     with pytest.raises(ReplayError, match=r"applied nothing for 0\.2 s"):

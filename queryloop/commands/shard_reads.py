@@ -1,4 +1,4 @@
-"""The workers as the commands meet them: each shard's counts from the worker that holds it, or from its file when nobody does."""
+"""Reads one shard for a command: from the worker that holds it, or from its file when no worker does."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
     from queryloop.settings import Settings
 
 TIMEOUT_S = 300.0
-PATIENCE_S = 20.0
+RESTART_S = 20.0
 POLL_S = 0.25
 
 T = TypeVar("T")
 
 
 def live_counts(settings: Settings, partition: int) -> Counts | None:
-    """Return what a shard has counted, None where there is no shard yet. Raises CommandError when nobody can say."""
+    """Return a shard's counts, None where there is no shard yet. Raises CommandError when neither worker nor file can be read."""
     dumped = ask_shard(settings, partition, "counts", dump_counts)
     return None if dumped is None else read_counts(dumped)
 
 
 def ask_shard(settings: Settings, partition: int, what: str, read: Callable[[Shard], bytes]) -> bytes | None:
-    """Return what the shard's worker answers at /v1/shards/N/`what`, or what `read` finds in its file when no worker holds it.
+    """Return the answer of the shard's worker at /v1/shards/N/`what`, or of `read` on its file when no worker holds it.
 
-    Waits for a worker that is being started again; a worker's "no" is final. None where there is no shard. Raises CommandError.
+    Waits for a worker that is being restarted, but not when it refuses. None where there is no shard. Raises CommandError.
     """
-    registry, until = ShardRegistry(settings.data.dir), time.monotonic() + PATIENCE_S
+    registry, until = ShardRegistry(settings.data.dir), time.monotonic() + RESTART_S
     while True:
         holder = registry.find(partition)
         url = holder and f"{holder.url}/v1/shards/{partition}/{what}"
@@ -66,7 +66,7 @@ def _read_file(settings: Settings, partition: int, read: Callable[[Shard], T]) -
 
 
 def _get(url: str, key: SecretStr | None) -> tuple[bytes | None, str]:
-    """Return the body, or None and why there is none. Raises CommandError for an answer that will not change."""
+    """Return the body, or None and the error. Raises CommandError for an error that will not pass."""
     try:
         return get(url, key, timeout_s=TIMEOUT_S), ""
     except HttpError as error:
