@@ -119,11 +119,14 @@ def _add_demo(commands: Any) -> None:
 
 
 def _add_replay(commands: Any) -> None:
-    example = "queryloop replay events.jsonl.gz --isolated --as-of 2021-04-01 --out counts/"
+    example = "queryloop replay ubi.ndjson.gz --mapping ubi.sql --isolated --as-of 2021-04-01 --out counts/"
     parser = _add(commands, "replay", "replay a log of events", example)
-    parser.add_argument("log", type=Path, metavar="LOG", help="NDJSON plain, gzip or zstd; Parquet; CSV or TSV with --mapping")
+    parser.add_argument("log", type=Path, metavar="LOG", help="NDJSON plain, gzip or zstd; Parquet; other logs with --mapping")
     parser.add_argument(
-        "--mapping", type=Path, metavar="FILE", help="which column of a CSV or TSV is which field (docs/testing.md)"
+        "--mapping",
+        type=Path,
+        metavar="FILE.sql",
+        help="a SELECT that makes events of a foreign log, or one that ships: ubi.sql and others (docs/mappings.md)",
     )
     parser.add_argument("--check", action="store_true", help="send nothing: print what would be sent, exit 1 if any is refused")
     parser.add_argument("--isolated", action="store_true", help="on a broker and state of its own; writes tables to --out")

@@ -105,3 +105,12 @@ def shared_logs() -> dict[str, Path]:
     """The real logs of ../shared/data by name, where the checkout has them beside it."""
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"
     return {path.name.split(".")[0]: path for path in sorted(folder.glob("*.jsonl.gz"))}
+
+
+@pytest.fixture(scope="session")
+def ubi_log() -> Path:
+    """The real log of User Behavior Insights in ../shared/data, where the checkout has it beside it."""
+    path = Path(__file__).resolve().parents[2] / "shared" / "data" / "ubi_chorus.ndjson.gz"
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    return path

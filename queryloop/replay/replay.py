@@ -90,17 +90,23 @@ def replay(
     anything is sent, where the file or its mapping cannot be used at all), TopicError and, when the broker did not accept every
     line, ReplayError.
     """
-    with LogFile(path, mapping) as lines:
+    with LogFile(path, mapping) as log_file:
         create_topics(bootstrap, kafka)
-        with _progress(bytes_read=True) as bars, Emitter(bootstrap, emitter, topic=kafka.topic) as sender:
-            bar = bars.add_task("sent", total=lines.size or None)
-            for number, (session_id, line) in enumerate(pacing.apply(_sessions(lines, timed=pacing.speed is not None)), 1):
-                send_line(sender, line, session_id)
-                if number % 1000 == 0:
-                    bars.update(bar, completed=lines.position)
-            if not sender.flush(FLUSH_S):
-                raise ReplayError(f"the broker at {bootstrap} did not take every line of {path}: {sender.counters()}")
-            return sender.counters(), sender.positions()
+        return _send(log_file, bootstrap, kafka, emitter, pacing)
+
+
+def _send(
+    log_file: LogFile, bootstrap: str, kafka: KafkaSettings, emitter: EmitterSettings | None, pacing: Pacing
+) -> tuple[Counters, dict[int, int]]:
+    with _progress(bytes_read=True) as bars, Emitter(bootstrap, emitter, topic=kafka.topic) as sender:
+        bar = bars.add_task("sent", total=log_file.size or None)
+        for number, (session_id, line) in enumerate(pacing.apply(_sessions(log_file, timed=pacing.speed is not None)), 1):
+            send_line(sender, line, session_id)
+            if number % 1000 == 0:
+                bars.update(bar, completed=log_file.position)
+        if not sender.flush(FLUSH_S):
+            raise ReplayError(f"the broker at {bootstrap} did not take every line: {sender.counters()}")
+        return sender.counters(), sender.positions()
 
 
 def replay_isolated(
@@ -118,14 +124,13 @@ def replay_isolated(
     happens. Raises ReplayError, ProcessError, LogFileError, BrokerError.
     """
     began = time.monotonic()
-    with LogFile(path, mapping):
-        pass  # raises for a log or a mapping that cannot be used before anything starts
-    with _terminable(), tempfile.TemporaryDirectory(prefix="queryloop-replay-") as folder:
+    # Opened first, so that a log or a mapping that cannot be used is refused before anything starts.
+    with _terminable(), LogFile(path, mapping) as log_file, tempfile.TemporaryDirectory(prefix="queryloop-replay-") as folder:
         data_dir = Path(folder)
         with EmbeddedBroker() if broker == "embedded" else KafkaBroker(data_dir) as running:
             isolated = isolate(settings or StreamsSettings(), data_dir, running.bootstrap, broker)
             create_topics(running.bootstrap, isolated.kafka)
-            lines = _count_log(path, isolated, emitter, mapping, data_dir / "worker.log")
+            lines = _count_log(log_file, isolated, emitter, data_dir / "worker.log")
         rules = isolated.worker.rules(isolated.events)
         totals = write_results(data_dir, isolated.kafka.partitions, rules, as_of, out, time.time())
     seconds = time.monotonic() - began
@@ -149,13 +154,11 @@ def isolate(settings: StreamsSettings, data_dir: Path, bootstrap: str, broker: B
     )
 
 
-def _count_log(
-    path: Path, settings: StreamsSettings, emitter: EmitterSettings | None, mapping: Mapping | None, log_file: Path
-) -> int:
+def _count_log(log_file: LogFile, settings: StreamsSettings, emitter: EmitterSettings | None, worker_log: Path) -> int:
     """Send the log while the worker starts, wait until all of it is applied, stop the worker; return the lines sent."""
     assert settings.kafka.bootstrap is not None
-    with WorkerProcess(settings, log_file) as worker:
-        counters, positions = replay(path, settings.kafka.bootstrap, settings.kafka, emitter, mapping=mapping)
+    with WorkerProcess(settings, worker_log) as worker:
+        counters, positions = _send(log_file, settings.kafka.bootstrap, settings.kafka, emitter, FULL_SPEED)
         _await_applied(worker, settings, positions, counters.delivered)
         worker.stop()
     return counters.delivered

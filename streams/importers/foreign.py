@@ -1,109 +1,101 @@
-"""Foreign logs: rows of a table become event lines by a mapping.
-
-Ids that the log does not have are made from the file's name, the row's number and its text, so that a file replayed twice counts
-once. A row that makes no event becomes a line of type `unmapped` with its text and what is wrong: the worker quarantines it.
-"""
+"""Foreign logs: the rows that a mapping answers become event lines, and rows that cannot be read become lines to quarantine."""
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
+import duckdb
 import msgspec
 
-from streams.importers.cells import Cells, Test
-from streams.importers.grouping import Group, Groups
-from streams.importers.mapping import Mapping
-from streams.importers.sections import Fields, Make, digest, make_grouped, make_section
-from streams.importers.sources import Source, bare_name
-from streams.importers.tables import Row, RowError, Table
+from streams.events.schema import printable
+from streams.importers.arrow_rows import BATCH_ROWS, read_rows
+from streams.importers.database import bind_mapping, open_database
+from streams.importers.formats import find_parts
+from streams.importers.mapping import Mapping, MappingError, in_one_line
+from streams.importers.sources import LogFileError
+from streams.importers.staging import REFUSED, stage_files
+from streams.importers.unmapped import digest
+from streams.importers.views import create_view
 
-UNMAPPED = "unmapped"
-"""The `type` of a line that stands for a row that could not be mapped; no consumer accepts it."""
-
+NEEDED = ("type", "ts", "session_id", "query")
+"""The fields that every event has; an `event_id` that a mapping does not give is made from the others."""
 _encode = msgspec.json.Encoder().encode
 
 
-def read_foreign(source: Source, mapping: Mapping) -> Iterator[bytes]:
-    """Return the event lines of a table. Raises MappingError at once when the mapping does not fit the file."""
-    return _Mapper(source, mapping).lines()
+class ForeignLog:
+    """A log and a mapping, opened for one reading. Opening raises LogFileError where the mapping does not fit the log.
 
+    Everything that is written meanwhile lies in one temporary folder, which closing removes.
+    """
 
-class _Mapper:
-    """One file and its mapping, with the columns found."""
+    def __init__(self, path: Path, mapping: Mapping) -> None:
+        self._path, self._mapping = path, mapping
+        parts = find_parts(path)
+        self.size = sum(part.path.stat().st_size for part in parts)
+        with ExitStack() as stack:
+            self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="queryloop-mapping-")))
+            self._files = stage_files(parts, self._folder)
+            readable = [path for file in self._files for path in (file.link, file.rewritten)]
+            self._con = stack.enter_context(open_database(self._folder / "spill", readable))
+            with self._explaining(LogFileError, f"{path}: cannot be read"):
+                create_view(self._con, parts[0].format, self._files, self._folder)
+            with self._explaining(MappingError, mapping.name):
+                self._rows = bind_mapping(self._con, mapping.sql)
+            self._require_fields(self._rows.columns)
+            self._stack = stack.pop_all()
 
-    def __init__(self, source: Source, mapping: Mapping) -> None:
-        self._table = Table(source, mapping.file)
-        self._name = bare_name(source.path)
-        cells = Cells(source.path, self._table.columns, mapping.file.null)
-        self._ignored = cells.test(mapping.file.ignore, "file.ignore", default=False)
-        self._groups = Groups(mapping.impression.span if mapping.impression is not None else 1)
-        self._makers: list[tuple[Test, Make]] = []
-        self._make_group: Callable[[Group], list[Fields]] | None = None
-        for kind in ("query", "impression", "click"):
-            if (section := getattr(mapping, kind)) is not None:
-                test = cells.test(section.when, f"{kind}.when", default=True)
-                self._makers.append((test, self._maker(kind, mapping, cells)))
+    @property
+    def position(self) -> int:
+        """Bytes of the log that are read, as DuckDB estimates."""
+        return int(self.size * max(self._con.query_progress(), 0) / 100)
 
     def lines(self) -> Iterator[bytes]:
-        """Yield the lines of all rows; an impression of several rows comes when its last one has been read."""
-        last_query: Fields = {}
-        for row in self._table.rows():
-            for event in self._make(row):
-                # One search with several clicked results is several rows in many logs, and one event.
-                if event == last_query:
-                    continue
-                if event["type"] == "query":
-                    last_query = event
-                yield _encode(event)
-            for group in self._groups.ripe(row.number):
-                yield from self._complete(group)
-        for group in self._groups.rest():
-            yield from self._complete(group)
+        """Yield the events in the order of the mapping's rows, then the rows that could not be read. Raises LogFileError."""
+        kinds = dict(zip(self._rows.columns, map(str, self._rows.types), strict=True))
+        embedded = {name: kind for name, kind in kinds.items() if kind in ("JSON", "JSON[]")}
+        with self._explaining(MappingError, f"{self._mapping.name} on {self._path}"):
+            for batch in self._rows.to_arrow_reader(BATCH_ROWS):
+                for row in read_rows(batch):
+                    yield encode_event(row, embedded)
+        if (self._folder / REFUSED).exists():
+            with (self._folder / REFUSED).open("rb") as refused:
+                for line in refused:
+                    yield line.rstrip(b"\n")
 
-    def _maker(self, kind: str, mapping: Mapping, cells: Cells) -> Make:
-        if kind != "impression" or mapping.impression is None or not mapping.impression.group:
-            return make_section(kind, mapping, cells, self._row_id)
-        group_id, self._make_group = make_grouped(mapping, cells, self._row_id, self._name)
+    def close(self) -> None:
+        """Close the database and remove what was written."""
+        self._stack.close()
 
-        def gather(row: Row) -> list[Fields]:
-            self._groups.add(group_id(row), row)
-            return []
+    def _require_fields(self, names: list[str]) -> None:
+        named = f"its columns are {printable(', '.join(names))}"
+        if missing := [name for name in NEEDED if name not in names]:
+            raise MappingError(f"{self._mapping.name} answers no column {', '.join(missing)}, a field of every event; {named}")
+        if len(set(names)) < len(names):
+            raise MappingError(f"{self._mapping.name} answers two columns of one name; {named}")
 
-        return gather
-
-    def _make(self, row: Row) -> list[Fields]:
+    @contextmanager
+    def _explaining(self, kind: type[LogFileError], place: str) -> Iterator[None]:
+        """Say an error of DuckDB's in one line, with the log's own file names."""
         try:
-            if row.fault is not None:
-                raise RowError(row.fault)
-            if self._ignored(row):
-                return []
-            makers = [make for test, make in self._makers if test(row)]
-            if not makers:
-                raise RowError("no section takes this row (when), and file.ignore does not either")
-            return [event for make in makers for event in make(row)]
-        except RowError as error:
-            return [self._reject([row], str(error))]
+            yield
+        except duckdb.Error as error:
+            said = str(error)
+            for file in self._files:
+                said = said.replace(str(file.link), file.path.name).replace(str(file.rewritten), file.path.name)
+            raise kind(f"{place}: {in_one_line(said)}") from error
+        except (OverflowError, TypeError) as error:
+            raise kind(f"{place}: a row cannot be written as JSON: {error}") from error
 
-    def _complete(self, group: Group) -> Iterator[bytes]:
-        assert self._make_group is not None
-        try:
-            made = self._make_group(group)
-        except RowError as error:
-            made = [self._reject(group.rows, f"impression {group.id!r}: {error}")]
-        yield from map(_encode, made)
 
-    def _row_id(self, row: Row, kind: str) -> str:
-        return digest(kind, self._name, row.number, row.text)
-
-    def _reject(self, rows: list[Row], error: str) -> dict[str, Any]:
-        text = "\n".join(row.text for row in rows)
-        # A byte that is not text came as a lone surrogate: what quotes it would be no UTF-8 either.
-        said = error.encode("utf-8", "backslashreplace").decode()
-        line = {"type": UNMAPPED, "event_id": self._row_id(rows[0], UNMAPPED), "file": self._name, "row": rows[0].number}
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            return line | {"error": said, "text_base64": base64.b64encode(self._table.original(text)).decode()}
-        return line | {"error": said, "text": text}
+def encode_event(row: dict[str, Any], embedded: dict[str, str]) -> bytes:
+    """Return a row as a line: JSON goes in as it is, and a missing `event_id` is made from all other fields."""
+    for name, kind in embedded.items():
+        if name in row:
+            row[name] = msgspec.Raw(row[name]) if kind == "JSON" else [one and msgspec.Raw(one) for one in row[name]]
+    if "event_id" not in row:
+        row["event_id"] = digest(_encode(row))
+    return _encode(row)

@@ -1,4 +1,4 @@
-"""Log files as event lines: NDJSON plain or compressed, Parquet, and foreign CSV or TSV through a mapping.
+"""Log files as event lines: NDJSON plain or compressed, Parquet, and foreign logs through a mapping.
 
 A log is read as bytes, because a replay must carry bad lines too.
 """
@@ -17,6 +17,7 @@ from streams.events.schema import to_micros
 from streams.importers.sources import LogFileError, Source, bare_name
 
 if TYPE_CHECKING:
+    from streams.importers.foreign import ForeignLog
     from streams.importers.mapping import Mapping
 
 __all__ = ["LogFile", "LogFileError", "read_log", "session_of", "time_of"]
@@ -39,27 +40,23 @@ _time_decoder = msgspec.json.Decoder(_Time)
 class LogFile:
     """A log opened for one reading: iterate over its event lines. Use it in a `with` block.
 
-    Opening checks what can be checked before the first line (the file, a table's header against the mapping, Parquet's columns)
+    Opening checks what can be checked before the first line (the file, the log's columns against the mapping, Parquet's columns)
     and raises LogFileError; so does the reading.
     """
 
     def __init__(self, path: Path, mapping: Mapping | None = None) -> None:
-        self._source = Source(path)
-        try:
-            self._lines = _choose_reader(self._source, mapping)
-        except BaseException:
-            self._source.close()
-            raise
+        self._opened: Source | ForeignLog
+        self._opened, self._lines = _open_source(path) if mapping is None else _open_foreign(path, mapping)
 
     @property
     def size(self) -> int:
-        """Bytes of the file on disk."""
-        return self._source.size
+        """Bytes of the log on disk."""
+        return self._opened.size
 
     @property
     def position(self) -> int:
         """Bytes of it that are read."""
-        return self._source.position
+        return self._opened.position
 
     def __iter__(self) -> Iterator[bytes]:
         return self._lines
@@ -68,7 +65,7 @@ class LogFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._source.close()
+        self._opened.close()
 
 
 def read_log(path: Path, mapping: Mapping | None = None) -> Iterator[bytes]:
@@ -94,19 +91,27 @@ def time_of(line: bytes) -> int | None:
         return None
 
 
-def _choose_reader(source: Source, mapping: Mapping | None) -> Iterator[bytes]:
+def _open_foreign(path: Path, mapping: Mapping) -> tuple[ForeignLog, Iterator[bytes]]:
+    from streams.importers.foreign import ForeignLog
+
+    log = ForeignLog(path, mapping)
+    return log, log.lines()
+
+
+def _open_source(path: Path) -> tuple[Source, Iterator[bytes]]:
+    source = Source(path)
+    try:
+        return source, _read_lines(source)
+    except BaseException:
+        source.close()
+        raise
+
+
+def _read_lines(source: Source) -> Iterator[bytes]:
     if source.kind == "parquet":
-        if mapping is not None:
-            raise LogFileError(
-                f"{source.path} is Parquet, a mapping is for CSV and TSV: name its columns as the wire format does"
-            )
         from streams.importers.parquet import read_parquet
 
         return read_parquet(source)
-    if mapping is not None:
-        from streams.importers.foreign import read_foreign
-
-        return read_foreign(source, mapping)
     if bare_name(source.path).endswith(TABLES):
         raise LogFileError(f"{source.path} is a table: say with --mapping FILE which column is which field (docs/testing.md)")
     return source.lines()

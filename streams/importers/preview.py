@@ -12,6 +12,7 @@ import msgspec
 from streams.events.line_decoder import parse_line
 from streams.events.schema import DEFAULT_LIMITS, EventSettings, Reason, Reject, printable
 from streams.importers.log_files import LogFile
+from streams.importers.unmapped import UNMAPPED
 
 if TYPE_CHECKING:
     from streams.importers.mapping import Mapping
@@ -20,7 +21,7 @@ FIRST_LINES = 5
 FIRST_REFUSED = 10
 
 
-class _Unmapped(msgspec.Struct):
+class _Unmapped(msgspec.Struct, tag_field="type", tag=UNMAPPED):
     row: int
     error: str
 
@@ -30,7 +31,7 @@ _unmapped_decoder = msgspec.json.Decoder(_Unmapped)
 
 @dataclass(frozen=True)
 class Refused:
-    """A line that the worker would quarantine: its number among the lines, and its row in a foreign file."""
+    """A line that the worker would quarantine: its number among the lines and, of an unreadable row, its number in its file."""
 
     line: int
     row: int | None
@@ -86,7 +87,7 @@ def preview(path: Path, now: float, mapping: Mapping | None = None, limits: Even
 
 
 def _refused(number: int, line: bytes, reject: Reject) -> Refused:
-    """Of a row that could not be mapped the mapping's own words, else the decoder's."""
+    """Of a row that could not be read its place and what is wrong with it, else what the decoder says."""
     try:
         unmapped = _unmapped_decoder.decode(line)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

@@ -21,6 +21,7 @@ BLOCK_BYTES = 1 << 20
 MAX_LINE_BYTES = 4 << 20
 """A longer line is cut here: no record holds it, and a file without line breaks must not fill the memory."""
 
+BOM = b"\xef\xbb\xbf"
 COMPRESSED = (".gz", ".zst")
 
 
@@ -37,7 +38,6 @@ class Source:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.line = 0
-        self._text: io.TextIOWrapper | None = None
         with self.reporting():
             self.raw = path.open("rb")
             self.size = path.stat().st_size
@@ -56,19 +56,25 @@ class Source:
             return _open_zstd(self.raw)
         return self.raw
 
-    def text(self, encoding: str) -> io.TextIOWrapper:
-        """The file as text, its line ends and the bytes that are no text kept (as lone surrogates). It closes with the file."""
-        self._text = io.TextIOWrapper(self.stream(), encoding, errors="surrogateescape", newline="")
-        return self._text
-
     def lines(self) -> Iterator[bytes]:
         """Yield the lines without their line breaks, no blank ones; `line` counts those of whole blocks. Raises LogFileError."""
+        for _, line in self.numbered_lines():
+            if stripped := line.rstrip(b"\r"):
+                yield stripped
+
+    def numbered_lines(self) -> Iterator[tuple[int, bytes]]:
+        """Yield what stands between line feeds with its number from 1. Raises LogFileError."""
         with self.reporting():
             for lines in _split_blocks(self.stream()):
-                for line in lines:
-                    if stripped := line.rstrip(b"\r"):
-                        yield stripped
+                yield from enumerate(lines, self.line + 1)
                 self.line += len(lines)
+
+    def check_whole(self) -> None:
+        """Read to the end. Raises LogFileError where the file was cut short."""
+        with self.reporting():
+            stream = self.stream()
+            while stream.read(BLOCK_BYTES):
+                pass
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
@@ -88,8 +94,6 @@ class Source:
 
     def close(self) -> None:
         """Close the file and what reads from it."""
-        if self._text is not None:
-            self._text.close()
         self.raw.close()
 
 

@@ -1,96 +1,148 @@
-"""Rows of a CSV or TSV file, each with its place in the file and its original text, so that a bad row is not lost."""
+"""CSV and TSV logs, rewritten as Parquet for DuckDB: every column is text, and a row that cannot be read keeps its bytes.
+
+DuckDB 2.0 reads CSV itself, but not exactly where rows are broken: with several threads it takes lines within quotes for rows,
+with one it drops what follows an open quote without a word. Arrow's reader keeps every row, or hands it over as it stands.
+"""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+import io
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from streams.importers.mapping import FileShape, MappingError
-from streams.importers.sources import LogFileError, Source
+import pyarrow as pa
+from pyarrow import compute
+from pyarrow import csv as arrow_csv
+from pyarrow.parquet import ParquetWriter
 
-MAX_LINE_CHARS = 1 << 20
+from streams.importers.sources import BOM, LogFileError, Source
 
+DELIMITERS = "\t,;|"
+MAX_ROW_BYTES = 16 << 20
+# Each byte is one character of it, so that a row may hold bytes that are no text.
+BYTES = "latin-1"
 
-class RowError(ValueError):
-    """A row that makes no event; the text says which column is at fault."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row: the number of its first line in the file (from 1), its cells and its text; `fault` says what is wrong with it."""
-
-    number: int
-    cells: list[str]
-    text: str
-    fault: str | None = None
+Refuse = Callable[[int, bytes, str], None]
+"""Takes a row that cannot be read: its number (the header is 1), its bytes, and what is wrong with it."""
 
 
-class Table:
-    """A table opened for one reading: its column names are known at once, its rows are read when asked for."""
+@dataclass(frozen=True)
+class Header:
+    """How a table is written: the most frequent delimiter of its first line, which names the columns."""
 
-    def __init__(self, source: Source, shape: FileShape) -> None:
-        self._source = source
-        self._shape = shape
-        # A byte order mark is no part of the first column's name.
-        self._encoding = "utf-8-sig" if shape.encoding.lower().replace("_", "-") in ("utf-8", "utf8") else shape.encoding
-        self._text = source.text(self._encoding)
-        self._taken: list[str] = []
-        self._cut = False
-        self._reader = self._make_reader()
-        self.columns = self._read_header() if shape.header else shape.columns
+    delimiter: str
+    columns: tuple[str, ...]
 
-    def rows(self) -> Iterator[Row]:
-        """Yield the rows below the header, blank lines left out. Raises LogFileError."""
-        with self._source.reporting():
-            while True:
-                number = self._source.line + 1
-                try:
-                    cells = next(self._reader, None)
-                except csv.Error as error:
-                    yield self._row(number, [], str(error))
-                    continue
-                except UnicodeDecodeError as error:
-                    raise LogFileError(f"{self._source.path}: line {number} is not {self._shape.encoding}: {error}") from error
-                if cells is None:
-                    return
-                if cells:
-                    yield self._row(number, cells, f"longer than {MAX_LINE_CHARS} characters" if self._cut else None)
-                self._taken.clear()
+    @property
+    def quotes(self) -> bool:
+        """Whether fields may be in quotes: not where tabs part them, as text/tab-separated-values has it."""
+        return self.delimiter != "\t"
 
-    def original(self, text: str) -> bytes:
-        """The bytes that a text of this table was read from."""
-        return text.encode(self._encoding.removesuffix("-sig"), "surrogateescape")
 
-    def _make_reader(self) -> Iterator[list[str]]:
-        if quote := self._shape.quote:
-            return csv.reader(self._lines(), delimiter=self._shape.delimiter, quotechar=quote)
-        return csv.reader(self._lines(), delimiter=self._shape.delimiter, quoting=csv.QUOTE_NONE)
-
-    def _read_header(self) -> tuple[str, ...]:
-        with self._source.reporting():
+def convert_table(path: Path, target: Path, refuse: Refuse) -> None:
+    """Write the rows of a table into a Parquet file. Raises LogFileError."""
+    with Source(path) as source, source.reporting():
+        stream = io.BufferedReader(source.stream())  # type: ignore[arg-type]  # a decompressor is no RawIOBase, but reads like one
+        header = read_header(stream)
+        schema = pa.schema([(name, pa.string()) for name in header.columns])
+        with ParquetWriter(target, schema, compression="zstd") as writer:
+            if not stream.peek(1):
+                return
             try:
-                names = next(self._reader, None)
-            except (csv.Error, UnicodeDecodeError) as error:
-                raise MappingError(f"{self._source.path}: its header cannot be read: {error}") from error
-        self._taken.clear()
-        if names is None:
-            raise MappingError(f"{self._source.path} is empty: a header was expected (file.header)")
-        return tuple(name.strip() for name in names)
+                for batch in _read_batches(stream, header, refuse):
+                    writer.write_batch(batch.rename_columns(schema.names))
+            except pa.ArrowInvalid as error:
+                said = f"a row is over {MAX_ROW_BYTES:,} bytes; is a quote left open?" if "block size" in str(error) else error
+                raise LogFileError(f"{path}: cannot be read as a table: {said}") from error
 
-    def _row(self, number: int, cells: list[str], fault: str | None) -> Row:
-        text = "".join(self._taken).rstrip("\r\n")
-        self._taken.clear()
-        self._cut = False
-        return Row(number, cells, text, fault)
 
-    def _lines(self) -> Iterator[str]:
-        """Yield the lines with their ends, each remembered until its row is complete; of an endless one the beginning."""
-        while line := self._text.readline(MAX_LINE_CHARS):
-            self._source.line += 1
-            if len(line) == MAX_LINE_CHARS and not line.endswith(("\n", "\r")):
-                self._cut = True
-                while (rest := self._text.readline(MAX_LINE_CHARS)) and not rest.endswith(("\n", "\r")):
-                    continue
-            self._taken.append(line)
-            yield line
+def read_header(stream: io.BufferedReader) -> Header:
+    """Take the first line that is not blank off a stream and return what it says."""
+    if stream.peek(len(BOM)).startswith(BOM):
+        stream.read(len(BOM))
+    line = b"\n"
+    while line and not line.strip():
+        line = stream.readline(MAX_ROW_BYTES)
+    text = line.decode("utf-8", "replace").rstrip("\r\n")
+    delimiter = max(DELIMITERS, key=text.count)
+    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    return Header(delimiter, _distinct(next(csv.reader([text], delimiter=delimiter, quoting=quoting))))
+
+
+def _distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """Return names that are all different, whatever their case, and not empty: DuckDB's columns must be."""
+    taken: dict[str, str] = {}
+    for place, name in enumerate(names):
+        found = base = name.strip() or f"column{place}"
+        number = 0
+        while found.lower() in taken:
+            number += 1
+            found = f"{base}_{number}"
+        taken[found.lower()] = found
+    return tuple(taken.values())
+
+
+def _read_batches(stream: io.BufferedReader, header: Header, refuse: Refuse) -> Iterator[pa.RecordBatch]:
+    refused: list[int] = []
+
+    def put_aside(row: Any) -> str:
+        refused.append(row.number)
+        refuse(row.number + 1, row.text.encode(BYTES), f"{row.actual_columns} fields instead of {row.expected_columns}")
+        return "skip"
+
+    read = 0
+    for batch in _open(stream, header, put_aside):
+        texts = [_decode(column) for column in batch.columns]
+        bad = sorted({place for _, places in texts for place in places})
+        for place in bad:
+            cells = [column[place].as_py() or "" for column in batch.columns]
+            number = _count_rows(read + place + 1, refused)
+            refuse(number + 1, header.delimiter.join(cells).encode(BYTES), "not UTF-8")
+        read += batch.num_rows
+        good = pa.RecordBatch.from_arrays([text for text, _ in texts], names=batch.schema.names)
+        yield good.take(pa.array(sorted(set(range(good.num_rows)) - set(bad)))) if bad else good
+
+
+def _open(stream: io.BufferedReader, header: Header, put_aside: Callable[[Any], str]) -> Any:
+    names = [str(place) for place in range(len(header.columns))]
+    return arrow_csv.open_csv(
+        stream,
+        arrow_csv.ReadOptions(use_threads=False, block_size=MAX_ROW_BYTES, column_names=names, encoding=BYTES),
+        arrow_csv.ParseOptions(
+            delimiter=header.delimiter,
+            quote_char='"' if header.quotes else False,
+            newlines_in_values=header.quotes,
+            invalid_row_handler=put_aside,
+        ),
+        arrow_csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()),
+            null_values=[""],
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=True,
+        ),
+    )
+
+
+def _decode(column: pa.Array) -> tuple[pa.Array, list[int]]:
+    """Return a column of bytes as text, and the places of those that are none."""
+    if compute.all(compute.string_is_ascii(column)).as_py() is not False:
+        return column, []
+    texts, bad = column.to_pylist(), []
+    for place, cell in enumerate(texts):
+        try:
+            texts[place] = None if cell is None else cell.encode(BYTES).decode()
+        except UnicodeDecodeError:
+            bad.append(place)
+    return pa.array(texts, pa.string()), bad
+
+
+def _count_rows(place: int, refused: Sequence[int]) -> int:
+    """Return the number, among all rows, of the row that is number `place` of those that were not refused."""
+    number = place
+    while (moved := place + bisect_right(refused, number)) != number:
+        number = moved
+    return number

@@ -88,15 +88,15 @@ def test_a_products_own_emitter_is_waited_for(queryloop):
 
 
 def test_a_file_is_replayed_through_a_mapping(queryloop, tmp_path):
-    (tmp_path / "map.toml").write_text(
-        '[time]\\ncolumn = "t"\\nformat = "epoch_s"\\n[fields]\\nsession_id = "s"\\nquery = "q"\\n[query]\\n'
+    (tmp_path / "map.sql").write_text(
+        "SELECT 'query' AS type, try_cast(t AS DOUBLE) AS ts, s AS session_id, q AS query, t AS time FROM log"
     )
     (tmp_path / "log.csv").write_text("t,s,q\\n1600000000,s,red\\nnever,s,blue\\n1600000001,s,blue\\n")
     for _ in range(2):
-        assert queryloop.replay(tmp_path / "log.csv", mapping=tmp_path / "map.toml") == 3
+        assert queryloop.replay(tmp_path / "log.csv", mapping=tmp_path / "map.sql") == 3
     assert [one.count for one in queryloop.cooccurrence("red", as_of="2020-09-14")] == [1]
     (bad,) = queryloop.quarantine()
-    assert bad.reason == "invalid" and "never,s,blue" in bad.raw and "'never' is not epoch_s" in bad.raw
+    assert bad.reason == "invalid" and '"time":"never"' in bad.raw and "missing required field `ts`" in bad.detail
 
 
 def test_that_fails(queryloop):

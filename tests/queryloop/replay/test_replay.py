@@ -34,6 +34,7 @@ from streams.store.shard import Shard
 from streams.worker.settings import StreamsSettings
 from tests.support.logs import NOW, START, click, day, feed, impression, query
 from tests.support.recount import Recount, recount
+from tests.support.ubi_recount import recount_ubi
 
 TEXTS = [
     "red shoes",
@@ -171,24 +172,10 @@ def test_the_real_logs_equal_the_recount(kind: str, tmp_path: Path, real_lines: 
 
 
 MAPPING = """
-[time]
-column = "ts"
-[fields]
-session_id = "session_id"
-query = "query"
-[query]
-when = { column = "type", is = ["query"] }
-event_id = "event_id"
-[impression]
-when = { column = "type", is = ["impression"] }
-event_id = "event_id"
-impression_id = "impression_id"
-items = { column = "items", json = true }
-[click]
-when = { column = "type", is = ["click"] }
-event_id = "event_id"
-impression_id = "impression_id"
-position = "position"
+SELECT * REPLACE (
+    from_json(items, '["VARCHAR"]') AS items, try_cast(position AS BIGINT) AS position, try_cast(ts AS TIMESTAMPTZ) AS ts
+)
+FROM log
 """
 
 
@@ -208,8 +195,8 @@ def write_formats(folder: Path, lines: list[bytes]) -> dict[Path, Mapping | None
         for event in events:
             ts = datetime.fromtimestamp(event["ts"], UTC).isoformat()
             writer.writerow(event | {"ts": ts} | ({"items": json.dumps(event["items"])} if "items" in event else {}))
-    (folder / "map.toml").write_text(MAPPING)
-    mapping = read_mapping(folder / "map.toml")
+    (folder / "map.sql").write_text(MAPPING)
+    mapping = read_mapping(folder / "map.sql")
     return {path: mapping if path.suffix == ".csv" else None for path in sorted(folder.glob("log.*"))}
 
 
@@ -244,6 +231,17 @@ def test_the_same_events_in_any_format_are_replayed_to_the_same_tables(kind: str
         assert summary["lines"] == len(lines)
         assert read_results(tmp_path / path.suffix) == read_results(tmp_path / ".csv"), path
     assert len(list(tmp_path.glob(".*"))) == 5
+
+
+def test_a_real_foreign_log_equals_the_recount(tmp_path: Path, ubi_log: Path) -> None:
+    lines = recount_ubi(read_log(ubi_log)).lines()
+    expected = recount(lines)
+    as_of = [date(2024, 12, 16), date(2025, 1, 1), date(2025, 1, 24), date(2025, 2, 6), date(2025, 3, 4)]
+    summary = replay_isolated(ubi_log, as_of, tmp_path / "out", mapping=read_mapping(Path("ubi.sql")))
+    assert_results(tmp_path / "out", expected, as_of)
+    assert (summary["lines"], summary["counted"], summary["duplicates"]) == (len(lines), expected.counted, 0)
+    assert summary["quarantined"] == {"invalid": 23, "orphan_click": 11}
+    assert [rows["windows"] for rows in summary["rows"].values()] == [595, 0, 188, 788, 271]
 
 
 def test_one_day_writes_its_tables_beside_the_summary(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Rows of foreign tables become the events that they say; a row that makes none keeps its text; a file twice counts once."""
+"""The rows that a mapping answers become events; a row that cannot be read keeps its text and place; a log twice counts once."""
 
 from __future__ import annotations
 
@@ -7,298 +7,317 @@ import csv
 import gzip
 import io
 import json
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
-import streams.importers.tables
 from streams.events.line_decoder import parse_line
 from streams.events.schema import Reason, Reject
-from streams.importers.log_files import LogFileError, read_log
-from streams.importers.mapping import read_mapping
+from streams.importers.log_files import LogFile, LogFileError, read_log
+from streams.importers.mapping import Mapping, MappingError
 
-BASE = """
-[time]
-column = "time"
-format = "epoch_s"
-[fields]
-session_id = "session"
-query = "query"
+SEARCHES = """
+SELECT 'query' AS type, try_cast(time AS DOUBLE) AS ts, session AS session_id, query,
+    CASE WHEN ts IS NULL THEN to_json(log) END AS log_row
+FROM log
 """
-SEARCHES = BASE + "[query]\n"
+HEAD = "time,session,query\n"
 
 
-def mapped(folder: Path, mapping: str, table: str | bytes, name: str = "log.csv") -> list[dict[str, Any]]:
-    """The lines that a table becomes, decoded."""
-    (folder / "map.toml").write_text(mapping, encoding="utf-8")
-    (folder / name).write_bytes(table.encode() if isinstance(table, str) else table)
-    return [json.loads(line) for line in read_log(folder / name, read_mapping(folder / "map.toml"))]
+def mapped(folder: Path, sql: str, content: str | bytes, name: str = "log.csv") -> list[dict[str, Any]]:
+    """The lines that a log becomes, decoded."""
+    (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return [json.loads(line) for line in read_log(folder / name, Mapping("map.sql", sql))]
 
 
-def without_ids(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in event.items() if name not in ("event_id", "impression_id")} for event in events]
+def ndjson(*rows: Any) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
+@pytest.fixture(autouse=True)
+def nothing_stays(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Temporary folders of a test go into one of its own, and none is left."""
+    scratch = tmp_path_factory.mktemp("it's scratch")
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    yield
+    assert list(scratch.iterdir()) == []
+
+
+ROWS = [{"time": "1", "session": "s", "query": 'red, "new"\nshoes'}, {"time": "2", "session": "s", "query": "straße"}]
+
+
+def as_table(rows: list[dict[str, str]], delimiter: str = ",", end: str = "\n") -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]), delimiter=delimiter, lineterminator=end, quoting=csv.QUOTE_ALL)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def as_parquet(rows: list[dict[str, str]]) -> bytes:
+    sink = io.BytesIO()
+    parquet.write_table(pa.Table.from_pylist(rows), sink)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, lambda one: pa.compress(one, codec="zstd", asbytes=True)])
 @pytest.mark.parametrize(
-    ("settings", "written", "seconds"),
+    "content",
     [
-        ("format = 'epoch_s'", "1600000000.25", 1_600_000_000.25),
-        ("format = 'epoch_ms'", "1600000000250", 1_600_000_000.25),
-        ("format = 'rfc3339'", "2020-09-13T14:26:40.250+02:00", 1_600_000_000.25),
-        ("format = 'rfc3339'\nzone = 'Europe/Berlin'", "2020-09-13T14:26:40", 1_600_000_000.0),
-        ("format = '%d/%b/%Y:%H:%M:%S %z'", "13/Sep/2020:14:26:40 +0200", 1_600_000_000.0),
-        ("format = '%Y-%m-%d %H:%M:%S'\nzone = 'America/New_York'", "2020-09-13 08:26:40", 1_600_000_000.0),
-        ("format = '%Y-%m-%d %H:%M:%S'", "2020-09-13 12:26:40", 1_600_000_000.0),
+        as_table(ROWS),
+        b"\xef\xbb\xbf" + as_table(ROWS),
+        as_table(ROWS, ";", "\r\n"),
+        as_table(ROWS, "|"),
+        ndjson(*ROWS).encode(),
+        json.dumps(ROWS, indent=1).encode(),
+        as_parquet(ROWS),
     ],
+    ids=["csv", "byte order mark", "semicolon", "bar", "ndjson", "array", "parquet"],
 )
-def test_times_in_many_forms(settings: str, written: str, seconds: float, tmp_path: Path) -> None:
-    mapping = SEARCHES.replace('format = "epoch_s"', settings)
-    (event,) = mapped(tmp_path, mapping, f"time,session,query\n{written},s,red\n")
-    assert event["ts"] == seconds
+def test_the_same_rows_in_any_format_are_the_same_events(content: bytes, pack: Any, tmp_path: Path) -> None:
+    if content.startswith(b"PAR1") and pack is not bytes:
+        pytest.skip("Parquet has a compression of its own")
+    events = mapped(tmp_path, SEARCHES, pack(content), "it's a [log]*?")
+    assert [(event["ts"], event["session_id"], event["query"]) for event in events] == [
+        (1.0, "s", 'red, "new"\nshoes'),
+        (2.0, "s", "straße"),
+    ]
+    assert [event["event_id"] for event in events] == [
+        event["event_id"] for event in mapped(tmp_path, SEARCHES, as_table(ROWS), "plain.csv")
+    ]
 
 
-@pytest.mark.parametrize(
-    ("shape", "table"),
-    [
-        ("", 'time,session,query\r\n1,s,"red, ""new""\nshoes"\r\n'),
-        ("delimiter = ';'\nquote = \"'\"", "time;session;query\n1;s;'red, \"new\"\nshoes'\n"),
-        ("encoding = 'utf-16'", 'time,session,query\n1,s,"red, ""new""\nshoes"\n'.encode("utf-16")),
-        ("encoding = 'utf-8'", b'\xef\xbb\xbftime,session,query\n1,s,"red, ""new""\nshoes"\n'),
-        ("header = false\ncolumns = ['time', 'session', 'query']", '1,s,"red, ""new""\nshoes"'),
-    ],
-)
-def test_tables_in_many_forms(shape: str, table: str | bytes, tmp_path: Path) -> None:
-    (event,) = mapped(tmp_path, SEARCHES + f"[file]\n{shape}\n", table)
-    assert event["query"] == 'red, "new"\nshoes'
+def test_tabs_part_fields_without_quotes(tmp_path: Path) -> None:
+    (event,) = mapped(tmp_path, SEARCHES, 'time\tsession\tquery\n1\ts\t"red, shoes\n')
+    assert event["query"] == '"red, shoes'
 
 
-def test_columns_by_number_and_no_quotes(tmp_path: Path) -> None:
-    mapping = "[file]\ndelimiter = \"\\t\"\nquote = ''\nheader = false\nencoding = 'latin-1'\n" + SEARCHES
-    mapping = mapping.replace('"time"', "2").replace('"session"', "1").replace('"query"', "3")
-    (event,) = mapped(tmp_path, mapping, 's\t1\t"stra\xdfe\t\n'.encode("latin-1"))
-    assert (event["session_id"], event["ts"], event["query"]) == ("s", 1.0, '"straße')
+def test_a_table_may_be_read_in_another_way_by_the_mapping(tmp_path: Path) -> None:
+    source = """FROM (SELECT column0 AS time, column1 AS session, column2 AS query FROM read_csv(
+        getvariable('log'), header = false, quote = '$', encoding = 'latin-1', all_varchar = true)) AS log"""
+    (event,) = mapped(tmp_path, SEARCHES.replace("FROM log", source), b"1,s,$stra\xdfe, 7$\n")
+    assert event["query"] == "straße, 7"
 
 
-def test_a_type_column_tells_searches_lists_and_clicks_apart(tmp_path: Path) -> None:
-    mapping = (
-        BASE
-        + """
-user_id = "user"
-[file]
-ignore = { column = "what", is = ["scroll", "view"] }
-null = ["", "NULL"]
-[query]
-when = { column = "what", is = ["search"] }
-source = { value = "user" }
-[impression]
-when = { column = "what", is = ["shown"] }
-impression_id = "list"
-items = { column = "items", split = "|" }
-task = { value = "suggest" }
-[click]
-when = { column = "what", is = ["tap"] }
-impression_id = "list"
-position = { column = "place", first = 1 }
-item = "items"
-[extra]
-country = "land"
-"""
+def test_texts_of_json_stay_as_they_are_written(tmp_path: Path) -> None:
+    texts = {"id": "3F2504E0-4F89-11D3-9A0C-0305E82C3301", "day": "2020-1-1", "time": "2020-01-01T00:00:00+02:00", "no": "007"}
+    (event,) = mapped(
+        tmp_path,
+        "SELECT 'query' AS type, 1 AS ts, id AS session_id, day AS query, time, no, deep.UUID AS deep FROM log",
+        ndjson(texts | {"deep": {"UUID": texts["id"], "DATE": ["2020-01-01"]}}),
     )
-    table = """what,time,session,query,list,items,place,user,land
-search,1,s,red,,,,u,de
-shown,2,s,red,L1,red hat| red shoes ,,NULL,
-scroll,,,,,,,,
-tap,3,s,red,L1,red shoes,2,,
-"""
-    shared = {"session_id": "s", "query": "red"}
-    events = mapped(tmp_path, mapping, table)
-    assert without_ids(events) == [
-        {"type": "query", "ts": 1.0, **shared, "source": "user", "user_id": "u", "country": "de"},
-        {"type": "impression", "ts": 2.0, **shared, "task": "suggest", "items": ["red hat", "red shoes"]},
-        {"type": "click", "ts": 3.0, **shared, "position": 1, "item": "red shoes"},
-    ]
-    assert [event.get("impression_id") for event in events] == [None, "L1", "L1"]
+    assert {name: event[name] for name in ("session_id", "query", "time", "no", "deep")} == {
+        "session_id": texts["id"],
+        "query": "2020-1-1",
+        "time": texts["time"],
+        "no": "007",
+        "deep": texts["id"],
+    }
+
+
+def test_nested_fields_and_fields_of_mixed_types(tmp_path: Path) -> None:
+    sql = """
+    SELECT 'impression' AS type, coalesce(epoch(try_cast(seen AS TIMESTAMPTZ)), try_cast(seen AS DOUBLE) / 1000) AS ts,
+        visitor.id AS session_id, list.query AS query, list.id AS impression_id, list.shown AS items, list.more AS decoding
+    FROM log
+    """
+    lists = [{"id": "a", "query": "q", "shown": ["x"], "more": {"k": [1, None]}}, {"id": "b", "query": "q", "shown": []}]
+    rows = [{"seen": "2020-01-01T00:00:00Z", "visitor": {"id": "s"}, "list": lists[0]}, {"seen": 1500, "list": lists[1]}]
+    good, bad = mapped(tmp_path, sql, ndjson(*rows))
+    assert (good["ts"], good["session_id"], good["items"], good["decoding"]) == (1_577_836_800.0, "s", ["x"], {"k": [1, None]})
+    assert (bad["ts"], "session_id" in bad, bad["items"]) == (1.5, False, [])
+
+
+def test_names_that_differ_in_case_alone_leave_objects_as_json(tmp_path: Path) -> None:
+    sql = "SELECT 'query' AS type, 1 AS ts, 's' AS session_id, list->>'$.ID' AS query, list FROM log"
+    (event,) = mapped(tmp_path, sql, '{"list": {"id": 1, "ID": "two"}}\n')
+    assert (event["query"], event["list"]) == ("two", {"id": 1, "ID": "two"})
+
+
+def test_json_goes_in_as_it_is_and_null_is_left_out(tmp_path: Path) -> None:
+    sql = """
+    SELECT 'impression' AS type, 1 AS ts, 's' AS session_id, 'q' AS query, 'L' AS impression_id, NULL AS task,
+        json_extract('{"a": ["x", "y"]}', ['$.a[0]', '$.a[1]']) AS items, '{"t": 1.50}'::JSON AS decoding, [NULL, '1'::JSON] AS n
+    FROM log
+    """
+    (event,) = mapped(tmp_path, sql, HEAD + "1,s,q\n")
+    assert (event["items"], event["decoding"], event["n"], "task" in event) == (["x", "y"], {"t": 1.5}, [None, 1], False)
 
 
 @pytest.mark.parametrize(
-    ("clicked", "cells", "positions"),
+    ("ts", "seconds"),
     [
-        ("{ positions = 'c', split = ' ' }", "0 2", [0, 2]),
-        ("{ positions = 'c', split = ' ', first = 1 }", "3 3 1", [2, 0]),
-        ("{ positions = 'c', json = true }", '"[1, 2]"', [1, 2]),
-        ("{ positions = 'c' }", "1", [1]),
-        ("{ positions = 'c' }", "", []),
-        ("{ items = 'c', split = ';' }", "z;x", [2, 0]),
-        ("{ flags = ['f', 'g', 'h'] }", "", [1, 2]),
+        ("1600000000.25", 1_600_000_000.25),
+        ("TIMESTAMP '2020-09-13 12:26:40.123457'", 1_600_000_000.123457),
+        ("TIMESTAMPTZ '2020-09-13 14:26:40+02'", 1_600_000_000.0),
+        ("TIMESTAMP_NS '2020-09-13 12:26:40.123457999'", 1_600_000_000.123457),
+        ("strptime('13/Sep/2020 12:26:40', '%d/%b/%Y %H:%M:%S')", 1_600_000_000.0),
+        ("TIMESTAMP '2020-09-13 08:26:40' AT TIME ZONE 'America/New_York'", 1_600_000_000.0),
+        ("1600000000::DECIMAL(38, 0)", 1_600_000_000.0),
+        ("'2020-09-13T14:26:40+02:00'", 1_600_000_000.0),
     ],
 )
-def test_clicks_in_a_column_of_the_list_become_click_events(
-    clicked: str, cells: str, positions: list[int], tmp_path: Path
-) -> None:
-    mapping = BASE + f"[impression]\nitems = {{ column = 'items', json = true }}\nclicked = {clicked}\n"
-    table = f'time,session,query,items,c,f,g,h\n5,s,red,"[""x"", ""y"", ""z""]",{cells},0,0.5,true\n'
-    shown, *clicks = mapped(tmp_path, mapping, table)
-    assert [(one["position"], one["item"], one["ts"]) for one in clicks] == [(place, "xyz"[place], 5.0) for place in positions]
-    assert {one["impression_id"] for one in clicks} <= {shown["impression_id"]}
-    assert len({one["event_id"] for one in (shown, *clicks)}) == 1 + len(positions)
+def test_times_in_many_forms(ts: str, seconds: float, tmp_path: Path) -> None:
+    mapped(tmp_path, f"SELECT 'query' AS type, {ts} AS ts, session AS session_id, query FROM log", HEAD + "1,s,q\n")
+    (line,) = read_log(
+        tmp_path / "log.csv", Mapping("m", f"SELECT 'query' AS type, {ts} AS ts, session AS session_id, query FROM log")
+    )
+    event = parse_line(line)
+    assert not isinstance(event, Reject)
+    assert event.ts_us == round(seconds * 1_000_000)
 
 
-def test_a_click_has_its_own_time_and_may_lie_outside_the_list(tmp_path: Path) -> None:
-    mapping = BASE + "[impression]\nitems = { columns = ['a', 'b'] }\nclicked = { positions = 'c', time = 'at' }\n"
-    shown, click = mapped(tmp_path, mapping, "time,session,query,a,b,c,at\n5,s,red,,y,7,9.5\n")
-    assert shown["items"] == ["y"]
-    assert (click["ts"], click["position"], click.get("item")) == (9.5, 7, None)  # the worker says position_out_of_range
+@pytest.mark.parametrize("ts", ["'infinity'::TIMESTAMP", "TIMESTAMP '290000-01-01'", "'nan'::DOUBLE", "NULL", "'never'"])
+def test_a_time_that_is_none_is_for_the_decoder_to_refuse(ts: str, tmp_path: Path) -> None:
+    sql = f"SELECT 'query' AS type, {ts} AS ts, session AS session_id, query FROM log"
+    (tmp_path / "log.csv").write_text(HEAD + "1,s,q\n")
+    (line,) = read_log(tmp_path / "log.csv", Mapping("m", sql))
+    found = parse_line(line)
+    assert isinstance(found, Reject) and found.reason is Reason.INVALID and "ts" in found.detail
 
 
-def test_flags_belong_to_the_items_that_are_there(tmp_path: Path) -> None:
-    mapping = BASE + "[impression]\nitems = { columns = ['a', 'b', 'd'] }\nclicked = { flags = ['x', 'y', 'z'] }\n"
-    _, click = mapped(tmp_path, mapping, "time,session,query,a,b,d,x,y,z\n5,s,red,one,,three,0,,1\n")
-    assert (click["position"], click["item"]) == (1, "three")
+def test_rows_come_in_the_order_of_the_mapping_and_without_one_in_that_of_the_log(tmp_path: Path) -> None:
+    numbers = [number * 7919 % 10_007 for number in range(10_007)]
+    table = HEAD + "".join(f"{number},s,q\n" for number in numbers)
+    assert [event["ts"] for event in mapped(tmp_path, SEARCHES, table)] == numbers
+    assert [event["ts"] for event in mapped(tmp_path, SEARCHES + "ORDER BY ts", table)] == sorted(numbers)
 
 
-GROUPED = (
-    BASE
-    + """
-[impression]
-impression_id = "list"
-group = true
-items = "item"
-order = { column = "rank", first = 1 }
-clicked = { flag = "clicked", time = "clicked_at" }
-span = 4
-"""
-)
-HEAD = "time,session,query,list,item,rank,clicked,clicked_at\n"
-
-
-def test_rows_of_one_list_become_one_impression(tmp_path: Path) -> None:
-    table = HEAD + "7,s,red,L1,b,2,1,9\n6,s,red,L1,a,1,0,\n8,t,blue,L2,c,1,,\n7,s,red,L1,d,3,no,\n"
-    events = mapped(tmp_path, GROUPED, table)
-    shared = {"session_id": "s", "query": "red", "impression_id": "L1"}
-    assert [{name: one for name, one in event.items() if name != "event_id"} for event in events] == [
-        {"type": "impression", "ts": 8.0, "session_id": "t", "query": "blue", "impression_id": "L2", "items": ["c"]},
-        {"type": "impression", "ts": 6.0, **shared, "items": ["a", "b", "d"]},
-        {"type": "click", "ts": 9.0, **shared, "position": 1, "item": "b"},
-    ]
-
-
-def test_without_an_order_the_rows_order_is_the_lists(tmp_path: Path) -> None:
-    mapping = GROUPED.replace('order = { column = "rank", first = 1 }\n', "")
-    (shown,) = mapped(tmp_path, mapping, HEAD + "7,s,red,L1,b,9,,\n7,s,red,L1,a,1,,\n")
-    assert shown["items"] == ["b", "a"]
-
-
-@pytest.mark.parametrize(
-    ("rows", "said"),
-    [
-        (["1,s,q,L,a,1,,", "1,s,q,L,b,3,,"], "impression 'L': order: the ranks do not run from order.first"),
-        (["1,s,q,L,a,1,,", "1,s,q,L,b,1,,"], "impression 'L': order: a rank comes twice"),
-        (["1,s,q,L,a,1,,", "1,s,q,L,b,x,,"], "impression 'L': rank: 'x' is no whole number"),
-        (["1,s,q,L,a,1,,", "1,s,q,L,b,2,maybe,"], "impression 'L': clicked: 'maybe' is neither a number nor true or false"),
-    ],
-)
-def test_a_bad_row_of_a_list_keeps_all_of_its_rows(rows: list[str], said: str, tmp_path: Path) -> None:
-    (bad,) = mapped(tmp_path, GROUPED, HEAD + "\n".join(rows))
-    assert (bad["type"], bad["row"], bad["text"]) == ("unmapped", 2, "\n".join(rows))
-    assert bad["error"].startswith(said)
-
-
-def test_a_row_that_comes_after_its_list_was_complete_is_said(tmp_path: Path) -> None:
-    others = "".join(f"1,s,q,M{number},a,1,,\n" for number in range(6))
-    events = mapped(tmp_path, GROUPED, HEAD + "1,s,q,L,a,1,,\n" + others + "1,s,q,L,b,2,,\n")
-    (bad,) = [event for event in events if event["type"] == "unmapped"]
-    assert "was complete 4 rows after its last row: sort the file by it, or raise impression.span" in bad["error"]
-    assert len(events) == 8
-
-
-def test_a_list_has_no_more_rows_than_the_span(tmp_path: Path) -> None:
-    events = mapped(tmp_path, GROUPED, HEAD + "".join(f"1,s,q,L,a,{number},,\n" for number in range(1, 7)))
-    assert [event["type"] for event in events] == ["unmapped", "unmapped", "impression"]
+def test_several_files_are_one_log_and_their_columns_go_by_name(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "1.csv").write_text("time,session,query\n1,s,a\n")
+    (tmp_path / "logs" / "2.csv.gz").write_bytes(gzip.compress(b"query;more;session;time\nb;x;s;2\nbad\n"))
+    (tmp_path / "logs" / "3.csv").write_text("time,session,query\n3,s,c\n")
+    events = [json.loads(line) for line in read_log(tmp_path / "logs", Mapping("m", SEARCHES + "ORDER BY ts"))]
+    assert [event.get("query") for event in events] == ["a", "b", "c", None]
+    assert (events[-1]["file"], events[-1]["row"], events[-1]["text"]) == ("2.csv", 3, "bad")
 
 
 @pytest.mark.parametrize(
     ("row", "said"),
-    [
-        ("x,s,red", "time: 'x' is not epoch_s"),
-        (",s,red", "time: empty"),
-        ("1,s,", "query: empty"),
-        ("1", "no column session: the row has 1"),
-        ('1,s,"' + "x" * 140_000 + '"', "field larger than field limit (131072)"),
-    ],
+    [(b"2,s", "2 fields instead of 3"), (b"2,s,red,more", "4 fields instead of 3"), (b"2,s,\xff", "not UTF-8")],
 )
-def test_a_bad_row_keeps_its_text_and_says_why(row: str, said: str, tmp_path: Path) -> None:
-    before, bad, after = mapped(tmp_path, SEARCHES, f"time,session,query\n1,s,a\n{row}\n2,s,b\n")
+def test_a_row_that_cannot_be_read_keeps_its_text_and_its_place(row: bytes, said: str, tmp_path: Path) -> None:
+    before, after, bad = mapped(tmp_path, SEARCHES, f"{HEAD}1,s,a\n".encode() + row + b"\n3,s,b\n")
     assert (before["query"], after["query"]) == ("a", "b")
-    assert (bad["type"], bad["file"], bad["row"], bad["text"], bad["error"]) == ("unmapped", "log.csv", 3, row, said)
+    assert (bad["type"], bad["file"], bad["row"], bad["error"]) == ("unmapped", "log.csv", 3, said)
+    assert base64.b64decode(bad["text_base64"]) == row if "text_base64" in bad else bad["text"].encode() == row
 
 
-def test_a_bad_row_is_what_every_consumer_refuses(tmp_path: Path) -> None:
-    (tmp_path / "map.toml").write_text(SEARCHES)
-    (tmp_path / "log.csv").write_text("time,session,query\nnever,s,a\n")
-    (line,) = read_log(tmp_path / "log.csv", read_mapping(tmp_path / "map.toml"))
+def test_lines_that_are_no_json_objects_keep_their_bytes_and_their_place(tmp_path: Path) -> None:
+    lines = [b'{"time": 1, "session": "s", "query": "a"}', b"{broken", b"", b"[1]", b'{"query": "\xff"}', b'"text"', b"   "]
+    lines += [b'{"time": 2, "session": "s", "query": "b"}\r', b'{"time": 3, "ses']
+    events = mapped(tmp_path, SEARCHES, b"\n".join(lines), "log.ndjson")
+    good, bad = [one for one in events if one["type"] == "query"], [one for one in events if one["type"] == "unmapped"]
+    assert [event["query"] for event in good] == ["a", "b"]
+    assert [(one["row"], one.get("text")) for one in bad] == [
+        (2, "{broken"),
+        (4, "[1]"),
+        (5, None),
+        (6, '"text"'),
+        (9, '{"time": 3, "ses'),
+    ]
+    assert base64.b64decode(bad[2]["text_base64"]) == b'{"query": "\xff"}'
+    assert {one["error"] for one in bad} == {"not a JSON object"}
+
+
+def test_a_row_that_cannot_be_read_is_what_every_consumer_refuses(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text(HEAD + "1,s\n")
+    (line,) = read_log(tmp_path / "log.csv", Mapping("m", SEARCHES))
     found = parse_line(line)
     assert isinstance(found, Reject)
     assert found.reason is Reason.INVALID and found.event_id is not None and found.raw == line
 
 
-def test_a_row_that_no_section_takes_is_not_dropped(tmp_path: Path) -> None:
-    mapping = SEARCHES + "when = { column = 'what', is = ['search'] }\n"
-    (bad,) = mapped(tmp_path, mapping, "time,session,query,what\n1,s,a,other\n")
-    assert "no section takes this row" in bad["error"]
+def test_a_log_read_twice_by_its_mapping_says_its_bad_rows_once(tmp_path: Path) -> None:
+    events = mapped(tmp_path, f"{SEARCHES} UNION ALL {SEARCHES}", HEAD + "1,s,a\nbad\n")
+    assert [event["type"] for event in events] == ["query", "query", "unmapped"]
 
 
-def test_bytes_that_are_not_text_are_kept_as_bytes(tmp_path: Path) -> None:
-    bad, good = mapped(tmp_path, SEARCHES, b"time,session,query\n1,s,\xffred\n2,s,stra\xc3\x9fe\n")
-    assert base64.b64decode(bad["text_base64"]) == b"1,s,\xffred"
-    assert bad["error"] == "query: not text in file.encoding"
-    assert good["query"] == "straße"
+def test_an_event_without_an_id_has_the_same_one_every_time(tmp_path: Path) -> None:
+    table = HEAD + "1,s,red\n1,s,red\n1,s,\n2,s\n2,s\n"
+    events = mapped(tmp_path, SEARCHES, table)
+    first, same, other, bad, also_bad = [event["event_id"] for event in events]
+    assert first == same and len({first, other, bad, also_bad}) == 4
+    assert mapped(tmp_path, SEARCHES, gzip.compress(table.encode()), "log.csv.gz") == events
+    assert [
+        one["event_id"] for one in mapped(tmp_path, SEARCHES.replace("query,", "query, 'mine ' || time AS event_id,"), table)
+    ][:2] == ["mine 1", "mine 1"]
 
 
-def test_a_file_in_another_encoding_altogether_is_named(tmp_path: Path) -> None:
-    with pytest.raises(LogFileError, match=r"log\.csv"):
-        mapped(
-            tmp_path, SEARCHES + "[file]\nencoding = 'utf-16'\n", "time,session,query\n1,s,a".encode("utf-16") + b"\x00\xd8\x00"
-        )
-
-
-def test_a_line_without_end_is_cut_and_the_next_row_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams.importers.tables, "MAX_LINE_CHARS", 100)
-    bad, good = mapped(tmp_path, SEARCHES, "time,session,query\n1,s,red," + "x," * 500 + "\n2,s,blue\n")
-    assert bad["error"] == "longer than 100 characters"
-    assert len(bad["text"]) == 100
-    assert good["query"] == "blue"
-
-
-def test_the_same_file_twice_has_the_same_ids_whatever_it_is_packed_in(tmp_path: Path) -> None:
-    table = "time,session,query\n1,s,red\n1,s,red\n1,s,\n"
-    plain = mapped(tmp_path, SEARCHES, table)
-    assert len({event["event_id"] for event in plain}) == 3
-    assert mapped(tmp_path, SEARCHES, gzip.compress(table.encode()), "log.csv.gz") == plain
-    other = mapped(tmp_path, SEARCHES, table.replace("1,s", "2,s"))
-    assert not {event["event_id"] for event in plain} & {event["event_id"] for event in other}
-
-
-def test_ids_from_columns_make_one_search_of_several_rows(tmp_path: Path) -> None:
-    mapping = SEARCHES + "id = ['session', 'query', 'time']\n"
-    events = mapped(tmp_path, mapping, "time,session,query,rank\n1,s,red,1\n1,s,red,4\n2,s,red,1\n")
-    assert [event["ts"] for event in events] == [1.0, 2.0]
-    named = mapped(tmp_path, SEARCHES + "event_id = 'rank'\n", "time,session,query,rank\n1,s,red,e1\n")
-    assert named[0]["event_id"] == "e1"
-
-
-def test_a_row_can_be_its_own_session(tmp_path: Path) -> None:
-    mapping = SEARCHES.replace('"session"', "{ row = true }")
-    first, second = mapped(tmp_path, mapping, "time,query\n1,red\n1,red\n")
-    assert first["session_id"] != second["session_id"]
-
-
+@settings(deadline=None, max_examples=25)
 @given(queries=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=9), max_size=9))
-def test_any_text_survives_the_table(queries: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerows([["time", "session", "query"], *([number, "s", query] for number, query in enumerate(queries))])
-    events = mapped(tmp_path_factory.mktemp("log"), SEARCHES, text.getvalue())
-    assert [event["query"] for event in events] == queries
+def test_any_text_survives_a_table_and_json(queries: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
+    rows = [{"time": str(number), "session": "s", "query": query} for number, query in enumerate(queries)]
+    rows.append({"time": "99", "session": "s", "query": "last"})
+    for content in (as_table(rows), ndjson(*rows).encode()):
+        events = mapped(tmp_path_factory.mktemp("log"), SEARCHES, content)
+        assert [event["query"] for event in events] == [*queries, "last"]
+
+
+@pytest.mark.parametrize(
+    ("sql", "said"),
+    [
+        ("SELECT 'query' AS type, nope AS ts FROM log", 'map.sql: Binder Error: Referenced column "nope" not found'),
+        ("SELECT 1 AS a\nFROM other", "map.sql: Catalog Error: Table with name other does not exist! Did you mean"),
+        (
+            "SELECT time AS a, query FROM log",
+            "map.sql answers no column type, ts, session_id, a field of every event; its columns are a",
+        ),
+        (SEARCHES.replace("query,", "query, query,"), "map.sql answers two columns of one name; its columns are type, ts"),
+        ("FROM read_text('/etc/passwd')", 'map.sql: Permission Error: Cannot access file "/etc/passwd"'),
+        ("WITH x AS (COPY (SELECT 1) TO 'x.csv') SELECT 1", "map.sql: Binder Error: COPY statements are not allowed"),
+        ("SELECT $1", "map.sql: Invalid Input Error: Values were not provided"),
+    ],
+)
+def test_a_mapping_that_does_not_fit_is_said_in_one_line_before_a_row_is_read(sql: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text(HEAD + "1,s,q\n")
+    with pytest.raises(MappingError) as refused:
+        LogFile(tmp_path / "log.csv", Mapping("map.sql", sql))
+    assert str(refused.value).startswith(said)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_cast_that_fails_names_the_mapping_and_the_value(tmp_path: Path) -> None:
+    sql = "SELECT 'query' AS type,\ntime::BIGINT AS ts, session AS session_id, query FROM log"
+    with pytest.raises(MappingError) as refused:
+        mapped(tmp_path, sql, HEAD + "1,s,q\nx,s,q\n")
+    said = f"map.sql on {tmp_path}/log.csv: Conversion Error: Could not convert string 'x' to INT64"
+    assert str(refused.value).startswith(said) and str(refused.value).endswith(" (line 2)")
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "said"),
+    [
+        (b"PAR1 and nothing more", "log.parquet", r"log\.parquet: cannot be read: .*log\.parquet"),
+        (b'[{"a": 1}, {"a"', "log.json", r"log\.json: cannot be read: .*Malformed JSON in file \"log\.json\""),
+        (b"{broken\n{also\n", "log.ndjson", r"log\.ndjson: none of its lines is a JSON object"),
+        (b"", "log.csv", r"log\.csv is empty"),
+        (
+            gzip.compress(HEAD.encode() + b"1,s,q\n" * 9000)[:-8],
+            "log.csv.gz",
+            r"log\.csv\.gz: cannot be read: Compressed file ended",
+        ),
+        (gzip.compress(b'{"query": 1}\n' * 90_000)[:-8], "log.gz", r"log\.gz: cannot be read.*: Compressed file ended"),
+        (b'{"time": 1, "session": "s", "query": "q", "time": 2}\n', "log.ndjson", r"map\.sql on .*JSON transform error"),
+    ],
+)
+def test_a_log_that_cannot_be_read_is_named(content: bytes, name: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(LogFileError, match=said) as refused:
+        mapped(tmp_path, SEARCHES, content, name)
+    assert "\n" not in str(refused.value) and "queryloop-mapping" not in str(refused.value)
+
+
+def test_a_reading_that_stops_half_way_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text(HEAD + "1,s,q\n" * 100_000)
+    with LogFile(tmp_path / "log.csv", Mapping("m", SEARCHES)) as log:
+        assert next(iter(log))
+        assert log.size == (tmp_path / "log.csv").stat().st_size
+        assert 0 <= log.position <= log.size

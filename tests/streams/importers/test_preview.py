@@ -10,19 +10,11 @@ import pytest
 from queryloop import cli
 from queryloop.exits import Exit
 from streams.events.schema import EventSettings, Reason
-from streams.importers.mapping import read_mapping
+from streams.importers.mapping import Mapping
 from streams.importers.preview import Refused, preview
 from tests.support.logs import NOW, START, click, impression, query
 
-MAPPING = """
-[time]
-column = "t"
-format = "epoch_s"
-[fields]
-session_id = "s"
-query = "q"
-[query]
-"""
+MAPPING = "SELECT 'query' AS type, try_cast(t AS DOUBLE) AS ts, s AS session_id, q AS query FROM log"
 
 
 def write_log(folder: Path) -> Path:
@@ -62,11 +54,14 @@ def test_an_empty_log_holds_nothing(tmp_path: Path) -> None:
     assert (found.lines, found.types, found.first_ts, found.first_lines) == (0, {}, None, [])
 
 
-def test_a_row_that_cannot_be_mapped_is_said_in_the_mappings_words(tmp_path: Path) -> None:
-    (tmp_path / "map.toml").write_text(MAPPING)
-    (tmp_path / "log.csv").write_text("t,s,q\n1,s,red\nnever,s,red\n")
-    found = preview(tmp_path / "log.csv", NOW, read_mapping(tmp_path / "map.toml"))
-    assert found.first_refused == [Refused(2, 3, Reason.INVALID, "time: 'never' is not epoch_s")]
+def test_a_row_that_cannot_be_read_is_said_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("t,s,q\n1,s,red\n2,s\nnever,s,red\n")
+    found = preview(tmp_path / "log.csv", NOW, Mapping("map.sql", MAPPING))
+    assert (found.lines, found.types, found.reasons) == (3, {"query": 1}, {"invalid": 2})
+    assert found.first_refused == [
+        Refused(2, None, Reason.INVALID, "Object missing required field `ts`"),
+        Refused(3, 3, Reason.INVALID, "2 fields instead of 3"),
+    ]
 
 
 def test_the_command_says_it_to_people_and_to_programs(
@@ -89,10 +84,12 @@ def test_the_command_says_it_to_people_and_to_programs(
     ("words", "said"),
     [
         (["log.csv", "--check"], "log.csv is a table: say with --mapping FILE"),
-        (["log.csv", "--check", "--mapping", "map.toml"], "log.csv has no column 't' (time.column); its columns are s, q"),
-        (["log.csv", "--check", "--mapping", "none.toml"], "none.toml: cannot be read"),
+        (["log.csv", "--check", "--mapping", "map.sql"], 'map.sql: Binder Error: Referenced column "t" not found'),
+        (["log.csv", "--check", "--mapping", "none.sql"], "none.sql: no such file, and no mapping of that name ships: aol.sql"),
+        (["log.csv", "--check", "--mapping", "two.sql"], "two.sql: a mapping is exactly one SELECT, this has SELECT, COPY"),
+        (["log.csv", "--check", "--mapping", "other.sql"], "other.sql answers no column type, ts, session_id, query"),
         (["log.csv", "--check", "--speed", "2"], "--check sends nothing"),
-        (["log.csv", "--isolated", "--as-of", "2020-01-01", "--out", "o", "--mapping", "map.toml"], "has no column 't'"),
+        (["log.csv", "--isolated", "--as-of", "2020-01-01", "--out", "o", "--mapping", "map.sql"], 'column "t" not found'),
     ],
 )
 def test_what_cannot_be_replayed_ends_with_2_and_nothing_is_sent(
@@ -100,6 +97,8 @@ def test_what_cannot_be_replayed_ends_with_2_and_nothing_is_sent(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "log.csv").write_text("s,q\n")
-    (tmp_path / "map.toml").write_text(MAPPING)
+    (tmp_path / "map.sql").write_text(MAPPING)
+    (tmp_path / "two.sql").write_text("SELECT 1; COPY log TO 'x'")
+    (tmp_path / "other.sql").write_text("SELECT s AS a FROM log")
     assert cli.main(["replay", *words]) == Exit.USAGE
     assert said in capsys.readouterr().err
