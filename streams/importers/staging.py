@@ -68,7 +68,11 @@ def rewrite_lines(files: Sequence[StagedFile], folder: Path) -> int:
 
 def _writer(refused: IO[bytes], file: StagedFile) -> Refuse:
     name = bare_name(file.path)
-    return lambda number, content, error: refused.write(encode_unmapped(name, number, content, error) + b"\n")
+
+    def write(number: int, content: bytes, error: str) -> None:
+        refused.write(encode_unmapped(name, number, content, error) + b"\n")
+
+    return write
 
 
 def _is_object(line: bytes) -> bool:

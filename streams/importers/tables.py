@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 from pyarrow import compute
@@ -46,7 +46,8 @@ class Header:
 def convert_table(path: Path, target: Path, refuse: Refuse) -> None:
     """Write the rows of a table into a Parquet file. Raises LogFileError."""
     with Source(path) as source, source.reporting():
-        stream = io.BufferedReader(source.stream())  # type: ignore[arg-type]  # a decompressor is no RawIOBase, but reads like one
+        # A decompressor is no RawIOBase, but reads like one.
+        stream: io.BufferedReader = io.BufferedReader(cast("Any", source.stream()))
         header = read_header(stream)
         schema = pa.schema([(name, pa.string()) for name in header.columns])
         with ParquetWriter(target, schema, compression="zstd") as writer:
@@ -69,8 +70,8 @@ def read_header(stream: io.BufferedReader) -> Header:
         line = stream.readline(MAX_ROW_BYTES)
     text = line.decode("utf-8", "replace").rstrip("\r\n")
     delimiter = max(DELIMITERS, key=text.count)
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    return Header(delimiter, _distinct(next(csv.reader([text], delimiter=delimiter, quoting=quoting))))
+    names = text.split(delimiter) if delimiter == "\t" else next(csv.reader([text], delimiter=delimiter))
+    return Header(delimiter, _distinct(names))
 
 
 def _distinct(names: Sequence[str]) -> tuple[str, ...]:
