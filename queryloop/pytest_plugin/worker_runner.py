@@ -10,6 +10,7 @@ import json
 import logging
 import shutil
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from queryloop.pytest_plugin.runner_pool import END
@@ -43,8 +44,8 @@ def main(pipe: Path) -> int:
 
 def _import_ahead() -> None:
     """Import what a worker imports when it starts, while no test waits for it yet."""
-    import streams.api.routes
-    import streams.worker.app  # noqa: F401
+    for name in ("streams.worker.app", "streams.api.routes"):
+        import_module(name)
 
 
 def _remove(settings: StreamsSettings) -> None:

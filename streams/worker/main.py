@@ -11,6 +11,8 @@ import logging
 import os
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from streams.brokers.topics import TopicError, create_topics
@@ -52,9 +54,13 @@ def run_worker(settings: StreamsSettings) -> None:
 
 
 def prepare_topics(settings: StreamsSettings, bootstrap: str) -> None:
-    """Create the missing topics. Raises WorkerError."""
+    """Create the missing topics, and meanwhile import what the worker needs next. Raises WorkerError."""
+    with ThreadPoolExecutor(max_workers=1) as threads:
+        created = threads.submit(create_topics, bootstrap, settings.kafka)
+        for name in ("streams.worker.app", "streams.api.routes"):
+            import_module(name)
     try:
-        create_topics(bootstrap, settings.kafka)
+        created.result()
     except TopicError as error:
         raise WorkerError(str(error)) from error
 

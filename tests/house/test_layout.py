@@ -69,7 +69,7 @@ def test_a_folder_is_a_package_of_at_most_20_files_that_says_what_it_is_for(fold
 def test_every_test_file_mirrors_the_file_that_it_tests() -> None:
     def mirrored(test: Path) -> list[Path]:
         folder, name = test.parent.relative_to(ROOT / "tests"), test.stem.removeprefix("test_")
-        return [ROOT / folder / f"{name}.py", ROOT / folder / f"__{name}__.py"]
+        return [ROOT / folder / mirror for mirror in (f"{name}.py", f"__{name}__.py", f"{name}.sql", name)]
 
     tests = [path for path in TESTS if path.name.startswith("test_")]
     mirrors = [path for path in tests if path.relative_to(ROOT / "tests").parts[0] not in WITHOUT_A_MIRROR]
