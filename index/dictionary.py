@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from streams.events.schema import normalise
+from streams.events.normal_form import normalise
 
 if TYPE_CHECKING:
     import pyarrow as pa

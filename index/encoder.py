@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from streams.events.schema import normalise
+from streams.events.normal_form import normalise
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

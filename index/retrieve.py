@@ -12,7 +12,7 @@ from pathlib import Path
 from index.dictionary import Dictionary, read_dictionary, write_dictionary
 from index.encoder import Encoder
 from index.neighbours import Neighbours
-from streams.events.schema import normalise
+from streams.events.normal_form import normalise
 
 DICTIONARY, NEIGHBOURS, CONFIG = "dictionary.parquet", "neighbours.faiss", "index.json"
 

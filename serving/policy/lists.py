@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from serving.policy.tasks import Task, clean_text
-from streams.events.schema import normalise
+from streams.events.normal_form import normalise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from streams.api.click_rates import PriorCache
+from streams.api.lag import describe_lag
 from streams.api.metrics import describe_histogram
 from streams.api.peers import Peers
 from streams.store.held_shards import HeldShards, shard_path
@@ -102,27 +103,6 @@ class FanOut:
     def _lag_part(self, partition: int, totals: ShardTotals) -> dict[str, Any]:
         progress = self.shards.progress.get(partition, Progress())
         return describe_lag(totals, progress, self._find_end_offset(partition), self.clock())
-
-
-def describe_lag(totals: ShardTotals, progress: Progress, end: int | None, now: float) -> dict[str, Any]:
-    """Return one shard's lag as JSON values. `end` is the end offset of its log, None if unknown.
-
-    `records` is the lag in records, `events` that times the recent events per record. `seconds` is the age of the last
-    applied record while the shard is behind, 0 while it is not, null before the first apply. `event_time_seconds` is the age
-    of the latest event by its own time.
-    """
-    position = 0 if end == 0 else totals.next_offset  # a log that never had a record has no lag
-    behind = None if end is None or position is None else max(end - position, 0)
-    age = None if progress.timestamp_ms is None else max(now - progress.timestamp_ms / 1000, 0.0)
-    return {
-        "next_offset": totals.next_offset,
-        "end_offset": end,
-        "records": behind,
-        "events": None if behind is None else round(behind * progress.events_per_record(totals)),
-        "seconds": 0.0 if behind == 0 else age,
-        "event_time_seconds": None if totals.latest_us is None else now - totals.latest_us / 1e6,
-        "latest_ts": None if totals.latest_us is None else totals.latest_us / 1e6,
-    }
 
 
 def describe_totals(partition: int, totals: ShardTotals) -> dict[str, Any]:

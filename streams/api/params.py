@@ -8,7 +8,8 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
-from streams.events.schema import MAX_ID_CHARS, Reason, normalise, printable
+from streams.events.normal_form import normalise
+from streams.events.schema import MAX_ID_CHARS, Reason, printable
 
 MAX_ROWS = 10_000
 MAX_TEXT_CHARS = 4096

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from streams.counting.connection import ShardConnection
-from streams.counting.time_ranges import group_times
 from streams.events.line_spans import Flags
+from streams.events.time_ranges import group_times
 
 CLICK = """
     ts_us BIGINT, key UBIGINT, impression_id VARCHAR, event_id VARCHAR, position BIGINT, item_norm VARCHAR,

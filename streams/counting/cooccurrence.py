@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 from streams.counting.connection import ShardConnection
 from streams.counting.key_index import KeyArray
 from streams.counting.recent_rows import RecentRows, RecentState
-from streams.counting.time_ranges import group_times
 from streams.events.columns import to_event_days
 from streams.events.line_spans import Int64s
 from streams.events.rules import DAY_US, WINDOW_DAYS, CountingRules
+from streams.events.time_ranges import group_times
 
 TABLES = """
 CREATE TABLE queries (

@@ -19,10 +19,10 @@ from streams.counting.batch import Batch, split_values
 from streams.counting.connection import ShardConnection
 from streams.counting.key_index import KeySet, hash_texts
 from streams.counting.recent_rows import RecentRows, RecentState
-from streams.counting.time_ranges import group_times
 from streams.events.line_spans import Flags, Int64s
 from streams.events.rules import CountingRules
 from streams.events.schema import MAX_TS_US, Reason, Reject
+from streams.events.time_ranges import group_times
 
 TABLES = """
 CREATE TABLE seen (ts_us BIGINT, key UBIGINT, event_id VARCHAR);

@@ -17,10 +17,10 @@ from streams.counting import clicks
 from streams.counting.connection import ShardConnection
 from streams.counting.key_index import KeyArray, KeySet
 from streams.counting.recent_rows import RecentState
-from streams.counting.time_ranges import group_times
 from streams.events.line_spans import Flags, Int64s
 from streams.events.rules import DAY_US, HOUR_US
 from streams.events.schema import MAX_TS_US
+from streams.events.time_ranges import group_times
 
 COLUMNS = ["impression_key", "impression_id", "ts_us", "day", "query_norm", "items"]
 NEAR_US = HOUR_US // 2

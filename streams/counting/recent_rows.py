@@ -23,9 +23,9 @@ from streams.counting.key_index import KeyArray, KeySet
 from streams.counting.pending_clicks import PendingInFile
 from streams.counting.quarantine import QuarantineKeys, load_quarantine_keys
 from streams.counting.rollups import Rollups, read_rollups
-from streams.counting.time_ranges import RECENT_US
 from streams.events.line_spans import Int64s
 from streams.events.rules import CountingRules
+from streams.events.time_ranges import RECENT_US
 
 MAX_EVENTS, MAX_LISTS, MAX_CLICKED, MAX_QUERIES = 65_536, 65_536, 32_768, 131_072
 """Rows kept of each kind, 30 MB in all: half an hour of queries for a shard with 150 events a second of event time."""

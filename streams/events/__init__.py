@@ -3,6 +3,7 @@
 The names that a product's code needs are here: `from streams.events import Click, Impression, Query, make_event_id`.
 """
 
+from streams.events.normal_form import normalise
 from streams.events.schema import (
     Click,
     Event,
@@ -14,7 +15,6 @@ from streams.events.schema import (
     encode,
     json_schema,
     make_event_id,
-    normalise,
 )
 
 __all__ = [

@@ -14,10 +14,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from streams.events.column_normal_form import normalise_column, text_bounds
 from streams.events.columns import CLICKS, IMPRESSIONS, QUERIES, TEXTS, to_event_days
 from streams.events.line_spans import Flags, Int64s
-from streams.events.normal_form import normalise_column, text_bounds
-from streams.events.schema import MAX_ID_CHARS, MAX_TS_US, Click, EventSettings, Impression, Query, normalise
+from streams.events.normal_form import normalise
+from streams.events.schema import MAX_ID_CHARS, MAX_TS_US, Click, EventSettings, Impression, Query
 
 Kind = type[Query] | type[Impression] | type[Click]
 KINDS: tuple[Kind, ...] = (Query, Impression, Click)

@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from streams.events.line_spans import Int64s, Spans, join_lines
+from streams.events.normal_form import normalise
 from streams.events.rules import DAY_US
-from streams.events.schema import Click, Decoded, Event, Impression, Query, Reject, encode, normalise
+from streams.events.schema import Click, Decoded, Event, Impression, Query, Reject, encode
 
 TEXTS = pa.list_(pa.string())
 

@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 from pyarrow import json
 
 from streams.events.checks import KINDS, WIRE_TYPES, WireColumns, fill_nulls, to_micros_column
+from streams.events.column_normal_form import normalise_column
 from streams.events.json_fields import PASS_THROUGH, count_keys, make_pass_through, read_pass_through
 from streams.events.line_spans import Flags, Int64s, Spans
-from streams.events.normal_form import normalise_column
 from streams.events.schema import Impression
 
 CHUNK_BYTES = 4 * 1024 * 1024

@@ -6,18 +6,19 @@ The structs are the wire format and the only definition of it; `json_schema` pub
 
 from __future__ import annotations
 
-import unicodedata
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import Meta
 from pydantic import BaseModel, Field
+
+from streams.events.normal_form import normalise
 
 MAX_ID_CHARS = 256
 MAX_TS_US = 253_402_300_800 * 1_000_000
@@ -172,13 +173,6 @@ class Decoded:
                 self.clicks.append(found)
             case _:
                 self.rejects.append(found)
-
-
-@lru_cache(maxsize=65_536)
-def normalise(text: str) -> str:
-    """Return the form in which queries compare: NFKC, case folded, white space collapsed and stripped."""
-    plain = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(plain.split())
 
 
 def to_micros(ts: float | datetime) -> int:

@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 
 from streams.events.checks import KINDS, WIRE_TYPES, Kind, WireColumns, to_micros_column
+from streams.events.column_normal_form import normalise_column
 from streams.events.json_fields import ABSENT, PASS_THROUGH, make_pass_through, may_repeat_field
 from streams.events.line_spans import Int64s, Spans, decode_objects
-from streams.events.normal_form import normalise_column
 from streams.events.schema import MAX_TS_US, Impression, to_micros
 
 CHUNK_BYTES = 65_536

@@ -19,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 
 from streams.counting import attribution, clicks, cooccurrence, deduplication, key_index, quarantine, retention, rollups, windows
-from streams.counting.batch import Batch, drop_applied, make_batch, split_batch
+from streams.counting.acceptance import accept, drop_applied
+from streams.counting.batch import Batch, split_batch
 from streams.counting.connection import ShardConnection
 from streams.counting.recent_rows import RecentState, load_recent_state
 from streams.events.columns import Columns
@@ -129,7 +130,7 @@ class Shard:
             if first_offset < expected:
                 columns = drop_applied(columns, expected)
         moved = move(self._totals, topic_id, next_offset)
-        parts = [make_batch(columns, moved.latest_us, self._rules, round(now * 1_000_000))]
+        parts = [accept(columns, moved.latest_us, self._rules, round(now * 1_000_000))]
         before = self._totals
         while not self._count_parts(moved, parts, write):
             self._load_recent()

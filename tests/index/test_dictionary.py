@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from index.dictionary import make_dictionary, read_dictionary, read_triples, write_dictionary
-from streams.events.schema import normalise
+from streams.events.normal_form import normalise
 
 texts = st.sampled_from(["paris", "Paris ", "PARIS hotels", "paris  hotels", "rome", "ﬁsh", "fish", "", "  "])
 triples = st.lists(st.tuples(texts, texts, st.integers(1, 9)), max_size=40)

@@ -18,7 +18,7 @@ from index.encoder import Encoder, FeatureSpace
 from index.neighbours import build_neighbours
 from index.retrieve import Index
 from index.settings import IndexSettings
-from streams.events.schema import normalise
+from streams.events.normal_form import normalise
 
 SMALL = IndexSettings(dim=8, buckets=512, epochs=2, batch=16, neighbours=3, min_similarity=0)
 WORDS = ["red", "green", "blue", "red shoes", "green shoes", "blue hat", "hat", "shoes"]

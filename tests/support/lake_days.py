@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from streams.counting.retention import EPOCH
-from streams.events.schema import normalise
+from streams.events.normal_form import normalise
 from streams.lake.reader import SCHEMAS
 
 DAY_US = 86_400_000_000

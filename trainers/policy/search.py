@@ -19,7 +19,7 @@ from serving.policy.engines import Decoding, Generation
 from serving.policy.lists import ListTokens, RecommendedList, is_duplicate
 from serving.policy.tasks import Task
 from serving.predictor.scorer import reward
-from streams.events.schema import normalise
+from streams.events.normal_form import normalise
 from trainers.progress import track
 
 if TYPE_CHECKING:

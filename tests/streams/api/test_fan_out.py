@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from streams.api.fan_out import FanOut, PartitionsMissing, describe_lag
+from streams.api.fan_out import FanOut, PartitionsMissing
+from streams.api.lag import describe_lag
 from streams.store.progress import Progress
 from streams.store.shard import ShardTotals
 

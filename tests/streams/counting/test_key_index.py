@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 
 from streams.counting import key_index
-from streams.counting.batch import make_batch
+from streams.counting.acceptance import accept
 from streams.counting.connection import ShardConnection
 from streams.counting.deduplication import add_keys
 from streams.counting.key_index import KeySet, hash_texts, load_keys
@@ -110,7 +110,7 @@ def test_a_line_without_an_id_may_share_its_key_with_an_event(tmp_path: Path, mo
 def test_a_batch_gets_the_keys_of_its_events_and_then_of_its_rejects(tmp_path: Path) -> None:
     rejects = [Reject(Reason.INVALID, "", b"{}", None, None, 3, 1), Reject(Reason.INVALID, "", b"{}", "e1", START, 0, 5)]
     columns = to_columns(Decoded([], [], [], rejects))
-    batch = make_batch(columns, None, CountingRules(), START)
+    batch = accept(columns, None, CountingRules(), START)
     with duckdb.connect(str(tmp_path / "keys.duckdb")) as con:
         tables, lookup = add_keys(ShardConnection(con), batch)
         (hashed,) = hash_texts(ShardConnection(con), [pa.array(["e1"])])

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 
 from streams.events.line_decoder import parse_line
+from streams.events.normal_form import normalise
 from streams.events.schema import (
     Click,
     Event,
@@ -27,7 +28,6 @@ from streams.events.schema import (
     encode,
     json_schema,
     make_event_id,
-    normalise,
     printable,
     to_micros,
     with_extra,

@@ -6,8 +6,8 @@ import hypothesis.strategies as st
 import pyarrow as pa
 from hypothesis import given, settings
 
-from streams.events.normal_form import find_special, normalise_column, text_bounds
-from streams.events.schema import normalise
+from streams.events.column_normal_form import find_special, normalise_column, text_bounds
+from streams.events.normal_form import normalise
 
 PIECES = st.sampled_from(["Red", "shoes", " ", "  ", "\t", "\x1f", "\x00", "\x7f", "É", "ｒ", "ß", "\u2003", "", "a", "Z"])
 TEXTS = st.lists(PIECES, max_size=4).map("".join) | st.text(max_size=6)

@@ -6,8 +6,8 @@ import hypothesis.strategies as st
 import numpy as np
 from hypothesis import given, settings
 
-from streams.counting.time_ranges import group_times
 from streams.events.rules import DAY_US, HOUR_US
+from streams.events.time_ranges import group_times
 
 
 @settings(deadline=None)
