@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 from queryloop.product.clicks import item_probabilities
+from queryloop.product.event_queue import EventQueue
 from queryloop.product.http_client import ServingClient
-from queryloop.product.outbox import Outbox
 from queryloop.product.settings import ProductSettings
 from queryloop.product.totals import ProductTotals, Shown
 from queryloop.product.visits import first_query, next_query
@@ -34,7 +34,7 @@ class Traffic:
         self.world, self.totals, self.settings, self.now = world, totals, settings, start
         self._rng = random.Random(f"traffic {world.seed}")
         self._client = client
-        self._outbox = Outbox(client, totals, self._rng, batch=settings.post_events, duplicate_rate=settings.duplicate_rate)
+        self._outbox = EventQueue(client, totals, self._rng, batch=settings.post_events, duplicate_rate=settings.duplicate_rate)
         self._visits = 0
         # Unusable events are sent only while they are sure to reach quarantine before the calendar ends.
         self.spoil_until = float("inf")

@@ -12,7 +12,7 @@ from typing import Any
 from queryloop.exits import Exit
 from queryloop.settings import read_settings
 from queryloop.up.stack import Stack, UpError
-from queryloop.up.supervisor import answers_http
+from queryloop.up.supervised_process import answers_http
 
 NO_RELEASE = "events are accepted; lists are refused (503) until a release is live: `queryloop run policy` makes the first one"
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from queryloop.up.supervisor import PrintLine, Room, Supervisor, answers_http, room_environ
+from queryloop.up.supervised_process import PrintLine, Room, Supervisor, answers_http, room_environ
 from streams.brokers.broker import Broker, BrokerError, EmbeddedBroker, KafkaBroker, choose_broker
 from streams.brokers.jars import KafkaUnavailable
 from streams.brokers.topics import KafkaSettings, TopicError, create_topics

@@ -23,7 +23,7 @@ from streams.events.normal_form import normalise
 from trainers.progress import track
 
 if TYPE_CHECKING:
-    from serving.policy.engines.search import Expansion, SearchState
+    from serving.policy.engines.search_state import Expansion, SearchState
 
 
 class SearchSettings(BaseModel):

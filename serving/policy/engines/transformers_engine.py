@@ -17,7 +17,7 @@ from serving.policy.engines.forward_passes import Rows, advance, prefill, take
 from serving.policy.engines.loading import choose_device, load_policy
 from serving.policy.engines.redrawing import Drawn, Redrawing
 from serving.policy.engines.sampling import Sampler
-from serving.policy.engines.search import Expansion, SearchState, expand_rows, select_rows, start_search
+from serving.policy.engines.search_state import Expansion, SearchState, expand_rows, select_rows, start_search
 from serving.policy.lists import find_list_tokens, parse
 from serving.policy.tasks import Task
 

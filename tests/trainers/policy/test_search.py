@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.policy.engines import Decoding, Generation
-from serving.policy.engines.search import Continuation, Expansion, SearchState
+from serving.policy.engines.search_state import Continuation, Expansion, SearchState
 from serving.policy.engines.transformers_engine import TransformersEngine
 from serving.policy.lists import ListTokens, RecommendedList, is_duplicate, parse
 from serving.policy.tasks import Task

@@ -15,7 +15,7 @@ MALFORMED_LINES = (b'{"type":"click","event_id":"broken', b"\xff\xfe not even te
 """Lines that are no event: truncated, not UTF-8, not an object, fields missing."""
 
 
-class Outbox:
+class EventQueue:
     """Events ordered by event time. Some are posted twice, as careless clients do."""
 
     def __init__(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from queryloop.up.supervisor import Room, Supervisor, answers_http, pause_after, room_environ
+from queryloop.up.supervised_process import Room, Supervisor, answers_http, pause_after, room_environ
 from streams.runtime.processes import free_port
 
 ROOM = Room("serving", {}, Path("serving.log"), ready=lambda child: True)
