@@ -34,7 +34,7 @@ class Traffic:
         self.world, self.totals, self.settings, self.now = world, totals, settings, start
         self._rng = random.Random(f"traffic {world.seed}")
         self._client = client
-        self._outbox = EventQueue(client, totals, self._rng, batch=settings.post_events, duplicate_rate=settings.duplicate_rate)
+        self._queue = EventQueue(client, totals, self._rng, batch=settings.post_events, duplicate_rate=settings.duplicate_rate)
         self._visits = 0
         # Unusable events are sent only while they are sure to reach quarantine before the calendar ends.
         self.spoil_until = float("inf")
@@ -49,10 +49,10 @@ class Traffic:
                 running.add(asyncio.create_task(self._visit(self.now)))
             done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             asked += sum(task.result() for task in done)
-            await self._outbox.post_due(self.now)
+            await self._queue.post_due(self.now)
             report_progress(len(self.totals.shown) - first)
         self.now = end
-        await self._outbox.post_all(self.now)
+        await self._queue.post_all(self.now)
 
     async def trickle(self, stop: asyncio.Event, *, visits_a_second: float, step_s: float) -> None:
         """Run single visits at a steady real rate until `stop` is set; each moves the calendar on by `step_s`."""
@@ -60,20 +60,20 @@ class Traffic:
         while not stop.is_set():
             self.now += step_s
             running.add(asyncio.create_task(self._visit(self.now)))
-            await self._outbox.post_all(self.now)
+            await self._queue.post_all(self.now)
             await _wait(stop, 1.0 / visits_a_second)
             running -= _collect(running)
         await asyncio.gather(*running)
-        await self._outbox.post_all(self.now)
+        await self._queue.post_all(self.now)
 
     @property
     def sent(self) -> int:
         """Events that are in Kafka by now if every call succeeded: impressions, and what was posted."""
-        return self.totals.emitted - len(self._outbox)
+        return self.totals.emitted - len(self._queue)
 
     async def finish(self) -> None:
         """Post all events that are still waiting, whatever their event time."""
-        await self._outbox.post_all()
+        await self._queue.post_all()
 
     async def _visit(self, start: float) -> int:
         """Run one visit; return the number of lists it asked for."""
@@ -98,7 +98,7 @@ class Traffic:
     def _put_query(self, session: str, step: int, ts: float, query: str, source: str) -> None:
         self.totals.queries += 1
         event = {"type": "query", "event_id": f"{session}-q{step}", "ts": ts, "session_id": session, "query": query}
-        self._outbox.put({**event, "source": source})
+        self._queue.put({**event, "source": source})
 
     async def _request_list(self, rng: random.Random, session: str, step: int, ts: float, query: str) -> list[str]:
         """Ask for a list, click on it by the click model, and return the clicked items."""
@@ -125,13 +125,13 @@ class Traffic:
         settings = self.settings
         delay = settings.click_delay_median_s * rng.lognormvariate(0.0, settings.click_delay_spread)
         self.totals.clicks += 1
-        self._outbox.put({**click, "ts": click["ts"] + min(delay, LONGEST_DELAY_S)})
+        self._queue.put({**click, "ts": click["ts"] + min(delay, LONGEST_DELAY_S)})
 
     async def _spoil(self, rng: random.Random, click: dict[str, Any]) -> None:
         """Send an event that cannot be used, and count it under its expected quarantine reason."""
         kind = rng.choice(SPOILED)
         if kind == "malformed":
-            await self._outbox.post_malformed()
+            await self._queue.post_malformed()
             return
         wrong: dict[str, dict[str, Any]] = {
             "orphan_click": {"impression_id": f"no-{click['event_id']}"},
@@ -140,7 +140,7 @@ class Traffic:
             "item_mismatch": {"item": "what nobody was shown"},
         }
         self.totals.spoiled[kind] += 1
-        self._outbox.put({**click, **wrong[kind]})
+        self._queue.put({**click, **wrong[kind]})
 
 
 def _collect(running: set[asyncio.Task[int]]) -> set[asyncio.Task[int]]:
