@@ -1,4 +1,4 @@
-"""What a foreign log is: its files, and the format that their first bytes tell."""
+"""What a foreign log is: its files, and the format that their beginning and their names tell."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from glob import glob
 from pathlib import Path
 from typing import Literal
 
-from streams.importers.sources import BOM, Kind, LogFileError, Source
+import msgspec
+
+from streams.importers.sources import BOM, TABLES, Kind, LogFileError, Source, bare_name
 
 Format = Literal["table", "ndjson", "array", "parquet"]
 
 HIDDEN = (".", "_")
-HEAD_BYTES = 4096
+HEAD_BYTES = 64 << 10
+JSON_LINES = (".ndjson", ".jsonl", ".json")
+DELIMITERS = (b"\t", b",", b";", b"|")
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,31 @@ def _read_part(path: Path) -> Part | None:
     if kind == "parquet":
         return Part(path, kind, "parquet")
     with Source(path) as source, source.reporting():
-        head = source.stream().read(HEAD_BYTES).removeprefix(BOM).lstrip()
-    if not head:
-        return None
-    return Part(path, kind, "ndjson" if head.startswith(b"{") else "array" if head.startswith(b"[") else "table")
+        stream = source.stream()
+        head = stream.read(HEAD_BYTES).removeprefix(BOM).lstrip()
+        while not head and (block := stream.read(HEAD_BYTES)):
+            head = block.lstrip()
+    return Part(path, kind, _tell_format(bare_name(path), head)) if head else None
+
+
+def _tell_format(name: str, head: bytes) -> Format:
+    """Tell a text format. A bad first line must not make a table of NDJSON: its header would be lost, and the rows misread."""
+    lines = head.splitlines()
+    if is_object(lines[0]):
+        return "ndjson"
+    if name.endswith(TABLES):
+        return "table"
+    if head.startswith(b"["):
+        return "array"
+    if name.endswith(JSON_LINES) or head.startswith(b"{") or any(map(is_object, lines)):
+        return "ndjson"
+    parts_fields = any(mark in lines[0] for mark in DELIMITERS)
+    return "table" if parts_fields and any(line.strip() for line in lines[1:]) else "ndjson"
+
+
+def is_object(line: bytes) -> bool:
+    """Whether a line is a JSON object."""
+    try:
+        return isinstance(msgspec.json.decode(line), dict)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False

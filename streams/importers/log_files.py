@@ -14,15 +14,13 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 
 from streams.events.schema import to_micros
-from streams.importers.sources import LogFileError, Source, bare_name
+from streams.importers.sources import TABLES, LogFileError, Source, bare_name
 
 if TYPE_CHECKING:
     from streams.importers.foreign import ForeignLog
     from streams.importers.mapping import Mapping
 
 __all__ = ["LogFile", "LogFileError", "read_log", "session_of", "time_of"]
-
-TABLES = (".csv", ".tsv")
 
 
 class _Session(msgspec.Struct):
@@ -113,5 +111,5 @@ def _read_lines(source: Source) -> Iterator[bytes]:
 
         return read_parquet(source)
     if bare_name(source.path).endswith(TABLES):
-        raise LogFileError(f"{source.path} is a table: say with --mapping FILE which column is which field (docs/testing.md)")
+        raise LogFileError(f"{source.path} is a table: say with --mapping FILE which column is which field (docs/mappings.md)")
     return source.lines()

@@ -23,6 +23,7 @@ MAX_LINE_BYTES = 4 << 20
 
 BOM = b"\xef\xbb\xbf"
 COMPRESSED = (".gz", ".zst")
+TABLES = (".csv", ".tsv")
 
 
 class LogFileError(ValueError):

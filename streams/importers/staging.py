@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import msgspec
-
-from streams.importers.formats import Part
+from streams.importers.formats import Part, is_object
 from streams.importers.sources import LogFileError, Source, bare_name
 from streams.importers.tables import Refuse, convert_table
 from streams.importers.unmapped import encode_unmapped
@@ -55,14 +53,15 @@ def rewrite_lines(files: Sequence[StagedFile], folder: Path) -> int:
             refuse = _writer(refused, file)
             with Source(file.path) as source, file.rewritten.open("wb") as good:
                 for number, line in source.numbered_lines():
-                    if _is_object(line):
+                    if is_object(line):
                         kept += 1
                         good.write(line + b"\n")
                     elif line.strip():
                         lost += 1
                         refuse(number, line, "not a JSON object")
     if not kept:
-        raise LogFileError(f"{files[0].path}: none of its lines is a JSON object")
+        hint = "if it is a table, end its name in .csv or .tsv"
+        raise LogFileError(f"{files[0].path}: none of its lines is a JSON object; {hint}")
     return lost
 
 
@@ -73,10 +72,3 @@ def _writer(refused: IO[bytes], file: StagedFile) -> Refuse:
         refused.write(encode_unmapped(name, number, content, error) + b"\n")
 
     return write
-
-
-def _is_object(line: bytes) -> bool:
-    try:
-        return isinstance(msgspec.json.decode(line), dict)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return False

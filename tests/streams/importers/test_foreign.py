@@ -321,3 +321,17 @@ def test_a_reading_that_stops_half_way_leaves_nothing(tmp_path: Path) -> None:
         assert next(iter(log))
         assert log.size == (tmp_path / "log.csv").stat().st_size
         assert 0 <= log.position <= log.size
+
+
+def test_a_bad_first_line_is_refused_and_the_good_ones_are_read(tmp_path: Path) -> None:
+    bad, good = sorted(
+        mapped(tmp_path, SEARCHES, b"garbage\n" + ndjson(ROWS[0]).encode(), "log"), key=lambda line: "query" in line
+    )
+    assert (bad["type"], bad["row"], bad["text"], bad["error"]) == ("unmapped", 1, "garbage", "not a JSON object")
+    assert good["query"] == ROWS[0]["query"]
+
+
+@pytest.mark.parametrize("content", [b"broken {", b"not json at all\n", b"one, two\n\n", b"42\n", b"null\n", b'"words"\n'])
+def test_lines_that_are_nothing_are_no_header_of_an_empty_table(content: bytes, tmp_path: Path) -> None:
+    with pytest.raises(LogFileError, match="log: none of its lines is a JSON object; if it is a table, end its name in .csv"):
+        mapped(tmp_path, SEARCHES, content, "log")

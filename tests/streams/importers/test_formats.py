@@ -1,4 +1,4 @@
-"""A foreign log is its files, whatever they are packed in, of one format that their first bytes tell."""
+"""A foreign log is its files, whatever they are packed in, of one format that their beginning and names tell."""
 
 from __future__ import annotations
 
@@ -27,12 +27,34 @@ def zstd(content: bytes) -> bytes:
         (b'\xef\xbb\xbf\n  {"a": 1}\n', "ndjson"),
         (b'[{"a": 1}]', "array"),
         (b"a,b\n1,2\n", "table"),
-        (b"words", "table"),
+        (b'bad, line\n\n  {"a": 1}\n', "ndjson"),
+        (b"broken {\n", "ndjson"),
+        (b"one,line\n\n", "ndjson"),
+        (b"words\nand more words\n", "ndjson"),
+        (b" " * 200_000 + b'\n{"a": 1}\n', "ndjson"),
     ],
 )
-def test_the_format_is_told_by_the_first_bytes(content: bytes, told: str, pack: Callable[[bytes], bytes], tmp_path: Path) -> None:
+def test_the_format_is_told_by_the_first_lines(content: bytes, told: str, pack: Callable[[bytes], bytes], tmp_path: Path) -> None:
     (tmp_path / "log.what").write_bytes(pack(content))
     assert [part.format for part in find_parts(tmp_path / "log.what")] == [told]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("log.csv", b"words", "table"),
+        ("log.tsv.gz", b"words\nred\n", "table"),
+        ("log.csv.zst", b'words\n{"a": 1}\n', "table"),
+        ("log.csv", b"[words]\n", "table"),
+        ("log.csv", b'{"a": 1}\n', "ndjson"),
+        ("log.ndjson", b"bad, line\nand, more\n", "ndjson"),
+        ("log.jsonl.gz", b"bad, line\nand, more\n", "ndjson"),
+        ("log.json", b"bad, line\nand, more\n", "ndjson"),
+    ],
+)
+def test_the_name_tells_what_the_first_line_leaves_open(name: str, content: bytes, told: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert [part.format for part in find_parts(tmp_path / name)] == [told]
 
 
 def test_parquet_is_told_by_its_mark(tmp_path: Path) -> None:
@@ -49,7 +71,7 @@ def test_a_folder_is_all_of_its_files_in_order(tmp_path: Path) -> None:
 
 def test_a_glob_is_the_files_that_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("2.csv", "1.csv", "1.txt"):
-        (tmp_path / name).write_text("a,b\n")
+        (tmp_path / name).write_text("a,b\n1,2\n")
     assert [part.path.name for part in find_parts(tmp_path / "*.csv")] == ["1.csv", "2.csv"]
     monkeypatch.chdir(tmp_path)
     assert [str(part.path) for part in find_parts(Path("[1]*"))] == ["1.csv", "1.txt"]
@@ -62,7 +84,7 @@ def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path: Path) -> Non
 
 
 def test_files_of_two_formats_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "1").write_text("a,b\n")
+    (tmp_path / "1").write_text("a,b\n1,2\n")
     (tmp_path / "2").write_text("{}\n")
     with pytest.raises(LogFileError, match=r"1 is table, .*2 is ndjson: replay them apart"):
         find_parts(tmp_path)
