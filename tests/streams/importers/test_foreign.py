@@ -333,5 +333,5 @@ def test_a_bad_first_line_is_refused_and_the_good_ones_are_read(tmp_path: Path) 
 
 @pytest.mark.parametrize("content", [b"broken {", b"not json at all\n", b"one, two\n\n", b"42\n", b"null\n", b'"words"\n'])
 def test_lines_that_are_nothing_are_no_header_of_an_empty_table(content: bytes, tmp_path: Path) -> None:
-    with pytest.raises(LogFileError, match="log: none of its lines is a JSON object; if it is a table, end its name in .csv"):
+    with pytest.raises(LogFileError, match=r"log: none of its lines is a JSON object; if it is a table, end its name in \.csv"):
         mapped(tmp_path, SEARCHES, content, "log")
