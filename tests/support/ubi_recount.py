@@ -64,6 +64,9 @@ def recount_ubi(lines: Iterable[bytes]) -> UbiRecount:
     add_impressions(known, shown, result)
     add_clicks(documents, known, shown, result)
     for one in documents:
+        if one.query_id is None and (one.action == "impression" or one.hits):
+            session = one.session or one.client
+            add(result, type="impression", ts=one.ts, session_id=session, user_id=one.user, query=one.words)
         if one.action not in SEARCHES | CLICKS | {"impression"}:
             add(result, type=one.action, ts=one.ts, session_id=one.session, user_id=one.user, query=one.words)
     return result
@@ -132,13 +135,24 @@ def add_queries(documents: list[Document], known: dict[str, dict[str, Any]], res
     for one in documents:
         if one.action in SEARCHES:
             words = one.words if one.action == "query" else one.message or one.words
-            first.setdefault((one.query_id or f"{one.session}{one.ts}", words), []).append(one)
+            if one.query_id:
+                first.setdefault((one.query_id, words), []).append(one)
+            else:
+                add_single_query(one, words, result)
     for (key, words), own in first.items():
-        of_id = known.get(key, {"session": None, "client": None})
+        of_id = known[key]
         session = min((one.session for one in own if one.session), default=None) or of_id["session"] or of_id["client"]
         user = min((one.user for one in own if one.user), default=None)
         event_id = digest("query", key, words)
         add(result, type="query", event_id=event_id, ts=own[0].ts, session_id=session, user_id=user, query=words)
+
+
+def add_single_query(one: Document, words: str | None, result: UbiRecount) -> None:
+    """A search without a query_id is an event of its own; one that is refused has no id of ours."""
+    session = one.session or one.client
+    whole = one.ts is not None and words and session
+    event_id = digest("query", one.client, one.session, one.ts, words) if whole else None
+    add(result, type="query", event_id=event_id, ts=one.ts, session_id=session, user_id=one.user, query=words)
 
 
 def add_impressions(
@@ -170,7 +184,7 @@ def add_clicks(
             of_id = known.get(one.query_id or "", {"session": None, "query": None})
             found = shown.get(one.query_id or "") or (0.0, [])
             position = found[1].index(one.item) if one.item in found[1] else one.ordinal
-            event_id = digest("click", one.query_id, one.session, one.ts, one.item)
+            event_id = digest("click", one.query_id, one.session, one.ts, one.item) if one.query_id else None
             event = {
                 "type": "click",
                 "event_id": event_id,

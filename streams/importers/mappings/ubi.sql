@@ -4,6 +4,8 @@
 --   impression  all that is known to have been shown for a query_id: the hits of its responses as they are ranked, behind them what
 --               only impression events name, by their ordinal. Ordinals count from 0 or from 1, a position is the place in that list.
 --   click       a click event on an object
+-- Without a query_id, a search is an event of its own and its session may be the client's; an impression, hits and a click are refused,
+-- each row for itself.
 -- Actions that are neither are left out by name below; one that is not named there is refused by its type, so add yours.
 WITH document AS (
     SELECT
@@ -33,10 +35,13 @@ event AS (
         doc.event_attributes.position.ordinal AS ordinal,
         CASE  -- what will be refused is kept whole
             WHEN ts IS NULL
+                OR query_id IS NULL AND coalesce(session_id, doc.client_id) IS NULL
+                OR query_id IS NULL AND action IN ('click', 'click_through', 'item_click')
                 OR action IN ('query', 'search', 'on_search') AND coalesce(doc.user_query, doc.message) IS NULL
                 OR action NOT IN ('query', 'search', 'on_search', 'impression', 'click', 'click_through', 'item_click')
             THEN line
-        END AS log_row
+        END AS log_row,
+        CASE WHEN query_id IS NULL AND (action = 'impression' OR len(hits) > 0) THEN line END AS list_row
     FROM document
     WHERE coalesce(doc.index, doc.create) IS NULL
       AND action NOT IN (
@@ -59,23 +64,31 @@ search AS (  -- what is known of a query_id: documents of ubi_queries have no se
     WHERE query_id IS NOT NULL
     GROUP BY query_id
 ),
+query_row AS (
+    SELECT *, CASE action WHEN 'query' THEN user_query ELSE coalesce(message, user_query) END AS query
+    FROM event
+    WHERE action IN ('query', 'search', 'on_search')
+),
 query AS (
     SELECT
-        query_id, md5(concat_ws(' ', 'query', key, query)) AS event_id, min(ts) AS ts, min(session_id) AS session_id,
+        query_id, md5(concat_ws(' ', 'query', query_id, query)) AS event_id, min(ts) AS ts, min(session_id) AS session_id,
         min(user_id) AS user_id, query, min(log_row) AS log_row
-    FROM (
-        SELECT
-            *, coalesce(query_id, concat(session_id, ts)) AS key,
-            CASE action WHEN 'query' THEN user_query ELSE coalesce(message, user_query) END AS query
-        FROM event
-        WHERE action IN ('query', 'search', 'on_search')
-    )
-    GROUP BY query_id, key, query
+    FROM query_row
+    WHERE query_id IS NOT NULL
+    GROUP BY query_id, query
+    UNION ALL BY NAME
+    SELECT
+        NULL AS query_id, CASE WHEN log_row IS NULL THEN md5(concat_ws(' ', 'query', client_id, session_id, ts, query)) END AS event_id,
+        ts, coalesce(session_id, client_id) AS session_id, user_id, query, log_row
+    FROM query_row
+    WHERE query_id IS NULL
 ),
 shown AS (
-    SELECT query_id, ts, unnest(hits) AS object_id, ts AS answered, generate_subscripts(hits, 1) AS rank FROM event
+    SELECT query_id, ts, unnest(hits) AS object_id, ts AS answered, generate_subscripts(hits, 1) AS rank
+    FROM event
+    WHERE query_id IS NOT NULL
     UNION ALL BY NAME
-    SELECT query_id, ts, object_id, ordinal AS rank FROM event WHERE action = 'impression'
+    SELECT query_id, ts, object_id, ordinal AS rank FROM event WHERE action = 'impression' AND query_id IS NOT NULL
 ),
 list AS (
     SELECT query_id, min(ts) AS ts, array_agg(object_id ORDER BY answered NULLS LAST, rank, ts, object_id) AS items
@@ -89,8 +102,8 @@ list AS (
     GROUP BY query_id
 )
 SELECT
-    'query' AS type, event_id, ts, coalesce(query.session_id, search.session_id, client_id) AS session_id, user_id, query.query,
-    log_row
+    'query' AS type, event_id, ts, coalesce(query.session_id, search.session_id, client_id) AS session_id, user_id,
+    query.query, log_row
 FROM query LEFT JOIN search USING (query_id)
 UNION ALL BY NAME
 SELECT
@@ -100,12 +113,17 @@ SELECT
 FROM list LEFT JOIN search USING (query_id)
 UNION ALL BY NAME
 SELECT
-    'click' AS type, md5(concat_ws(' ', 'click', query_id, event.session_id, event.ts, object_id)) AS event_id, event.ts,
+    'click' AS type, event.ts,
+    CASE WHEN query_id IS NOT NULL THEN md5(concat_ws(' ', 'click', query_id, event.session_id, event.ts, object_id)) END AS event_id,
     coalesce(search.session_id, event.session_id, event.client_id) AS session_id, user_id,
     coalesce(search.query, event.user_query) AS query,
     query_id AS impression_id, coalesce(list_position(items, object_id) - 1, ordinal) AS position, object_id AS item, log_row
 FROM event LEFT JOIN search USING (query_id) LEFT JOIN list USING (query_id)
 WHERE action IN ('click', 'click_through', 'item_click')
+UNION ALL BY NAME
+SELECT 'impression' AS type, ts, coalesce(session_id, client_id) AS session_id, user_id, user_query AS query, list_row AS log_row
+FROM event
+WHERE list_row IS NOT NULL
 UNION ALL BY NAME
 SELECT action AS type, ts, session_id, user_id, user_query AS query, log_row  -- refused by its type
 FROM event

@@ -24,8 +24,12 @@ FIELDS = ("type", "ts", "session_id", "user_id", "query", "impression_id", "item
 def facts(events: list[dict[str, Any]]) -> list[str]:
     """What the recount knows of events: not what the mapping keeps of refused ones, and no id that is made afterwards."""
     kept = [{name: event[name] for name in FIELDS if name in event} for event in events]
-    ids = [event.get("event_id") if event["type"] in ("query", "impression", "click") else None for event in events]
+    ids = [event.get("event_id") if event.get("impression_id") or not is_refused(event) else None for event in events]
     return sorted(json.dumps(event | {"event_id": event_id}) for event, event_id in zip(kept, ids, strict=True))
+
+
+def is_refused(event: dict[str, Any]) -> bool:
+    return isinstance(parse_line(json.dumps(event).encode()), Reject)
 
 
 def types_of(lines: list[bytes]) -> Counter[str]:
@@ -93,11 +97,12 @@ def draw_documents(seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]
         if number % 5:
             queries += [search.query([]), search.query(items[: chance.randint(0, len(items))])]
         else:
-            own = {} if number % 10 else {"query_id": None}
+            own = {} if number % 10 else {"query_id": None, "query_response_hit_ids": items[: number % 20]}
             events.append(search.event(chance.choice(["search", "on_search"]), -5, message=words, **own))
         for ordinal, item in enumerate(items, number % 2):
             if chance.random() < 0.8:
-                events.append(search.event("impression", 100 + ordinal, place(item, ordinal), user_query=words))
+                known = {} if chance.random() < 0.9 else {"query_id": None}
+                events.append(search.event("impression", 100 + ordinal, place(item, ordinal), user_query=words, **known))
             if chance.random() < 0.3:
                 action = chance.choice(["click", "item_click", "click_through"])
                 events.append(search.event(action, 5000 + ordinal, place(item, ordinal)))
@@ -128,6 +133,50 @@ def test_events_alone_and_documents_without_action_lines_are_read_as_well(tmp_pa
     lines = [json.dumps(one).encode() for one in events]
     (tmp_path / "log").write_bytes(b"\n".join(lines))
     assert_equal(list(read_log(tmp_path / "log", UBI)), recount_ubi(lines))
+
+
+def read_documents(folder: Path, *documents: dict[str, Any]) -> list[dict[str, Any]]:
+    """The events of a log of these documents, which equal the recount."""
+    lines = [json.dumps(one).encode() for one in documents]
+    (folder / "log").write_bytes(b"\n".join(lines))
+    found = list(read_log(folder / "log", UBI))
+    assert_equal(found, recount_ubi(lines))
+    return [json.loads(line) for line in found]
+
+
+def test_impressions_without_a_query_id_are_refused_each_for_itself(tmp_path: Path) -> None:
+    shown = Search("", "s1", 1000, "red", old=False), Search("", "s2", 2000, "red", old=False)
+    rows = [search.event("impression", 0, place(item, 0)) for search in shown for item in ("a", "b")]
+    found = read_documents(tmp_path, *rows)
+    assert all(is_refused(event) and event["type"] == "impression" for event in found)
+    told = [(one["log_row"]["session_id"], one["log_row"]["event_attributes"]["object"]["object_id"]) for one in found]
+    assert sorted(told) == [("s1", "a"), ("s1", "b"), ("s2", "a"), ("s2", "b")]
+    assert len({one["event_id"] for one in found}) == 4
+
+
+def test_rows_that_are_no_documents_are_refused_each_for_itself(tmp_path: Path) -> None:
+    found = read_documents(tmp_path, {"foo": 1}, {"foo": 2}, {"foo": 2})
+    assert all(map(is_refused, found))
+    assert sorted(one["log_row"]["foo"] for one in found) == [1, 2, 2]
+
+
+def test_searches_without_session_and_query_id_are_those_of_their_clients(tmp_path: Path) -> None:
+    at = {"action_name": "search", "user_query": "shoes", "timestamp": 1_000}
+    found = read_documents(tmp_path, at | {"client_id": "cA"}, at | {"client_id": "cB"}, at | {"client_id": "cB"}, at)
+    assert [is_refused(event) for event in sorted(found, key=lambda one: one.get("session_id", "z"))] == [False] * 3 + [True]
+    assert sorted(one.get("session_id", "") for one in found) == ["", "cA", "cB", "cB"]
+    assert len({one["event_id"] for one in found}) == 3
+    [refused] = filter(is_refused, found)
+    assert refused["log_row"]["user_query"] == "shoes"
+
+
+def test_hits_and_a_click_without_a_query_id_are_refused_with_their_row(tmp_path: Path) -> None:
+    answered = {"user_query": "red", "client_id": "c", "timestamp": 1_000, "query_response_hit_ids": ["a"]}
+    clicked = {"action_name": "click", "client_id": "c", "timestamp": 2_000, "event_attributes": place("a", 0)}
+    found = {event["type"]: event for event in read_documents(tmp_path, answered, clicked)}
+    assert not is_refused(found["query"]) and "log_row" not in found["query"]
+    assert found["impression"]["log_row"]["query_response_hit_ids"] == ["a"]
+    assert found["click"]["log_row"]["action_name"] == "click"
 
 
 def test_the_real_log_equals_the_recount(ubi_log: Path) -> None:
