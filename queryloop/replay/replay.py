@@ -165,13 +165,16 @@ def _count_log(log_file: LogFile, settings: StreamsSettings, emitter: EmitterSet
 
 
 def _await_applied(worker: WorkerProcess, settings: StreamsSettings, positions: dict[int, int], events: int) -> None:
-    """Poll the worker until every shard has passed its position. Raises ReplayError when nothing is applied for STALL_S."""
+    """Poll the worker until every shard has passed its position. Raises ReplayError when nothing is applied for STALL_S.
+
+    Without any position it is waited for as well: a worker that is stopped while it starts does not end as one that has finished.
+    """
     moved_at, last = time.monotonic(), -1
     with _progress() as bars:
         bar = bars.add_task("applied", total=events)
         while True:
             offsets, applied = read_progress(settings)
-            if all(offsets.get(partition, 0) >= position for partition, position in positions.items()):
+            if offsets and all(offsets.get(partition, 0) >= position for partition, position in positions.items()):
                 return
             if applied > last:
                 moved_at, last = time.monotonic(), applied

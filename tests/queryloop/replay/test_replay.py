@@ -233,6 +233,17 @@ def test_the_same_events_in_any_format_are_replayed_to_the_same_tables(kind: str
     assert len(list(tmp_path.glob(".*"))) == 5
 
 
+@pytest.mark.parametrize("name", ["blank.jsonl", "header.csv", "where.csv"])
+def test_a_log_that_sends_no_event_gives_empty_tables(name: str, tmp_path: Path) -> None:
+    content = {"blank.jsonl": "\n\n", "header.csv": "t,q\n", "where.csv": "t,q\n1,red\n"}[name]
+    (tmp_path / name).write_text(content)
+    sql = "SELECT 'query' AS type, t::DOUBLE AS ts, 's' AS session_id, q AS query FROM log WHERE q <> 'red'"
+    as_of, out = [date(2020, 1, 1)], tmp_path / "out"
+    summary = replay_isolated(tmp_path / name, as_of, out, mapping=Mapping("m", sql) if name.endswith("csv") else None)
+    assert (summary["lines"], summary["counted"], summary["quarantined"], summary["latest_ts"]) == (0, 0, {}, None)
+    assert_results(out, recount([]), as_of)
+
+
 def test_a_real_foreign_log_equals_the_recount(tmp_path: Path, ubi_log: Path) -> None:
     lines = recount_ubi(read_log(ubi_log)).lines()
     expected = recount(lines)
