@@ -19,6 +19,9 @@ from streams.importers.mapping import Mapping, read_mapping
 from streams.importers.preview import Preview, preview
 from streams.worker.settings import StreamsSettings
 
+NOTHING = "no line to send: the log is empty, has no row below its header, or the mapping answered no row"
+NO_TYPE = "missing required field `type`"
+
 
 def run(options: argparse.Namespace) -> int:
     """Replay or check a log and print the summary. Raises CommandError for options that do not go together."""
@@ -35,7 +38,10 @@ def _check(options: argparse.Namespace, settings: Settings) -> Exit:
     if options.isolated or options.out is not None or options.as_of or options.speed is not None:
         raise CommandError("--check sends nothing: it goes with --mapping and --json alone", Exit.USAGE)
     found = preview(options.log, time.time(), _mapping(options), settings.events)
-    print(json.dumps(asdict(found), indent=2) if options.json else _describe_preview(options.log.name, found))
+    if options.json:
+        print(json.dumps(asdict(found), indent=2))
+    else:
+        print(_describe_preview(options.log.name, found, mapped=options.mapping is not None))
     return Exit.FAILED if found.reasons else Exit.DONE
 
 
@@ -48,10 +54,18 @@ def _isolated(options: argparse.Namespace, settings: Settings) -> dict[str, Any]
         raise CommandError("--speed goes with a replay to a running broker; an isolated one goes as fast as it can", Exit.USAGE)
     if options.out is None or not options.as_of:
         raise CommandError("--isolated needs --out DIR and at least one --as-of YYYY-MM-DD", Exit.USAGE)
+    _require_folder(options.out)
     worker_settings = StreamsSettings(**{name: getattr(settings, name) for name in StreamsSettings.model_fields})
     return replay_isolated(
         options.log, options.as_of, options.out, settings.kafka.broker, worker_settings, settings.emitter, _mapping(options)
     )
+
+
+def _require_folder(out: Path) -> None:
+    """Raise CommandError where files cannot be written into `out`, because it or a folder above it is a file."""
+    there = next((one for one in (out, *out.parents) if one.exists()), None)
+    if there is not None and not there.is_dir():
+        raise CommandError(f"--out {out}: {there} is a file; name a folder", Exit.USAGE)
 
 
 def _running(options: argparse.Namespace, settings: Settings) -> dict[str, Any]:
@@ -70,12 +84,14 @@ def _running(options: argparse.Namespace, settings: Settings) -> dict[str, Any]:
 
 def _describe(summary: dict[str, Any], out: Path | None) -> str:
     if out is None:
-        return f"{summary['log']}: {summary['delivered']:,} events delivered to {summary['bootstrap']}"
+        said = f"{summary['log']}: {summary['delivered']:,} events delivered to {summary['bootstrap']}"
+        return said if summary["delivered"] else f"{said}\n{NOTHING}"
     bad = ", ".join(f"{reason} {number:,}" for reason, number in summary["quarantined"].items()) or "none"
     lines = [
         f"{summary['log']}: {summary['lines']:,} lines on {summary['broker']} in {summary['seconds']:.1f} s",
         f"counted {summary['counted']:,}, duplicates {summary['duplicates']:,}, quarantined: {bad}",
         f"tables in {out}/",
+        *([] if summary["lines"] else [NOTHING]),
     ]
     if empty := [day for day, rows in summary["rows"].items() if not rows["windows"]]:
         latest = summary["latest_ts"]
@@ -84,17 +100,19 @@ def _describe(summary: dict[str, Any], out: Path | None) -> str:
     return "\n".join(lines)
 
 
-def _describe_preview(name: str, found: Preview) -> str:
+def _describe_preview(name: str, found: Preview, mapped: bool) -> str:
     """Return the result of a check as text of printable characters, whatever is in the log."""
     types = ", ".join(f"{kind} {number:,}" for kind, number in found.types.items()) or "none"
     bad = ", ".join(f"{reason} {number:,}" for reason, number in found.reasons.items()) or "none"
     lines = [f"{name}: {found.lines:,} lines; events: {types}; to quarantine: {bad}"]
     if found.first_ts is not None and found.last_ts is not None:
         lines.append(f"from {_shown_time(found.first_ts)} to {_shown_time(found.last_ts)}")
-    lines += ["first lines:", *(f"  {printable(line)}" for line in found.first_lines)]
+    lines += ["first lines:", *(f"  {printable(line)}" for line in found.first_lines)] if found.lines else [NOTHING]
     if found.first_refused:
         lines.append("first to be refused:")
         lines += [f"  {_describe_place(one.line, one.row)}: {one.reason}: {one.detail}" for one in found.first_refused]
+        if not mapped and not found.types and all(NO_TYPE in one.detail for one in found.first_refused):
+            lines.append("no line is an event, and the first ones have no `type`: say with --mapping FILE which field is which (docs/mappings.md)")
     return "\n".join(lines)
 
 

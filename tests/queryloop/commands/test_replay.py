@@ -1,11 +1,16 @@
-"""`queryloop replay`: what an isolated replay prints when it is done."""
+"""`queryloop replay`: what an isolated replay refuses before it starts, and what it prints when it is done."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from queryloop import cli
 from queryloop.commands.replay import _describe
+from queryloop.exits import Exit
+from tests.support.logs import START, query
 
 SUMMARY: dict[str, Any] = {
     "log": "log.jsonl",
@@ -37,3 +42,21 @@ def test_a_day_without_windows_is_named() -> None:
     )
     empty = SUMMARY | {"rows": {"2026-03-02": nothing}, "latest_ts": None}
     assert _describe(empty, Path("out")).endswith("; the log has no readable event")
+
+
+@pytest.mark.parametrize("out", ["taken", "taken/deeper"])
+def test_an_out_that_is_no_folder_is_refused_before_anything_starts(
+    out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("queryloop.commands.replay.replay_isolated", lambda *arguments: pytest.fail("it has started"))
+    (tmp_path / "taken").write_text("kept")
+    (tmp_path / "log.jsonl").write_bytes(query("q", START))
+    assert cli.main(["replay", "log.jsonl", "--isolated", "--as-of", "2020-01-01", "--out", out]) == Exit.USAGE
+    assert f"--out {out}: taken is a file; name a folder" in capsys.readouterr().err
+    assert (tmp_path / "taken").read_text() == "kept"
+
+
+def test_a_replay_without_a_line_says_why(tmp_path: Path) -> None:
+    assert "no line to send: the log is empty" in _describe(SUMMARY | {"lines": 0}, tmp_path)
+    assert "no line to send: the log is empty" in _describe({"log": "l", "delivered": 0, "bootstrap": "b:1"}, None)

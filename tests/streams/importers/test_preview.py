@@ -80,10 +80,26 @@ def test_the_command_says_it_to_people_and_to_programs(
     assert cli.main(["replay", "good.jsonl", "--check"]) == Exit.DONE
 
 
+def test_a_check_says_why_there_is_no_line_and_when_a_mapping_may_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "map.sql").write_text(MAPPING)
+    (tmp_path / "log.csv").write_text("t,s,q\n")
+    assert cli.main(["replay", "log.csv", "--check", "--mapping", "map.sql"]) == Exit.DONE
+    assert "no line to send: the log is empty, has no row below its header" in capsys.readouterr().out
+    (tmp_path / "log.jsonl").write_text('{"query_id": "q"}\n{"foo": 1}\n')
+    assert cli.main(["replay", "log.jsonl", "--check"]) == Exit.FAILED
+    assert "the first ones have no `type`: say with --mapping FILE" in capsys.readouterr().out
+    (tmp_path / "log.jsonl").write_bytes(query("q", "never"))
+    assert cli.main(["replay", "log.jsonl", "--check"]) == Exit.FAILED
+    assert "--mapping" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["log.csv", "--check"], "log.csv is a table: say with --mapping FILE"),
+        (["log.csv", "--check"], "log.csv is a table: say with --mapping FILE which column is which field (docs/mappings.md)"),
         (["log.csv", "--check", "--mapping", "map.sql"], 'map.sql: Binder Error: Referenced column "t" not found'),
         (["log.csv", "--check", "--mapping", "none.sql"], "none.sql: no such file, and no mapping of that name ships: aol.sql"),
         (["log.csv", "--check", "--mapping", "two.sql"], "two.sql: a mapping is exactly one SELECT, this has SELECT, COPY"),
