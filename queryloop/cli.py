@@ -104,6 +104,15 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
+def _add_mapping(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--mapping",
+        type=Path,
+        metavar="FILE.sql",
+        help="a SELECT that makes events of a foreign log, or one that ships: ubi.sql and others (docs/mappings.md)",
+    )
+
+
 def _add_up(commands: Any) -> None:
     parser = _add(commands, "up", "run broker, worker, trainers and server here until Ctrl-C", "queryloop up --broker kafka")
     parser.add_argument("--broker", choices=BROKERS, help=BROKER_HELP)
@@ -122,12 +131,7 @@ def _add_replay(commands: Any) -> None:
     example = "queryloop replay ubi.ndjson.gz --mapping ubi.sql --isolated --as-of 2021-04-01 --out counts/"
     parser = _add(commands, "replay", "replay a log of events", example)
     parser.add_argument("log", type=Path, metavar="LOG", help="NDJSON plain, gzip or zstd; Parquet; other logs with --mapping")
-    parser.add_argument(
-        "--mapping",
-        type=Path,
-        metavar="FILE.sql",
-        help="a SELECT that makes events of a foreign log, or one that ships: ubi.sql and others (docs/mappings.md)",
-    )
+    _add_mapping(parser)
     parser.add_argument("--check", action="store_true", help="send nothing: print what would be sent, exit 1 if any is refused")
     parser.add_argument("--isolated", action="store_true", help="on a broker and state of its own; writes tables to --out")
     parser.add_argument(
@@ -169,6 +173,7 @@ def _add_verify(commands: Any) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--from-lake", action="store_true", help="from the lake's day files instead of Kafka")
     source.add_argument("--log", type=Path, metavar="FILE", help="from a log that was replayed, instead of Kafka")
+    _add_mapping(parser)
     parser.add_argument("--limit", type=_whole, default=20, metavar="N", help="differing keys to print (default: 20)")
     _add_json(parser)
 

@@ -21,6 +21,9 @@ from streams.worker.settings import StreamsSettings
 
 NOTHING = "no line to send: the log is empty, has no row below its header, or the mapping answered no row"
 NO_TYPE = "missing required field `type`"
+FOREIGN = (
+    "no line is an event, and the first ones have no `type`: say with --mapping FILE which field is which (docs/mappings.md)"
+)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -112,7 +115,7 @@ def _describe_preview(name: str, found: Preview, mapped: bool) -> str:
         lines.append("first to be refused:")
         lines += [f"  {_describe_place(one.line, one.row)}: {one.reason}: {one.detail}" for one in found.first_refused]
         if not mapped and not found.types and all(NO_TYPE in one.detail for one in found.first_refused):
-            lines.append("no line is an event, and the first ones have no `type`: say with --mapping FILE which field is which (docs/mappings.md)")
+            lines.append(FOREIGN)
     return "\n".join(lines)
 
 

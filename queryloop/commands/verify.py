@@ -29,15 +29,21 @@ from streams.brokers.topics import topic_id
 from streams.emitter.record_batches import MAX_RECORD_BYTES, partition_of
 from streams.events.schema import printable
 from streams.importers.log_files import read_log, session_of
+from streams.importers.mapping import Mapping, read_mapping
 
 SOURCES = {"kafka": "Kafka", "lake": "the lake", "log": "the log file"}
 
 
 def run(options: argparse.Namespace) -> int:
-    """Verify and print the outcome; exit code 0 equal, 1 different, 6 equal as far as can be compared."""
+    """Verify and print the outcome; exit code 0 equal, 1 different, 6 equal as far as can be compared. Raises CommandError."""
+    if options.mapping is not None and options.log is None:
+        raise CommandError("--mapping says how to read a log: it goes with --log FILE", Exit.USAGE)
     settings, began = read_settings(options), time.monotonic()
+    mapping = None if options.mapping is None else read_mapping(options.mapping)
     with _progress() as bars:
-        verdicts = [_verify_lake(settings, bars)] if options.from_lake else list(_verify_log(settings, options.log, bars))
+        verdicts = (
+            [_verify_lake(settings, bars)] if options.from_lake else list(_verify_log(settings, options.log, mapping, bars))
+        )
     seconds = round(time.monotonic() - began, 3)
     source = "lake" if options.from_lake else "log" if options.log else "kafka"
     if options.json:
@@ -56,12 +62,12 @@ def _verify_lake(settings: Settings, bars: Progress) -> Verdict:
     return verify_lake(held, settings.open_lake(), lambda done, total: bars.update(bar, completed=done, total=total))
 
 
-def _verify_log(settings: Settings, path: Path | None, bars: Progress) -> Iterator[Verdict]:
+def _verify_log(settings: Settings, path: Path | None, mapping: Mapping | None, bars: Progress) -> Iterator[Verdict]:
     (settings.data.dir / "run").mkdir(parents=True, exist_ok=True)
     for partition in range(settings.kafka.partitions):
         counts = live_counts(settings, partition) or empty_counts(settings.worker.rules(settings.events))
         bar = bars.add_task(f"shard {partition}", total=counts.events or None)
-        source = _read_file(settings, partition, path) if path else _read_topic(settings, partition, counts)
+        source = _read_file(settings, partition, path, mapping) if path else _read_topic(settings, partition, counts)
         with tempfile.TemporaryDirectory(prefix="verify-", dir=settings.data.dir / "run") as folder, source as log:
             if isinstance(log, Verdict):
                 yield log
@@ -89,13 +95,13 @@ def _read_topic(settings: Settings, partition: int, counts: Counts) -> Iterator[
 
 
 @contextmanager
-def _read_file(settings: Settings, partition: int, path: Path) -> Iterator[Log]:
-    yield Log(_records_of(path, partition, settings.kafka.partitions))
+def _read_file(settings: Settings, partition: int, path: Path, mapping: Mapping | None) -> Iterator[Log]:
+    yield Log(_records_of(path, mapping, partition, settings.kafka.partitions))
 
 
-def _records_of(path: Path, partition: int, partitions: int) -> Iterator[LogRecord]:
+def _records_of(path: Path, mapping: Mapping | None, partition: int, partitions: int) -> Iterator[LogRecord]:
     """Yield the lines of a log that a replay sends to this partition, each as a record."""
-    for number, line in enumerate(read_log(path)):
+    for number, line in enumerate(read_log(path, mapping)):
         if partition_of(session_of(line), partitions) == partition:
             yield number, None, line[:MAX_RECORD_BYTES]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import subprocess
@@ -19,6 +20,8 @@ from queryloop.cli import main
 from queryloop.exits import Exit
 from queryloop.up.worker_process import WorkerProcess, read_status
 from streams.brokers.topics import create_topics
+from streams.importers.log_files import read_log
+from streams.importers.mapping import read_mapping
 from streams.runtime.processes import free_port
 from streams.store.held_shards import shard_path
 from streams.worker.settings import StreamsSettings
@@ -106,6 +109,40 @@ def test_equal_then_one_changed_row_is_named(counted: Counted, capsys: pytest.Ca
     assert row["live"]["clicks"] == row["recounted"]["clicks"] + 1
     assert counted.verify() == Exit.FAILED
     assert f"shard 1 {today} window 'red shoes 1', 'a' at 0: live" in capsys.readouterr().out
+
+
+MAPPING = """
+SELECT line->>'type' AS type, line->>'event_id' AS event_id, (line->>'ts')::DOUBLE AS ts, line->>'session_id' AS session_id,
+    line->>'query' AS query, line->>'impression_id' AS impression_id, (line->'items')::VARCHAR[] AS items,
+    (line->>'position')::INT AS position
+FROM (SELECT raw::JSON AS line FROM log)
+"""
+
+
+def test_a_log_that_was_replayed_with_a_mapping_is_verified_with_it(
+    bootstrap: str, unique: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = make_settings(bootstrap, unique, tmp_path / "data", retention_days=30)
+    found = Counted(settings, write_config(settings, tmp_path / "queryloop.toml"))
+    lines = [line for line in product_log() if line != b"{broken"]
+    (tmp_path / "map.sql").write_text(MAPPING)
+    with (tmp_path / "log.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["raw", "none"], *([line.decode(), ""] for line in lines)])
+    mapped = ("--log", str(tmp_path / "log.csv"), "--mapping", str(tmp_path / "map.sql"))
+    create_topics(bootstrap, settings.kafka)
+    with WorkerProcess(settings, tmp_path / "worker.log") as worker:
+        await_applied(worker, settings, emit(settings, list(read_log(Path(mapped[1]), read_mapping(Path(mapped[3]))))))
+        worker.stop()
+    assert found.verify(*mapped, "--json") == Exit.DONE
+    printed = answer(capsys)
+    assert (printed["equal"], printed["source"], printed["events"]) == (True, "log", len(lines))
+    found.change(0, "UPDATE window_deltas SET impressions = impressions + 1")
+    assert found.verify(*mapped) == Exit.FAILED
+
+
+def test_a_mapping_goes_with_a_log(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "--mapping", "ubi.sql"]) == Exit.USAGE
+    assert "--mapping says how to read a log: it goes with --log FILE" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("kafka", "said"), [("", "no broker runs here"), ('bootstrap = "127.0.0.1:1"', "is it running")])
