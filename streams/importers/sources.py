@@ -1,6 +1,6 @@
 """The bytes of a log file, whatever it is compressed with, and how far the reading has come.
 
-What a file is told by its first bytes, not by its name. Everything is read in blocks of bounded size.
+How a file is packed is told by its first bytes, not by its name. Everything is read in blocks of bounded size.
 """
 
 from __future__ import annotations
