@@ -23,10 +23,19 @@ class MappingError(LogFileError):
 
 @dataclass(frozen=True)
 class Mapping:
-    """The name that errors call a mapping by, and its statement."""
+    """The name that errors call a mapping by, and its statement. Raises MappingError unless that is one SELECT."""
 
     name: str
     sql: str
+
+    def __post_init__(self) -> None:
+        with duckdb.connect(":memory:") as con:
+            try:
+                found = [statement.type.name for statement in con.extract_statements(self.sql)]
+            except duckdb.Error as error:
+                raise MappingError(f"{self.name}: {in_one_line(str(error))}") from error
+        if found != ["SELECT"]:
+            raise MappingError(f"{self.name}: a mapping is exactly one SELECT, this has {', '.join(found) or 'no statement'}")
 
 
 def shipped_names() -> list[str]:
@@ -37,13 +46,12 @@ def shipped_names() -> list[str]:
 def read_mapping(path: Path) -> Mapping:
     """Return the mapping in a file or, where there is none and the name is bare, the one of that name that ships.
 
-    Raises MappingError unless it is one SELECT.
+    Raises MappingError.
     """
     try:
         sql = _find(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise MappingError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    _require_one_select(str(path), sql)
     return Mapping(str(path), sql)
 
 
@@ -53,16 +61,6 @@ def _find(path: Path) -> Path:
     if path.name not in shipped_names():
         raise MappingError(f"{path}: no such file, and no mapping of that name ships: {', '.join(shipped_names())}")
     return Path(str(SHIPPED.joinpath(path.name)))
-
-
-def _require_one_select(name: str, sql: str) -> None:
-    with duckdb.connect(":memory:") as con:
-        try:
-            found = [statement.type.name for statement in con.extract_statements(sql)]
-        except duckdb.Error as error:
-            raise MappingError(f"{name}: {in_one_line(str(error))}") from error
-    if found != ["SELECT"]:
-        raise MappingError(f"{name}: a mapping is exactly one SELECT, this has {', '.join(found) or 'no statement'}")
 
 
 def in_one_line(message: str) -> str:

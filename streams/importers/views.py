@@ -14,10 +14,13 @@ from typing import Any
 import duckdb
 
 from streams.importers.formats import Format
+from streams.importers.sources import BLOCK_BYTES, MAX_LINE_BYTES
 from streams.importers.staging import StagedFile, rewrite_lines, rewrite_tables
 
 PARQUET = "SELECT * FROM read_parquet(getvariable('files'), union_by_name = true)"
-JSON = "SELECT * FROM read_json(getvariable('files'), format = '{format}', records = true, {more})"
+JSON = "SELECT * FROM read_json(getvariable('files'), format = '{format}', records = true, maximum_object_size = {bytes}, {more})"
+# Each thread of each scan holds buffers for the largest object; a line that fits into none is cut and refused.
+MAX_OBJECT_BYTES = MAX_LINE_BYTES + BLOCK_BYTES
 # The whole log is searched for its columns, once: DuckDB would otherwise do it again whenever it reads.
 SEARCH = "union_by_name = true, sample_size = -1, field_appearance_threshold = 0, maximum_depth = {depth}"
 FOUND = "columns = getvariable('columns'), auto_detect = false"
@@ -59,11 +62,12 @@ def _objects(con: duckdb.DuckDBPyConnection, form: str) -> str:
     except duckdb.NotImplementedException:  # two fields of one object that differ in case alone: objects stay JSON
         columns = _find_columns(con, form, depth=1)
     _set(con, "columns", columns)
-    return JSON.format(format=form, more=FOUND)
+    return JSON.format(format=form, bytes=MAX_OBJECT_BYTES, more=FOUND)
 
 
 def _find_columns(con: duckdb.DuckDBPyConnection, form: str, depth: int) -> dict[str, str]:
-    found = con.execute(f"DESCRIBE {JSON.format(format=form, more=SEARCH.format(depth=depth))}").fetchall()
+    rows = JSON.format(format=form, bytes=MAX_OBJECT_BYTES, more=SEARCH.format(depth=depth))
+    found = con.execute(f"DESCRIBE {rows}").fetchall()
     return {name: OTHER_TEXTS.sub(_as_text, kind) for name, kind, *_ in found}
 
 

@@ -26,6 +26,8 @@ from streams.brokers.broker import Broker, EmbeddedBroker
 from streams.brokers.topics import KafkaSettings, create_topics, end_offsets
 from streams.events.line_decoder import parse_line
 from streams.events.schema import Reason, Reject
+from streams.importers.log_files import read_log
+from streams.importers.mapping import Mapping, shipped_names
 from streams.runtime.settings import load_settings
 from tests.support.lake_days import write_impressions
 
@@ -247,3 +249,19 @@ def test_every_metric_that_the_operating_page_names_is_measured() -> None:
     assert named
     told = generate_latest(ServingMetrics().registry) + render_metrics({}, [])
     assert named <= set(re.findall(r"# TYPE (\w+)", told.decode()))
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_every_mapping_that_ships_is_on_its_page(name: str) -> None:
+    assert f"| `{name}` |" in (ROOT / "docs" / "mappings.md").read_text(encoding="utf-8")
+
+
+@blocks("sql")
+def test_the_mapping_of_a_page_maps_the_log_that_it_describes(block: Block, tmp_path: Path) -> None:
+    (tmp_path / "searches.csv").write_text("when_ms,visitor,words,country\n1600000000250,s,red shoes,de\nnever,s,x,\n")
+    good, bad = read_log(tmp_path / "searches.csv", Mapping(str(block), block.text))
+    event = parse_line(good)
+    assert not isinstance(event, Reject)
+    assert (event.ts, event.query, json.loads(event.extra)) == (1_600_000_000.25, "red shoes", {"country": "de"})
+    row = {"when_ms": "never", "visitor": "s", "words": "x", "country": None}
+    assert isinstance(parse_line(bad), Reject) and json.loads(bad)["log_row"] == row

@@ -20,7 +20,7 @@ WITH document AS (
         }') AS doc
     FROM log AS row
 ),
-event AS (
+event AS NOT MATERIALIZED (
     SELECT
         coalesce(doc.action_name, 'query') AS action,  -- a document of ubi_queries has none
         nullif(doc.query_id, '') AS query_id,

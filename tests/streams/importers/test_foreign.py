@@ -228,6 +228,14 @@ def test_lines_that_are_no_json_objects_keep_their_bytes_and_their_place(tmp_pat
     assert {one["error"] for one in bad} == {"not a JSON object"}
 
 
+def test_a_line_without_end_is_refused_with_its_beginning(tmp_path: Path) -> None:
+    queries = ["a", "x" * 40_000_000, "b" * 4_100_000]
+    rows = [{"time": number, "session": "s", "query": query} for number, query in enumerate(queries)]
+    first, last, bad = mapped(tmp_path, SEARCHES, ndjson(*rows), "log.ndjson")
+    assert (first["query"], len(last["query"])) == ("a", 4_100_000)
+    assert (bad["row"], bad["text"][:10], 4_000_000 < len(bad["text"]) < 5_500_000) == (2, '{"time": 1', True)
+
+
 def test_a_row_that_cannot_be_read_is_what_every_consumer_refuses(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text(HEAD + "1,s\n")
     (line,) = read_log(tmp_path / "log.csv", Mapping("m", SEARCHES))

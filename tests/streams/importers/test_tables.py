@@ -40,7 +40,7 @@ def converted(folder: Path, content: bytes) -> tuple[list[tuple[str | None, ...]
     ],
 )
 def test_the_first_line_says_delimiter_and_columns(content: bytes, header: Header) -> None:
-    assert read_header(io.BufferedReader(io.BytesIO(content))) == header  # type: ignore[arg-type]
+    assert read_header(io.BufferedReader(io.BytesIO(content))) == header
 
 
 @pytest.mark.parametrize(
