@@ -10,6 +10,7 @@ from typing import Any
 
 import duckdb
 import msgspec
+import pyarrow as pa
 
 from streams.events.schema import printable
 from streams.importers.arrow_rows import BATCH_ROWS, read_rows
@@ -89,6 +90,8 @@ class ForeignLog:
             raise kind(f"{place}: {in_one_line(said)}") from error
         except (OverflowError, TypeError) as error:
             raise kind(f"{place}: a row cannot be written as JSON: {error}") from error
+        except (pa.ArrowException, OSError) as error:  # rows too large for one batch, lists nested too deep
+            raise kind(f"{place}: its rows cannot be read: {in_one_line(str(error))}") from error
 
 
 def encode_event(row: dict[str, Any], embedded: dict[str, str]) -> bytes:

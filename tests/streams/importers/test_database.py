@@ -28,6 +28,13 @@ def con(log: Path, tmp_path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         yield database
 
 
+def quoted(path: Path, quotes: int = 2) -> str:
+    """A path as it is written within a string in a string, by the number of quotes that mean one."""
+    return str(path).replace("'", "'" * quotes)
+
+
+WRITE = "WITH x AS (COPY (SELECT 1) TO ''{log2}'' (USE_TMP_FILE false)) SELECT 1 AS a"
+
 OUTSIDE = [
     "FROM read_csv('{folder}/other.csv')",
     "FROM '{folder}/other.csv'",
@@ -53,7 +60,7 @@ OUTSIDE = [
 
 @pytest.mark.parametrize("sql", OUTSIDE)
 def test_no_other_file_or_address_is_read(sql: str, con: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
-    with pytest.raises(duckdb.Error, match="disabled by configuration"):
+    with pytest.raises(duckdb.Error, match=r"disabled by configuration|may not call"):
         bind_mapping(con, sql.format(folder=tmp_path)).fetchall()
 
 
@@ -71,13 +78,17 @@ def test_neither_the_environment_nor_variables_of_python_are_read(sql: str, con:
         "WITH x AS (COPY log TO '{folder}/out.csv') FROM x",
         "WITH x AS (INSERT INTO log VALUES (1) RETURNING *) FROM x",
         "FROM query('COPY log TO ''{folder}/out.csv''')",
+        f"FROM json_execute_serialized_sql(json_serialize_sql('{WRITE}'))",
+        "FROM query('SELECT 1 AS a')",
+        "SELECT 1 AS a WHERE 1 IN (FROM system.main.Json_Execute_Serialized_Sql(json_serialize_sql('SELECT 1')))",
+        "FROM query_table('log')",
         "FROM enable_logging(storage_path = '{folder}/out.csv')",
         "FROM enable_profiling(save_location = '{folder}/out.csv')",
     ],
 )
 def test_nothing_is_written(sql: str, con: duckdb.DuckDBPyConnection, log: Path, tmp_path: Path) -> None:
     with pytest.raises(duckdb.Error):
-        bind_mapping(con, sql.format(folder=tmp_path, log=str(log).replace("'", "''"))).fetchall()
+        bind_mapping(con, sql.format(folder=tmp_path, log=quoted(log), log2=quoted(log, 4))).fetchall()
     assert log.read_text() == LOG
     assert not (tmp_path / "out.csv").exists()
 

@@ -99,7 +99,7 @@ def test_a_check_says_why_there_is_no_line_and_when_a_mapping_may_be_missing(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["log.csv", "--check"], "log.csv is a table: say with --mapping FILE which column is which field (docs/mappings.md)"),
+        (["log.csv", "--check"], "log.csv is a table: say with --mapping FILE.sql what its columns are (docs/mappings.md)"),
         (["log.csv", "--check", "--mapping", "map.sql"], 'map.sql: Binder Error: Referenced column "t" not found'),
         (["log.csv", "--check", "--mapping", "none.sql"], "none.sql: no such file, and no mapping of that name ships: aol.sql"),
         (["log.csv", "--check", "--mapping", "two.sql"], "two.sql: a mapping is exactly one SELECT, this has SELECT, COPY"),
