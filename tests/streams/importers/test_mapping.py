@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from streams.importers.mapping import MappingError, read_mapping, shipped_names
+from streams.importers.mapping import Mapping, MappingError, read_mapping, shipped_names
 
 
 def test_a_mapping_is_read_from_its_file(tmp_path: Path) -> None:
@@ -71,3 +71,8 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "m.sql").write_bytes(b"SELECT '\xff'")
     with pytest.raises(MappingError, match=r"m\.sql: cannot be read: "):
         read_mapping(tmp_path / "m.sql")
+
+
+def test_a_mapping_made_in_code_is_checked_as_well() -> None:
+    with pytest.raises(MappingError, match=r"^mine: a mapping is exactly one SELECT, this has SELECT, COPY$"):
+        Mapping("mine", "SELECT 1; COPY (SELECT 2) TO 'x.csv'")
