@@ -111,5 +111,5 @@ def _read_lines(source: Source) -> Iterator[bytes]:
 
         return read_parquet(source)
     if bare_name(source.path).endswith(TABLES):
-        raise LogFileError(f"{source.path} is a table: say with --mapping FILE which column is which field (docs/mappings.md)")
+        raise LogFileError(f"{source.path} is a table: say with --mapping FILE.sql what its columns are (docs/mappings.md)")
     return source.lines()
