@@ -188,11 +188,12 @@ def is_too_deep(value: object) -> bool:
     """Return whether a JSON value nests objects and lists more than MAX_DEPTH deep."""
     level = [value]
     for _ in range(MAX_DEPTH + 1):
-        level = [inner for outer in level for inner in _members(outer)]
+        level = [inner for outer in level for inner in members(outer)]
     return bool(level)
 
 
-def _members(value: object) -> Iterable[object]:
+def members(value: object) -> Iterable[object]:
+    """Return the values that a JSON object or list holds, nothing for any other value."""
     if isinstance(value, dict):
         return value.values()
     return value if isinstance(value, list) else ()

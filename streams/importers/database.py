@@ -9,10 +9,12 @@ text as SQL would go around that, so none may be called.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import duckdb
+
+from streams.events.schema import members
 
 SETTINGS = {
     "autoinstall_known_extensions": "false",
@@ -56,13 +58,7 @@ def _functions(con: duckdb.DuckDBPyConnection, sql: str) -> Iterator[str]:
     level = [parsed]
     while level:
         yield from (str(node["function_name"]).lower() for node in level if isinstance(node, dict) and "function_name" in node)
-        level = [inner for node in level for inner in _children(node)]
-
-
-def _children(node: object) -> Iterable[object]:
-    if isinstance(node, dict):
-        return node.values()
-    return node if isinstance(node, list) else ()
+        level = [inner for node in level for inner in members(node)]
 
 
 def _quote(path: Path) -> str:
