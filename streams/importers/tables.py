@@ -43,6 +43,30 @@ class Header:
         return self.delimiter != "\t"
 
 
+class _Blocks:
+    """A table's bytes as UTF-8, each a character of its own, in blocks that do not end with a carriage return while more follow.
+
+    Arrow drops a line feed that begins a block after a carriage return that ended the last one, within quotes as well; its own
+    decoder would cut the blocks anew.
+    """
+
+    closed = False
+
+    def __init__(self, stream: io.BufferedReader) -> None:
+        self._stream = stream
+        self._kept = b""
+
+    def read(self, size: int) -> bytes:
+        """Return the next bytes, at most `size` (2 or more), and none at the end."""
+        more = self._stream.read(max(0, size - len(self._kept)))
+        waiting = self._kept + (more if more.isascii() else more.decode(BYTES).encode())
+        end = min(size, len(waiting))
+        if waiting[end - 1 : end] == b"\r" and (end < len(waiting) or self._stream.peek(1)):
+            end -= 1
+        block, self._kept = waiting[:end], waiting[end:]
+        return block
+
+
 def convert_table(path: Path, target: Path, refuse: Refuse) -> None:
     """Write the rows of a table into a Parquet file. Raises LogFileError."""
     with Source(path) as source, source.reporting():
@@ -111,8 +135,8 @@ def _read_batches(stream: io.BufferedReader, header: Header, refuse: Refuse) -> 
 def _open(stream: io.BufferedReader, header: Header, put_aside: Callable[[Any], str]) -> Any:
     names = [str(place) for place in range(len(header.columns))]
     return arrow_csv.open_csv(
-        stream,
-        arrow_csv.ReadOptions(use_threads=False, block_size=MAX_ROW_BYTES, column_names=names, encoding=BYTES),
+        pa.PythonFile(_Blocks(stream), mode="r"),
+        arrow_csv.ReadOptions(use_threads=False, block_size=MAX_ROW_BYTES, column_names=names),
         arrow_csv.ParseOptions(
             delimiter=header.delimiter,
             quote_char='"' if header.quotes else False,

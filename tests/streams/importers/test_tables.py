@@ -85,7 +85,15 @@ def test_a_table_that_is_cut_short_is_said(tmp_path: Path) -> None:
         converted(tmp_path, packed[:-2000])
 
 
-CELLS = st.text(st.characters(codec="utf-8"), max_size=6) | st.sampled_from(['"', ",", "\n", "\r\n", '",\n"', "ß", ""])
+def test_a_line_end_within_quotes_is_whole_wherever_a_block_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = b'"a","b"\n' + b'"1","2"\n' * 5 + b'"x","\r\n"\n"\r\r\n","q\r"\n'
+    for block in range(40, 70):
+        monkeypatch.setattr(streams.importers.tables, "MAX_ROW_BYTES", block)
+        rows, refused = converted(tmp_path, content)
+        assert (block, rows[-2:], refused) == (block, [("x", "\r\n"), ("\r\r\n", "q\r")], [])
+
+
+CELLS = st.text(st.characters(codec="utf-8"), max_size=6) | st.sampled_from(['"', ",", "\n", "\r\n", "\r", '",\n"', "ß", ""])
 
 
 @given(rows=st.lists(st.tuples(CELLS, CELLS.filter(bool)), max_size=30), block=st.integers(250, 500))
