@@ -24,11 +24,12 @@ torture: $(FILLED)  ## kill workers and broker while 500,000 events flow, then v
 test-full: $(FILLED)  ## the long runs
 	$(BIN)/python -m pytest -m full
 
-lint: $(FILLED)  ## ruff, mypy --strict, import directions
+lint: $(FILLED)  ## ruff, mypy --strict, import directions, declared dependencies
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/deptry --no-ansi .
 
 format: $(FILLED)  ## let ruff lay the code out
 	$(BIN)/ruff check --fix .

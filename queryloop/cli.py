@@ -80,11 +80,26 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="settings file (default: $QUERYLOOP_CONFIG, ./queryloop.toml)"
     )
+    parser.add_argument("--version", action=_Version, help="print the version and leave")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     first = (_add_up, _add_demo, _add_replay, _add_broker, _add_run, _add_releases)
     for add in (*first, _add_status, _add_config, _add_reads, _add_verify, _add_torture, _add_quarantine):
         add(commands)
     return parser
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for: importlib.metadata costs what --help must not."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        """Print the version and leave."""
+        from importlib.metadata import version
+
+        print(f"queryloop {version('queryloop')}")
+        parser.exit()
 
 
 def _add(commands: Any, name: str, about: str, example: str) -> argparse.ArgumentParser:
