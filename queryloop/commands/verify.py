@@ -30,6 +30,7 @@ from streams.emitter.record_batches import MAX_RECORD_BYTES, partition_of
 from streams.events.schema import printable
 from streams.importers.log_files import read_log, session_of
 from streams.importers.mapping import Mapping, read_mapping
+from streams.store.counted_log import check_log
 
 SOURCES = {"kafka": "Kafka", "lake": "the lake", "log": "the log file"}
 
@@ -63,6 +64,7 @@ def _verify_lake(settings: Settings, bars: Progress) -> Verdict:
 
 
 def _verify_log(settings: Settings, path: Path | None, mapping: Mapping | None, bars: Progress) -> Iterator[Verdict]:
+    check_log(settings.data.dir, settings.kafka)
     (settings.data.dir / "run").mkdir(parents=True, exist_ok=True)
     for partition in range(settings.kafka.partitions):
         counts = live_counts(settings, partition) or empty_counts(settings.worker.rules(settings.events))

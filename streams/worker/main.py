@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from streams.brokers.topics import TopicError, TopicUnfit, create_topics, describe_topic
 from streams.runtime.clocks import choose_clock
 from streams.runtime.processes import port_is_free
+from streams.store.counted_log import claim_log
 from streams.worker.settings import StreamsSettings
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class WorkerError(RuntimeError):
 
 
 def run_worker(settings: StreamsSettings) -> None:
-    """Run until SIGTERM or SIGINT. Raises WorkerError when it cannot start or has failed."""
+    """Run until SIGTERM or SIGINT. Raises WorkerError when it cannot start or has failed, SettingsError for another log."""
     bootstrap = settings.kafka.bootstrap
     if not bootstrap:
         raise WorkerError(
@@ -49,6 +50,7 @@ def run_worker(settings: StreamsSettings) -> None:
     worker = settings.worker
     if not port_is_free(worker.host, worker.port):
         raise WorkerError(f"port {worker.port} on {worker.host} is in use: stop what runs there, or set worker.port")
+    claim_log(settings.data.dir, settings.kafka)
     prepare_topics(settings, bootstrap)
     tune_interpreter()
     asyncio.run(_serve(settings, bootstrap))

@@ -38,6 +38,23 @@ def settings(kafka_broker: Broker, unique: str, tmp_path: Path) -> StreamsSettin
     return make_settings(kafka_broker.bootstrap, unique, tmp_path / "data")
 
 
+def test_another_topic_on_the_same_data_folder_is_refused_and_nothing_is_added_up(
+    embedded_broker: Broker, unique: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = make_settings(embedded_broker.bootstrap, unique, tmp_path / "data", static=False)
+    other = make_settings(embedded_broker.bootstrap, f"{unique}.b", tmp_path / "data", static=False)
+    create_topics(embedded_broker.bootstrap, first.kafka)
+    with WorkerProcess(first, tmp_path / "first.log") as worker:
+        await_applied(worker, first, emit(first, [query("one", START)]))
+        worker.stop()
+    with WorkerProcess(other, tmp_path / "other.log") as worker:
+        assert worker.child.sleep(WAIT_S) == Exit.USAGE
+        assert f"count topic {unique}, kafka.topic is {unique}.b" in worker.child.tail()
+    assert ask(other, tmp_path, "verify") == Exit.USAGE
+    assert f"Set kafka.topic to {unique}" in capsys.readouterr().err
+    assert ask(first, tmp_path, "verify") == Exit.DONE
+
+
 @pytest.fixture
 def admin(kafka_broker: Broker) -> Iterator[Any]:
     with KafkaAdminClient(bootstrap_servers=kafka_broker.bootstrap) as client:
