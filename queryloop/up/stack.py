@@ -24,7 +24,7 @@ from streams.brokers.jars import KafkaUnavailable
 from streams.brokers.topics import KafkaSettings, TopicError, create_topics
 from streams.runtime.atomic_files import replace_file
 from streams.runtime.environment import to_environ
-from streams.runtime.processes import Child, ProcessError, free_port, port_is_free
+from streams.runtime.processes import Child, ProcessError, describe_busy_port, free_port, port_is_free
 from streams.store.counted_log import check_log
 from trainers.jobs.ledger import Ledger, LedgerError
 from trainers.jobs.processes import count_cores
@@ -184,7 +184,7 @@ def _refuse_busy_ports(settings: Settings, rooms: Sequence[str]) -> None:
     for room, name, section in (("streams", "worker", settings.worker), ("serving", "serving", settings.serving)):
         if room in rooms and not port_is_free(section.host, section.port):
             raise UpError(
-                f"port {section.port} on {section.host} is in use: stop what runs there, or choose another one with "
+                f"{describe_busy_port(section.host, section.port)}: stop what runs there, or choose another one with "
                 f"{name}.port (QUERYLOOP_{name.upper()}_PORT)"
             )
 

@@ -67,6 +67,12 @@ class KafkaSettings(BaseModel, frozen=True, extra="forbid"):
     broker: Literal["embedded", "kafka"] = Field(
         default="embedded", description="the broker to run when there is no external one"
     )
+    port: int = Field(
+        default=9092,
+        ge=0,
+        le=65_535,
+        description="port on loopback of the broker that runs here, the same at each start; 0: any free one, which changes",
+    )
     topic: str = Field(default="events", pattern=NAME, description="topic of all events")
     quarantine_topic: str = Field(default="events.quarantine", pattern=NAME, description="topic of events that cannot be used")
     partitions: int = Field(default=4, ge=1, le=1000, description="partitions of each topic, and so the number of shards")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from streams.brokers.topics import TopicError, TopicUnfit, create_topics, describe_topic
 from streams.runtime.clocks import choose_clock
-from streams.runtime.processes import port_is_free
+from streams.runtime.processes import describe_busy_port, port_is_free
 from streams.store.counted_log import claim_log
 from streams.worker.settings import StreamsSettings
 
@@ -49,7 +49,7 @@ def run_worker(settings: StreamsSettings) -> None:
         )
     worker = settings.worker
     if not port_is_free(worker.host, worker.port):
-        raise WorkerError(f"port {worker.port} on {worker.host} is in use: stop what runs there, or set worker.port")
+        raise WorkerError(f"{describe_busy_port(worker.host, worker.port)}: stop what runs there, or set worker.port")
     claim_log(settings.data.dir, settings.kafka)
     prepare_topics(settings, bootstrap)
     tune_interpreter()
