@@ -161,7 +161,7 @@ def _add_replay(commands: Any) -> None:
 def _add_broker(commands: Any) -> None:
     parser = _add(commands, "broker", "run a broker alone until Ctrl-C", "queryloop broker --broker kafka --port 9092")
     parser.add_argument("--broker", choices=BROKERS, help=BROKER_HELP)
-    parser.add_argument("--port", type=_port, default=9092, help="port on loopback, 0 for any (default: 9092)")
+    parser.add_argument("--port", type=_port, help="port on loopback, 0 for any (default: kafka.port, 9092)")
 
 
 def _add_run(commands: Any) -> None:

@@ -16,8 +16,8 @@ def run(options: argparse.Namespace) -> int:
     return run_broker(read_settings(options), options.port)
 
 
-def run_broker(settings: Settings, port: int) -> int:
-    """Start the broker at `port` (0: any free one), create the topics, print how to reach it and wait for a signal."""
+def run_broker(settings: Settings, port: int | None) -> int:
+    """Start the broker at `port` (None: kafka.port, 0: any free one), create the topics, print its address, wait for a signal."""
     signals = {signal.SIGINT, signal.SIGTERM}
     with choose_broker(settings.kafka, settings.data.dir, port) as broker:
         create_topics(broker.bootstrap, settings.kafka)

@@ -25,11 +25,12 @@ from queryloop.verify.lake_verification import verify_lake
 from queryloop.verify.shard_verification import Log, Verdict, empty_counts, rows, unverifiable, verify_shard
 from queryloop.verify.topic_reader import open_partition
 from streams.api.snapshot import Counts
-from streams.brokers.topics import topic_id
+from streams.brokers.topics import describe_topic, topic_id
 from streams.emitter.record_batches import MAX_RECORD_BYTES, partition_of
 from streams.events.schema import printable
 from streams.importers.log_files import read_log, session_of
 from streams.importers.mapping import Mapping, read_mapping
+from streams.store.counted_log import check_log
 
 SOURCES = {"kafka": "Kafka", "lake": "the lake", "log": "the log file"}
 
@@ -63,6 +64,7 @@ def _verify_lake(settings: Settings, bars: Progress) -> Verdict:
 
 
 def _verify_log(settings: Settings, path: Path | None, mapping: Mapping | None, bars: Progress) -> Iterator[Verdict]:
+    check_log(settings.data.dir, settings.kafka)
     (settings.data.dir / "run").mkdir(parents=True, exist_ok=True)
     for partition in range(settings.kafka.partitions):
         counts = live_counts(settings, partition) or empty_counts(settings.worker.rules(settings.events))
@@ -74,24 +76,42 @@ def _verify_log(settings: Settings, path: Path | None, mapping: Mapping | None, 
                 continue
             counted = replace(log, records=_count(log.records, bars, bar))
             yield verify_shard(partition, counts, counted, settings.events, Path(folder), round(time.time() * 1e6))
+    if path is None:
+        yield from _verify_uncounted(settings)
+
+
+def _verify_uncounted(settings: Settings) -> Iterator[Verdict]:
+    """Yield a verdict for each partition of the topic that has no shard."""
+    topic, partitions = describe_topic(_bootstrap(settings), settings.kafka.topic), settings.kafka.partitions
+    for partition in range(partitions, topic.partitions):
+        why = f"no shard counts this partition: topic {topic.name} has {topic.partitions}, kafka.partitions is {partitions}"
+        yield unverifiable(partition, empty_counts(settings.worker.rules(settings.events)), why)
+
+
+def _bootstrap(settings: Settings) -> str:
+    bootstrap = settings.kafka.bootstrap or read_running(settings.data.dir).get("bootstrap")
+    if not bootstrap:
+        raise CommandError("no broker runs here: start it, set QUERYLOOP_KAFKA_BOOTSTRAP, or use --from-lake", Exit.UNAVAILABLE)
+    return str(bootstrap)
 
 
 @contextmanager
 def _read_topic(settings: Settings, partition: int, counts: Counts) -> Iterator[Log | Verdict]:
     """Yield the shard's log, or a verdict where it is another log than the shard has counted."""
-    bootstrap = settings.kafka.bootstrap or read_running(settings.data.dir).get("bootstrap")
-    if not bootstrap:
-        raise CommandError("no broker runs here: start it, set QUERYLOOP_KAFKA_BOOTSTRAP, or use --from-lake", Exit.UNAVAILABLE)
-    next_offset = counts.next_offset or 0
+    bootstrap, next_offset = _bootstrap(settings), counts.next_offset or 0
     if counts.topic_id is not None and (now := topic_id(bootstrap, settings.kafka.topic)) != counts.topic_id:
         yield unverifiable(partition, counts, f"the shard has counted topic {counts.topic_id}, on the broker is {now}")
         return
     with open_partition(bootstrap, settings.kafka.topic, partition) as reader:
+        if counts.next_offset is not None and reader.first > next_offset:
+            why = f"the log begins at offset {reader.first}, the shard has counted to {next_offset}: what lies between is lost"
+            yield unverifiable(partition, counts, why)
+            return
         if reader.end < next_offset and settings.kafka.broker != "embedded":
             yield unverifiable(partition, counts, f"the log ends at offset {reader.end}, the shard has counted to {next_offset}")
             return
         removed_until_us = reader.removed_until_us(counts.rules.future_tolerance_us, next_offset)
-        yield Log(reader.read(next_offset), removed_until_us)
+        yield Log(reader.read(next_offset), removed_until_us, missing=reader.missing)
 
 
 @contextmanager

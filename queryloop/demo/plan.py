@@ -105,7 +105,7 @@ def make_settings(given: Settings, plan: DemoPlan, work: Path) -> Settings:
     sections: dict[str, dict[str, Any]] = {
         "data": {"dir": work},
         # The embedded broker admits a worker only after most of its session timeout.
-        "kafka": {**given.kafka.model_dump(), "session_timeout_s": 6.0},
+        "kafka": {**given.kafka.model_dump(), "port": 0, "session_timeout_s": 6.0},
         "worker": {"port": free_port(), "static": given.kafka.broker != "embedded"},
         # Every batch costs the worker a transaction in each shard: fewer, larger ones leave the two cores to the training.
         "emitter": {"linger_ms": 400.0},

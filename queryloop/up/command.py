@@ -25,7 +25,8 @@ def run(options: argparse.Namespace) -> int:
     try:
         with Stack(settings, print_line=_print) as stack:
             _wait_for_interrupt(
-                f"ready in {time.monotonic() - started:.1f} s: serving {stack.urls.serving}, worker {stack.urls.worker}/status",
+                f"ready in {time.monotonic() - started:.1f} s: serving {stack.urls.serving}, worker {stack.urls.worker}/status, "
+                f"broker {stack.bootstrap} (products: QUERYLOOP_KAFKA_BOOTSTRAP)",
                 *([] if answers_http(f"{stack.urls.serving}/readyz") else [NO_RELEASE]),
                 f"logs in {settings.data.dir / 'logs'}; Ctrl-C stops everything",
             )

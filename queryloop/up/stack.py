@@ -24,7 +24,8 @@ from streams.brokers.jars import KafkaUnavailable
 from streams.brokers.topics import KafkaSettings, TopicError, create_topics
 from streams.runtime.atomic_files import replace_file
 from streams.runtime.environment import to_environ
-from streams.runtime.processes import Child, ProcessError, free_port, port_is_free
+from streams.runtime.processes import Child, ProcessError, describe_busy_port, free_port, port_is_free
+from streams.store.counted_log import check_log
 from trainers.jobs.ledger import Ledger, LedgerError
 from trainers.jobs.processes import count_cores
 
@@ -52,7 +53,7 @@ class Urls:
 class Stack:
     """The processes of one machine, as a context manager: ready on entry, all stopped on exit.
 
-    Entering raises UpError, after what was started is stopped again."""
+    Entering raises UpError or SettingsError, after what was started is stopped again."""
 
     def __init__(self, settings: Settings, rooms: Sequence[str] = ROOMS, print_line: PrintLine | None = None) -> None:
         self.settings = _with_ports(settings)
@@ -102,6 +103,7 @@ class Stack:
         folder = self.settings.data.dir
         self._open.callback(self._watcher.end)
         self._open.enter_context(_lock_folder(folder))
+        check_log(folder, self.settings.kafka)
         _refuse_busy_ports(self.settings, self.rooms)
         self._open.enter_context(self.broker)
         create_topics(self.bootstrap, self.settings.kafka)
@@ -182,7 +184,7 @@ def _refuse_busy_ports(settings: Settings, rooms: Sequence[str]) -> None:
     for room, name, section in (("streams", "worker", settings.worker), ("serving", "serving", settings.serving)):
         if room in rooms and not port_is_free(section.host, section.port):
             raise UpError(
-                f"port {section.port} on {section.host} is in use: stop what runs there, or choose another one with "
+                f"{describe_busy_port(section.host, section.port)}: stop what runs there, or choose another one with "
                 f"{name}.port (QUERYLOOP_{name.upper()}_PORT)"
             )
 

@@ -6,7 +6,7 @@ The recount of one shard goes into a DuckDB file of its own that spills to disk,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
@@ -117,12 +117,13 @@ class Log:
     """A partition's lines for the recount.
 
     `removed_until_us` is None when they begin with the first one ever, else a time that no missing event is later than. `ended`:
-    no click is pending any more.
+    no click is pending any more. `missing` has offsets of lost records between others, once the records are read.
     """
 
     records: Iterable[LogRecord]
     removed_until_us: int | None = None
     ended: bool = False
+    missing: Sequence[int] = ()
 
 
 def empty_counts(rules: CountingRules) -> Counts:
@@ -157,7 +158,7 @@ def _compare(
     held = {day for (day,) in con.execute(LIVE_DAYS).fetchall()}
     left_out = dict(_left_out(counts, log, held | set(recount_queries.recounted_days(con)), held))
     days = sorted((held | set(recount_queries.recounted_days(con))).difference(left_out))
-    doubts = _doubts(counts)
+    doubts = [*_doubts(counts), *_holes(log.missing)]
     for day in [] if doubts else days:
         con.execute(WINDOWS_DIFFER, {"day": day})
         con.execute(PAIRS_DIFFER, {"day": day})
@@ -184,6 +185,12 @@ def _doubts(counts: Counts) -> list[str]:
             f"the topic was created anew: {counts.earlier_events} of the shard's {counts.events} lines are from the one before"
         ]
     return []
+
+
+def _holes(missing: Sequence[int]) -> list[str]:
+    if not missing:
+        return []
+    return [f"the log has no record at offset {min(missing)}, though it has later ones: compaction removes records"]
 
 
 def account_differences(counts: Counts, account: Counter[str], lines: int, doubtful: Counter[str]) -> dict[str, tuple[int, int]]:

@@ -1,18 +1,24 @@
-"""Reads one partition of the event topic from its beginning up to an offset, in no consumer group."""
+"""Reads one partition of the event topic from its beginning up to an offset, in no consumer group.
+
+Only committed records are read. Records that are gone from the middle of the log are noted, since a recount without them proves
+nothing.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from queryloop.verify.arrivals import LogRecord
 from streams.events.schema import MAX_TS_US
+from streams.worker.fetches import committed_batches, fetch_unpacked, find_missing
 
 if TYPE_CHECKING:
     from aiokafka import AIOKafkaConsumer, TopicPartition
+    from aiokafka.consumer.fetcher import PartitionRecords
 
 FETCH_BYTES = 8 * 1024 * 1024
 SILENCE_S = 30.0
@@ -25,29 +31,63 @@ class TopicReadError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
+class _Fetched:
+    """One response: its committed records, the offsets of batches that were passed over, and the offset after it."""
+
+    next_offset: int
+    records: list[LogRecord]
+    passed: list[range]
+
+
+def _unpack(partition: int, fetched: PartitionRecords) -> _Fetched:
+    begin = fetched.next_fetch_offset
+    records: list[LogRecord] = []
+    passed: list[range] = []
+    for batch, counts in committed_batches(fetched):
+        if not counts:
+            passed.append(range(max(begin, batch.base_offset), batch.next_offset))
+            continue
+        for record in batch:
+            if record.offset >= begin:
+                records.append((record.offset, None if record.timestamp < 0 else record.timestamp * 1000, record.value))
+    return _Fetched(fetched.next_fetch_offset, records, passed)
+
+
+@dataclass(frozen=True, slots=True)
 class PartitionReader:
-    """An open partition. `first` is the first offset that the log still has, `end` the one that the next record will get."""
+    """An open partition. `first` is the first offset that the log still has, `end` the one up to which it can be read.
+
+    `missing` gets the first lost offset of each fetched response that lacks records, while they are read.
+    """
 
     first: int
     end: int
     _consumer: AIOKafkaConsumer
     _partition: TopicPartition
     _run: Callable[[Coroutine[Any, Any, Any]], Any]
+    missing: list[int] = field(default_factory=list)
 
     def read(self, next_offset: int) -> Iterator[LogRecord]:
         """Yield the records below `next_offset`. Raises TopicReadError when nothing arrives for SILENCE_S."""
         position, quiet_s = self.first, 0.0
         while position < next_offset:
-            records = self._run(self._consumer.getmany(self._partition, timeout_ms=POLL_MS)).get(self._partition, [])
-            for record in records:
-                if record.offset < next_offset:
-                    yield record.offset, None if record.timestamp < 0 else record.timestamp * 1000, record.value
-            before, position = position, self._run(self._consumer.position(self._partition))
-            quiet_s = 0.0 if position > before else quiet_s + POLL_MS / 1000
+            found = self._run(fetch_unpacked(self._consumer._fetcher, {self._partition}, POLL_MS / 1000, _unpack))
+            fetched = found.get(self._partition, _Fetched(position, [], []))
+            self._note_missing(fetched, range(position, min(fetched.next_offset, next_offset)))
+            yield from (record for record in fetched.records if record[0] < next_offset)
+            quiet_s = 0.0 if fetched.next_offset > position else quiet_s + POLL_MS / 1000
+            position = max(position, fetched.next_offset)
             if quiet_s >= SILENCE_S:
                 raise TopicReadError(
                     f"{self._partition}: nothing arrived after offset {position} for {SILENCE_S:g} s; wanted {next_offset}"
                 )
+
+    def _note_missing(self, fetched: _Fetched, covered: range) -> None:
+        offsets = [record[0] for record in fetched.records if record[0] in covered]
+        passed = [range(max(one.start, covered.start), min(one.stop, covered.stop)) for one in fetched.passed]
+        missing = find_missing(covered, offsets, passed)
+        if missing is not None:
+            self.missing.append(missing)
 
     def removed_until_us(self, tolerance_us: int, next_offset: int) -> int | None:
         """Return a time (microseconds) that no removed event is later than, None when the log still has its beginning.
@@ -94,6 +134,7 @@ async def _start(bootstrap: str, place: TopicPartition) -> AIOKafkaConsumer:
         auto_offset_reset="none",
         max_partition_fetch_bytes=FETCH_BYTES,
         fetch_max_wait_ms=50,
+        isolation_level="read_committed",
     )
     try:
         await consumer.start()

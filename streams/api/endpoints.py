@@ -144,6 +144,7 @@ async def _answer_lag(fan_out: FanOut, params: ReadParams, parts: Parts) -> Answ
     return {
         "records": _sum_or_none(part["records"] for part in found),
         "events": _sum_or_none(part["events"] for part in found),
+        "open_transaction_records": _sum_or_none(part["open_transaction_records"] for part in found),
         "seconds": _max_or_none(part["seconds"] for part in found),
         "event_time_seconds": min((part["event_time_seconds"] for part in found if part["latest_ts"] is not None), default=None),
         "shards": {str(partition): part for partition, part in sorted(parts.found.items())},

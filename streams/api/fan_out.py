@@ -19,11 +19,11 @@ from streams.api.lag import describe_lag
 from streams.api.metrics import describe_histogram
 from streams.api.peers import Peers
 from streams.store.held_shards import HeldShards, shard_path
-from streams.store.progress import Progress
+from streams.store.progress import LogEnd, Progress
 from streams.store.shard import ShardTotals
 
 ReadLocal = Callable[[frozenset[int]], Awaitable[Mapping[int, Any]]]
-FindEndOffset = Callable[[int], int | None]
+FindEnd = Callable[[int], LogEnd | None]
 
 
 class PartitionsMissing(RuntimeError):
@@ -46,7 +46,7 @@ class Parts:
 
 
 class FanOut:
-    """Reads all shards of the worker group from one worker. `find_end_offset` returns the end offset of a partition's log."""
+    """Reads all shards of the worker group from one worker. `find_end` returns the end of a partition's log."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class FanOut:
         partitions: int,
         shards: HeldShards,
         peers: Peers,
-        find_end_offset: FindEndOffset,
+        find_end: FindEnd,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.name = name
@@ -64,7 +64,7 @@ class FanOut:
         self.clock = clock
         self.priors = PriorCache()
         self.prior_lock = asyncio.Lock()
-        self._find_end_offset = find_end_offset
+        self._find_end = find_end
 
     async def gather(self, path: str, parameters: Mapping[str, Any], read: ReadLocal, partial: bool) -> Parts:
         """Return every shard's part of a read. Raises PartitionsMissing unless `partial`."""
@@ -102,7 +102,7 @@ class FanOut:
 
     def _lag_part(self, partition: int, totals: ShardTotals) -> dict[str, Any]:
         progress = self.shards.progress.get(partition, Progress())
-        return describe_lag(totals, progress, self._find_end_offset(partition), self.clock())
+        return describe_lag(totals, progress, self._find_end(partition), self.clock())
 
 
 def describe_totals(partition: int, totals: ShardTotals) -> dict[str, Any]:

@@ -25,6 +25,7 @@ COUNTS = {
 LAGS = {
     "lag_records": ("records", "Records in the log that are not applied yet"),
     "lag_events": ("events", "Events not applied yet, estimated by the events a record of late"),
+    "open_transaction_records": ("open_transaction_records", "Records that wait for the end of a producer's transaction"),
     "lag_seconds": ("seconds", "Age of the last applied record while the shard is behind the log, else 0"),
     "event_time_lag_seconds": ("event_time_seconds", "Age of the latest event by its own time"),
 }

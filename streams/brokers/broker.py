@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from streams.brokers.jars import KafkaUnavailable
 from streams.brokers.node import HOST, START_TIMEOUT_S, KafkaNode
-from streams.runtime.processes import Child, ProcessError, accepts, free_port, port_is_free
+from streams.runtime.processes import Child, ProcessError, accepts, describe_busy_port, free_port, port_is_free
 
 if TYPE_CHECKING:
     from streams.brokers.topics import KafkaSettings
@@ -63,7 +63,8 @@ class _LocalBroker(ABC):
             self._port = free_port(HOST)
         elif not port_is_free(HOST, self._port):
             raise BrokerError(
-                f"port {self._port} on {HOST} is in use: stop what runs there, or choose another port for the {self.kind} broker"
+                f"{describe_busy_port(HOST, self._port)}: stop what runs there, or choose another port for the {self.kind} "
+                "broker with kafka.port (QUERYLOOP_KAFKA_PORT; 0: any free one)"
             )
         self.child = self._launch()
         try:
@@ -174,10 +175,14 @@ class ExternalBroker:
         """Do nothing: others run it."""
 
 
-def choose_broker(kafka: KafkaSettings, data_dir: Path, port: int = 0) -> Broker:
-    """Return the broker that the settings name: an external one where `kafka.bootstrap` is set, else `kafka.broker`."""
+def choose_broker(kafka: KafkaSettings, data_dir: Path, port: int | None = None) -> Broker:
+    """Return the broker that the settings name: an external one where `kafka.bootstrap` is set, else `kafka.broker`.
+
+    It listens on `port`, by default `kafka.port`.
+    """
     if kafka.bootstrap:
         return ExternalBroker(kafka.bootstrap)
+    port = kafka.port if port is None else port
     return KafkaBroker(data_dir, port) if kafka.broker == "kafka" else EmbeddedBroker(port)
 
 

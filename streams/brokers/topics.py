@@ -5,15 +5,19 @@ A topic's id, not its name, identifies the log: a broker that lost its disk has 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, model_validator
 
 if TYPE_CHECKING:
     from streams.brokers.clients import KafkaAdminClient
+
+log = logging.getLogger(__name__)
 
 NAME = r"^[a-zA-Z0-9._-]{1,249}$"
 TIMEOUT_S = 30.0
@@ -28,12 +32,46 @@ class TopicError(RuntimeError):
     """A topic that cannot be created or read as set; the text names topic, broker and what to do."""
 
 
+class TopicUnfit(TopicError):
+    """A topic that cannot be counted exactly, though it is there; the text says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicState:
+    """A topic on its broker: its id, its number of partitions, and its cleanup.policy, "" where the broker does not tell it."""
+
+    name: str
+    topic_id: str
+    partitions: int
+    cleanup_policy: str = ""
+
+    def check(self, partitions: int) -> None:
+        """Raise TopicUnfit when the topic has another number of partitions than its shards, or loses records to compaction."""
+        if self.partitions != partitions:
+            raise TopicUnfit(
+                f"topic {self.name} has {self.partitions} partitions, and is counted in {partitions} shards: sessions have moved "
+                "between partitions, so their events cannot be joined. Create a topic with the new number of partitions, and "
+                "replay the events into it with another data.dir (docs/scaling.md)"
+            )
+        if "compact" in self.cleanup_policy:
+            raise TopicUnfit(
+                f"topic {self.name} has cleanup.policy={self.cleanup_policy}: compaction keeps only the last record of a session "
+                "and removes the events before it. Set cleanup.policy=delete, or name another topic in kafka.topic"
+            )
+
+
 class KafkaSettings(BaseModel, frozen=True, extra="forbid"):
     """Which broker has the log, and the names of its topics (section `kafka`)."""
 
     bootstrap: str | None = Field(default=None, min_length=1, description="host:port of an external broker; overrides `broker`")
     broker: Literal["embedded", "kafka"] = Field(
         default="embedded", description="the broker to run when there is no external one"
+    )
+    port: int = Field(
+        default=9092,
+        ge=0,
+        le=65_535,
+        description="port on loopback of the broker that runs here, the same at each start; 0: any free one, which changes",
     )
     topic: str = Field(default="events", pattern=NAME, description="topic of all events")
     quarantine_topic: str = Field(default="events.quarantine", pattern=NAME, description="topic of events that cannot be used")
@@ -103,13 +141,39 @@ def topic_id(bootstrap: str, topic: str, timeout_s: float = TIMEOUT_S) -> str:
     return _request(bootstrap, timeout_s, lambda admin: str(_describe(admin, topic, bootstrap)["topic_id"]))
 
 
+def describe_topic(bootstrap: str, topic: str, timeout_s: float = TIMEOUT_S) -> TopicState:
+    """Return a topic's state; raise TopicError when there is no such topic."""
+    return _request(bootstrap, timeout_s, lambda admin: _describe_state(admin, topic, bootstrap))
+
+
+def _describe_state(admin: KafkaAdminClient, topic: str, bootstrap: str) -> TopicState:
+    found = _describe(admin, topic, bootstrap)
+    return TopicState(topic, str(found["topic_id"]), len(found["partitions"]), _cleanup_policy(admin, topic))
+
+
+def _cleanup_policy(admin: KafkaAdminClient, topic: str) -> str:
+    """Return a topic's cleanup.policy; "" from a broker without it (the embedded one), or without the right DESCRIBE_CONFIGS."""
+    from kafka.admin import ConfigResource, ConfigResourceType
+    from kafka.errors import KafkaError
+
+    try:
+        found = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)], config_filter="all")
+    except KafkaError as error:
+        log.info("event=cleanup_policy_unknown topic=%s error=%r", topic, error)
+        return ""
+    policy: str = found.get("topic", {}).get(topic, {}).get("cleanup.policy", {}).get("value", "")
+    return policy
+
+
 def describe_partitions(bootstrap: str, topic: str, timeout_s: float = TIMEOUT_S) -> list[dict[str, Any]]:
     """Return Kafka's metadata of each partition (`partition_index`, `leader_id`, `isr_nodes` and so on). Raises TopicError."""
     return _request(bootstrap, timeout_s, lambda admin: list(_describe(admin, topic, bootstrap)["partitions"]))
 
 
 def end_offsets(bootstrap: str, topic: str, timeout_s: float = TIMEOUT_S) -> dict[int, int]:
-    """Return, for each partition, the offset that the next record will get; raise TopicError when there is no such topic.
+    """Return, for each partition, the offset up to which it can be read; raise TopicError when there is no such topic.
+
+    It is the offset that the next record will get, or before that the first one of a transaction that is still open.
 
     The embedded broker answers with the first offset of the last Kafka batch plus one: right only when a batch is one record, as
     the emitter's are. With other producers use real Kafka.
@@ -122,7 +186,8 @@ def _list_ends(admin: KafkaAdminClient, topic: str, bootstrap: str) -> dict[int,
     from kafka.admin import OffsetSpec
 
     partitions = [one["partition_index"] for one in _describe(admin, topic, bootstrap)["partitions"]]
-    found = admin.list_partition_offsets({TopicPartition(topic, number): OffsetSpec.LATEST for number in partitions})
+    wanted = {TopicPartition(topic, number): OffsetSpec.LATEST for number in partitions}
+    found = admin.list_partition_offsets(wanted, isolation_level="read_committed")
     return {partition.partition: int(found[partition].offset) for partition in sorted(found)}
 
 

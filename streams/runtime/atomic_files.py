@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,6 +40,24 @@ def replacing_file(path: Path, *, durable: bool, shared: bool = False) -> Iterat
         raise
     if durable:
         sync(path.parent)
+
+
+def create_file(path: Path, content: bytes) -> None:
+    """Write a file if there is none; of several processes that do so at once one succeeds, and none sees a part of it."""
+    if path.exists():
+        return
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".writing", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        temporary.chmod(0o644)  # other users read it, as they do the files beside it
+        sync(temporary)
+        with suppress(FileExistsError):  # another process was first
+            os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync(path.parent)
 
 
 @contextmanager

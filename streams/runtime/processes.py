@@ -64,6 +64,22 @@ def port_is_free(host: str, port: int) -> bool:
     return True
 
 
+def describe_busy_port(host: str, port: int) -> str:
+    """Return "port P on HOST is in use", and by which process if this user may know."""
+    import psutil
+
+    try:
+        holders = {
+            one.pid
+            for one in psutil.net_connections("tcp")
+            if one.status == psutil.CONN_LISTEN and one.laddr and one.laddr.port == port and one.pid is not None
+        }
+        names = [f"process {pid} ({psutil.Process(pid).name()})" for pid in sorted(holders)]
+    except psutil.Error:  # another user's process, or one that has just ended
+        names = []
+    return f"port {port} on {host} is in use{' by ' if names else ''}{', '.join(names)}"
+
+
 def accepts(host: str, port: int) -> bool:
     """Return whether something accepts a TCP connection there."""
     try:

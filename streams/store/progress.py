@@ -15,6 +15,17 @@ PREVIOUS_WEIGHT = 0.8
 
 
 @dataclass(frozen=True, slots=True)
+class LogEnd:
+    """The end of a partition's log: `stable` is the offset up to which it can be read, `last` the one that the next record gets.
+
+    They differ while a transaction is open (Kafka's last stable offset and high watermark).
+    """
+
+    stable: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """A partition's progress: Kafka timestamp of the last applied record (milliseconds), moving average of events per record."""
 

@@ -17,7 +17,7 @@ from aiokafka.errors import KafkaError
 from faust.exceptions import NotReady, ProducerSendError
 from faust.types import TP
 
-from streams.brokers.topics import KafkaSettings, topic_id
+from streams.brokers.topics import KafkaSettings, TopicUnfit, describe_topic
 from streams.lake.files import open_lake
 from streams.store.held_shards import HeldShards
 from streams.store.shard import Shard
@@ -49,9 +49,10 @@ def make_app(settings: StreamsSettings, bootstrap: str, shards: HeldShards) -> W
     topic_watch = TopicWatch(bootstrap, settings.kafka, shards)
 
     async def seek_offsets(assigned: set[TP], generation: int) -> dict[TP, int]:
-        current_id = await asyncio.to_thread(topic_id, bootstrap, settings.kafka.topic)
+        topic = await asyncio.to_thread(describe_topic, bootstrap, settings.kafka.topic)
+        topic.check(settings.kafka.partitions)
         earliest = await app.consumer.earliest_offsets(*assigned)
-        offsets = await shards.assign({tp.partition: offset for tp, offset in earliest.items()}, current_id, generation)
+        offsets = await shards.assign({tp.partition: offset for tp, offset in earliest.items()}, topic.topic_id, generation)
         return {tp: offsets[tp.partition] for tp in assigned}
 
     app = WorkerApp(
@@ -117,8 +118,11 @@ def _watch_topic(app: WorkerApp, kafka: KafkaSettings, shards: HeldShards, topic
     committed: dict[TP, int] = {}
 
     async def watch() -> None:
-        if not await topic_watch.is_same() and shards.totals():
-            await app.consumer.perform_seek()
+        try:
+            if not await topic_watch.is_same() and shards.totals():
+                await app.consumer.perform_seek()
+        except TopicUnfit as error:
+            await app.crash(error)
 
     async def commit() -> None:
         await commit_offsets(app, kafka.topic, shards, committed)

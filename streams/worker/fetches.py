@@ -2,24 +2,26 @@
 
 aiokafka makes a `ConsumerRecord` of each record in Python, which costs more than all other steps from the socket on. Here its C
 extension unpacks a whole response into (offset, value) pairs. The offsets that a run covers are read from Kafka's record batches,
-so the offsets of transaction markers are no gaps.
+so transaction markers and the records of aborted transactions are no gaps, while records that compaction removed are one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
+from typing import Any, TypeVar
 
-from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
+from aiokafka.consumer.fetcher import READ_COMMITTED, Fetcher, FetchResult, PartitionRecords
 from aiokafka.errors import CorruptRecordException
 from faust.types import TP
 
 from streams.store.offset_range import OffsetRange
 
 Records = list[tuple[int, bytes | None]]
+Run = TypeVar("Run")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,6 +30,7 @@ class FetchedRun:
 
     A tombstone's value is None. `timestamp_ms` is the Kafka timestamp of the last record, None without records. `generation` is
     the number of the seek before the fetch: a run from before the last seek is dropped, since its records are fetched again.
+    `missing` is the first offset in this range whose record the log has lost, None without one.
     """
 
     partition: int
@@ -36,6 +39,7 @@ class FetchedRun:
     next_offset: int
     timestamp_ms: int | None = None
     generation: int = 0
+    missing: int | None = None
 
     @property
     def size(self) -> int:
@@ -56,7 +60,14 @@ def to_offset_range(runs: Sequence[FetchedRun]) -> OffsetRange:
 
 
 async def fetch_runs(fetcher: Fetcher, partitions: Collection[TP], timeout: float) -> dict[TP, FetchedRun]:
-    """Return one run for each of these partitions that has fetched records; wait up to `timeout` seconds for the first.
+    """Return one run for each of these partitions that has fetched records; wait up to `timeout` seconds for the first."""
+    return await fetch_unpacked(fetcher, partitions, timeout, unpack_run)
+
+
+async def fetch_unpacked(
+    fetcher: Fetcher, partitions: Collection[TP], timeout: float, unpack: Callable[[int, PartitionRecords], Run]
+) -> dict[TP, Run]:
+    """Return what `unpack` makes of each partition's response; wait up to `timeout` seconds for the first.
 
     It replaces aiokafka's `Fetcher.fetched_records`.
     """
@@ -64,7 +75,7 @@ async def fetch_runs(fetcher: Fetcher, partitions: Collection[TP], timeout: floa
     while True:
         if fetcher._subscriptions.reassignment_in_progress:
             await fetcher._subscriptions.wait_for_assignment()
-        runs = _pop_fetched(fetcher, partitions)
+        runs = _pop_fetched(fetcher, partitions, unpack)
         left = deadline - time.monotonic()
         if runs or left <= 0:
             return runs
@@ -77,8 +88,8 @@ async def fetch_runs(fetcher: Fetcher, partitions: Collection[TP], timeout: floa
         waiter.result()  # raises when the group may not read the topic
 
 
-def _pop_fetched(fetcher: Fetcher, partitions: Collection[TP]) -> dict[TP, FetchedRun]:
-    runs: dict[TP, FetchedRun] = {}
+def _pop_fetched(fetcher: Fetcher, partitions: Collection[TP], unpack: Callable[[int, PartitionRecords], Run]) -> dict[TP, Run]:
+    runs: dict[TP, Run] = {}
     for tp in list(fetcher._records):
         if tp not in partitions:
             if not fetcher._subscriptions.is_assigned(tp):
@@ -91,12 +102,12 @@ def _pop_fetched(fetcher: Fetcher, partitions: Collection[TP]) -> dict[TP, Fetch
         fetcher._notify(fetcher._wait_consume_future)
         if not isinstance(found, FetchResult):
             found.check_raise()
-        elif (run := _pop_run(tp, found)) is not None:
+        elif (run := _pop_run(tp, found, unpack)) is not None:
             runs[tp] = run
     return runs
 
 
-def _pop_run(tp: TP, found: FetchResult) -> FetchedRun | None:
+def _pop_run(tp: TP, found: FetchResult, unpack: Callable[[int, PartitionRecords], Run]) -> Run | None:
     """Unpack a partition's response and advance its position; None when a seek has changed the position meanwhile.
 
     A response refers to itself by its iterator, which is cleared: else it would keep its megabytes until a garbage collection.
@@ -105,7 +116,7 @@ def _pop_run(tp: TP, found: FetchResult) -> FetchedRun | None:
     try:
         if not found.check_assignment(tp) or not found.has_more():
             return None
-        run = unpack_run(tp.partition, fetched)
+        run = unpack(tp.partition, fetched)
         found._update_position()
         return run
     finally:
@@ -113,17 +124,50 @@ def _pop_run(tp: TP, found: FetchResult) -> FetchedRun | None:
 
 
 def unpack_run(partition: int, fetched: PartitionRecords) -> FetchedRun:
-    """Return the records of a response from its fetch offset on. Raises CorruptRecordException for a wrong checksum."""
+    """Return the committed records of a response from its fetch offset on. Raises CorruptRecordException for a wrong checksum."""
     fetch_offset, first, timestamp_ms = fetched.next_fetch_offset, None, None
     records: Records = []
+    passed: list[range] = []
+    for batch, counts in committed_batches(fetched):
+        base_offset = max(fetch_offset, getattr(batch, "base_offset", fetch_offset))  # the oldest message format has none
+        first = base_offset if first is None else first
+        if counts:
+            timestamp_ms = getattr(batch, "max_timestamp", timestamp_ms)
+            records += [(record.offset, record.value) for record in batch if record.offset >= fetch_offset]
+        else:
+            passed.append(range(base_offset, batch.next_offset))
+    covered = range(fetch_offset if first is None else first, fetched.next_fetch_offset)
+    missing = find_missing(covered, list(map(itemgetter(0), records)), passed)
+    return FetchedRun(partition, records, covered.start, covered.stop, timestamp_ms, missing=missing)
+
+
+def committed_batches(fetched: PartitionRecords) -> Iterator[tuple[Any, bool]]:
+    """Yield each record batch of a response, and whether its records count; the response's position moves past it.
+
+    Transaction markers and the records of aborted transactions do not count.
+    """
     while fetched._records.has_next():
         batch = fetched._records.next_batch()
         if fetched._check_crcs and not batch.validate_crc():
-            raise CorruptRecordException(f"invalid checksum in partition {partition} at offset {fetched.next_fetch_offset}")
-        if first is None:  # the oldest message format has no base offset
-            first = max(fetch_offset, getattr(batch, "base_offset", fetch_offset))
-        if not batch.is_control_batch:
-            timestamp_ms = getattr(batch, "max_timestamp", timestamp_ms)
-            records += [(record.offset, record.value) for record in batch if record.offset >= fetch_offset]
+            place = f"partition {fetched._tp.partition} at offset {fetched.next_fetch_offset}"
+            raise CorruptRecordException(f"invalid checksum in {place}")
+        yield batch, not _is_aborted(fetched, batch) and not batch.is_control_batch
         fetched.next_fetch_offset = max(fetched.next_fetch_offset, batch.next_offset)
-    return FetchedRun(partition, records, fetch_offset if first is None else first, fetched.next_fetch_offset, timestamp_ms)
+
+
+def _is_aborted(fetched: PartitionRecords, batch: Any) -> bool:
+    """Return whether a batch belongs to an aborted transaction; the same steps as aiokafka's `_unpack_records`."""
+    if fetched._isolation_level != READ_COMMITTED or batch.producer_id is None:
+        return False
+    fetched._consume_aborted_up_to(batch.base_offset)
+    if batch.is_control_batch and fetched._contains_abort_marker(batch):
+        fetched._aborted_producers.discard(batch.producer_id)
+    return bool(batch.is_transactional and batch.producer_id in fetched._aborted_producers)
+
+
+def find_missing(covered: range, offsets: Sequence[int], passed: Sequence[range]) -> int | None:
+    """Return the first covered offset that is neither a record's nor in a batch that was passed over, None if there is none."""
+    if len(offsets) + sum(map(len, passed)) == len(covered):
+        return None
+    present = {*offsets, *(offset for one in passed for offset in one)}
+    return next((offset for offset in covered if offset not in present), None)

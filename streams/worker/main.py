@@ -15,15 +15,17 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from streams.brokers.topics import TopicError, create_topics
+from streams.brokers.topics import TopicError, TopicUnfit, create_topics, describe_topic
 from streams.runtime.clocks import choose_clock
-from streams.runtime.processes import port_is_free
+from streams.runtime.processes import describe_busy_port, port_is_free
+from streams.store.counted_log import claim_log
 from streams.worker.settings import StreamsSettings
 
 if TYPE_CHECKING:
     from streams.api.fan_out import FanOut
     from streams.api.peers import Peers
     from streams.store.held_shards import HeldShards
+    from streams.store.progress import LogEnd
     from streams.store.shard_registry import ShardRegistry
     from streams.worker.transport import WorkerApp
 
@@ -39,7 +41,7 @@ class WorkerError(RuntimeError):
 
 
 def run_worker(settings: StreamsSettings) -> None:
-    """Run until SIGTERM or SIGINT. Raises WorkerError when it cannot start or has failed."""
+    """Run until SIGTERM or SIGINT. Raises WorkerError when it cannot start or has failed, SettingsError for another log."""
     bootstrap = settings.kafka.bootstrap
     if not bootstrap:
         raise WorkerError(
@@ -47,16 +49,22 @@ def run_worker(settings: StreamsSettings) -> None:
         )
     worker = settings.worker
     if not port_is_free(worker.host, worker.port):
-        raise WorkerError(f"port {worker.port} on {worker.host} is in use: stop what runs there, or set worker.port")
+        raise WorkerError(f"{describe_busy_port(worker.host, worker.port)}: stop what runs there, or set worker.port")
+    claim_log(settings.data.dir, settings.kafka)
     prepare_topics(settings, bootstrap)
     tune_interpreter()
     asyncio.run(_serve(settings, bootstrap))
 
 
 def prepare_topics(settings: StreamsSettings, bootstrap: str) -> None:
-    """Create the missing topics, and meanwhile import what the worker needs next. Raises WorkerError."""
+    """Create the missing topics and check them, and meanwhile import what the worker needs next. Raises WorkerError."""
+
+    def prepare() -> None:
+        create_topics(bootstrap, settings.kafka)
+        describe_topic(bootstrap, settings.kafka.topic).check(settings.kafka.partitions)
+
     with ThreadPoolExecutor(max_workers=1) as threads:
-        created = threads.submit(create_topics, bootstrap, settings.kafka)
+        created = threads.submit(prepare)
         for name in ("streams.worker.app", "streams.api.routes"):
             import_module(name)
     try:
@@ -85,6 +93,7 @@ async def _serve(settings: StreamsSettings, bootstrap: str) -> None:
     from streams.api.routes import add_routes
     from streams.store.held_shards import HeldShards
     from streams.worker.app import make_app
+    from streams.worker.transport import LogHole
 
     registry = make_registry(settings)
     rules = settings.worker.rules(settings.events)
@@ -105,6 +114,8 @@ async def _serve(settings: StreamsSettings, bootstrap: str) -> None:
     finally:
         await _stop(app, shards)
         await peers.close()
+    if isinstance(app.crash_reason, TopicUnfit | LogHole):
+        raise WorkerError(f"worker {settings.worker.name} stops: {app.crash_reason}")
     if app.crashed:
         raise WorkerError(f"worker {settings.worker.name} failed and stops, nothing is acknowledged: {app.crash_reason!r}")
     await asyncio.to_thread(leave_group, bootstrap, settings)
@@ -126,10 +137,10 @@ def make_fan_out(settings: StreamsSettings, app: WorkerApp, shards: HeldShards, 
 
     from streams.api.fan_out import FanOut
 
-    def find_end_offset(partition: int) -> int | None:
-        return app.find_end_offset(TP(settings.kafka.topic, partition))
+    def find_end(partition: int) -> LogEnd | None:
+        return app.find_end(TP(settings.kafka.topic, partition))
 
-    return FanOut(settings.worker.name, settings.kafka.partitions, shards, peers, find_end_offset)
+    return FanOut(settings.worker.name, settings.kafka.partitions, shards, peers, find_end)
 
 
 async def _stop(app: WorkerApp, shards: HeldShards) -> None:

@@ -1,7 +1,8 @@
 """Watches whether the topic is still the log that the shards count: a broker that lost its disk has the same name with a new id.
 
 The worker checks when it seeks, after every new connection and every few seconds. So a lost log is noticed before its successor
-is counted as its continuation, and a topic that was deleted is created again for the producers to send their outbox to.
+is counted as its continuation, and a topic that was deleted is created again for the producers to send their outbox to. A topic
+that got more partitions, or compaction, stops the worker: what it would count from then on would be wrong.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from streams.brokers.topics import KafkaSettings, TopicError, create_topics, topic_id
+from streams.brokers.topics import KafkaSettings, TopicError, TopicState, create_topics, describe_topic
 from streams.store.held_shards import HeldShards
 
 log = logging.getLogger(__name__)
@@ -30,16 +31,18 @@ class TopicWatch:
     async def is_same(self) -> bool:
         """Return whether the topic has the id that the shards were assigned for.
 
-        True also while the broker does not say the id; that is logged once.
+        True also while the broker does not say the id; that is logged once. Raises TopicUnfit when the topic cannot be counted.
         """
         try:
-            found = await asyncio.to_thread(self._find_topic_id)
+            state = await asyncio.to_thread(self._find_topic)
         except TopicError as error:
             if not self._is_unknown:
                 log.warning("event=log_unknown topic=%s error=%r", self._kafka.topic, str(error))
             self._is_unknown = True
             return True
         self._is_unknown = False
+        state.check(self._kafka.partitions)
+        found = state.topic_id
         if self._shards.topic_id in ("", found):
             return True
         if found != self._reported:
@@ -56,10 +59,10 @@ class TopicWatch:
             "counting continues from the start of the new log; events that producers send again are recognised by their ids",
         )
 
-    def _find_topic_id(self) -> str:
+    def _find_topic(self) -> TopicState:
         try:
-            return topic_id(self._bootstrap, self._kafka.topic, TIMEOUT_S)
+            return describe_topic(self._bootstrap, self._kafka.topic, TIMEOUT_S)
         except TopicError:
             create_topics(self._bootstrap, self._kafka, TIMEOUT_S)
             log.warning("event=topic_made_again topic=%s", self._kafka.topic)
-            return topic_id(self._bootstrap, self._kafka.topic, TIMEOUT_S)
+            return describe_topic(self._bootstrap, self._kafka.topic, TIMEOUT_S)

@@ -3,6 +3,7 @@
 - `Consumer.perform_seek` seeks to the offsets in the shards, not to those that Kafka has for the group: a shard's offsets commit
   in one transaction with its counts.
 - `Consumer.getmany` delivers a whole fetched run of records as one message: Faust costs some 85 us per message.
+- Only committed records are read: an aborted transaction counts nothing, an open one is waited for.
 - The consumer thread waits at most 50 ms for a fetch to fill, where Faust hard-codes 1,500 ms, and unpacks fetches itself.
 - A broker that answers again may be another one at the old address: after every new connection the topic's id is checked.
 """
@@ -22,6 +23,7 @@ from faust.tables.manager import TableManager
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 
+from streams.store.progress import LogEnd
 from streams.worker.fetches import FetchedRun, fetch_runs
 
 log = logging.getLogger(__name__)
@@ -40,8 +42,12 @@ class LogTruncated(RuntimeError):
     """The topic has the same id but ends before an offset already counted (an unclean leader election); a person must decide."""
 
 
+class LogHole(RuntimeError):
+    """Records are gone from the middle of the log (compaction removes them); what is counted after them would lack them."""
+
+
 class ConsumerThread(driver.AIOKafkaConsumerThread):
-    """Faust's consumer thread with a short fetch wait, which returns whole runs instead of records.
+    """Faust's consumer thread with a short fetch wait, which returns whole runs of committed records.
 
     `reconnected` becomes true with every new connection to a broker; the consumer sets it back to false.
     """
@@ -57,7 +63,14 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = FETCH_MAX_WAIT_MS
         consumer._fetch_min_bytes = FETCH_MIN_BYTES
+        consumer._isolation_level = "read_committed"  # Faust sets it only together with transactions of its own
         return consumer
+
+    def find_end(self, tp: TP) -> LogEnd | None:
+        """Return the end of an assigned partition at its last fetch, None before one. Raises AssertionError if not assigned."""
+        consumer = self._ensure_consumer()
+        end, stable = consumer.highwater(tp), consumer.last_stable_offset(tp)
+        return None if end is None else LogEnd(end if stable is None or stable < 0 else stable, end)
 
     async def commit_offsets(self, offsets: Mapping[TP, int]) -> None:
         """Commit offsets of assigned partitions to the consumer group, for monitoring tools. Raises KafkaError."""
@@ -141,7 +154,9 @@ class Consumer(driver.Consumer):
                 if tp not in self._sought_again:
                     await self._seek_again(tp, run.first_offset)
                     return
-                self._refuse_truncated(tp, run.first_offset)
+                self._refuse(tp, run.first_offset)
+            if run.missing is not None:
+                raise _hole(tp, run.missing)
             self._sought_again.discard(tp)
             self._expected[tp] = run.next_offset
             self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
@@ -162,18 +177,19 @@ class Consumer(driver.Consumer):
 
         The run may be from before a seek: Kafka's client fetches a partition as soon as it is assigned, from the group's offset.
         If its offset is too low, the broker lost its log or, if the run is fetched again, the end of its log. If it is too high,
-        the log has a gap: the run is fetched again, delivered, and refused by the shard.
+        records are gone, if the run is fetched again.
         """
         log.warning("event=unexpected_offset partition=%d offset=%d expected=%d", tp.partition, offset, self._expected[tp])
         await self._seek_assigned()
         self._sought_again.add(tp)
 
-    def _refuse_truncated(self, tp: TP, offset: int) -> None:
-        """Raise LogTruncated when the records fetched after a seek still start before the offset that was sought."""
+    def _refuse(self, tp: TP, offset: int) -> None:
+        """Raise LogTruncated or LogHole: the records fetched after a seek still start before or after the offset sought."""
         if (expected := self._expected[tp]) > offset:
             raise LogTruncated(
                 f"{tp.topic}-{tp.partition} ends before offset {expected}, which was counted: the broker lost its end"
             )
+        raise _hole(tp, expected)
 
     def _to_run_message(self, tp: TP, run: FetchedRun) -> ConsumerMessage:
         generation = self.app.consumer_generation_id
@@ -182,6 +198,13 @@ class Consumer(driver.Consumer):
         )
         message.value = run  # type: ignore[assignment]  # the raw codec passes it on unchanged
         return message
+
+
+def _hole(tp: TP, offset: int) -> LogHole:
+    return LogHole(
+        f"{tp.topic}-{tp.partition} has no record at offset {offset}, though it has later ones: compaction removes records, and "
+        "counts without them would be wrong; set cleanup.policy=delete, and count a topic that has all its records"
+    )
 
 
 class Transport(driver.Transport):
@@ -220,11 +243,11 @@ class WorkerApp(faust.App):
         """Commit offsets of assigned partitions to the consumer group. Raises KafkaError."""
         await cast(Consumer, self.consumer).consumer_thread.commit_offsets(offsets)
 
-    def find_end_offset(self, tp: TP) -> int | None:
-        """Return the end offset of a partition's log at the last fetch; None before one, or if the partition is not assigned."""
+    def find_end(self, tp: TP) -> LogEnd | None:
+        """Return the end of a partition's log at the last fetch; None before one, or if the partition is not assigned."""
         if tp not in self.consumer.assignment():
             return None
         try:
-            return cast("int | None", self.consumer.highwater(tp))
+            return cast(Consumer, self.consumer).consumer_thread.find_end(tp)
         except (AssertionError, ConsumerNotStarted):  # aiokafka asserts the assignment, which has just changed
             return None

@@ -21,6 +21,7 @@ from queryloop.up.stack import Stack, UpError, Watcher
 from streams.brokers.topics import KafkaSettings
 from streams.runtime.processes import free_port
 from streams.runtime.settings import DataSettings
+from streams.store.counted_log import AnotherLog, claim_log
 from streams.worker.settings import WorkerSettings
 from trainers.jobs.ledger import Ledger
 
@@ -33,7 +34,7 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 90.0) -> None:
 
 
 def settings_in(folder: Path) -> Settings:
-    base = Settings(data=DataSettings(dir=folder), worker=WorkerSettings(port=free_port()))
+    base = Settings(data=DataSettings(dir=folder), worker=WorkerSettings(port=free_port()), kafka=KafkaSettings(port=0))
     return base.model_copy(update={"serving": base.serving.model_copy(update={"port": 0})})
 
 
@@ -88,6 +89,28 @@ def test_a_port_in_use_is_named_with_its_setting(tmp_path: Path) -> None:
             pass
 
 
+def test_the_broker_of_a_stack_has_the_same_address_after_a_restart(tmp_path: Path) -> None:
+    chosen = free_port()
+    settings = settings_in(tmp_path).model_copy(update={"kafka": KafkaSettings(port=chosen)})
+    for _ in range(2):
+        with Stack(settings, rooms=(), print_line=print) as stack:
+            assert stack.bootstrap == f"127.0.0.1:{chosen}"
+
+
+def test_the_brokers_port_in_use_is_named_with_its_setting(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        settings = settings_in(tmp_path).model_copy(update={"kafka": KafkaSettings(port=taken.getsockname()[1])})
+        said = rf"in use by process {os.getpid()} .*kafka\.port \(QUERYLOOP_KAFKA_PORT"
+        with pytest.raises(UpError, match=said), Stack(settings, rooms=()):
+            pass
+
+
+def test_another_topic_on_a_stacks_data_folder_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    claim_log(tmp_path, KafkaSettings(topic="other"))
+    with pytest.raises(AnotherLog, match="count topic other"), Stack(settings_in(tmp_path)):
+        pass
+
+
 def test_a_second_stack_in_a_data_folder_is_refused(tmp_path: Path) -> None:
     settings = settings_in(tmp_path)
     with (
@@ -136,7 +159,7 @@ def test_ending_a_watcher_that_never_began_is_harmless() -> None:
 def queryloop_up(folder: Path) -> Iterator[tuple[subprocess.Popen[str], list[int], list[str]]]:
     """The real command with all rooms, once it is ready, the pids of all that it started, and what it has said."""
     bare = {name: value for name, value in os.environ.items() if not name.startswith("QUERYLOOP_")}
-    ports = {"QUERYLOOP_SERVING_PORT": "0", "QUERYLOOP_WORKER_PORT": str(free_port())}
+    ports = {"QUERYLOOP_SERVING_PORT": "0", "QUERYLOOP_WORKER_PORT": str(free_port()), "QUERYLOOP_KAFKA_PORT": str(free_port())}
     environ = {**bare, **ports, "QUERYLOOP_DATA_DIR": str(folder), "QUERYLOOP_CONFIG": os.devnull}
     command = [sys.executable, "-m", "queryloop", "up"]
     with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
@@ -156,6 +179,8 @@ def test_the_command_stops_in_order_and_leaves_nothing(tmp_path: Path, number: s
     with queryloop_up(tmp_path) as (process, pids, lines):
         assert len(pids) >= 4
         assert any(line.startswith("ready in") for line in lines)
+        address = json.loads((tmp_path / "run" / "up.json").read_text())["bootstrap"]
+        assert any(f"broker at {address}" in line for line in lines)
         assert any("lists are refused (503) until a release is live" in line for line in lines)
         process.send_signal(number)
         said, _ = process.communicate(timeout=90)

@@ -10,7 +10,7 @@ import pytest
 
 from streams.api.fan_out import FanOut, PartitionsMissing
 from streams.api.lag import describe_lag
-from streams.store.progress import Progress
+from streams.store.progress import LogEnd, Progress
 from streams.store.shard import ShardTotals
 
 NOW = 1000.0
@@ -32,9 +32,14 @@ def test_lag_is_records_events_and_seconds_behind(
     next_offset: int | None, end: int | None, progress: Progress, expected: tuple[int | None, int | None, float | None]
 ) -> None:
     totals = ShardTotals(next_offset=next_offset, events=50, latest_us=990_000_000)
-    lag = describe_lag(totals, progress, end, NOW)
+    lag = describe_lag(totals, progress, None if end is None else LogEnd(end, end), NOW)
     assert (lag["records"], lag["events"], lag["seconds"]) == expected
     assert lag["event_time_seconds"] == 10.0
+
+
+def test_records_of_an_open_transaction_are_no_lag_and_are_named() -> None:
+    lag = describe_lag(ShardTotals(next_offset=10, events=50), Progress(900_000, 1.0), LogEnd(stable=10, last=13), NOW)
+    assert (lag["records"], lag["seconds"], lag["end_offset"], lag["open_transaction_records"]) == (0, 0.0, 10, 3)
 
 
 class Peers:

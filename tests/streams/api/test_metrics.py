@@ -26,7 +26,7 @@ def part(name: str) -> dict[str, Any]:
     return {
         "worker": {"name": name, "memory_bytes": 10, "new_topics": 1, **timings},
         "status": {"events": 5, "counted": 3, "duplicates": 1, "pending": 0, "quarantined": {"invalid": 1}, "latest_ts": 7.5},
-        "lag": {"records": 2, "events": None, "seconds": 0.5, "event_time_seconds": 9.0},
+        "lag": {"open_transaction_records": 0, "records": 2, "events": None, "seconds": 0.5, "event_time_seconds": 9.0},
         "state": {"file_bytes": 100, "wal_bytes": 0, "rows": {"seen": 4}, "days": {"number": 2}},
         "delays": [(-80, 1, 0), (0, 2, 2_000_000)],
         "upkeep": {"checkpoint": {"slices": 1, "seconds": 0.2, "longest_s": 0.2}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +13,12 @@ import pytest
 from streams.brokers import jars
 from streams.brokers.broker import Broker, BrokerError, EmbeddedBroker, ExternalBroker, KafkaBroker, answers, choose_broker
 from streams.brokers.jars import KafkaUnavailable
+from streams.brokers.topics import KafkaSettings
 from streams.runtime.processes import Child, ProcessError
 
 
 def settings(**fields: object) -> object:
-    return SimpleNamespace(**{"bootstrap": None, "broker": "embedded", **fields})
+    return SimpleNamespace(**{"bootstrap": None, "broker": "embedded", "port": 0, **fields})
 
 
 def test_every_broker_answers_and_describes_itself_in_one_line(broker: Broker) -> None:
@@ -56,13 +58,21 @@ def test_a_port_in_use_is_named(kind: str, tmp_path: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         broker = choose_broker(settings(broker=kind), tmp_path, port)  # type: ignore[arg-type]
-        with pytest.raises(BrokerError, match=f"port {port} on 127.0.0.1 is in use"), broker:
+        said = rf"port {port} on 127\.0\.0\.1 is in use by process {os.getpid()} \(.*with kafka\.port \(QUERYLOOP_KAFKA_PORT"
+        with pytest.raises(BrokerError, match=said), broker:
             raise AssertionError("must not start")
 
 
 def test_an_external_broker_that_does_not_answer_is_named() -> None:
     with pytest.raises(BrokerError, match=r"kafka\.bootstrap=127\.0\.0\.1:1"), ExternalBroker("127.0.0.1:1"):
         raise AssertionError("must not enter")
+
+
+def test_the_address_of_the_broker_here_is_the_same_at_each_start() -> None:
+    for kind in ("embedded", "kafka"):
+        assert choose_broker(KafkaSettings(broker=kind), Path("data")).bootstrap == "127.0.0.1:9092"  # type: ignore[arg-type]
+        chosen = KafkaSettings(broker=kind, port=29_092)  # type: ignore[arg-type]
+        assert choose_broker(chosen, Path("data")).bootstrap == "127.0.0.1:29092"
 
 
 def test_settings_choose_the_broker(tmp_path: Path) -> None:

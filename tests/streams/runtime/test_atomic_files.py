@@ -6,16 +6,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from streams.runtime.atomic_files import new_folder, replace_file, replacing_file
+from streams.runtime.atomic_files import create_file, new_folder, replace_file, replacing_file
 
 REPLACE_FOR_EVER = """
 import sys
 from pathlib import Path
-from streams.runtime.atomic_files import replace_file
+from streams.runtime.atomic_files import create_file, replace_file
 number = 0
 while True:
     replace_file(Path(sys.argv[1]), b"%d\\n" % (number % 10) * 500_000, durable=False, shared=len(sys.argv) > 2)
@@ -26,7 +27,7 @@ while True:
 KILLED_INSIDE = """
 import os, signal, sys
 from pathlib import Path
-from streams.runtime.atomic_files import new_folder, replacing_file
+from streams.runtime.atomic_files import create_file, new_folder, replacing_file
 path = Path(sys.argv[2])
 if sys.argv[1] == "file":
     with replacing_file(path, durable=True) as beside:
@@ -179,3 +180,16 @@ def test_everything_in_a_folder_is_on_disk_before_it_is_renamed(tmp_path: Path, 
         (temporary / "sub" / "file").write_bytes(b"content")
     assert sorted(steps.names[:3]) == ["sync .folder.part", "sync file", "sync sub"]
     assert steps.names[3:] == ["rename folder", f"sync {tmp_path.name}"]
+
+
+def test_a_file_is_created_once_and_stays_as_it_was(tmp_path: Path) -> None:
+    for content in (b"first", b"second"):
+        create_file(tmp_path / "id", content)
+    assert (tmp_path / "id").read_bytes() == b"first"
+    assert [path.name for path in tmp_path.iterdir()] == ["id"]
+
+
+def test_of_processes_that_create_a_file_at_once_one_wins(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda number: create_file(tmp_path / "id", b"%d" % number * 1000), range(8)))
+    assert (tmp_path / "id").read_bytes() in [b"%d" % number * 1000 for number in range(8)]

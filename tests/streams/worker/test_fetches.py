@@ -7,23 +7,26 @@ import gc
 import weakref
 
 import pytest
-from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
+from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult, PartitionRecords
 from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.record.util import calc_crc32c
 from aiokafka.structs import TopicPartition
 from faust.types import TP
 
 from streams.store.offset_range import OffsetRange
 from streams.worker.fetches import FetchedRun, fetch_runs, to_offset_range, unpack_run
 
+CONTROL = 0x20
+"""The bit of a batch's attributes that marks the end of a transaction."""
 ZERO = TopicPartition("events", 0)
 
 
-def batch(first: int, values: list[bytes | None], compression: int = 0) -> bytes:
-    """One Kafka batch that starts at an offset."""
-    builder = DefaultRecordBatchBuilder(2, compression, False, -1, -1, -1, 1 << 20)
+def batch(first: int, values: list[bytes | None], compression: int = 0, producer: int = -1) -> bytes:
+    """One Kafka batch that starts at an offset; in a transaction of `producer`, if that is given."""
+    builder = DefaultRecordBatchBuilder(2, compression, producer >= 0, producer, 0, 0, 1 << 20)
     for number, value in enumerate(values):
         assert builder.append(number, timestamp=5000 + first + number, key=b"k", value=value, headers=[]) is not None
     built = bytearray(builder.build())
@@ -31,8 +34,21 @@ def batch(first: int, values: list[bytes | None], compression: int = 0) -> bytes
     return bytes(built)
 
 
-def fetched(data: bytes, offset: int) -> PartitionRecords:
-    return PartitionRecords(ZERO, MemoryRecords(data), None, offset, None, None, True, 0)
+def marker(offset: int, producer: int, *, commit: bool) -> bytes:
+    """The control batch that ends a transaction of `producer`."""
+    builder = DefaultRecordBatchBuilder(2, 0, True, producer, 0, 0, 1 << 20)
+    builder.append(0, timestamp=5000, key=b"\0\0\0" + bytes([commit]), value=b"\0" * 6, headers=[])
+    built = bytearray(builder.build())
+    built[:8] = offset.to_bytes(8, "big")
+    attributes = int.from_bytes(built[21:23], "big") | CONTROL
+    built[21:23] = attributes.to_bytes(2, "big")
+    built[17:21] = calc_crc32c(built[21:]).to_bytes(4, "big")
+    return bytes(built)
+
+
+def fetched(data: bytes, offset: int, aborted: list[tuple[int, int]] | None = None) -> PartitionRecords:
+    """A response; `aborted` has the producer and the first offset of each aborted transaction."""
+    return PartitionRecords(ZERO, MemoryRecords(data), aborted, offset, None, None, True, READ_COMMITTED)
 
 
 @pytest.mark.parametrize("compression", [0, 1], ids=["plain", "gzip"])
@@ -49,6 +65,40 @@ def test_records_before_the_fetch_offset_are_left_out() -> None:
 
 def test_a_gap_before_the_first_record_shows_in_the_first_offset() -> None:
     assert unpack_run(0, fetched(batch(9, [b"a"]), 6)).first_offset == 9
+
+
+def test_records_of_an_aborted_transaction_are_passed_over_and_are_no_gap() -> None:
+    data = b"".join(
+        [
+            batch(4, [b"kept"], producer=1),
+            batch(5, [b"dropped", b"too"], producer=2),
+            marker(7, 2, commit=False),
+            marker(8, 1, commit=True),
+            batch(9, [b"next"], producer=2),
+            marker(10, 2, commit=True),
+        ]
+    )
+    run = unpack_run(0, fetched(data, 4, [(2, 5)]))
+    assert run.records == [(4, b"kept"), (9, b"next")]
+    assert (run.first_offset, run.next_offset, run.missing) == (4, 11, None)
+
+
+def test_a_response_of_nothing_but_an_aborted_transaction_moves_on() -> None:
+    run = unpack_run(0, fetched(batch(5, [b"a", b"b"], producer=2) + marker(7, 2, commit=False), 6, [(2, 5)]))
+    assert (run.records, run.first_offset, run.next_offset, run.missing) == ([], 6, 8, None)
+
+
+def test_a_record_that_compaction_removed_between_others_is_missing() -> None:
+    assert unpack_run(0, fetched(batch(4, [b"a"]) + batch(5, [b"b"]), 4)).missing is None
+    assert unpack_run(0, fetched(batch(4, [b"a"]) + batch(6, [b"c"]), 4)).missing == 5
+
+
+def test_a_record_that_compaction_removed_within_a_batch_is_missing() -> None:
+    shortened = bytearray(batch(4, [b"a", b"b"]))
+    shortened[23:27] = (2).to_bytes(4, "big")  # the last offset of the batch stays when its last records go
+    shortened[17:21] = calc_crc32c(shortened[21:]).to_bytes(4, "big")
+    assert unpack_run(0, fetched(bytes(shortened), 4)).missing == 6
+    assert unpack_run(0, fetched(bytes(shortened), 5)).missing == 6
 
 
 def test_a_wrong_checksum_is_an_error() -> None:
