@@ -1,8 +1,8 @@
 """The timetable: the daemon that requests jobs at their times and runs what is requested, one of a kind at a time.
 
 A due time only writes a request into the ledger, as `queryloop run` does; one poll a second starts requested runs. So there is
-one way for a run to start, missed times become one request, and whoever requested a run can watch the ledger. The ledger also says
-up to when due times were dealt with, so a daemon that starts knows what was missed while none ran.
+one way for a run to start, missed times become one request, and whoever requested a run can watch the ledger. The ledger also has
+when due times were last dealt with, so a daemon that starts knows what was missed while none ran.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ STOP_GRACE_S = 20.0
 class TimetableSettings(BaseModel, frozen=True, extra="forbid"):
     """Section `timetable`: cron lines (minute hour day-of-month month weekday, in the zone below), or "off": only on request.
 
-    As in cron, weekdays 0 and 7 are Sunday and names are allowed; where a day of the month and a weekday are both given, either is
-    enough. Each local time is due once: one that the start of summer time leaves out is due when the clock is put forward, one that
-    its end repeats the first time."""
+    As in cron, weekdays 0 and 7 are Sunday and names are allowed; where a day of the month and a weekday are both given, either
+    is enough. Each local time is due once: one that the start of summer time leaves out is due when the clock is put forward, one
+    that its end repeats the first time."""
 
     ctr: str = Field(default="0 3 * * *", description="when the click predictor and the judge are trained")
     index: str = Field(default="30 2 * * *", description="when the co-occurrence index is built")

@@ -102,7 +102,7 @@ def values(field: str, low: int, high: int) -> set[int]:
 
 def matches(line: str, local: datetime) -> bool:
     """Whether a local time is one of the line's, by the words of crontab(5)."""
-    minute, hour, day, month, weekday = line.split()
+    _, _, day, _, weekday = line.split()
     sets = [values(field, *bounds) for field, bounds in zip(line.split(), BOUNDS, strict=True)]
     in_month, in_week = local.day in sets[2], local.isoweekday() in sets[4] or local.isoweekday() % 7 in sets[4]
     on_day = (in_month and in_week) if day.startswith("*") or weekday.startswith("*") else (in_month or in_week)
@@ -110,7 +110,7 @@ def matches(line: str, local: datetime) -> bool:
 
 
 def watch_the_clock(line: str, zone: str, start: datetime, hours: int) -> list[datetime]:
-    """The moments at which a person who watches a clock on the wall sees one of the line's times for the first time, or passed."""
+    """The moments at which a person who watches a clock on the wall first sees that one of the line's times is there or over."""
     place, found = ZoneInfo(zone), []
     seen = start.astimezone(place).replace(tzinfo=None)
     for number in range(1, hours * 60 + 1):
