@@ -1,7 +1,7 @@
 """The due times of a cron line, as cron understands it, in a time zone with or without summer time.
 
-APScheduler reads the same five fields otherwise: its weekday 0 is Monday, and where a day of the month and a weekday are given, both
-must match. So the times come from here (the fields are read by cronsim), and APScheduler waits for them.
+APScheduler reads the same five fields otherwise: its weekday 0 is Monday, and where a day of the month and a weekday are given,
+both must match. So the times come from here (the fields are read by cronsim), and APScheduler waits for them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def check_zone(name: str) -> str:
 def next_due(line: str, zone: str, after: datetime) -> datetime:
     """Return the first due time after a moment; both have an offset.
 
-    Each local time of the line is due once: one that the start of summer time leaves out is due when the clock is put forward, and
+    Each local time of the line is due once: one that the start of summer time leaves out is due when the clock is put forward,
     one that the end of it repeats is due the first time."""
     from cronsim import CronSim
 
