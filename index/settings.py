@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class IndexSettings(BaseModel):
@@ -30,3 +32,9 @@ class IndexSettings(BaseModel):
     temperature: float = Field(default=0.07, gt=0, description="of InfoNCE")
     dropout: float = Field(default=0.2, ge=0, lt=1, description="features dropped for the SimCSE view of a query")
     seed: int = Field(default=0, ge=0, description="of the encoder's first weights and its batches")
+
+    @model_validator(mode="after")
+    def _check_ngrams(self) -> Self:
+        if self.min_ngram > self.max_ngram:
+            raise ValueError(f"index.min_ngram = {self.min_ngram} is more than index.max_ngram = {self.max_ngram}")
+        return self

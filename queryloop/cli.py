@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +17,8 @@ BROKERS = ("embedded", "kafka")
 KINDS = ("ctr", "index", "policy")
 WITH_PACKAGE = ("up", "demo", "torture")
 """Commands with a package of their own, in its file `command`; the others are files of `queryloop.commands`."""
+MAX_TEXT_CHARS = 4096
+FIRST_WINDOW = date(1970, 1, 15)
 BROKER_HELP = "embedded: in memory, nothing to install; kafka: real Apache Kafka, durable (default: kafka.broker)"
 
 
@@ -135,7 +137,7 @@ def _add_up(commands: Any) -> None:
 
 def _add_demo(commands: Any) -> None:
     parser = _add(commands, "demo", "run the whole loop twice against a simulated product", "queryloop demo --seed 3")
-    parser.add_argument("--seed", type=_whole, default=0, help="seed of the simulated world (default: 0)")
+    parser.add_argument("--seed", type=_seed, default=0, help="seed of the simulated world (default: 0)")
     parser.add_argument("--broker", choices=BROKERS, help=BROKER_HELP)
     parser.add_argument("--out", type=Path, default=Path("demo-report"), metavar="DIR", help="folder of the report")
     parser.add_argument("--quick", action="store_true", help="very small sizes: shows that it runs, learns next to nothing")
@@ -196,12 +198,12 @@ def _add_verify(commands: Any) -> None:
 def _add_torture(commands: Any) -> None:
     about = "kill real processes while a difficult log flows, then compare every count"
     parser = _add(commands, "torture", about, "queryloop torture --events 500000 --kills 30 --workers 2")
-    parser.add_argument("--events", type=_whole, default=500_000, help="lines of the log (default: 500000)")
-    parser.add_argument("--kills", type=_whole, default=30, help="how often a worker is killed (default: 30)")
-    parser.add_argument("--workers", type=_whole, default=2, help="workers of one group (default: 2)")
+    parser.add_argument("--events", type=_number(1, 10**9), default=500_000, help="lines of the log (default: 500000)")
+    parser.add_argument("--kills", type=_number(0, 10_000), default=30, help="how often a worker is killed (default: 30)")
+    parser.add_argument("--workers", type=_number(1, 64), default=2, help="workers of one group (default: 2)")
     parser.add_argument("--broker", choices=BROKERS, default="kafka", help="the broker, which is killed too (default: kafka)")
     parser.add_argument("--brokers", type=int, choices=(1, 3), default=1, help="3: a cluster whose leaders are killed in turn")
-    parser.add_argument("--seed", type=_whole, default=0, help="seed of the log and of the schedule (default: 0)")
+    parser.add_argument("--seed", type=_seed, default=0, help="seed of the log and of the schedule (default: 0)")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep logs and data there (default: kept only when wrong)")
     _add_json(parser)
 
@@ -215,7 +217,7 @@ def _add_quarantine(commands: Any) -> None:
     steps = parser.add_subparsers(title="steps", dest="step", required=True, metavar="STEP")
     rows = steps.add_parser("list", help="the number of rows by reason, and the newest ones")
     rows.add_argument("--reason", type=_reason, help="only rows of this reason")
-    rows.add_argument("--limit", type=_whole, default=20, metavar="N", help="rows to print, at most 500 (default: 20)")
+    rows.add_argument("--limit", type=_number(1, 500), default=20, metavar="N", help="rows to print, at most 500 (default: 20)")
     row = steps.add_parser("show", help="one row with its original bytes, escaped")
     row.add_argument("id", metavar="PARTITION:ID", help="as `list` names it")
     row.add_argument("--raw", action="store_true", help="only the original bytes")
@@ -236,16 +238,16 @@ def _add_reads(commands: Any) -> None:
     windows = _add(
         commands, "windows", "show a query's windows: impressions, clicks, rates", 'queryloop windows --query "red shoes"'
     )
-    windows.add_argument("--query", help="a query, in any form that compares equal")
-    windows.add_argument("--item", help="a recommended query; --query, --item or both")
-    windows.add_argument("--position", type=_whole, help="only this position, from 0")
+    windows.add_argument("--query", type=_text, help="a query, in any form that compares equal")
+    windows.add_argument("--item", type=_text, help="a recommended query; --query, --item or both")
+    windows.add_argument("--position", type=_number(0, 2**31 - 1), help="only this position, from 0")
     about = "show what users searched after a query"
     successors = _add(commands, "successors", about, 'queryloop successors --query "red shoes" --json')
-    successors.add_argument("--query", required=True, help="a query, in any form that compares equal")
+    successors.add_argument("--query", type=_text, required=True, help="a query, in any form that compares equal")
     for parser in (windows, successors):
         help_ = "UTC day YYYY-MM-DD: the 14 days before it (default: so that the latest event's day shows)"
-        parser.add_argument("--as-of", type=_day, metavar="DAY", help=help_)
-        parser.add_argument("--limit", type=_whole, help="rows, at most (default: 100)")
+        parser.add_argument("--as-of", type=_window_day, metavar="DAY", help=help_)
+        parser.add_argument("--limit", type=_number(1, 10_000), help="rows, at most (default: 100)")
     lag = _add(commands, "lag", "show how far counting is behind the log", "queryloop lag")
     delays = _add(commands, "delays", "show how long after its impression a click is made", "queryloop delays --json")
     for parser in (windows, successors, lag, delays):
@@ -274,11 +276,34 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-def _port(text: str) -> int:
-    number = _whole(text)
-    if number > 65_535:
-        raise argparse.ArgumentTypeError(f"{number} is no port: 0 to 65535")
-    return number
+def _number(low: int, high: int) -> Callable[[str], int]:
+    """Return a reader of whole numbers between two, both included."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {low} to {high}")
+        return int(text)
+
+    return read
+
+
+_seed = _number(0, 2**32 - 1)
+_port = _number(0, 65_535)
+
+
+def _text(text: str) -> str:
+    if not text.strip() or len(text) > MAX_TEXT_CHARS:
+        raise argparse.ArgumentTypeError(
+            f"{text[:40]!r} is no query: it has 1 to {MAX_TEXT_CHARS} characters, not only white space"
+        )
+    return text
+
+
+def _window_day(text: str) -> date:
+    day = _day(text)
+    if day < FIRST_WINDOW:
+        raise argparse.ArgumentTypeError(f"{text!r} is too early: the 14 days before it must be after 1970-01-01")
+    return day
 
 
 def _factor(text: str) -> float:

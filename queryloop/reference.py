@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from queryloop.settings import Settings
 from serving.policy.tasks import DEFAULT_TASKS, Task
+from streams.runtime.allowed_values import describe_allowed
 
 INTRODUCTION = """\
 # Settings
@@ -32,10 +33,6 @@ changes only the keys that it gives. A new name is a new task and needs no code.
 JSON object.
 """
 HEAD = "| key | default | allowed | meaning |\n|---|---|---|---|"
-BOUNDS = {"minimum": "from {}", "exclusiveMinimum": "over {}", "maximum": "to {}", "exclusiveMaximum": "under {}"}
-LENGTHS = {"minLength": "of {} characters or more", "maxLength": "of {} characters at most"}
-KINDS = {"integer": "whole number", "number": "number", "boolean": "true or false", "string": "text", "array": "list"}
-FORMATS = {"path": "path", "password": "secret text"}
 LONG_DEFAULT = 60
 
 
@@ -63,7 +60,7 @@ def _section(name: str) -> Iterator[str]:
         yield ""
     yield HEAD
     for key, schema in _properties(model):
-        cells = (f"`{key}`", _default(schema), _allowed(schema), schema.get("description", ""))
+        cells = (f"`{key}`", _default(schema), describe_allowed(schema), schema.get("description", ""))
         yield "| " + " | ".join(_escape(cell) for cell in cells) + " |"
     yield ""
 
@@ -81,23 +78,6 @@ def _default(schema: Mapping[str, Any]) -> str:
         return "unset"
     text = json.dumps(schema["default"], ensure_ascii=False)
     return f"`{text}`" if len(text) <= LONG_DEFAULT else "a long text, see `queryloop config`"
-
-
-def _allowed(schema: Mapping[str, Any]) -> str:
-    if kinds := schema.get("anyOf"):
-        return _allowed(next(kind for kind in kinds if kind["type"] != "null"))
-    if values := schema.get("enum"):
-        return ", ".join(f"`{json.dumps(value)}`" for value in values)
-    kind = FORMATS.get(schema.get("format", ""), KINDS[schema["type"]])
-    if schema["type"] == "array":
-        kind += f" of: {_allowed(schema['items'])}"
-    limits = [text.format(_plain(schema[key])) for key, text in (BOUNDS | LENGTHS).items() if key in schema]
-    pattern = [f"matching `{schema['pattern']}`"] if "pattern" in schema else []
-    return " ".join([kind, *limits, *pattern])
-
-
-def _plain(number: float) -> str:
-    return str(int(number)) if number == int(number) else str(number)
 
 
 def _escape(cell: str) -> str:

@@ -67,10 +67,22 @@ class ServingSettings(BaseModel, frozen=True, extra="forbid"):
         return origins
 
     @model_validator(mode="after")
+    def _check_waits_and_keys(self) -> Self:
+        if self.batch_wait_ms >= self.deadline_s * 1000:
+            raise ValueError(
+                f"serving.batch_wait_ms = {self.batch_wait_ms:g} is no less than serving.deadline_s = {self.deadline_s:g} s: "
+                "a request would be over before its batch starts"
+            )
+        if self.write_key is not None and self.write_key == self.key:
+            raise ValueError("serving.write_key is serving.key: web pages would publish the key that opens everything")
+        return self
+
+    @model_validator(mode="after")
     def _need_key_beyond_loopback(self) -> Self:
         if self.key is None and not is_loopback(self.host):
             raise ValueError(
-                f"host {self.host} is reachable from other machines: set serving.key (QUERYLOOP_SERVING_KEY) or use 127.0.0.1"
+                f"serving.host = {self.host} is reachable from other machines: set serving.key (QUERYLOOP_SERVING_KEY), "
+                "or use 127.0.0.1"
             )
         return self
 
@@ -84,3 +96,13 @@ class ServingRoot(BaseModel, frozen=True, extra="forbid"):
     emitter: EmitterSettings = EmitterSettings()
     serving: ServingSettings = ServingSettings()
     tasks: Tasks = Field(default_factory=lambda: dict(DEFAULT_TASKS))
+
+    @model_validator(mode="after")
+    def _check_list_lengths(self) -> Self:
+        for name, task in self.tasks.items():
+            if task.n > self.events.max_items:
+                raise ValueError(
+                    f"tasks.{name}.n = {task.n} is more than events.max_items = {self.events.max_items}: "
+                    "its impressions would not be counted"
+                )
+        return self

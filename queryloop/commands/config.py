@@ -9,14 +9,16 @@ from typing import Any
 from pydantic import BaseModel, SecretStr
 
 from queryloop.exits import Exit
-from queryloop.settings import read_settings
+from queryloop.settings import check_places, read_settings
 
 MASK = "**********"
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the settings. Raises SettingsError."""
-    tables = masked(read_settings(options))
+    """Print the settings. Raises SettingsError, also for one that names what is not on this machine."""
+    settings = read_settings(options)
+    check_places(settings)
+    tables = masked(settings)
     print(json.dumps(tables, indent=2, ensure_ascii=False) if options.json else to_toml(tables), end="\n" if options.json else "")
     return Exit.DONE
 

@@ -29,6 +29,7 @@ from streams.runtime.clocks import set_clock
 from streams.runtime.environment import to_environ
 from streams.runtime.processes import Child, ProcessError, free_port
 from streams.runtime.settings import DataSettings
+from streams.runtime.validation_errors import explain_error
 from streams.worker.settings import StreamsSettings
 
 PARTITIONS = 2
@@ -144,5 +145,6 @@ def make_settings(data: DataSettings, *layers: Sections) -> StreamsSettings:
     try:
         return StreamsSettings.model_validate({"data": data, **merged})
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_url=False))
+        faults = [dict(one) for one in error.errors(include_url=False)]
+        problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {explain_error(one, StreamsSettings)}" for one in faults)
         raise ValueError(f"settings of the test: {problems}") from None

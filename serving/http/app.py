@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any
@@ -31,6 +31,7 @@ from serving.releases.registry import Release, ReleaseError, list_broken, list_r
 from serving.releases.slot import NoReleaseError, Slot
 from serving.settings import ServingRoot
 from streams.events.schema import printable
+from streams.runtime.validation_errors import explain_error
 
 PATHS = frozenset({"/v1/recommend", EVENTS_PATH, SNIPPET_PATH, SCHEMA_PATH, "/v1/releases", "/healthz", "/readyz", "/metrics"})
 _RETRY = {"Retry-After": "1"}
@@ -213,10 +214,15 @@ def _error(status: int, text: str, headers: dict[str, str] | None = None) -> Res
     return JSONResponse({"error": text}, status, headers)
 
 
+def _explain_fault(fault: Mapping[str, Any]) -> str:
+    return explain_error({**fault, "loc": tuple(fault["loc"][1:])}, RecommendCall)
+
+
 async def _explain(_request: HttpRequest, error: Exception) -> Response:
     """Answer 422 naming the fields at fault, without what the user typed."""
     faults = error.errors() if isinstance(error, RequestValidationError) else []
     problems = [
-        f"{'.'.join(part for part in fault['loc'][1:] if isinstance(part, str)) or 'body'}: {fault['msg']}" for fault in faults
+        f"{'.'.join(part for part in fault['loc'][1:] if isinstance(part, str)) or 'body'}: {_explain_fault(fault)}"
+        for fault in faults
     ]
     return _error(422, printable("; ".join(problems)) or "the body is not valid")

@@ -60,10 +60,25 @@ class Task(BaseModel, frozen=True, extra="forbid"):
     max_related: int = Field(default=5, ge=0, description="co-occurring queries in the prompt, at most")
     max_session: int = Field(default=5, ge=0, description="earlier queries in the prompt, at most")
 
+    @field_validator("auxiliary")
+    @classmethod
+    def _check_auxiliary(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) != len(names) or not all(names):
+            raise ValueError("each auxiliary text needs a name of its own")
+        return names
+
     @field_validator("template")
     @classmethod
     def _check_template(cls, template: str) -> str:
-        fields = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+        try:
+            parts = [
+                (name, form, conversion) for _, name, form, conversion in string.Formatter().parse(template) if name is not None
+            ]
+        except ValueError as error:
+            raise ValueError(f"{error}; a brace that is meant as text is written twice") from None
+        if changed := [name for name, form, conversion in parts if form or conversion]:
+            raise ValueError(f"{{{changed[0]}}} has a format or a conversion; write the bare name in braces")
+        fields = {name for name, _, _ in parts}
         if unknown := sorted(fields - _FIELDS):
             raise ValueError(f"unknown field {{{unknown[0]}}}; a template may use {', '.join(sorted(_FIELDS))}")
         if "query" not in fields:
@@ -91,11 +106,18 @@ def overlay_tasks(tables: Any) -> Any:
         return tables
     merged: dict[str, Any] = dict(DEFAULT_TASKS)
     for name, given in tables.items():
-        # A variable QUERYLOOP_TASKS_<NAME> has its table as JSON.
-        table = json.loads(given) if isinstance(given, str) else given
+        table = _read_table(name, given) if isinstance(given, str) else given
         base = DEFAULT_TASKS[name].model_dump() if name in DEFAULT_TASKS else {}
         merged[name] = {**base, **table, "name": name} if isinstance(table, Mapping) else table
     return merged
+
+
+def _read_table(name: str, text: str) -> Any:
+    """Return the table that a variable QUERYLOOP_TASKS_<NAME> has as JSON."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"tasks.{name} is no JSON object: {error}") from None
 
 
 Tasks = Annotated[dict[str, Task], BeforeValidator(overlay_tasks)]

@@ -24,5 +24,5 @@ class PredictorSettings(BaseModel):
     @model_validator(mode="after")
     def _check_heads(self) -> Self:
         if self.dim % self.heads:
-            raise ValueError(f"heads = {self.heads} does not divide dim = {self.dim}")
+            raise ValueError(f"predictor.heads = {self.heads} does not divide predictor.dim = {self.dim}")
         return self

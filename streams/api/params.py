@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from streams.events.normal_form import normalise
 from streams.events.schema import MAX_ID_CHARS, Reason, printable
+from streams.runtime.validation_errors import explain_error
 
 MAX_ROWS = 10_000
 MAX_TEXT_CHARS = 4096
@@ -100,7 +101,7 @@ def _problem(model: type[BaseModel], error: Mapping[str, object]) -> str:
     name = printable(str(path[0])) if isinstance(path, tuple) and path else "parameters"
     if error["type"] == "extra_forbidden":
         return f"{name}: no such parameter; there are {', '.join(sorted(model.model_fields))}"
-    return f"{name[:MAX_ID_CHARS]}: {error['msg']}"
+    return f"{name[:MAX_ID_CHARS]}: {explain_error(error, model)}"
 
 
 def normalise_param(text: str | None, name: str) -> str | None:

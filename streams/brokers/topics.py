@@ -6,13 +6,14 @@ A topic's id, not its name, identifies the log: a broker that lost its disk has 
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 if TYPE_CHECKING:
     from streams.brokers.clients import KafkaAdminClient
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NAME = r"^[a-zA-Z0-9._-]{1,249}$"
+ADDRESS = re.compile(r"\s*(\[[0-9A-Fa-f:.%\w]+\]|[^\s:/\[\],]+):(?P<port>\d{1,5})\s*")
 TIMEOUT_S = 30.0
 KAFKA_SESSION_S = 6.0
 DEAD_NODES = 4
@@ -91,6 +93,24 @@ class KafkaSettings(BaseModel, frozen=True, extra="forbid"):
         description="silence after which a worker is given up; real Kafka takes 6 at least, the embedded broker waits half of it",
     )
     group: str = Field(default="queryloop", min_length=1, description="consumer group of the workers")
+
+    @field_validator("bootstrap")
+    @classmethod
+    def _check_addresses(cls, bootstrap: str | None) -> str | None:
+        for address in (bootstrap or "").split(",") if bootstrap is not None else ():
+            if not (found := ADDRESS.fullmatch(address)) or not 0 < int(found["port"]) < 65_536:
+                raise ValueError(f"{address!r} is no host:port; write host:port of each broker, separated by commas")
+        return bootstrap
+
+    @model_validator(mode="after")
+    def _check_topics(self) -> Self:
+        if self.topic == self.quarantine_topic:
+            raise ValueError(
+                f"kafka.topic and kafka.quarantine_topic are both {self.topic!r}: quarantined events would be read again"
+            )
+        if self.min_insync and self.replication and self.min_insync > self.replication:
+            raise ValueError(f"kafka.min_insync = {self.min_insync} is more than kafka.replication = {self.replication}")
+        return self
 
     @model_validator(mode="after")
     def _refuse_short_session(self) -> Self:

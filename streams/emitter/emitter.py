@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 import msgspec
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from streams.emitter.counters import Counters, FlushMarker
 from streams.emitter.delivery import REQUEST_S, Connect, RecordFormat
@@ -70,6 +70,15 @@ class EmitterSettings(BaseModel, frozen=True, extra="forbid"):
         default="drop_oldest", description="when the outbox is full of undelivered events: drop the oldest, or refuse new ones"
     )
     outbox_sync_s: float = Field(default=1.0, gt=0, description="seconds between two fsyncs, and between two updates of its mark")
+
+    @model_validator(mode="after")
+    def _check_times(self) -> Self:
+        if self.linger_ms >= self.delivery_timeout_s * 1000:
+            raise ValueError(
+                f"emitter.linger_ms = {self.linger_ms:g} is no less than emitter.delivery_timeout_s = "
+                f"{self.delivery_timeout_s:g} s: events would fail before they are sent"
+            )
+        return self
 
 
 class Emitter:

@@ -58,7 +58,9 @@ class EventSettings(BaseModel, frozen=True, extra="forbid"):
     max_query_chars: int = Field(default=512, ge=1, description="characters of a query or an item")
     max_line_bytes: int = Field(default=65_536, ge=256, le=1_000_000, description="bytes of one event's JSON")
     max_items: int = Field(default=64, ge=1, description="recommendations in one list")
-    future_tolerance_s: float = Field(default=86_400.0, ge=0, description="seconds an event may be ahead of the clock")
+    future_tolerance_s: float = Field(
+        default=86_400.0, ge=0, le=36_500 * 86_400, description="seconds an event may be ahead of the clock"
+    )
 
 
 DEFAULT_LIMITS = EventSettings()

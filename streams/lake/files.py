@@ -56,7 +56,9 @@ class LakeSettings(BaseModel, frozen=True, extra="forbid"):
         default=None, description="file:///FOLDER or s3://BUCKET/PREFIX; `lake` in the data folder by default"
     )
     endpoint: str | None = Field(
-        default=None, description="http(s) address of an S3 server that is not Amazon's; by default $AWS_ENDPOINT_URL_S3"
+        default=None,
+        pattern=r"^https?://[^/?#\s]+/?$",
+        description="http(s) address of an S3 server that is not Amazon's; by default $AWS_ENDPOINT_URL_S3",
     )
     region: str | None = Field(default=None, description="the bucket's region; by default $AWS_REGION")
 

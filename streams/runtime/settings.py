@@ -18,9 +18,16 @@ from pydantic import BaseModel, Field, SecretBytes, SecretStr, ValidationError, 
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
+from streams.runtime.validation_errors import explain_error
+
 PREFIX = "QUERYLOOP_"
 CONFIG = "QUERYLOOP_CONFIG"
 DEFAULT_FILE = Path("queryloop.toml")
+MASK = "**********"
+MAX_NUMBER = 2**53
+"""Where whole numbers end that a float, JSON and the readers of both have exactly."""
+MAX_SHOWN = 200
+"""Characters of a wrong value that a message shows."""
 SECTIONS = (
     "data",
     "kafka",
@@ -79,11 +86,20 @@ def load_settings(root: type[Root], path: Path | None = None, environ: Mapping[s
     _refuse_unknown_variables(environ)
     exported = _read_environment(root, environ)
     own = {section: value for section, value in written.items() if section in root.model_fields}
+    file = str(named or DEFAULT_FILE)
+    merged = _merge(own, exported)
+    unusable = dict(find_unusable(merged))
+    problems: list[str] = []
     try:
-        return root.model_validate(_merge(own, exported))
+        settings = root.model_validate(merged)
+        unusable |= dict(find_unusable(settings.model_dump()))
     except ValidationError as error:
-        problems = [_problem(root, dict(one), exported, str(named or DEFAULT_FILE)) for one in error.errors(include_url=False)]
-        raise SettingsError("\n".join(problems)) from None
+        others = (dict(one) for one in error.errors(include_url=False) if tuple(map(str, one["loc"][:2])) not in unusable)
+        problems = [_problem(root, one, exported, file) for one in others]
+    problems += [f"{_origin(path, exported, file)}: {'.'.join(path)}{text}" for path, text in unusable.items()]
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return settings
 
 
 def _read_file(path: Path, *, required: bool) -> dict[str, Any]:
@@ -102,8 +118,17 @@ def _read_environment(root: type[BaseModel], environ: Mapping[str, str]) -> dict
     source = create_model("Environment", __base__=_Prefixed, **fields)
     try:
         return _Environment(source, environ)()
-    except SourceError as error:
-        raise SettingsError(f"environment: {error}; a table or a list is given as JSON") from error
+    except SourceError:
+        names = [name for name in environ if name.upper().startswith(PREFIX) and not _is_readable(source, {name: environ[name]})]
+        raise SettingsError(f"environment variable {', '.join(names)}: a list or a table is written as JSON there") from None
+
+
+def _is_readable(source: type[BaseSettings], environ: Mapping[str, str]) -> bool:
+    try:
+        _Environment(source, environ)()
+    except SourceError:
+        return False
+    return True
 
 
 class _Prefixed(BaseSettings):
@@ -145,16 +170,49 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def _problem(root: type[BaseModel], error: Mapping[str, Any], exported: Mapping[str, Any], file: str) -> str:
     key_path = tuple(str(part) for part in error["loc"])
     key = ".".join(key_path)
-    origin = f"environment variable {PREFIX}{'_'.join(key_path[:2]).upper()}" if _has_path(exported, key_path[:2]) else file
+    origin = _origin(key_path, exported, file)
     if error["type"] == "extra_forbidden":
         known = _keys(root, key_path[:-1])
         return f"{origin}: unknown key {key}{_nearest(key_path[-1], known)}; allowed are {', '.join(known) or 'none'}"
-    if error["type"] == "missing":
-        return f"{key}: a value is needed, in {file} or as {PREFIX}{'_'.join(key_path[:2]).upper()}"
-    if isinstance(error["input"], Mapping | BaseModel):
-        return f"{origin}: {key}: {error['msg']}"  # a whole section is not shown: it may hold a secret
-    value = "**********" if _is_secret(root, key_path) else repr(error["input"])
-    return f"{origin}: {key} = {value}: {error['msg']}"
+    text = explain_error(error, root)
+    if len(key_path) < 2:
+        about = "" if not key or text.startswith(f"{key}.") else f"{key}: "
+        return f"{', '.join([file, *_variables_in(text, exported)])}: {about}{text}"
+    if error["type"] == "missing" or isinstance(error["input"], Mapping | BaseModel):
+        return f"{origin}: {key}: {text}"  # a whole table is not shown: it may hold a secret
+    value = MASK if _is_secret(root, key_path) else _shorten(repr(error["input"]))
+    return f"{origin}: {key} = {value}: {text}"
+
+
+def _origin(key_path: tuple[str, ...], exported: Mapping[str, Any], file: str) -> str:
+    """Return where a wrong value was given: the variable of its key, else the file."""
+    return f"environment variable {PREFIX}{'_'.join(key_path[:2]).upper()}" if _has_path(exported, key_path[:2]) else file
+
+
+def _variables_in(text: str, exported: Mapping[str, Any]) -> list[str]:
+    """Return the variables whose keys a text about several settings names."""
+    given = [(section, key) for section, keys in exported.items() if isinstance(keys, Mapping) for key in keys]
+    return [f"{PREFIX}{section}_{key}".upper() for section, key in given if f"{section}.{key}" in text]
+
+
+def find_unusable(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield path and fault of each value that no setting can have, whatever its kind."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from find_unusable(value, (*path, str(key)))
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from find_unusable(value, path)
+    elif tree == "":
+        yield path, " is empty: remove the line to have the default"
+    elif isinstance(tree, str) and "\x00" in tree:
+        yield path, " has a NUL character, which no setting can have"
+    elif isinstance(tree, int | float) and not abs(tree) < MAX_NUMBER:
+        yield path, f" = {_shorten(str(tree))}: must be a finite number under 2^53"
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _has_path(tree: Any, key_path: Iterable[str]) -> bool:

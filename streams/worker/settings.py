@@ -34,11 +34,13 @@ class WorkerSettings(BaseModel, frozen=True, extra="forbid"):
     key: SecretStr | None = Field(
         default=None, description="key that the worker's HTTP requires, and that workers send to each other"
     )
-    retention_days: int = Field(default=30, ge=0, description="days of event time that are kept, 0 for ever")
+    retention_days: int = Field(default=30, ge=0, le=36_500, description="days of event time that are kept, 0 for ever")
     attribution_window_s: float = Field(
-        default=86_400.0, gt=0, description="longest time from an impression to a click that counts for it"
+        default=86_400.0, gt=0, le=366 * 86_400, description="longest time from an impression to a click that counts for it"
     )
-    session_gap_s: float = Field(default=1_800.0, gt=0, description="longest time between two consecutive queries of a session")
+    session_gap_s: float = Field(
+        default=1_800.0, gt=0, le=366 * 86_400, description="longest time between two consecutive queries of a session"
+    )
     linger_ms: int = Field(
         default=200,
         ge=0,
@@ -56,9 +58,18 @@ class WorkerSettings(BaseModel, frozen=True, extra="forbid"):
     )
 
     @model_validator(mode="after")
+    def _check_window(self) -> Self:
+        if self.retention_days and self.attribution_window_s > self.retention_days * 86_400:
+            raise ValueError(
+                f"worker.attribution_window_s = {self.attribution_window_s:g} is longer than worker.retention_days = "
+                f"{self.retention_days}: an impression is gone before its last click may arrive"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _require_key_off_loopback(self) -> Self:
         if self.key is None and not is_loopback(self.host):
-            raise ValueError(f"worker.host {self.host} is not loopback: set worker.key, or keep 127.0.0.1")
+            raise ValueError(f"worker.host = {self.host} is not loopback: set worker.key, or keep 127.0.0.1")
         return self
 
     @property

@@ -62,7 +62,7 @@ def test_a_secret_of_the_wrong_form_is_not_shown_either(tmp_path: Path) -> None:
 
 def test_child_processes_read_the_same_settings_from_their_environment(tmp_path: Path) -> None:
     given = written(
-        tmp_path, '[data]\ndir = "elsewhere"\n[search]\nbeam = 2\n[timetable]\nctr = "off"\n[tasks.hint]\nname = "hint"\nn = 2\n'
+        tmp_path, '[data]\ndir = "elsewhere"\n[search]\nbeam = 5\n[timetable]\nctr = "off"\n[tasks.hint]\nname = "hint"\nn = 2\n'
     )
     settings = load_settings(Settings, given, {"QUERYLOOP_SERVING_KEY": KEY})
     environ = to_environ(settings, {"QUERYLOOP_SEARCH_BEAM": "9", "PATH": "/bin"})

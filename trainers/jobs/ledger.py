@@ -1,4 +1,4 @@
-"""The ledger: training runs that were requested, run and ended, and the heartbeat of the timetable's daemon.
+"""The ledger: training runs that were requested, run and ended, the heartbeat of the timetable's daemon, and how far it came.
 
 One SQLite file in the data folder, in WAL mode: the daemon, a job's own process and the command line use it at the same time.
 """
@@ -38,6 +38,11 @@ CREATE TABLE IF NOT EXISTS heartbeat (
     pid INTEGER NOT NULL,
     at REAL NOT NULL
 );
+CREATE TABLE IF NOT EXISTS planned (
+    kind TEXT PRIMARY KEY,
+    line TEXT NOT NULL,
+    since REAL NOT NULL
+);
 """
 COLUMNS = "id, kind, state, requested_at, started_at, ended_at, pid, outcome, log"
 REQUEST = "INSERT INTO runs (kind, state, requested_at) VALUES (?, 'requested', ?)"
@@ -53,6 +58,8 @@ BEAT = (
     "INSERT INTO heartbeat (one, pid, at) VALUES (1, ?, ?) ON CONFLICT (one) DO UPDATE SET pid = excluded.pid, at = excluded.at"
 )
 READ_HEARTBEAT = "SELECT pid, at FROM heartbeat"
+PLAN = "INSERT INTO planned (kind, line, since) VALUES (?1, ?2, ?3) ON CONFLICT (kind) DO UPDATE SET line = ?2, since = ?3"
+READ_PLANNED = "SELECT since FROM planned WHERE kind = ? AND line = ?"
 STOP_HEARTBEAT = "DELETE FROM heartbeat WHERE pid = ?"
 
 
@@ -173,6 +180,17 @@ class Ledger:
         with self._connect() as database:
             row = database.execute(READ_HEARTBEAT).fetchone()
         return Heartbeat(int(row[0]), float(row[1])) if row else None
+
+    def plan(self, kind: Kind, line: str) -> None:
+        """Record that every due time of this timetable line up to now is dealt with."""
+        with self._change() as database:
+            database.execute(PLAN, (kind, line, self._clock()))
+
+    def planned_since(self, kind: Kind, line: str) -> float | None:
+        """Return when the line's due times were last dealt with; None for a line that is new."""
+        with self._connect() as database:
+            row = database.execute(READ_PLANNED, (kind, line)).fetchone()
+        return float(row[0]) if row else None
 
     def daemon_lives(self) -> bool:
         """Return whether a daemon wrote a heartbeat within the last ten seconds."""

@@ -20,7 +20,7 @@ from trainers.jobs.ctr import newest_day
 from trainers.jobs.outcomes import JobError, Outcome, Skipped
 from trainers.jobs.settings import TrainerSettings
 from trainers.policy.aligners.dpo import TooFewPairs, train_dpo
-from trainers.policy.base import SCRATCH, make_base
+from trainers.policy.base import SCRATCH, check_base, make_base
 from trainers.policy.gate import Measured, Verdict, decide, evaluate
 from trainers.policy.pairs import Pair, make_pairs
 from trainers.policy.prompts import ListCall, make_prompts, pick_test, pick_training, read_calls
@@ -76,6 +76,8 @@ def start_cold(settings: TrainerSettings) -> Outcome:
             f"policy.annotations = {str(path) if path else 'unset'}: the first policy learns from annotated "
             "lists; name a JSONL file with a task, query and items in each line"
         )
+    if settings.policy.base != SCRATCH:
+        check_base(settings.policy.base)
     annotations = read_annotations(path)
     base = _base(settings, annotations)
     meta: dict[str, Any] = {"start": "sft", "base": str(base), "annotations": len(annotations)}

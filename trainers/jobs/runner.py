@@ -12,6 +12,7 @@ from trainers.jobs.ledger import Kind, Ledger, State
 from trainers.jobs.outcomes import JobError, Outcome, Skipped
 from trainers.jobs.processes import BUSY, hold_kind, record
 from trainers.jobs.settings import TrainerSettings
+from trainers.policy.base_folder import BaseFault
 
 log = logging.getLogger(__name__)
 EXIT_CODES = {State.SUCCEEDED: 0, State.FAILED: 1, State.SKIPPED: 5}
@@ -51,5 +52,5 @@ def _attempt(kind: Kind, settings: TrainerSettings) -> tuple[State, Outcome]:
         return State.SUCCEEDED, run(kind, settings)
     except Skipped as reason:
         return State.SKIPPED, Outcome(str(reason))
-    except JobError as error:
+    except (JobError, BaseFault) as error:
         return State.FAILED, Outcome(str(error))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, Field
+from typing import Self
+
+from pydantic import BaseModel, Field, model_validator
 
 from index.settings import IndexSettings
 from serving.policy.tasks import DEFAULT_TASKS, Tasks
@@ -12,7 +14,7 @@ from streams.lake.files import Lake, LakeSettings, open_lake
 from streams.runtime.settings import DataSettings
 from trainers.jobs.timetable import TimetableSettings
 from trainers.policy.aligners.dpo import DpoSettings
-from trainers.policy.base import PolicySettings
+from trainers.policy.base import SCRATCH, PolicySettings
 from trainers.policy.gate import GateSettings
 from trainers.policy.search import SearchSettings
 from trainers.policy.sft import SftSettings
@@ -35,6 +37,18 @@ class TrainerSettings(BaseModel, frozen=True, extra="forbid"):
     dpo: DpoSettings = DpoSettings()
     gate: GateSettings = GateSettings()
     timetable: TimetableSettings = TimetableSettings()
+
+    @model_validator(mode="after")
+    def _check_tasks(self) -> Self:
+        for name, task in self.tasks.items():
+            if task.n > self.predictor.max_items:
+                raise ValueError(f"tasks.{name}.n = {task.n} is more than predictor.max_items = {self.predictor.max_items}")
+            if self.policy.base == SCRATCH and task.max_new_tokens >= self.policy.context:
+                raise ValueError(
+                    f"policy.context = {self.policy.context} leaves no room for a prompt: a list of tasks.{name} may have "
+                    f"{task.max_new_tokens} tokens (n times max_item_tokens, and max_auxiliary_tokens of each auxiliary text)"
+                )
+        return self
 
     def open_lake(self) -> Lake:
         """Return the lake that the jobs read."""

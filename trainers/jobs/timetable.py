@@ -1,7 +1,8 @@
 """The timetable: the daemon that requests jobs at their times and runs what is requested, one of a kind at a time.
 
 A due time only writes a request into the ledger, as `queryloop run` does; one poll a second starts requested runs. So there is
-one way for a run to start, missed times become one request, and whoever requested a run can watch the ledger.
+one way for a run to start, missed times become one request, and whoever requested a run can watch the ledger. The ledger also has
+when due times were last dealt with, so a daemon that starts knows what was missed while none ran.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ import asyncio
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field, field_validator
 
 from streams.runtime.processes import Child
+from trainers.jobs.due_times import check_line, check_zone, last_due, next_due
 from trainers.jobs.ledger import KINDS, Kind, Ledger, Run
 from trainers.jobs.processes import hold_kind, record_end, start_job
 
@@ -30,23 +34,35 @@ STOP_GRACE_S = 20.0
 
 
 class TimetableSettings(BaseModel, frozen=True, extra="forbid"):
-    """Section `timetable`: five-field cron lines in UTC (weekdays by name), or "off": the job runs only on request."""
+    """Section `timetable`: cron lines (minute hour day-of-month month weekday, in the zone below), or "off": only on request.
+
+    As in cron, weekdays 0 and 7 are Sunday and names are allowed; where a day of the month and a weekday are both given, either
+    is enough. Each local time is due once: one that the start of summer time leaves out is due when the clock is put forward, one
+    that its end repeats the first time."""
 
     ctr: str = Field(default="0 3 * * *", description="when the click predictor and the judge are trained")
     index: str = Field(default="30 2 * * *", description="when the co-occurrence index is built")
     policy: str = Field(default="0 5 * * sun", description="when the policy is aligned")
-    misfire_grace_s: int = Field(default=6 * 3600, ge=1, description="a time missed by no more than this is caught up, once")
+    zone: str = Field(default="UTC", description="time zone of these lines, such as Europe/Berlin")
+    misfire_grace_s: int = Field(
+        default=3 * 86_400,
+        ge=1,
+        le=366 * 86_400,
+        description="seconds: where due times were missed, because the trainers were down or the machine slept, the job is run "
+        "once if the last of them is no older than this",
+    )
     poll_s: float = Field(default=1.0, gt=0, le=60, description="seconds between two looks for requested runs")
     publish_index: bool = Field(default=True, description="whether a new index goes live at once, with the policy that is live")
 
     @field_validator("ctr", "index", "policy")
     @classmethod
     def _check_cron(cls, line: str) -> str:
-        if line != OFF:
-            from apscheduler.triggers.cron import CronTrigger
+        return line if line == OFF else check_line(line)
 
-            CronTrigger.from_crontab(line, timezone="UTC")
-        return line
+    @field_validator("zone")
+    @classmethod
+    def _check_zone(cls, zone: str) -> str:
+        return check_zone(zone)
 
     def line(self, kind: Kind) -> str:
         return str(getattr(self, kind))
@@ -95,25 +111,82 @@ class Jobs:
         self.ledger.stop_beating(os.getpid())
 
 
-def plan(settings: TimetableSettings, ledger: Ledger, poll: Callable[[], None]) -> AsyncIOScheduler:
+@dataclass(frozen=True)
+class DueTimes:
+    """When each kind of job is due, and the requests that follow from it; `clock` gives seconds since the epoch."""
+
+    settings: TimetableSettings
+    ledger: Ledger
+    clock: Callable[[], float] = time.time
+
+    def kinds(self) -> list[Kind]:
+        """Return the kinds of jobs that have due times."""
+        return [kind for kind in KINDS if self.settings.line(kind) != OFF]
+
+    def next(self, kind: Kind, after: datetime) -> datetime:
+        return next_due(self.settings.line(kind), self.settings.zone, after)
+
+    def request(self, kind: Kind) -> None:
+        """Request a run, and note that all due times up to now are dealt with."""
+        log.info("event=run_requested kind=%s run=%d", kind, self.ledger.request(kind))
+        self._note(kind)
+
+    def make_up(self) -> None:
+        """Request one run of each kind whose due time passed while no daemon ran, unless that is too long ago."""
+        for kind in self.kinds():
+            missed = self._missed(kind)
+            if missed is None:
+                self._note(kind)
+            elif self.clock() - missed > self.settings.misfire_grace_s:
+                log.warning(
+                    "event=due_time_missed kind=%s due=%s grace_s=%d", kind, _shown(missed), self.settings.misfire_grace_s
+                )
+                self._note(kind)
+            else:
+                log.info("event=due_time_made_up kind=%s due=%s", kind, _shown(missed))
+                self.request(kind)
+
+    def _missed(self, kind: Kind) -> float | None:
+        """Return the last due time since the ledger's note for which no run was requested, None where there is none."""
+        since = self.ledger.planned_since(kind, self._line(kind))
+        if since is None:
+            return None  # a new timetable: nothing was due before it was made
+        due = last_due(self.settings.line(kind), self.settings.zone, datetime.fromtimestamp(self.clock(), UTC))
+        last = next((run.requested_at for run in self.ledger.runs(kind, limit=1)), 0.0)
+        return due.timestamp() if due is not None and due.timestamp() > max(since, last) else None
+
+    def _note(self, kind: Kind) -> None:
+        self.ledger.plan(kind, self._line(kind))
+
+    def _line(self, kind: Kind) -> str:
+        return f"{self.settings.line(kind)} {self.settings.zone}"
+
+
+def plan(due_times: DueTimes, poll: Callable[[], None]) -> AsyncIOScheduler:
     """Return the scheduler, not yet started, with a request for each kind at its times, and the poll."""
     from apscheduler.schedulers.asyncio import AsyncIOScheduler
-    from apscheduler.triggers.cron import CronTrigger
+    from apscheduler.triggers.base import BaseTrigger
+
+    class DueTimesTrigger(BaseTrigger):  # type: ignore[misc]
+        def __init__(self, kind: Kind) -> None:
+            self._kind = kind
+
+        def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime:
+            return due_times.next(self._kind, previous or now)
 
     logging.getLogger("apscheduler").setLevel(logging.WARNING)  # else it logs every poll
     # asyncio keeps everything on the main thread: a job's process dies with the thread that started it.
     scheduler = AsyncIOScheduler(timezone="UTC", job_defaults={"coalesce": True, "max_instances": 1})
+    settings = due_times.settings
 
     async def ask(kind: Kind) -> None:
-        log.info("event=run_requested kind=%s run=%d", kind, ledger.request(kind))
+        due_times.request(kind)
 
     async def look() -> None:
         poll()
 
-    for kind in KINDS:
-        if settings.line(kind) != OFF:
-            trigger = CronTrigger.from_crontab(settings.line(kind), timezone="UTC")
-            scheduler.add_job(ask, trigger, [kind], id=kind, misfire_grace_time=settings.misfire_grace_s)
+    for kind in due_times.kinds():
+        scheduler.add_job(ask, DueTimesTrigger(kind), [kind], id=kind, misfire_grace_time=settings.misfire_grace_s)
     scheduler.add_job(look, "interval", seconds=settings.poll_s, id="poll", misfire_grace_time=None)
     return scheduler
 
@@ -124,9 +197,11 @@ async def run_until_signal(settings: TimetableSettings, jobs: Jobs) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    scheduler = plan(settings, jobs.ledger, jobs.poll)
+    due_times = DueTimes(settings, jobs.ledger)
+    scheduler = plan(due_times, jobs.poll)
     scheduler.start()
     jobs.fail_lost_runs()
+    due_times.make_up()
     jobs.poll()
     log.info("event=timetable_started %s", " ".join(f'{kind}="{settings.line(kind)}"' for kind in KINDS))
     try:
@@ -135,6 +210,10 @@ async def run_until_signal(settings: TimetableSettings, jobs: Jobs) -> None:
         scheduler.shutdown(wait=False)
         jobs.stop()
         log.info("event=timetable_stopped")
+
+
+def _shown(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
 
 
 def run(settings: Any) -> None:

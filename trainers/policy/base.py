@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from serving.policy.lists import AUX, SEP, add_list_tokens
+from trainers.policy.base_folder import BaseFault, check_folder
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 PAD, EOS = "<pad>", "<eos>"
 SCRATCH = "scratch"
+WRITERS = ("CausalLM", "LMHead", "ConditionalGeneration")
+"""What the class names of models that write text have in them."""
 
 
 class PolicySettings(BaseModel):
@@ -39,6 +42,12 @@ class PolicySettings(BaseModel):
     vocabulary: int = Field(default=1500, ge=300, description="Its tokens at most.")
     context: int = Field(default=512, ge=64, description="Its longest prompt and list together, in tokens.")
     seed: int = Field(default=0, description="Of its first weights.")
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        if self.hidden % (2 * self.heads):
+            raise ValueError(f"policy.hidden = {self.hidden} is no multiple of twice policy.heads = {self.heads}")
+        return self
 
 
 _SILENT = (
@@ -129,26 +138,79 @@ def load_policy(base: str | Path, device: str, *, precise: bool = False) -> tupl
     The weights are bf16 on CUDA, else float32; `precise` keeps float32 there too, for training all of them: an update
     at a learning rate of 1e-5 is lost in bf16's eight bits.
 
-    Weights are read from safetensors only. A folder is used as it is, any other name is loaded from the hub; an OSError
-    of it is raised again with the setting's name. `device` is auto, cpu or cuda."""
+    Weights are read from safetensors only. A folder is used as it is, any other name is loaded from the hub. Raises BaseFault,
+    which names the setting, what is wrong and what to do. `device` is auto, cpu or cuda."""
     quiet()
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from serving.policy.engines.loading import choose_dtype
 
     where = choose_device(device)
-    dtype = torch.float32 if precise else choose_dtype(where)
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(base)
-        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, use_safetensors=True)
-    except OSError as error:
-        raise OSError(
-            f"policy.base = {str(base)!r} cannot be loaded: {error}. Name a folder with a model, a hub id that can be "
-            f"reached, or {SCRATCH!r} to make a small one from policy.annotations"
-        ) from error
+    tokenizer = check_base(base)
+    model = _load_weights(base, torch.float32 if precise else choose_dtype(where))
     _widen(model, tokenizer)
     return model.to(where), tokenizer
+
+
+def check_base(base: str | Path) -> Any:
+    """Check all of a base but its weights' values, and return its tokenizer. Raises BaseFault.
+
+    So a base that could not be trained or served is refused in seconds, and not at the end of a training."""
+    quiet()
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoTokenizer
+
+    check_folder(base)
+    config: Any = _read(base, "config.json", lambda: AutoConfig.from_pretrained(base, trust_remote_code=False))
+    names = list(getattr(config, "architectures", None) or ["CausalLM"])
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or not any(kind in name for name in names for kind in WRITERS):
+        raise BaseFault(base, f'"model_type" = {config.model_type!r} in its config.json is no language model that writes text')
+    if other := set(getattr(config, "layer_types", None) or ()) - {"full_attention"}:
+        raise BaseFault(base, f"its layers of kind {', '.join(sorted(other))} are not supported: only full attention is")
+    tokenizer: Any = _read(base, "tokenizer.json", lambda: AutoTokenizer.from_pretrained(base, trust_remote_code=False))
+    if tokenizer.eos_token is None:
+        raise BaseFault(base, "its tokenizer has no eos_token, so lists could not end: set it in tokenizer_config.json")
+    return tokenizer
+
+
+def _read(base: str | Path, file: str, load: Callable[[], Any]) -> Any:
+    """Return what a loader of transformers returns; whatever it raises becomes a BaseFault in one line."""
+    try:
+        return load()
+    except Exception as error:
+        if Path(base).is_dir():
+            raise BaseFault(base, f"{Path(base) / file} cannot be used: {_first_line(error)}") from error
+        raise BaseFault(
+            base,
+            f"is no folder here, and the hub gives no {file} of that name: {_first_line(error)}. Name a folder with a model, a hub "
+            f"id that this machine can reach and may read, or {SCRATCH!r} to make a small one from policy.annotations",
+        ) from error
+
+
+def _load_weights(base: str | Path, dtype: torch.dtype) -> Any:
+    """Return the model. A tensor of another shape and a missing one are faults: transformers would fill in random numbers."""
+    from transformers import AutoModelForCausalLM
+
+    def load() -> Any:
+        return AutoModelForCausalLM.from_pretrained(
+            base,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+
+    model, info = _read(base, "model.safetensors", load)
+    for name, found, wanted in sorted(info["mismatched_keys"]):
+        shapes = f"{tuple(found)} in model.safetensors, {tuple(wanted)} by config.json"
+        raise BaseFault(base, f"the tensor {name} is {shapes}: weights and config are of two models; download both anew")
+    if missing := sorted(info["missing_keys"]):
+        raise BaseFault(base, f"its weights lack {len(missing)} tensors, such as {missing[0]}: download them anew")
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
 
 
 def _widen(model: Any, tokenizer: Any) -> None:

@@ -28,7 +28,7 @@ class GateSettings(BaseModel):
     prompts: int = Field(default=1000, ge=2, description="Size of the test set of one decision.")
     batch: int = Field(default=64, ge=1, description="Prompts written at once.")
     z: float = Field(default=1.64, ge=0, description="Standard errors by which the judge must find the challenger better.")
-    min_gain: float = Field(default=0.0, ge=0, description="Gain in AEC that the judge must see at least.")
+    min_gain: float = Field(default=0.0, ge=0, lt=1, description="Gain in AEC that the judge must see at least.")
     min_well_formed: float = Field(default=0.95, ge=0, le=1, description="Share of lists that keep the format.")
     max_length_ratio: float = Field(default=1.25, ge=1, description="Mean tokens, challenger to champion or the reverse.")
     max_duplicate_rate: float = Field(default=0.1, ge=0, le=1, description="Share of lists in which two items overlap.")

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from serving.policy.engines import Decoding, Generation
 from serving.policy.lists import ListTokens, RecommendedList, is_duplicate
@@ -36,14 +36,21 @@ class SearchSettings(BaseModel):
     beam: int = Field(default=4, ge=1, description="B: partial lists kept a step.")
     candidates: int = Field(default=8, ge=1, description="|C|: next queries drawn for each partial list.")
     chosen: int = Field(default=4, ge=1, description="N_c: best lists kept, at most `beam`.")
-    rejected: int = Field(default=4, ge=1, description="N_r: worst lists kept.")
+    rejected: int = Field(default=4, ge=1, description="N_r: worst lists kept, at most `budget`.")
     budget: int = Field(default=16, ge=1, description="Lists drawn at random, of which the worst are kept.")
     temperature: float = Field(default=1.0, gt=0, le=10, description="Of both draws.")
     top_p: float = Field(default=1.0, gt=0, le=1, description="Of both draws.")
     filter_overlap: bool = Field(default=True, description="Drop chosen lists in which two queries overlap (G10).")
     overlap: float = Field(default=0.6, gt=0, le=1, description="Character 3-gram Jaccard from which two queries overlap.")
-    min_gain: float = Field(default=0.0, ge=0, description="A pair's rewards must differ by more than this.")
+    min_gain: float = Field(default=0.0, ge=0, lt=1, description="A pair's rewards must differ by more than this.")
     seed: int = Field(default=0, description="Of the draws.")
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        for part, whole in (("chosen", "beam"), ("rejected", "budget")):
+            if getattr(self, part) > getattr(self, whole):
+                raise ValueError(f"search.{part} = {getattr(self, part)} is more than search.{whole} = {getattr(self, whole)}")
+        return self
 
 
 @dataclass(frozen=True)

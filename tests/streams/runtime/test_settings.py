@@ -80,10 +80,10 @@ def test_sections_of_other_rooms_are_skipped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "mentioned"),
     [
-        ("[kafka]\npartitions = 'four'", ["kafka.partitions", "'four'", "integer", "queryloop.toml"]),
+        ("[kafka]\npartitions = 'four'", ["kafka.partitions", "'four'", "whole number", "queryloop.toml"]),
         ("[kafka]\npartitoins = 4", ["kafka.partitoins", "did you mean partitions?", "bootstrap, broker, topic"]),
         ("[kafak]\na = 1", ["[kafak]", "did you mean kafka?", "timetable"]),
-        ("[kafka]\nbroker = 'rabbit'", ["kafka.broker", "'rabbit'", "'embedded' or 'kafka'"]),
+        ("[kafka]\nbroker = 'rabbit'", ["kafka.broker", "'rabbit'", '"embedded", "kafka"']),
         ("[serving]\nport = 70000", ["serving.port", "70000", "65535"]),
         ("[tasks.hint]\nfield = 1", ["tasks.hint.field", "did you mean fields?"]),
         ("[tasks.hint]\nn = 'x'", ["tasks.hint.n", "'x'"]),
@@ -103,7 +103,7 @@ def test_a_mistake_in_the_file_is_named(tmp_path: Path, text: str, mentioned: li
         (
             "QUERYLOOP_KAFKA_PARTITIONS",
             "0",
-            ["QUERYLOOP_KAFKA_PARTITIONS", "kafka.partitions", "'0'", "greater than or equal to 1"],
+            ["QUERYLOOP_KAFKA_PARTITIONS", "kafka.partitions", "'0'", "must be a whole number from 1 to 1000"],
         ),
         ("QUERYLOOP_KAFKA_PARTITION", "2", ["QUERYLOOP_KAFKA_PARTITION", "did you mean partitions?"]),
         ("QUERYLOOP_KAFAK_TOPIC", "t", ["QUERYLOOP_KAFAK_TOPIC", "did you mean kafka?"]),

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from trainers.jobs.ledger import Kind, Ledger, Run, State
 from trainers.jobs.processes import hold_kind
-from trainers.jobs.timetable import Jobs, TimetableSettings, plan
+from trainers.jobs.timetable import DueTimes, Jobs, TimetableSettings, plan
 
 
 @dataclass
@@ -108,20 +108,20 @@ def test_stopping_ends_the_running_jobs_and_the_heartbeat(jobs: Jobs, ledger: Le
 
 
 def scheduled(settings: TimetableSettings, ledger: Ledger) -> dict[str, Any]:
-    return {job.id: job for job in plan(settings, ledger, lambda: None).get_jobs()}
+    return {job.id: job for job in plan(DueTimes(settings, ledger), lambda: None).get_jobs()}
 
 
-def test_each_kind_has_its_times_in_utc(ledger: Ledger) -> None:
-    times = scheduled(TimetableSettings(ctr="15 3 * * *", index="off", policy="0 5 * * sun"), ledger)
+def test_each_kind_has_its_times_in_the_zone_of_the_settings(ledger: Ledger) -> None:
+    times = scheduled(TimetableSettings(ctr="15 3 * * *", index="off", policy="0 5 * * 0", zone="Europe/Berlin"), ledger)
     assert set(times) == {"ctr", "policy", "poll"}
     thursday = datetime(2026, 1, 1, tzinfo=UTC)
-    assert times["ctr"].trigger.get_next_fire_time(None, thursday) == datetime(2026, 1, 1, 3, 15, tzinfo=UTC)
-    assert times["policy"].trigger.get_next_fire_time(None, thursday) == datetime(2026, 1, 4, 5, 0, tzinfo=UTC)
+    assert times["ctr"].trigger.get_next_fire_time(None, thursday) == datetime(2026, 1, 1, 2, 15, tzinfo=UTC)
+    assert times["policy"].trigger.get_next_fire_time(None, thursday) == datetime(2026, 1, 4, 4, 0, tzinfo=UTC)
 
 
 def test_missed_times_coalesce_and_one_instance_runs(ledger: Ledger) -> None:
     async def look() -> dict[str, Any]:
-        scheduler = plan(TimetableSettings(misfire_grace_s=77), ledger, lambda: None)
+        scheduler = plan(DueTimes(TimetableSettings(misfire_grace_s=77), ledger), lambda: None)
         scheduler.start(paused=True)
         found = {job.id: (job.coalesce, job.max_instances, job.misfire_grace_time) for job in scheduler.get_jobs()}
         scheduler.shutdown(wait=False)
@@ -134,7 +134,8 @@ def test_missed_times_coalesce_and_one_instance_runs(ledger: Ledger) -> None:
 
 def test_a_due_time_requests_a_run_once_however_many_were_missed(ledger: Ledger) -> None:
     async def run_late() -> None:
-        scheduler = plan(TimetableSettings(ctr="* * * * *", index="off", policy="off"), ledger, lambda: None)
+        due_times = DueTimes(TimetableSettings(ctr="* * * * *", index="off", policy="off"), ledger)
+        scheduler = plan(due_times, lambda: None)
         scheduler.start(paused=True)
         scheduler.modify_job("ctr", next_run_time=datetime.now(UTC) - timedelta(minutes=30))
         scheduler.resume()
@@ -145,6 +146,83 @@ def test_a_due_time_requests_a_run_once_however_many_were_missed(ledger: Ledger)
 
     asyncio.run(run_late())
     assert [run.kind for run in ledger.requested()] == ["ctr"]
+
+
+SUNDAY = datetime(2026, 1, 4, 5, 0, tzinfo=UTC).timestamp()
+HOUR, DAY = 3600.0, 86_400.0
+WEEKLY = TimetableSettings(ctr="off", index="off", policy="0 5 * * 0")
+
+
+@dataclass
+class Down:
+    """Trainers that ran until one moment and start again at another; every moment is the test's."""
+
+    folder: Path
+    now: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.ledger = Ledger(self.folder / "ledger.sqlite", lambda: self.now)
+
+    def start(self, at: float, settings: TimetableSettings = WEEKLY) -> list[Kind]:
+        """Start a daemon; return the kinds of jobs that are requested now."""
+        self.now = at
+        DueTimes(settings, self.ledger, lambda: self.now).make_up()
+        return [run.kind for run in self.ledger.requested()]
+
+    def end_requested(self) -> None:
+        for run in self.ledger.requested():
+            self.ledger.finish(run.id, State.SUCCEEDED, {})
+
+
+def test_a_time_missed_while_the_trainers_were_down_is_made_up_for_once(tmp_path: Path) -> None:
+    trainers = Down(tmp_path)
+    assert trainers.start(SUNDAY - DAY) == []
+    assert trainers.start(SUNDAY + 1) == ["policy"]
+    trainers.end_requested()
+    assert trainers.start(SUNDAY + 60) == []
+    assert trainers.start(SUNDAY + DAY) == []
+
+
+def test_a_weekend_without_the_machine_does_not_cost_a_week(tmp_path: Path) -> None:
+    trainers = Down(tmp_path)
+    trainers.start(SUNDAY - 40 * HOUR)
+    assert trainers.start(SUNDAY + 40 * HOUR) == ["policy"]
+
+
+def test_a_time_that_was_missed_by_more_than_the_grace_is_left_to_the_next_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainers = Down(tmp_path)
+    trainers.start(SUNDAY - DAY)
+    assert trainers.start(SUNDAY + 3 * DAY + 1) == []
+    assert "event=due_time_missed kind=policy due=2026-01-04T05:00:00+00:00" in caplog.text
+    assert trainers.start(SUNDAY + 7 * DAY + 1) == ["policy"]
+
+
+def test_months_of_missed_times_become_one_run(tmp_path: Path) -> None:
+    nightly = TimetableSettings(ctr="0 3 * * *", index="off", policy="off")
+    trainers = Down(tmp_path)
+    trainers.start(SUNDAY, nightly)
+    assert trainers.start(SUNDAY + 100 * DAY, nightly) == ["ctr"]
+    trainers.end_requested()
+    assert trainers.start(SUNDAY + 100 * DAY + HOUR, nightly) == []
+
+
+def test_a_first_start_and_a_changed_timetable_make_up_for_nothing(tmp_path: Path) -> None:
+    trainers = Down(tmp_path)
+    assert trainers.start(SUNDAY + HOUR) == []
+    changed = WEEKLY.model_copy(update={"policy": "30 5 * * 0"})
+    assert trainers.start(SUNDAY + 2 * HOUR, changed) == []
+    assert trainers.start(SUNDAY + 3 * HOUR, WEEKLY.model_copy(update={"policy": "off"})) == []
+
+
+def test_a_run_that_a_person_requested_after_the_missed_time_is_enough(tmp_path: Path) -> None:
+    trainers = Down(tmp_path)
+    trainers.start(SUNDAY - DAY)
+    trainers.now = SUNDAY + HOUR
+    trainers.ledger.request("policy")
+    trainers.end_requested()
+    assert trainers.start(SUNDAY + 2 * HOUR) == []
 
 
 @pytest.mark.parametrize("line", ["every day", "61 * * * *", "* * * *", ""])

@@ -10,6 +10,7 @@ from serving.policy.engines.transformers_engine import TransformersEngine
 from serving.policy.lists import AUX, SEP, encode_list, find_list_tokens, parse
 from tests.support.toy_policy import SMALL, TASK, TASKS, draw_annotations
 from trainers.policy.base import learn_vocabulary, load_policy, make_base
+from trainers.policy.base_folder import BaseFault
 from trainers.policy.sft import annotation_texts
 
 
@@ -80,5 +81,5 @@ def test_a_foreign_vocabulary_gets_the_list_tokens_and_the_model_rows_for_them(b
 
 
 def test_a_missing_base_is_named_with_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=r"policy.base = .*nowhere.*'scratch'"):
+    with pytest.raises(BaseFault, match=r"policy.base = .*nowhere.*'scratch'"):
         load_policy(tmp_path / "nowhere", "cpu")

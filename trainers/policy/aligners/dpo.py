@@ -11,9 +11,9 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trainers.policy.base import load_policy, quiet
 from trainers.policy.pairs import Pair
@@ -32,10 +32,21 @@ class DpoSettings(BaseModel):
     epochs: float = Field(default=1.0, gt=0, description="Passes over the pairs.")
     batch: int = Field(default=16, ge=1, description="Pairs a step.")
     lora_rank: int = Field(default=16, ge=1, description="Of the adapter on every linear layer.")
-    loss_type: tuple[LossType, ...] = Field(default=("sigmoid", "sft"), description="TRL's losses.")
+    loss_type: tuple[LossType, ...] = Field(default=("sigmoid", "sft"), min_length=1, description="TRL's losses.")
     loss_weights: tuple[float, ...] = Field(default=(1.0, 0.5), description="Their weights.")
     min_pairs: int = Field(default=32, ge=1, description="Fewer pairs than this are not learned from.")
     seed: int = Field(default=0, description="Of the order of the pairs and of the adapter's first weights.")
+
+    @model_validator(mode="after")
+    def _check_losses(self) -> Self:
+        if len(self.loss_type) != len(self.loss_weights):
+            raise ValueError(
+                f"dpo.loss_type has {len(self.loss_type)} losses and dpo.loss_weights {len(self.loss_weights)} weights: "
+                "each loss needs one"
+            )
+        if not any(weight > 0 for weight in self.loss_weights) or any(weight < 0 for weight in self.loss_weights):
+            raise ValueError("dpo.loss_weights must have a weight over 0, and none under 0")
+        return self
 
 
 class TooFewPairs(ValueError):
