@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from streams.events.normal_form import is_blank
 from streams.events.schema import (
     DEFAULT_LIMITS,
     KNOWN,
@@ -130,8 +131,8 @@ def _check_event(
 def _find_fault(event: Event, ts_us: int, size: int, limits: EventSettings, horizon: float) -> tuple[Reason, str] | None:
     if not 0 <= ts_us < MAX_TS_US:
         return Reason.INVALID, f"ts: {event.ts} is outside 1970 to 9999; it is seconds since the epoch, or RFC 3339"
-    if event.query.isspace():
-        return Reason.INVALID, "query: only white space"
+    if is_blank(event.query):
+        return Reason.INVALID, "query: only white space or invisible characters"
     # A text has at most as many characters as its line has bytes.
     if size > limits.max_query_chars and (long := _describe_overlong(event, limits.max_query_chars)):
         return Reason.TOO_LARGE, long
@@ -158,8 +159,8 @@ def _describe_overlong(event: Event, limit: int) -> str | None:
 def _find_impression_fault(event: Impression, limits: EventSettings) -> tuple[Reason, str] | None:
     if len(event.items) > limits.max_items:
         return Reason.TOO_LARGE, f"items: {len(event.items)} of them, at most {limits.max_items} are allowed"
-    if any(map(str.isspace, event.items)):
-        return Reason.INVALID, "items: one is only white space"
+    if any(map(is_blank, event.items)):
+        return Reason.INVALID, "items: one is only white space or invisible characters"
     if event.decoding and is_too_deep(event.decoding):
         return Reason.INVALID, f"decoding: nested more than {MAX_DEPTH} deep"
     return None
