@@ -22,6 +22,7 @@ JOINING_SCRIPTS = (
     *(range(0x10A00, 0x12000), range(0x1E900, 0x1E960)),
 )
 SYMBOLS = (range(0x2190, 0x2C00), range(0x1F000, 0x1FB00))
+BRAILLE_BLANK = "\N{BRAILLE PATTERN BLANK}"
 KEYCAPS = frozenset(map(ord, "0123456789#*©®〰〽"))
 
 
@@ -34,11 +35,11 @@ def normal_form(text: str) -> str:
 
 def _drop_unseen(text: str) -> str:
     shown, signs, base = [], "", ""
-    for character in text:
+    for character in text.replace(BRAILLE_BLANK, " "):
         if ord(character) in SIGNS:
             signs += character
         elif not _is_unseen(character):
-            shown += [_needed(base, signs), " " if character == "\u2800" else character]
+            shown += [_needed(base, signs), character]
             signs, base = "", character
     return "".join((*shown, _needed(base, signs)))
 
