@@ -15,9 +15,11 @@ import msgspec
 from streams.events.normal_form import is_blank
 from streams.events.schema import (
     DEFAULT_LIMITS,
+    COMMON,
     KNOWN,
     MAX_DEPTH,
     MAX_TS_US,
+    REQUIRED,
     Click,
     Event,
     EventError,
@@ -37,6 +39,7 @@ _raw_decoder: msgspec.json.Decoder[msgspec.Raw] = msgspec.json.Decoder(msgspec.R
 _encoder = msgspec.json.Encoder()
 _TOO_LONG = re.compile(r"Expected `(?:str|array)` of length <= ")
 _UNKNOWN = "Object contains unknown field"
+_MISSING = "Object missing required field"
 
 
 def parse_line(
@@ -61,7 +64,7 @@ def _decode_line(line: bytes) -> tuple[Event, bytes]:
     except msgspec.ValidationError as error:
         _require_json(line)
         if not str(error).startswith(_UNKNOWN):
-            raise EventError(*_classify_error(error)) from error
+            raise EventError(*_classify_error(error, line)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _malformed(error) from error
     return _decode_with_extra(line)
@@ -86,7 +89,7 @@ def _decode_with_extra(line: bytes) -> tuple[Event, bytes]:
     try:
         event = _decoder.decode(_encoder.encode({name: value for name, value in fields.items() if name in known}))
     except msgspec.ValidationError as error:
-        raise EventError(*_classify_error(error)) from error
+        raise EventError(*_classify_error(error, line)) from error
     except RecursionError as error:
         raise _malformed(error) from error
     return event, _encoder.encode({name: fields[name] for name in sorted(fields.keys() - known)})
@@ -103,9 +106,19 @@ def _read_type(fields: Mapping[str, msgspec.Raw]) -> str:
     return str(tag)
 
 
-def _classify_error(error: msgspec.ValidationError) -> tuple[Reason, str]:
+def _classify_error(error: msgspec.ValidationError, line: bytes) -> tuple[Reason, str]:
     text = str(error)
+    if text.startswith(_MISSING):
+        return Reason.INVALID, _name_missing_fields(line)
     return (Reason.TOO_LARGE if _TOO_LONG.match(text) else Reason.INVALID), printable(text)
+
+
+def _name_missing_fields(line: bytes) -> str:
+    """Return all fields that an event lacks; the decoder stops at the first."""
+    fields = _object_decoder.decode(line)
+    tag = msgspec.json.decode(fields["type"]) if "type" in fields else None
+    missing = [name for name in REQUIRED.get(tag, COMMON) if name not in fields]
+    return f"{_MISSING}{'s' if len(missing) > 1 else ''} {', '.join(f'`{name}`' for name in missing)}"
 
 
 def horizon_us(limits: EventSettings, now: float | None) -> float:
