@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import threading
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
@@ -49,6 +50,22 @@ class CountRequests:
         finally:
             self.metrics.requests.labels(path, status).inc()
             self.metrics.request_seconds.labels(path).observe(perf_counter() - began)
+
+
+class CloseConnections:
+    """Closes each connection after its answer once the process is stopping, so that clients make their next call elsewhere."""
+
+    def __init__(self, app: ASGIApp, stopping: threading.Event) -> None:
+        self.app = app
+        self.stopping = stopping
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def close(message: Message) -> None:
+            if message["type"] == "http.response.start" and self.stopping.is_set():
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
+        await self.app(scope, receive, close)
 
 
 class CheckKeys:
