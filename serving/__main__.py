@@ -78,18 +78,17 @@ def require_torch(threads: int) -> None:
 
 def serve(root: ServingRoot, emitter: Emitter, listener: socket.socket) -> int:
     """Run the app on a bound socket until a signal, then deliver buffered events; those that cannot be stay in the outbox."""
-    import uvicorn
-
     from serving.http.app import create_app
+    from serving.http.server import DrainingServer
     from serving.metrics import ServingMetrics
     from serving.releases.loader import import_engine
 
     keep_freed_memory()
     threading.Thread(target=import_engine, name="import", daemon=True).start()
-    metrics = ServingMetrics()
+    metrics, stopping = ServingMetrics(), threading.Event()
     with emitter:
-        app = create_app(root, make_slot(root, metrics), emitter, metrics)
-        server = uvicorn.Server(configure(app, root.serving))
+        app = create_app(root, make_slot(root, metrics), emitter, metrics, stopping=stopping)
+        server = DrainingServer(configure(app, root.serving), stopping, root.serving.drain_s)
         host, port = listener.getsockname()[:2]
         log.info("event=listening url=http://%s:%d data=%s", f"[{host}]" if ":" in host else host, port, root.data.dir)
         ignore_signals()

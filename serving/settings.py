@@ -49,6 +49,13 @@ class ServingSettings(BaseModel, frozen=True, extra="forbid"):
         description="seconds that an idle connection stays open; more than the idle timeout of your clients and load balancers, "
         "or a call of theirs may fail as it is closed",
     )
+    drain_s: float = Field(
+        default=3.0,
+        ge=0,
+        le=600,
+        description="seconds between SIGTERM, when /readyz begins to answer 503, and the closing of the port; longer than your load "
+        "balancer takes to notice. SIGINT and a second signal do not wait",
+    )
     poll_s: float = Field(default=0.5, gt=0, description="seconds between two looks at the rollout")
     retry_s: float = Field(default=30.0, gt=0, description="seconds until a release that failed to load is tried again")
     max_body_bytes: int = Field(default=262_144, ge=1024, description="bytes of one request's body, at most")

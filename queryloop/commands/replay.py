@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from streams.importers.preview import Preview, preview
 from streams.worker.settings import StreamsSettings
 
 NOTHING = "no line to send: the log is empty, has no row below its header, or the mapping answered no row"
-NO_TYPE = "missing required field `type`"
+NO_TYPE = re.compile("missing required fields? `type`")
 FOREIGN = (
     "no line is an event, and the first ones have no `type`: say with --mapping FILE which field is which (docs/mappings.md)"
 )
@@ -114,7 +115,7 @@ def _describe_preview(name: str, found: Preview, mapped: bool) -> str:
     if found.first_refused:
         lines.append("first to be refused:")
         lines += [f"  {_describe_place(one.line, one.row)}: {one.reason}: {one.detail}" for one in found.first_refused]
-        if not mapped and not found.types and all(NO_TYPE in one.detail for one in found.first_refused):
+        if not mapped and not found.types and all(NO_TYPE.search(one.detail) for one in found.first_refused):
             lines.append(FOREIGN)
     return "\n".join(lines)
 

@@ -23,8 +23,10 @@ def make_texts() -> tuple[str, ...]:
 
 
 def _respell(text: str) -> str:
-    """Return a spelling with the same normal form: upper case where it folds back, full-width digits, more white space."""
+    """Return a spelling with the same normal form: upper case where it folds back, full-width digits, more white space,
+    characters that nobody sees."""
     upper = text.upper()
     shown = upper if upper.casefold() == text.casefold() else text
     wide = shown.translate({digit: 0xFF10 + digit - 0x30 for digit in range(0x30, 0x3A)})
-    return json.dumps(f" {wide.replace(' ', '  ')}", ensure_ascii=False)
+    spaced = wide.replace(" ", "\N{ZERO WIDTH SPACE}  ")
+    return json.dumps(f" \N{ZERO WIDTH NO-BREAK SPACE}{spaced}\N{SOFT HYPHEN}", ensure_ascii=False)

@@ -6,16 +6,15 @@ here is only what the line and its place decide: malformed, invalid, too large, 
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 
+from queryloop.verify.normal_form import normal_form
 from streams.events.line_decoder import parse_line
 from streams.events.rules import CountingRules
 from streams.events.schema import SPACE, Click, EventSettings, Impression, Query, Reason, Reject
@@ -164,9 +163,3 @@ class Arrivals:
                 self.con.execute(f"INSERT INTO {name} FROM chunk")
                 self.con.unregister("chunk")
                 rows.clear()
-
-
-@lru_cache(maxsize=65_536)
-def normal_form(text: str) -> str:
-    """Return a text after NFKC, case folding and collapsing of white space; independent code, since it checks the store's."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

@@ -13,7 +13,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from queryloop.verify.arrivals import normal_form
+from queryloop.verify.normal_form import normal_form
 from queryloop.verify.shard_verification import DIFFERENCES, READ, Verdict
 from streams.api.snapshot import Counts
 from streams.events.rules import CountingRules

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -15,14 +16,26 @@ from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
-from serving.http.browsers import EVENTS_PATH, SCHEMA_PATH, SNIPPET_PATH, KnownOrigins, answer_schema, answer_snippet
-from serving.http.events_request import BatchError, accept_events, split_batch
+from serving.http.browsers import (
+    EVENTS_PATH,
+    RECOMMEND_PATH,
+    SCHEMA_PATH,
+    SNIPPET_PATH,
+    KnownOrigins,
+    answer_schema,
+    answer_snippet,
+)
+from serving.http.content_encoding import InflateBody
+from serving.http.events_batch import BatchError, split_batch, split_lines
+from serving.http.events_request import BatchResult, accept_events
 from serving.http.impressions import EventSink, ImpressionLog, make_impression
 from serving.http.micro_batcher import Batcher, BusyError, DeadlineError
-from serving.http.middleware import BearerKey, CountRequests, LimitBody
+from serving.http.media_types import NDJSON, CheckMediaType, read_media_type
+from serving.http.middleware import CheckKeys, CloseConnections, CountRequests, LimitBody
 from serving.http.recommend_request import CallError, RecommendCall, read_request, read_time
 from serving.metrics import ServingMetrics
 from serving.policy.engines import Decoding
@@ -33,43 +46,68 @@ from serving.settings import ServingRoot
 from streams.events.schema import printable
 from streams.runtime.validation_errors import explain_error
 
-PATHS = frozenset({"/v1/recommend", EVENTS_PATH, SNIPPET_PATH, SCHEMA_PATH, "/v1/releases", "/healthz", "/readyz", "/metrics"})
+PATHS = frozenset({RECOMMEND_PATH, EVENTS_PATH, SNIPPET_PATH, SCHEMA_PATH, "/v1/releases", "/healthz", "/readyz", "/metrics"})
 _RETRY = {"Retry-After": "1"}
 
 
 def create_app(
-    root: ServingRoot, slot: Slot, sink: EventSink, metrics: ServingMetrics, clock: Callable[[], float] = time.time
+    root: ServingRoot,
+    slot: Slot,
+    sink: EventSink,
+    metrics: ServingMetrics,
+    clock: Callable[[], float] = time.time,
+    stopping: threading.Event | None = None,
 ) -> FastAPI:
-    """Return the ASGI application. Its lifespan runs the batches and watches the rollout; `clock` gives epoch seconds."""
-    endpoints = Endpoints(root, slot, sink, metrics, clock)
+    """Return the ASGI application. Its lifespan runs the batches and watches the rollout; `clock` gives epoch seconds.
+
+    Once `stopping` is set the app is not ready any more, and closes each connection after its answer."""
+    stopping = stopping or threading.Event()
+    endpoints = Endpoints(root, slot, sink, metrics, clock, stopping)
     app = FastAPI(title="Queryloop", openapi_url="/v1/openapi.json", docs_url=None, redoc_url=None, lifespan=endpoints.lifespan)
-    app.add_api_route("/v1/recommend", endpoints.recommend, methods=["POST"])
-    app.add_api_route("/v1/events", endpoints.accept_events, methods=["POST"])
-    app.add_api_route(SNIPPET_PATH, answer_snippet, methods=["GET"])
-    app.add_api_route(SCHEMA_PATH, endpoints.schema, methods=["GET"])
-    app.add_api_route("/v1/releases", endpoints.releases, methods=["GET"])
-    app.add_api_route("/healthz", endpoints.health, methods=["GET"])
-    app.add_api_route("/readyz", endpoints.readiness, methods=["GET"])
-    app.add_api_route("/metrics", endpoints.render_metrics, methods=["GET"])
+    app.add_api_route(RECOMMEND_PATH, endpoints.recommend, methods=["POST"])
+    app.add_api_route(EVENTS_PATH, endpoints.accept_events, methods=["POST"])
+    _add_read(app, SNIPPET_PATH, answer_snippet)
+    _add_read(app, SCHEMA_PATH, endpoints.schema)
+    _add_read(app, "/v1/releases", endpoints.releases)
+    _add_read(app, "/healthz", endpoints.health)
+    _add_read(app, "/readyz", endpoints.readiness)
+    _add_read(app, "/metrics", endpoints.render_metrics)
     app.add_exception_handler(RequestValidationError, _explain)
+    app.add_exception_handler(HTTPException, _refuse)
+    app.add_exception_handler(Exception, _fail)
     serving = root.serving
     key = serving.key.get_secret_value() if serving.key else None
     # The last one added is the first one passed.
+    app.add_middleware(CheckMediaType)
+    app.add_middleware(InflateBody, max_bytes=serving.max_body_bytes)
     app.add_middleware(LimitBody, max_bytes=serving.max_body_bytes, timeout_s=serving.deadline_s)
-    app.add_middleware(BearerKey, key=key, write_key=serving.write_key.get_secret_value() if serving.write_key else None)
+    app.add_middleware(CheckKeys, key=key, write_key=serving.write_key.get_secret_value() if serving.write_key else None)
     app.add_middleware(KnownOrigins, origins=frozenset(serving.origins))
     app.add_middleware(
         CORSMiddleware, allow_origins=list(serving.origins), allow_methods=["GET", "POST"], allow_headers=["*"], max_age=3600
     )
     app.add_middleware(CountRequests, metrics=metrics, paths=PATHS)
+    app.add_middleware(CloseConnections, stopping=stopping)
     return app
+
+
+def _add_read(app: FastAPI, path: str, endpoint: Callable[..., Any]) -> None:
+    """Add a route for GET, and for HEAD, which answers the same without the body."""
+    app.add_api_route(path, endpoint, methods=["GET"])
+    app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
 
 
 class Endpoints:
     """The endpoints, and what they share."""
 
     def __init__(
-        self, root: ServingRoot, slot: Slot, sink: EventSink, metrics: ServingMetrics, clock: Callable[[], float]
+        self,
+        root: ServingRoot,
+        slot: Slot,
+        sink: EventSink,
+        metrics: ServingMetrics,
+        clock: Callable[[], float],
+        stopping: threading.Event,
     ) -> None:
         serving = root.serving
         self._root = root
@@ -77,6 +115,7 @@ class Endpoints:
         self._sink = sink
         self._metrics = metrics
         self._clock = clock
+        self._stopping = stopping
         self._impressions = ImpressionLog(sink, metrics)
         self._decoding = Decoding(temperature=serving.temperature, top_p=serving.top_p, redraws=serving.redraws)
         self._batcher: Batcher[Request, Recommendation] = Batcher(
@@ -128,9 +167,10 @@ class Endpoints:
 
     async def accept_events(self, request: HttpRequest) -> Response:
         """Accept a batch of events, {"events": [...]} or NDJSON. 202: they are in the outbox and survive this process."""
-        content_type = request.headers.get("content-type", "")
+        media_type, limit = read_media_type(request.headers["content-type"]), self._root.serving.max_events
         try:
-            lines = split_batch(await request.body(), content_type, self._root.serving.max_events)
+            body = await request.body()
+            lines = split_lines(body, limit) if media_type in NDJSON else split_batch(body, limit)
         except BatchError as error:
             return _error(error.status, str(error))
         result = accept_events(lines, self._sink, self._root.events, self._clock())
@@ -138,14 +178,7 @@ class Endpoints:
         for refusal in result.rejected:
             self._metrics.events_rejected.labels(refusal.reason).inc()
         stored = await asyncio.to_thread(self._sink.store, self._root.serving.deadline_s) if result.accepted else True
-        answer: dict[str, Any] = {"accepted": result.accepted, "rejected": [asdict(refusal) for refusal in result.rejected]}
-        if result.full:
-            problem = f"{result.full}; send the batch again later, accepted events count once"
-            return JSONResponse({"error": problem, **answer}, 503, _RETRY)
-        if not stored:
-            problem = "the events could not be written to disk in time; send the batch again later, they count once"
-            return JSONResponse({"error": problem, **answer}, 503, _RETRY)
-        return JSONResponse(answer, 202)
+        return _describe_batch(result, stored)
 
     async def schema(self, request: HttpRequest) -> Response:
         """Answer the JSON Schema of one event."""
@@ -162,6 +195,8 @@ class Endpoints:
     async def readiness(self) -> Response:
         """Answer 200 when lists can be served, else 503 with the reason; `error` says why a promoted release is not live."""
         live = self._slot.release
+        if self._stopping.is_set():
+            return JSONResponse({"ready": False, "release": live, "error": "stopping"}, 503)
         if live is None:
             return JSONResponse({"ready": False, "release": None, "error": self._slot.reason}, 503)
         return JSONResponse({"ready": True, "release": live, "error": self._slot.error})
@@ -192,6 +227,22 @@ class Endpoints:
         return JSONResponse(
             {"live": self._slot.release, "error": self._slot.error, "rollout": rollout, "releases": shown, "broken": broken}
         )
+
+
+def _describe_batch(result: BatchResult, stored: bool) -> Response:
+    """Answer what became of a batch: 202, 422 when every event was refused, 503 when it has to be sent again."""
+    answer: dict[str, Any] = {"accepted": result.accepted, "rejected": [asdict(refusal) for refusal in result.rejected]}
+    if result.full:
+        problem = f"{result.full}; send the batch again later, accepted events count once"
+        return JSONResponse({"error": problem, **answer}, 503, _RETRY)
+    if not stored:
+        problem = "the events could not be written to disk in time; send the batch again later, they count once"
+        return JSONResponse({"error": problem, **answer}, 503, _RETRY)
+    if result.rejected and not result.accepted:
+        first = result.rejected[0]
+        problem = f"every event was refused; event {first.index}: {first.reason}: {first.detail}"
+        return JSONResponse({"error": problem, **answer}, 422)
+    return JSONResponse(answer, 202)
 
 
 def _describe_answer(request: Request, answer: Recommendation) -> dict[str, Any]:
@@ -226,3 +277,14 @@ async def _explain(_request: HttpRequest, error: Exception) -> Response:
         for fault in faults
     ]
     return _error(422, printable("; ".join(problems)) or "the body is not valid")
+
+
+async def _refuse(_request: HttpRequest, error: Exception) -> Response:
+    """Answer what has no route, method or readable body, as every error is answered."""
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+
+async def _fail(_request: HttpRequest, _error: Exception) -> Response:
+    """Answer 500 without details; the server logs them."""
+    return JSONResponse({"error": "the server failed; its log says why"}, 500)

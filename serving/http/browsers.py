@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SNIPPET_PATH = "/v1/queryloop.js"
 SCHEMA_PATH = "/v1/events/schema.json"
 EVENTS_PATH = "/v1/events"
+RECOMMEND_PATH = "/v1/recommend"
 OPEN_PATHS = frozenset({SNIPPET_PATH, SCHEMA_PATH})
 """Public paths that need no key."""
 _FRESH = "public, max-age=3600"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import threading
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
@@ -51,10 +52,29 @@ class CountRequests:
             self.metrics.request_seconds.labels(path).observe(perf_counter() - began)
 
 
-class BearerKey:
-    """Answers 401 without the key; with no key set, everything passes (the server then listens on loopback only).
+class CloseConnections:
+    """Closes each connection after its answer once the process is stopping, so that clients make their next call elsewhere."""
 
-    `write_key` in the query string allows only POST /v1/events, since everybody can read it in a web page.
+    def __init__(self, app: ASGIApp, stopping: threading.Event) -> None:
+        self.app = app
+        self.stopping = stopping
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def close(message: Message) -> None:
+            if message["type"] == "http.response.start" and self.stopping.is_set():
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
+        await self.app(scope, receive, close)
+
+
+class CheckKeys:
+    """Answers 401 to a request without its key, and to one with a wrong key.
+
+    `key`, sent as `Authorization: Bearer KEY`, opens every route. `write_key`, sent in the query string, opens POST /v1/events and
+    nothing else, since everybody can read it in a web page. Each is checked by itself: a wrong one is refused even where the other
+    is right. Where a key is not set there is nothing to compare with, so one that is sent is ignored; without `key` every route is
+    open (the server then listens on loopback only).
     """
 
     def __init__(self, app: ASGIApp, key: str | None, write_key: str | None = None) -> None:
@@ -63,23 +83,33 @@ class BearerKey:
         self.write_key = None if write_key is None else write_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self.wanted is None or scope["path"] in OPEN_PATHS or self._is_allowed(scope):
+        problem = self._find_problem(scope) if scope["type"] == "http" and scope["path"] not in OPEN_PATHS else None
+        if problem is None:
             await self.app(scope, receive, send)
             return
-        refusal = JSONResponse({"error": "send the key as Authorization: Bearer KEY"}, 401, {"WWW-Authenticate": "Bearer"})
-        await refusal(scope, receive, send)
+        await JSONResponse({"error": problem}, 401, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
 
-    def _is_allowed(self, scope: Scope) -> bool:
-        if self._may_write(scope):
-            return True
-        given = [value for name, value in scope["headers"] if name == b"authorization"]
-        return len(given) == 1 and self.wanted is not None and hmac.compare_digest(given[0], self.wanted)
+    def _find_problem(self, scope: Scope) -> str | None:
+        key = _compare(self.wanted, [value for name, value in scope["headers"] if name == b"authorization"])
+        write_key = _compare(self.write_key, _find_write_keys(scope))
+        if key is False:
+            return "the key in Authorization is wrong: send serving.key as Authorization: Bearer KEY"
+        if write_key is False:
+            return "the write_key in the address is wrong: send the public key that is serving.write_key"
+        return None if self.wanted is None or key or write_key else "send the key as Authorization: Bearer KEY"
 
-    def _may_write(self, scope: Scope) -> bool:
-        if self.write_key is None or scope["path"] != browsers.EVENTS_PATH or scope["method"] != "POST":
-            return False
-        given = parse_qs(scope["query_string"]).get(b"write_key", [])
-        return len(given) == 1 and hmac.compare_digest(given[0], self.write_key)
+
+def _compare(wanted: bytes | None, given: list[bytes]) -> bool | None:
+    """Return whether the key that was given is right, in constant time; None when none was given or none is set."""
+    if wanted is None or not given:
+        return None
+    return len(given) == 1 and hmac.compare_digest(given[0], wanted)
+
+
+def _find_write_keys(scope: Scope) -> list[bytes]:
+    if scope["path"] != browsers.EVENTS_PATH or scope["method"] != "POST":
+        return []
+    return parse_qs(scope["query_string"], keep_blank_values=True).get(b"write_key", [])
 
 
 class LimitBody:
@@ -103,7 +133,7 @@ class LimitBody:
         if body is None:
             await _refuse(413, f"the body is larger than {self.max_bytes} bytes")(scope, receive, send)
             return
-        await self.app(scope, _replay(body, receive), send)
+        await self.app(scope, replay_body(body, receive), send)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
         """Return the whole body, as far as the client sent it; None when it is too large."""
@@ -127,7 +157,8 @@ def _refuse(status: int, text: str) -> JSONResponse:
     return JSONResponse({"error": text}, status, {"Connection": "close"})
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def replay_body(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that gives this body in one message, then what the connection says."""
     sent = False
 
     async def replay() -> dict[str, Any]:

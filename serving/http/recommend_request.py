@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from serving.policy.engines import Decoding
 from serving.policy.tasks import Task
 from serving.recommend import Request
+from streams.events.normal_form import is_blank
 from streams.events.schema import MAX_ID_CHARS, MAX_TS_US, EventSettings
 
 _MAX_SESSION = 64
@@ -31,7 +32,7 @@ class RecommendCall(BaseModel, extra="forbid"):
     user has read; `context` is the product's own and is kept with the impression; `ts` is event time (default now)."""
 
     task: str = Field(default="suggest", max_length=64)
-    query: str = Field(min_length=1, pattern=r"\S")
+    query: str = Field(min_length=1)
     session_id: Id
     user_id: str | None = Field(default=None, max_length=MAX_ID_CHARS)
     impression_id: Id | None = None
@@ -46,6 +47,8 @@ def read_request(call: RecommendCall, tasks: Mapping[str, Task], decoding: Decod
     task = tasks.get(call.task)
     if task is None:
         raise CallError(f"task: not one of {', '.join(sorted(tasks))}")
+    if is_blank(call.query):
+        raise CallError("query: only white space or invisible characters")
     if len(call.query) > limits.max_query_chars:
         raise CallError(f"query: {len(call.query)} characters, at most {limits.max_query_chars} are allowed")
     if call.context is not None:

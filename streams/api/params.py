@@ -105,9 +105,9 @@ def _problem(model: type[BaseModel], error: Mapping[str, object]) -> str:
 
 
 def normalise_param(text: str | None, name: str) -> str | None:
-    """Return a text in normal form, in which counting compares texts. Raises ParameterError when only white space is given."""
+    """Return a text in normal form, in which counting compares texts. Raises ParameterError when nothing can be seen in it."""
     if text is None:
         return None
     if not (norm := normalise(text)):
-        raise ParameterError(f"{name}: only white space")
+        raise ParameterError(f"{name}: only white space or invisible characters")
     return norm

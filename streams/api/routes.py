@@ -35,8 +35,10 @@ RETRY_AFTER_S = 1
 CHUNK_BYTES = 1024 * 1024
 
 
-def add_routes(app: faust.App, key: SecretStr | None, fan_out: FanOut) -> None:
-    """Add the worker's routes to Faust's web server; with a `key`, all but /healthz require it."""
+def add_routes(app: faust.App, key: SecretStr | None, fan_out: FanOut, is_stopping: Callable[[], bool] = lambda: False) -> None:
+    """Add the worker's routes to Faust's web server; with a `key`, all but /healthz require it.
+
+    `is_stopping` returns whether the worker is about to end, which /healthz then says."""
 
     async def status(page: Any, request: Any) -> Any:
         return _json(worker_status(fan_out))
@@ -62,7 +64,8 @@ def add_routes(app: faust.App, key: SecretStr | None, fan_out: FanOut) -> None:
         return await _send_dump(fan_out, request, partition, lambda shard: dump_event_states(shard, params), "application/json")
 
     async def healthz(page: Any, request: Any) -> Any:
-        return page.text("crashed" if app.crashed else "ok", status=503 if app.crashed else 200)
+        state = "crashed" if app.crashed else "stopping" if is_stopping() else "ok"
+        return page.text(state, status=200 if state == "ok" else 503)
 
     app.page("/healthz")(healthz)
     views: dict[str, View] = {
@@ -83,7 +86,8 @@ def authorised(key: SecretStr | None, headers: Mapping[str, str]) -> bool:
     if key is None:
         return True
     wanted = f"Bearer {key.get_secret_value()}".encode()
-    return hmac.compare_digest(headers.get("Authorization", "").encode(), wanted)
+    # aiohttp reads bytes that are no UTF-8 as lone surrogates.
+    return hmac.compare_digest(headers.get("Authorization", "").encode("utf-8", "surrogateescape"), wanted)
 
 
 def _view_of(fan_out: FanOut, read: Read) -> View:

@@ -134,7 +134,7 @@ def _has_invalid_number(fields: Fields) -> Flags:
 
 
 def _needs_strict_text(texts: pa.StringArray, norms: pa.StringArray, limits: EventSettings) -> Flags:
-    """Flag texts that may be too long or are only white space."""
+    """Flag texts that may be too long or have nothing to see."""
     flags: Flags = (_byte_lengths(texts) > limits.max_query_chars) | (_byte_lengths(norms) == 0)
     return flags
 

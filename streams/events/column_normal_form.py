@@ -1,6 +1,6 @@
 """Normal forms of whole columns of texts: as `streams.events.normalise`, without a Python call for each text.
 
-Most texts are ASCII with single spaces between words: their normal form is the text in lower case. Only others are normalised
+Most texts are printable ASCII with single spaces between words: their normal form is the text in lower case. Only others are normalised
 one by one.
 """
 
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from streams.events.line_spans import Flags
 from streams.events.normal_form import normalise
 
-SPACE, LAST_ASCII = 32, 127
+SPACE, LAST_PRINTABLE = 32, 126
 
 
 def normalise_column(texts: pa.StringArray) -> pa.StringArray:
@@ -41,7 +41,7 @@ def find_special(texts: pa.StringArray) -> Flags:
         return np.ones(len(texts), np.bool_)
     text = np.frombuffer(texts.buffers()[2], np.uint8)[bounds[0] : bounds[-1]]
     bounds = bounds - bounds[0]
-    odd = (text < SPACE) | (text > LAST_ASCII)
+    odd = (text < SPACE) | (text > LAST_PRINTABLE)
     space = text == SPACE
     odd[1:] |= space[1:] & space[:-1]
     empty = bounds[1:] == bounds[:-1]

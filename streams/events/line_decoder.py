@@ -12,11 +12,14 @@ from collections.abc import Mapping
 
 import msgspec
 
+from streams.events.normal_form import is_blank
 from streams.events.schema import (
     DEFAULT_LIMITS,
+    COMMON,
     KNOWN,
     MAX_DEPTH,
     MAX_TS_US,
+    REQUIRED,
     Click,
     Event,
     EventError,
@@ -36,6 +39,7 @@ _raw_decoder: msgspec.json.Decoder[msgspec.Raw] = msgspec.json.Decoder(msgspec.R
 _encoder = msgspec.json.Encoder()
 _TOO_LONG = re.compile(r"Expected `(?:str|array)` of length <= ")
 _UNKNOWN = "Object contains unknown field"
+_MISSING = "Object missing required field"
 
 
 def parse_line(
@@ -60,7 +64,7 @@ def _decode_line(line: bytes) -> tuple[Event, bytes]:
     except msgspec.ValidationError as error:
         _require_json(line)
         if not str(error).startswith(_UNKNOWN):
-            raise EventError(*_classify_error(error)) from error
+            raise EventError(*_classify_error(error, line)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _malformed(error) from error
     return _decode_with_extra(line)
@@ -85,7 +89,7 @@ def _decode_with_extra(line: bytes) -> tuple[Event, bytes]:
     try:
         event = _decoder.decode(_encoder.encode({name: value for name, value in fields.items() if name in known}))
     except msgspec.ValidationError as error:
-        raise EventError(*_classify_error(error)) from error
+        raise EventError(*_classify_error(error, line)) from error
     except RecursionError as error:
         raise _malformed(error) from error
     return event, _encoder.encode({name: fields[name] for name in sorted(fields.keys() - known)})
@@ -102,9 +106,19 @@ def _read_type(fields: Mapping[str, msgspec.Raw]) -> str:
     return str(tag)
 
 
-def _classify_error(error: msgspec.ValidationError) -> tuple[Reason, str]:
+def _classify_error(error: msgspec.ValidationError, line: bytes) -> tuple[Reason, str]:
     text = str(error)
+    if text.startswith(_MISSING):
+        return Reason.INVALID, _name_missing_fields(line)
     return (Reason.TOO_LARGE if _TOO_LONG.match(text) else Reason.INVALID), printable(text)
+
+
+def _name_missing_fields(line: bytes) -> str:
+    """Return all fields that an event lacks; the decoder stops at the first."""
+    fields = _object_decoder.decode(line)
+    tag = msgspec.json.decode(fields["type"]) if "type" in fields else None
+    missing = [name for name in REQUIRED.get(tag, COMMON) if name not in fields]
+    return f"{_MISSING}{'s' if len(missing) > 1 else ''} {', '.join(f'`{name}`' for name in missing)}"
 
 
 def horizon_us(limits: EventSettings, now: float | None) -> float:
@@ -130,8 +144,8 @@ def _check_event(
 def _find_fault(event: Event, ts_us: int, size: int, limits: EventSettings, horizon: float) -> tuple[Reason, str] | None:
     if not 0 <= ts_us < MAX_TS_US:
         return Reason.INVALID, f"ts: {event.ts} is outside 1970 to 9999; it is seconds since the epoch, or RFC 3339"
-    if event.query.isspace():
-        return Reason.INVALID, "query: only white space"
+    if is_blank(event.query):
+        return Reason.INVALID, "query: only white space or invisible characters"
     # A text has at most as many characters as its line has bytes.
     if size > limits.max_query_chars and (long := _describe_overlong(event, limits.max_query_chars)):
         return Reason.TOO_LARGE, long
@@ -158,8 +172,8 @@ def _describe_overlong(event: Event, limit: int) -> str | None:
 def _find_impression_fault(event: Impression, limits: EventSettings) -> tuple[Reason, str] | None:
     if len(event.items) > limits.max_items:
         return Reason.TOO_LARGE, f"items: {len(event.items)} of them, at most {limits.max_items} are allowed"
-    if any(map(str.isspace, event.items)):
-        return Reason.INVALID, "items: one is only white space"
+    if any(map(is_blank, event.items)):
+        return Reason.INVALID, "items: one is only white space or invisible characters"
     if event.decoding and is_too_deep(event.decoding):
         return Reason.INVALID, f"decoding: nested more than {MAX_DEPTH} deep"
     return None

@@ -137,6 +137,12 @@ Event = Query | Impression | Click
 KNOWN: Mapping[str, frozenset[str]] = {
     str(kind.__struct_config__.tag): frozenset((*kind.__struct_fields__, "type")) for kind in (Query, Impression, Click)
 }
+COMMON = ("type", *(one.name for one in msgspec.structs.fields(BaseEvent) if one.required))
+"""The fields that every event must have."""
+REQUIRED: Mapping[str, tuple[str, ...]] = {
+    str(kind.__struct_config__.tag): ("type", *(one.name for one in msgspec.structs.fields(kind) if one.required))
+    for kind in (Query, Impression, Click)
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,15 +100,22 @@ async def _serve(settings: StreamsSettings, bootstrap: str) -> None:
     shards = HeldShards(settings.data.dir, rules, clock=choose_clock(settings.worker.clock_file), registry=registry)
     app = make_app(settings, bootstrap, shards)
     peers = Peers(registry, settings.worker.key)
-    add_routes(app, settings.worker.key, make_fan_out(settings, app, shards, peers))
-    stop = asyncio.Event()
+    stop, stop_now = asyncio.Event(), asyncio.Event()
+    add_routes(app, settings.worker.key, make_fan_out(settings, app, shards, peers), stop.is_set)
+
+    def end() -> None:
+        (stop_now if stop.is_set() else stop).set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, end)
     try:
         (settings.data.dir / "run").mkdir(parents=True, exist_ok=True)
         await app.start()
         log.info("event=worker_started worker=%s broker=%s port=%d", settings.worker.name, bootstrap, settings.worker.port)
         await app.wait_first(stop.wait())
+        if settings.worker.drain_s and not app.crashed:
+            log.info("event=stopping drain_s=%g", settings.worker.drain_s)
+            await app.wait_first(stop_now.wait(), timeout=settings.worker.drain_s)
     except OSError as error:
         raise WorkerError(f"worker {settings.worker.name} cannot start: {error}") from error
     finally:

@@ -34,6 +34,13 @@ class WorkerSettings(BaseModel, frozen=True, extra="forbid"):
     key: SecretStr | None = Field(
         default=None, description="key that the worker's HTTP requires, and that workers send to each other"
     )
+    drain_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=600,
+        description="seconds between SIGTERM, when /healthz begins to answer 503, and the closing of the HTTP port; counting goes on "
+        "meanwhile. For a load balancer before several workers: workers themselves find each other without one",
+    )
     retention_days: int = Field(default=30, ge=0, le=36_500, description="days of event time that are kept, 0 for ever")
     attribution_window_s: float = Field(
         default=86_400.0, gt=0, le=366 * 86_400, description="longest time from an impression to a click that counts for it"

@@ -20,7 +20,7 @@ from queryloop.cli import make_parser
 from queryloop.settings import Settings
 from serving.http.recommend_request import RecommendCall
 from serving.metrics import ServingMetrics
-from serving.policy.tasks import Task
+from serving.policy.tasks import DEFAULT_TASKS, Task
 from streams.api.metrics import render_metrics
 from streams.brokers.broker import Broker, EmbeddedBroker
 from streams.brokers.topics import KafkaSettings, create_topics, end_offsets
@@ -30,6 +30,7 @@ from streams.importers.log_files import read_log
 from streams.importers.mapping import Mapping, shipped_names
 from streams.runtime.settings import load_settings
 from tests.support.lake_days import write_impressions
+from trainers.policy.sft import read_annotations
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -37,6 +38,7 @@ LOG = sorted((ROOT / "docs" / "log").glob("*.md"))
 LINE_CHARS = 130
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CURL_BODY = re.compile(r"-d '(.*?)'", re.DOTALL)
+SHELL_TIME = "'$(date +%s)'"
 NAMED_KEY = re.compile(rf"`((?:{'|'.join(Settings.model_fields)})\.[a-z_]+)`")
 NAMED_VARIABLE = re.compile(r"\bQUERYLOOP_[A-Z_]+[A-Z]\b")
 COMMANDS = ("queryloop", "make", "python", "curl", "docker", "tail", "pip")
@@ -124,8 +126,12 @@ def example_broker() -> Iterator[Broker]:
 def test_a_python_example_runs(
     block: Block, example_broker: Broker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("QUERYLOOP_KAFKA_BOOTSTRAP", example_broker.bootstrap)
     monkeypatch.chdir(tmp_path)
+    if "up.json" in block.text:
+        (tmp_path / "data" / "run").mkdir(parents=True)
+        (tmp_path / "data" / "run" / "up.json").write_text(json.dumps({"bootstrap": example_broker.bootstrap}))
+    else:
+        monkeypatch.setenv("QUERYLOOP_KAFKA_BOOTSTRAP", example_broker.bootstrap)
     if "data/lake" in block.text:
         write_impressions(tmp_path / "data" / "lake", date(2026, 3, 1), [{"query": "owl"}])
     before = sum(end_offsets(example_broker.bootstrap, "events").values())
@@ -164,7 +170,8 @@ def json_bodies() -> list[tuple[str, Any]]:
         if block.language == "json"
         for number, line in enumerate(block.text.strip().splitlines())
     ]
-    sent = [(f"{block} curl", body) for block in BLOCKS if block.language == "sh" for body in CURL_BODY.findall(block.text)]
+    shell = [block for block in BLOCKS if block.language == "sh"]
+    sent = [(f"{block} curl", body) for block in shell for body in CURL_BODY.findall(block.text.replace(SHELL_TIME, "1767607200"))]
     return found + [(place, json.loads(body)) for place, body in sent]
 
 
@@ -179,6 +186,13 @@ def test_a_json_example_is_accepted_as_what_it_is(place: str, body: dict[str, An
     for event in body.get("events", [body]):
         found = parse_line(json.dumps(event).encode())
         assert not isinstance(found, Reject), f"{place}: {found}"
+
+
+@blocks("jsonl")
+def test_an_example_list_is_an_annotation_of_its_task(block: Block, tmp_path: Path) -> None:
+    (tmp_path / "annotations.jsonl").write_text(block.text, encoding="utf-8")
+    for annotation in read_annotations(tmp_path / "annotations.jsonl"):
+        assert len(annotation.items) == DEFAULT_TASKS[annotation.task].n
 
 
 def test_the_examples_hold_an_event_of_each_type() -> None:

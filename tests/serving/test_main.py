@@ -102,7 +102,7 @@ def test_a_free_port_is_found() -> None:
 
 
 @contextmanager
-def served(data: Path, bootstrap: str, log: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def served(data: Path, bootstrap: str, log: Path, **variables: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A serving process over TCP, and its address."""
     environment = {
         **os.environ,
@@ -112,8 +112,10 @@ def served(data: Path, bootstrap: str, log: Path) -> Iterator[tuple[str, subproc
         "QUERYLOOP_SERVING_DEVICE": "cpu",
         "QUERYLOOP_SERVING_POLL_S": "0.05",
         "QUERYLOOP_SERVING_DEADLINE_S": "30",
+        "QUERYLOOP_SERVING_DRAIN_S": "0",
         "QUERYLOOP_TASKS_SUGGEST": '{"template": "{query} =>", "max_item_tokens": 4}',
         "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+        **variables,
     }
     with log.open("wb") as file, subprocess.Popen([sys.executable, "-m", "serving"], env=environment, stderr=file) as process:
         try:

@@ -181,8 +181,8 @@ def _read(base: str | Path, file: str, load: Callable[[], Any]) -> Any:
             raise BaseFault(base, f"{Path(base) / file} cannot be used: {_first_line(error)}") from error
         raise BaseFault(
             base,
-            f"is no folder here, and the hub gives no {file} of that name: {_first_line(error)}. Name a folder with a model, a hub "
-            f"id that this machine can reach and may read, or {SCRATCH!r} to make a small one from policy.annotations",
+            f"is no folder here, and the hub gives no {file} of that name: {_first_line(error)}. Name a folder with a model, a "
+            f"hub id that this machine can reach and may read, or {SCRATCH!r} to make a small one from policy.annotations",
         ) from error
 
 

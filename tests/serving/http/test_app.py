@@ -6,96 +6,20 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
 
-from serving.http.app import create_app
-from serving.metrics import ServingMetrics
 from serving.releases import registry
-from serving.releases.registry import Release
-from serving.releases.slot import Bundle, Slot
-from serving.settings import ServingRoot, ServingSettings
-from streams.emitter.emitter import Counters, QueueFull
-from streams.events.schema import Event, Impression, encode
-from streams.runtime import artifacts
-from streams.runtime.settings import DataSettings
+from streams.events.schema import Impression, encode
 from tests.support.prometheus import read_value
 from tests.support.scripted_engine import ScriptedEngine
+from tests.support.served_app import NOW, AppUnderTest
 
-NOW = 1_700_000_000.0
 KEY = "a-long-enough-key"
-
-
-class Sink:
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-        self.full = False
-        self.stored = True
-
-    def emit(self, event: Event) -> None:
-        if self.full:
-            raise QueueFull("no room")
-        self.events.append(event)
-
-    def store(self, timeout: float) -> bool:
-        return self.stored
-
-    def counters(self) -> Counters:
-        return Counters(emitted=len(self.events))
-
-
-class AppUnderTest:
-    """An app over a data folder with two releases, the first one live unless `empty`."""
-
-    def __init__(
-        self, data: Path, engine: ScriptedEngine, *, empty: bool = False, clock: Callable[[], float] = lambda: NOW, **serving: Any
-    ) -> None:
-        policy = artifacts.publish(data / "artifacts", "policy", lambda folder: put(folder / "weights", b"w"), {})
-        for _ in range(2):
-            registry.publish(data, policy=policy.path)
-        if not empty:
-            registry.promote(data, "r0000")
-        self.data = data
-        self.engine = engine
-        self.sink = Sink()
-        self.metrics = ServingMetrics()
-        self.load_error: Exception | None = None
-        self.slot = Slot(data, self.load, self.metrics, poll_s=60)
-        self.slot.check()
-        root = ServingRoot(data=DataSettings(dir=data), serving=ServingSettings(**serving))
-        self.app = create_app(root, self.slot, self.sink, self.metrics, clock=clock)
-
-    def load(self, release: Release) -> Bundle:
-        if self.load_error:
-            raise self.load_error
-        return Bundle(release, self.engine)
-
-    def run(self, scenario: Callable[[httpx.AsyncClient], Coroutine[Any, Any, None]], **headers: str) -> None:
-        async def run() -> None:
-            async with client_of(self.app, headers) as client:
-                await asyncio.wait_for(scenario(client), 30)
-
-        asyncio.run(run())
-
-
-def put(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-
-
-@asynccontextmanager
-async def client_of(app: FastAPI, headers: dict[str, str]) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://x", headers=headers) as client,
-    ):
-        yield client
 
 
 @pytest.fixture
@@ -156,6 +80,10 @@ def test_event_time_is_now_by_default_and_ids_are_the_products_if_given(served: 
         ({"task": "sing"}, "task: not one of hint, refine, suggest"),
         ({"query": ""}, "query: "),
         ({"query": " \n"}, "query: "),
+        ({"query": "\x1c"}, "query: only white space or invisible characters"),
+        ({"query": "\x07\x7f"}, "query: only white space or invisible characters"),
+        ({"query": "\u200b\ufeff\u3164"}, "query: only white space or invisible characters"),
+        ({"query": "\u2028"}, "query: only white space or invisible characters"),
         ({"query": "x" * 513}, "query: 513 characters, at most 512"),
         ({"query": "\ud800"}, "query: "),
         ({"query": 3}, "query: "),
@@ -308,6 +236,72 @@ def test_events_are_accepted_or_refused_by_index(served: AppUnderTest) -> None:
         assert (answer.status_code, answer.json()["accepted"]) == (503, 0)
         assert "retry-after" in answer.headers
         assert (await client.post("/v1/events", json={"events": [good] * 1001})).status_code == 413
+
+    served.run(scenario)
+
+
+def test_a_wholly_refused_batch_is_a_422_with_every_reason(served: AppUnderTest) -> None:
+    async def scenario(client: httpx.AsyncClient) -> None:
+        events = [{"type": "query", "query": "\u200b"}, {"type": "click", "event_id": "c", "ts": NOW, "query": "x"}, 3]
+        for body, kind in (
+            (json.dumps({"events": events}), "application/json"),
+            ("\n".join(map(json.dumps, events)), "application/x-ndjson"),
+        ):
+            answer = await client.post("/v1/events", content=body, headers={"content-type": kind})
+            assert (answer.status_code, answer.json()["accepted"]) == (422, 0)
+            assert [(one["index"], one["reason"]) for one in answer.json()["rejected"]] == [(n, "invalid") for n in range(3)]
+            assert answer.json()["error"].startswith("every event was refused; event 0: invalid: Object missing required fields ")
+            missing = [one["detail"] for one in answer.json()["rejected"][:2]]
+            assert missing == [
+                "Object missing required fields `event_id`, `ts`, `session_id`",
+                "Object missing required fields `impression_id`, `position`, `session_id`",
+            ]
+        assert (await client.post("/v1/events", json={"events": []})).status_code == 202, "nothing was refused"
+
+    served.run(scenario)
+    assert served.sink.events == []
+
+
+def test_one_event_that_is_no_json_is_refused_by_its_index(served: AppUnderTest) -> None:
+    good = json.dumps({"type": "query", "event_id": "e", "ts": NOW, "session_id": "s", "query": "shoes"})
+    bad = {
+        '{"query": "cut \\ud83d"}': "malformed",
+        '{"query": "a\x00b"}': "malformed",
+        '{"a": ' + "[" * 10_000 + "]" * 10_000 + "}": "malformed",
+        '{"ts": ' + "9" * 6000 + "}": "invalid",
+        "NaN": "malformed",
+        "[]": "invalid",
+        good[:-1] + ', "ts": "never"}': "invalid",
+    }
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        for event, reason in bad.items():
+            body = '{"events": [' + ", ".join([good] * 50 + [event] + [good] * 49) + "]}"
+            answer = await client.post("/v1/events", content=body, headers={"content-type": "application/json"})
+            assert (answer.status_code, answer.json()["accepted"]) == (202, 99), event[:40]
+            assert [(one["index"], one["reason"]) for one in answer.json()["rejected"]] == [(50, reason)], event[:40]
+
+    served.run(scenario)
+    assert len(served.sink.events) == 99 * len(bad)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/healthz", "/readyz", "/metrics", "/v1/releases", "/v1/queryloop.js", "/v1/events/schema.json", "/v1/openapi.json"],
+)
+def test_head_answers_as_get_does(served: AppUnderTest, path: str) -> None:
+    async def scenario(client: httpx.AsyncClient) -> None:
+        get, head = await client.get(path), await client.head(path)
+        assert (head.status_code, head.headers["content-type"]) == (get.status_code, get.headers["content-type"])
+
+    served.run(scenario)
+
+
+def test_what_has_no_route_or_method_is_answered_as_every_error(served: AppUnderTest) -> None:
+    async def scenario(client: httpx.AsyncClient) -> None:
+        assert (await client.get("/nowhere")).json() == {"error": "Not Found"}
+        answer = await client.delete("/v1/recommend")
+        assert (answer.status_code, answer.headers["allow"], answer.json()) == (405, "POST", {"error": "Method Not Allowed"})
 
     served.run(scenario)
 

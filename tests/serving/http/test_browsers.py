@@ -26,7 +26,8 @@ from serving.http.browsers import read_snippet
 from serving.settings import ServingSettings
 from streams.events.schema import encode
 from streams.runtime.processes import Child
-from tests.serving.http.test_app import KEY, AppUnderTest
+from tests.serving.http.test_app import KEY
+from tests.support.served_app import AppUnderTest
 from tests.support.logs import click, impression, query
 from tests.support.scripted_engine import ScriptedEngine
 

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 
 from streams.events.line_decoder import parse_line
-from streams.events.normal_form import normalise
+from streams.events.normal_form import is_blank, normalise
 from streams.events.schema import (
     Click,
     Event,
@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[3]
 DATA = ROOT.parent / "shared" / "data"
 
 words = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=20)
-texts = words.filter(lambda text: not text.isspace())
+texts = words.filter(lambda text: not is_blank(text))
 offsets = st.integers(-1380, 1380).map(lambda minutes: timezone(timedelta(minutes=minutes)))
 times = st.floats(0, 253_402_300_799) | st.datetimes(datetime(1970, 1, 2), datetime(9999, 12, 30), timezones=offsets)
 shared: dict[str, Any] = {"event_id": words, "ts": times, "session_id": words, "query": texts, "user_id": st.none() | words}

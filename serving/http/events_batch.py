@@ -1,0 +1,110 @@
+"""Splits the body of POST /v1/events into its events, so that one that is no JSON costs only itself.
+
+A body of valid JSON is split by msgspec. Any other is split by its quotes and brackets alone, without reading what is between
+them: half an emoji, a control character or ten thousand brackets are then the fault of one event, which the check of events names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import msgspec
+
+from streams.events.line_spans import DECODE_ERRORS
+from streams.events.schema import SPACE, printable
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+ENVELOPE = 'the body must be {"events": [...]}, or one event a line with Content-Type application/x-ndjson'
+_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{},"]', re.DOTALL)
+_KEY_BEFORE = re.compile(rb'"events"[ \t\r\n]*:[ \t\r\n]*$')
+_PAIRS = {b"]": b"[", b"}": b"{"}
+
+
+class BatchError(ValueError):
+    """A body that is no batch; nothing of it was accepted. `status` is the HTTP status to answer."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class _Batch(msgspec.Struct):
+    events: list[msgspec.Raw]
+
+
+_batch_decoder = msgspec.json.Decoder(_Batch)
+
+
+def split_lines(body: bytes, max_events: int) -> list[bytes]:
+    """Return the lines of an NDJSON body, blank ones left out. Raises BatchError for more than `max_events`."""
+    lines = (line.strip(SPACE) for line in body.removeprefix(BYTE_ORDER_MARK).split(b"\n"))
+    return _bounded([line for line in lines if line], max_events)
+
+
+def split_batch(body: bytes, max_events: int) -> list[bytes]:
+    """Return the events of a body {"events": [...]}, each as its own JSON or what should be JSON.
+
+    Raises BatchError when the body is none, when its brackets or quotes do not match, or when it has more than `max_events`."""
+    body = body.removeprefix(BYTE_ORDER_MARK)
+    try:
+        return _bounded(list(map(bytes, _batch_decoder.decode(body).events)), max_events)
+    except DECODE_ERRORS as error:
+        return _bounded(_split_by_brackets(body, error), max_events)
+
+
+def _bounded(lines: list[bytes], max_events: int) -> list[bytes]:
+    if len(lines) > max_events:
+        raise BatchError(413, f"{len(lines)} events in one batch, at most {max_events} are allowed")
+    return lines
+
+
+def _split_by_brackets(body: bytes, error: Exception) -> list[bytes]:
+    """Return the events of a body that is no valid JSON because of `error`. Raises BatchError where the error is not in an event."""
+    start = _find_list(body)
+    if start is None:
+        raise BatchError(422, f"{ENVELOPE}: {printable(str(error))}")
+    *events, (last, end) = _split_list(body, start)
+    try:
+        rest = _batch_decoder.decode(body[:start] + body[end:])
+    except DECODE_ERRORS as outside:
+        raise BatchError(422, f"{ENVELOPE}; beside the events: {printable(str(outside))}") from outside
+    if rest.events:
+        raise BatchError(422, 'the body has "events" twice')
+    found = [body[low:high].strip(SPACE) for low, high in (*events, (last, end))]
+    return found if found != [b""] else []
+
+
+def _find_list(body: bytes) -> int | None:
+    """Return where the list of events begins, after its bracket; None when there is none."""
+    depth = 0
+    for token in _TOKEN.finditer(body):
+        if token[0] == b"[" and depth == 1 and _KEY_BEFORE.search(body, max(token.start() - 64, 0), token.start()):
+            return token.end()
+        depth += (token[0] in b"[{") - (token[0] in b"]}")
+    return None
+
+
+def _split_list(body: bytes, start: int) -> Iterator[tuple[int, int]]:
+    """Yield where each event of the list begins and ends. Raises BatchError where no bracket or quote says so."""
+    open_brackets: list[bytes] = []
+    index = 0
+    for token in _TOKEN.finditer(body, start):
+        match token[0]:
+            case b"[" | b"{":
+                open_brackets.append(token[0])
+            case b"]" if not open_brackets:
+                yield start, token.start()
+                return
+            case b"]" | b"}":
+                if not open_brackets or open_brackets.pop() != _PAIRS[token[0]]:
+                    raise BatchError(422, f"event {index}: its brackets do not match, at byte {token.start()} of the body")
+            case b",":
+                if not open_brackets:
+                    yield start, token.start()
+                    start, index = token.end(), index + 1
+            case b'"':
+                raise BatchError(422, f"event {index}: a text without its closing quote, from byte {token.start()} of the body")
+            case _:
+                pass
+    raise BatchError(422, f"event {index}: the body ends before the list of events does")
