@@ -126,7 +126,7 @@ class Endpoints:
         return JSONResponse({"impression_id": impression_id, **_describe_answer(request, answer)})
 
     async def accept_events(self, request: HttpRequest) -> Response:
-        """Accept a batch of events, {"events": [...]} or NDJSON. 202: they are in the outbox and survive this process."""
+        """Accept a batch of events, {"events": [...]} or NDJSON. 202: they are on disk, or acknowledged by Kafka."""
         content_type = request.headers.get("content-type", "")
         try:
             lines = split_batch(await request.body(), content_type, self._root.serving.max_events)
@@ -142,7 +142,7 @@ class Endpoints:
             problem = f"{result.full}; send the batch again later, accepted events count once"
             return JSONResponse({"error": problem, **answer}, 503, _RETRY)
         if not stored:
-            problem = "the events could not be written to disk in time; send the batch again later, they count once"
+            problem = "neither the disk nor Kafka has taken the events; send the batch again later, they count once"
             return JSONResponse({"error": problem, **answer}, 503, _RETRY)
         return JSONResponse(answer, 202)
 

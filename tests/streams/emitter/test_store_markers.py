@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -17,10 +16,9 @@ import pytest
 
 from streams.brokers.broker import Broker
 from streams.brokers.topics import KafkaSettings, create_topics
-from streams.emitter import outbox as outbox_module
 from streams.emitter.emitter import Emitter, EmitterSettings, QueueFull
-from streams.emitter.outbox import Disk
 from streams.events.schema import Query
+from tests.support.failing_disk import FailingDisk
 
 AWAY = "127.0.0.1:1"
 EMIT_AND_DIE = """
@@ -89,28 +87,6 @@ def test_a_full_file_system_and_a_kill_lose_no_event_that_was_stored(small_disk:
 def test_a_limit_on_the_file_size_and_a_kill_lose_no_event_that_was_stored(tmp_path: Path) -> None:
     said = emit_and_die(tmp_path, 300_000)
     check_acknowledged_are_there(tmp_path, said)
-
-
-class FailingDisk:
-    """The outbox's disk; it fails with `error` while that is set, writing or at fsync."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.write_error = self.sync_error = 0
-        self.syncs = 0
-        patched = Disk(self.write, os.ftruncate, self.fsync)
-        monkeypatch.setattr(outbox_module, "DISK", patched)
-        monkeypatch.setattr(outbox_module.Outbox.__init__, "__defaults__", (time.time, patched))
-
-    def write(self, file: int, data: bytes) -> int:
-        if self.write_error:
-            raise OSError(self.write_error, os.strerror(self.write_error))
-        return os.write(file, data)
-
-    def fsync(self, file: int) -> None:
-        self.syncs += 1
-        if self.sync_error:
-            raise OSError(self.sync_error, os.strerror(self.sync_error))
-        os.fsync(file)
 
 
 @pytest.fixture
