@@ -33,8 +33,8 @@ from serving.http.content_encoding import InflateBody
 from serving.http.events_batch import BatchError, split_batch, split_lines
 from serving.http.events_request import BatchResult, accept_events
 from serving.http.impressions import EventSink, ImpressionLog, make_impression
-from serving.http.micro_batcher import Batcher, BusyError, DeadlineError
 from serving.http.media_types import NDJSON, CheckMediaType, read_media_type
+from serving.http.micro_batcher import Batcher, BusyError, DeadlineError
 from serving.http.middleware import CheckKeys, CloseConnections, CountRequests, LimitBody
 from serving.http.recommend_request import CallError, RecommendCall, read_request, read_time
 from serving.metrics import ServingMetrics
@@ -166,7 +166,7 @@ class Endpoints:
         return JSONResponse({"impression_id": impression_id, **_describe_answer(request, answer)})
 
     async def accept_events(self, request: HttpRequest) -> Response:
-        """Accept a batch of events, {"events": [...]} or NDJSON. 202: they are in the outbox and survive this process."""
+        """Accept a batch of events, {"events": [...]} or NDJSON. 202: they are on disk, or acknowledged by Kafka."""
         media_type, limit = read_media_type(request.headers["content-type"]), self._root.serving.max_events
         try:
             body = await request.body()
@@ -236,7 +236,7 @@ def _describe_batch(result: BatchResult, stored: bool) -> Response:
         problem = f"{result.full}; send the batch again later, accepted events count once"
         return JSONResponse({"error": problem, **answer}, 503, _RETRY)
     if not stored:
-        problem = "the events could not be written to disk in time; send the batch again later, they count once"
+        problem = "neither the disk nor Kafka has taken the events; send the batch again later, they count once"
         return JSONResponse({"error": problem, **answer}, 503, _RETRY)
     if result.rejected and not result.accepted:
         first = result.rejected[0]

@@ -8,6 +8,7 @@ from serving.http.impressions import EventSink
 from streams.events.line_decoder import parse_line
 from streams.events.schema import EventError, EventSettings, Reject
 
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """One refused event: its index in the batch, the reason code, and what is wrong."""

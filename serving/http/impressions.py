@@ -18,7 +18,7 @@ _LOG_EVERY_S = 10.0
 
 
 class EventSink(Protocol):
-    """What serving uses of the emitter: `emit` buffers or raises and never waits, `store` waits for the disk."""
+    """What serving uses of the emitter: `emit` buffers or raises and never waits, `store` returns whether all is safe."""
 
     def emit(self, event: Event) -> None: ...
 

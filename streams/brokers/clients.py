@@ -63,8 +63,12 @@ class KafkaAdminClient(kafka.KafkaAdminClient):  # type: ignore[misc]
 
 
 class KafkaProducer(kafka.KafkaProducer):  # type: ignore[misc]
-    """kafka-python's producer, with the patches of this file."""
+    """kafka-python's producer, with the patches of this file, and closed by its owner alone.
+
+    Its own exit function would close it before the emitter's could deliver what is buffered.
+    """
 
     def __init__(self, **configs: Any) -> None:
         with _closing_on_failure() as make:
             super().__init__(kafka_client=make, **configs)
+        self._unregister_cleanup()

@@ -47,6 +47,10 @@ class SendCounters:
     memory_bytes: int = 0
     resends_pending: int = 0
     """Outcomes that are still expected of events that are sent a second time."""
+    unstored: int = 0
+    """Events that left the queue and have no outcome yet, and are not in the outbox for certain."""
+    disk_error: str = ""
+    """Why the outbox cannot be written or read now, "" while it can."""
     outbox_free_bytes: int = 0
     """Bytes that the outbox can take before undelivered events would have to be dropped."""
 
@@ -73,7 +77,7 @@ class SendCounters:
 
     def snapshot(self, *, has_outbox: bool) -> Counters:
         """Return the counters as they are now."""
-        on_disk = self.buffered - self.queued if has_outbox else 0
+        on_disk = max(0, self.buffered - self.queued - self.unstored) if has_outbox else 0
         return Counters(
             emitted=self.emitted,
             delivered=self.delivered,
@@ -89,13 +93,24 @@ class SendCounters:
 
 
 class FlushMarker:
-    """A marker in the queue: done when every line before it has its outcome or, with `until_stored`, is on disk.
+    """A marker in the queue: done when every line before it has its outcome. `end` is the number of the line after it."""
 
-    `end` is the number of the line after it.
-    """
-
-    def __init__(self, *, until_stored: bool = False) -> None:
-        self.until_stored = until_stored
+    def __init__(self) -> None:
         self.done = threading.Event()
         self.end = 0
         self.sent = False
+
+
+class StoreMarker:
+    """A marker in the queue: done when it is known whether every line before it is safe from a kill of this process.
+
+    `safe` is true when each is in the outbox or acknowledged by Kafka; `end` is the number of the line after it.
+    """
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.end = 0
+        self.safe = False
+
+
+Marker = FlushMarker | StoreMarker

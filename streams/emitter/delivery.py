@@ -166,6 +166,11 @@ class Delivery:
             self._pending[record] = self._generation
         self._fail(record, reason)
 
+    def leave_to_parent(self) -> None:
+        """In a forked child: keep the copied producer from closing itself, which would disturb the parent's connections."""
+        if self._producer is not None:
+            self._producer._closed = True
+
     def _acknowledge(self, record: Record, metadata: Any) -> None:
         with self._condition:
             if self._pending.pop(record, None) is not None:
@@ -216,7 +221,7 @@ class Delivery:
             return False
         try:
             connection = self._connector.poll() if self._keeps_trying else self._connect_now()
-        except (KafkaError, OSError) as error:
+        except (KafkaError, OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
             self._log_silence(f"{type(error).__name__}: {error}")
             self._drop_producer()
             return False

@@ -2,14 +2,16 @@
 
 `emit` checks an event, puts it into a bounded queue and returns. One background thread (`streams.emitter.sender`) writes lines
 to the outbox, if there is one, batches them by partition into records (`streams.emitter.record_batches`) and sends them
-to the broker (`streams.emitter.delivery`).
+to the broker (`streams.emitter.delivery`). What belongs to one process is its `streams.emitter.emitter_run`.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -17,19 +19,21 @@ from typing import Literal, Self
 import msgspec
 from pydantic import BaseModel, Field, model_validator
 
-from streams.emitter.counters import Counters, FlushMarker
-from streams.emitter.delivery import REQUEST_S, Connect, RecordFormat
-from streams.emitter.outbox import Outbox, OutboxError
+from streams.emitter.counters import Counters
+from streams.emitter.delivery import Connect, RecordFormat
+from streams.emitter.emitter_run import EmitterRun, RunSettings
+from streams.emitter.outbox import Outbox, OutboxError, OutboxInUseError
+from streams.emitter.process_hooks import add_emitter, add_run, remove_run
 from streams.emitter.record_batches import MAX_RECORD_BYTES, Line
-from streams.emitter.sender import OnFailure, Sender, SenderSettings
+from streams.emitter.sender import OnFailure, SenderSettings
 from streams.events.line_decoder import parse_line
 from streams.events.schema import DEFAULT_LIMITS, Event, EventError, EventSettings, Reason, Reject, encode, printable
 
 __all__ = ["Counters", "Emitter", "EmitterSettings", "OutboxError", "QueueFull", "checked_line"]
 
 
-CLOSE_S = 5.0
-"""Seconds that `close` waits for a broker when undelivered events stay on disk anyway."""
+MAX_FORKS = 1000
+"""Forked children with an outbox at a time, at most."""
 
 
 class QueueFull(RuntimeError):
@@ -67,9 +71,17 @@ class EmitterSettings(BaseModel, frozen=True, extra="forbid"):
         default=86_400.0, ge=0, description="seconds a delivered event is kept for a topic that is lost, within outbox_max_bytes"
     )
     outbox_full: Literal["drop_oldest", "refuse"] = Field(
-        default="drop_oldest", description="when the outbox is full of undelivered events: drop the oldest, or refuse new ones"
+        default="refuse",
+        description="when the outbox is full of undelivered events: refuse new ones, or drop the oldest, acknowledged or not",
+    )
+    outbox_sync: Literal["store", "interval"] = Field(
+        default="store",
+        description="store: what is acknowledged survives a loss of power; interval: a kill of the process, with fsync later",
     )
     outbox_sync_s: float = Field(default=1.0, gt=0, description="seconds between two fsyncs, and between two updates of its mark")
+    exit_timeout_s: float = Field(
+        default=5.0, ge=0, description="seconds that a process which ends without close waits for its events to be delivered"
+    )
 
     @model_validator(mode="after")
     def _check_times(self) -> Self:
@@ -84,8 +96,9 @@ class EmitterSettings(BaseModel, frozen=True, extra="forbid"):
 class Emitter:
     """Emits events to a topic; thread-safe. Use it in a `with` block, or call `close`.
 
-    `on_failure(lines, reason)` is called from the background thread for events that could not be delivered. Raises OutboxError
-    when `emitter.outbox_dir` cannot be used or another process uses it.
+    In a forked child it starts afresh at the first event, with an outbox of its own in a subfolder. `on_failure(lines, reason)`
+    is called from the background thread for events that could not be delivered. Raises OutboxError when `emitter.outbox_dir`
+    cannot be used or another process uses it.
     """
 
     def __init__(
@@ -99,13 +112,10 @@ class Emitter:
         connect: Connect | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._bootstrap = bootstrap
         self._settings = settings = settings or EmitterSettings()
         self._limits = limits
         self._clock = clock
-        self._condition = threading.Condition()
-        self._outbox = open_outbox(settings)
-        self._refuses = self._outbox is not None and settings.outbox_full == "refuse"
+        self._refuses = settings.outbox_dir is not None and settings.outbox_full == "refuse"
         pace = SenderSettings(
             settings.batch_events,
             settings.linger_ms / 1000,
@@ -113,11 +123,17 @@ class Emitter:
             settings.max_buffered_bytes,
             settings.outbox_sync_s,
             settings.outbox_full == "drop_oldest",
+            settings.outbox_sync == "store",
         )
         record_format = RecordFormat(settings.compression, settings.kafka_batch_bytes)
-        self._sender = Sender(bootstrap, topic, pace, self._outbox, self._condition, clock, connect, record_format, on_failure)
-        self._thread = threading.Thread(target=self._sender.run, name=f"emitter-{topic}", daemon=True)
-        self._thread.start()
+        self._run_settings = RunSettings(
+            bootstrap, topic, pace, record_format, settings.exit_timeout_s, on_failure, connect, clock
+        )
+        self._start_lock = threading.Lock()
+        self._closed = False
+        self._run: EmitterRun | None = None
+        self._run = self._start(open_outbox(settings))
+        add_emitter(self)
 
     def emit(self, event: Event) -> None:
         """Check and buffer one event. Raises EventError (no consumer would accept it), QueueFull, RuntimeError when closed."""
@@ -131,55 +147,42 @@ class Emitter:
 
     def flush(self, timeout: float | None = None) -> bool:
         """Send all buffered events; True when they were delivered within `timeout` seconds (None: the delivery timeout)."""
-        mark = FlushMarker()
-        with self._condition:
-            failed = self._sender.counters.failed
-            if self._sender.closing:
-                return self._sender.counters.buffered == 0
-            self._sender.queue.append(mark)
-            self._condition.notify()
-        in_time = mark.done.wait(self._settings.delivery_timeout_s + REQUEST_S if timeout is None else timeout)
-        with self._condition:
-            return in_time and self._sender.counters.failed == failed
+        return self._run is None or self._run.flush(timeout)
 
     def store(self, timeout: float = 5.0) -> bool:
-        """Wait until all events emitted so far are in the outbox, where they survive this process; True at once without one."""
-        if self._outbox is None:
-            return True
-        mark = FlushMarker(until_stored=True)
-        with self._condition:
-            if self._sender.closing:
-                return self._sender.counters.queued == 0
-            self._sender.queue.append(mark)
-            self._condition.notify()
-        return mark.done.wait(timeout)
+        """Wait until all events emitted so far are safe: in the outbox, or acknowledged by Kafka (always the latter without one).
+
+        False when that is not so within `timeout` seconds, and at once when neither the disk nor Kafka can take them. They are
+        still delivered when that becomes possible; a caller that is told False sends them again later, and they count once.
+        """
+        return self._run is None or self._run.store(timeout)
 
     def close(self, timeout: float | None = None) -> bool:
         """Flush, then stop. Undelivered events stay in the outbox, or without one count as failed.
 
         True when closing lost no event.
         """
-        with self._condition:
-            failed = self._sender.counters.failed
-        if timeout is None and self._outbox is not None:
-            timeout = CLOSE_S
-        flushed = self.flush(timeout)
-        with self._condition:
-            self._sender.closing = True
-            self._condition.notify()
-        self._thread.join()
-        with self._condition:
-            return flushed or (self._outbox is not None and self._sender.counters.failed == failed)
+        self._closed = True
+        if (run := self._run) is None:
+            return True
+        kept = run.close(timeout)
+        remove_run(run)
+        return kept
 
     def counters(self) -> Counters:
-        """Return the counters as they are now."""
-        with self._condition:
-            return self._sender.counters.snapshot(has_outbox=self._outbox is not None)
+        """Return the counters as they are now, of this process: a forked child begins at zero."""
+        return Counters() if self._run is None else self._run.counters()
 
     def positions(self) -> dict[int, int]:
         """Return the offset after the last delivered record of each partition that was written to."""
-        with self._condition:
-            return dict(self._sender.positions)
+        return {} if self._run is None else self._run.positions()
+
+    def leave_parent(self) -> None:
+        """In a forked child: leave the parent's events and its outbox to the parent. Called by itself at the fork."""
+        if self._run is not None:
+            self._closed = self._closed or self._run.sender.closing
+        self._start_lock = threading.Lock()
+        self._run = None
 
     def __enter__(self) -> Self:
         return self
@@ -190,36 +193,46 @@ class Emitter:
     def _enqueue(self, line: bytes, session_id: str) -> None:
         if len(line) > MAX_RECORD_BYTES:
             raise EventError(Reason.TOO_LARGE, f"line of {len(line)} bytes, a Kafka record holds {MAX_RECORD_BYTES}")
-        sender, counters = self._sender, self._sender.counters
-        with self._condition:
-            if sender.closing:
+        run = self._run or self._start_in_child()
+        with run.condition:
+            if run.sender.closing:
                 raise RuntimeError("the emitter is closed")
-            self._refuse_when_full(len(line))
-            sender.queue.append(Line(line, session_id, self._clock()))
-            counters.emitted += 1
-            counters.queued += 1
-            counters.queued_bytes += len(line)
-            if sender.idle or len(sender.queue) == self._settings.batch_events:
-                sender.idle = False
-                self._condition.notify()
+            self._refuse_when_full(run, len(line))
+            run.put(Line(line, session_id, self._clock()), self._settings.batch_events)
 
-    def _refuse_when_full(self, size: int) -> None:
-        settings, counters = self._settings, self._sender.counters
-        if self._outbox is None:
+    def _start(self, outbox: Outbox | None) -> EmitterRun:
+        run = EmitterRun(self._run_settings, outbox)
+        weakref.finalize(self, run.abandon).atexit = False
+        add_run(run)
+        return run
+
+    def _start_in_child(self) -> EmitterRun:
+        """Begin to work in a process that was forked with this emitter. Raises OutboxError, RuntimeError when closed."""
+        with self._start_lock:
+            if self._closed:
+                raise RuntimeError("the emitter is closed")
+            if self._run is None:
+                self._run = self._start(open_forked_outbox(self._settings))
+            return self._run
+
+    def _refuse_when_full(self, run: EmitterRun, size: int) -> None:
+        settings, counters = self._settings, run.sender.counters
+        if run.outbox is None:
             waiting, bytes_waiting = counters.buffered, counters.queued_bytes + counters.memory_bytes
         else:
             waiting, bytes_waiting = counters.queued, counters.queued_bytes
         if self._refuses and counters.queued_bytes + size > counters.outbox_free_bytes:
             counters.refused += 1
             raise QueueFull(
-                f"{counters.buffered} events wait for the broker at {self._bootstrap} "
+                f"{counters.buffered} events wait for the broker at {run.settings.bootstrap} "
                 f"and the outbox {settings.outbox_dir} is full; emitter.outbox_max_bytes is {settings.outbox_max_bytes}"
             )
         if waiting < settings.max_buffered and bytes_waiting + size <= settings.max_buffered_bytes:
             return
         counters.refused += 1
+        disk = f" and the outbox {settings.outbox_dir} fails ({counters.disk_error})" if counters.disk_error else ""
         raise QueueFull(
-            f"{waiting} events ({bytes_waiting} bytes) wait for the broker at {self._bootstrap}; "
+            f"{waiting} events ({bytes_waiting} bytes) wait for the broker at {run.settings.bootstrap}{disk}; "
             f"emitter.max_buffered is {settings.max_buffered}, emitter.max_buffered_bytes {settings.max_buffered_bytes}"
         )
 
@@ -229,6 +242,19 @@ def open_outbox(settings: EmitterSettings) -> Outbox | None:
     if settings.outbox_dir is None:
         return None
     return Outbox(settings.outbox_dir, settings.outbox_max_bytes, settings.outbox_keep_s)
+
+
+def open_forked_outbox(settings: EmitterSettings) -> Outbox | None:
+    """Open the first of the outbox's subfolders fork-0, fork-1, ... that no process uses. Raises OutboxError.
+
+    The lowest are taken first, so that events which a killed child left are sent by the next children.
+    """
+    if settings.outbox_dir is None:
+        return None
+    for number in range(MAX_FORKS):
+        with suppress(OutboxInUseError):
+            return Outbox(settings.outbox_dir / f"fork-{number}", settings.outbox_max_bytes, settings.outbox_keep_s)
+    raise OutboxError(f"{MAX_FORKS} processes already use subfolders of {settings.outbox_dir}: set emitter.outbox_dir")
 
 
 def checked_line(event: Event, limits: EventSettings = DEFAULT_LIMITS) -> bytes:

@@ -7,11 +7,14 @@ The size is bounded: delivered lines are deleted first, then undelivered ones (t
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -32,6 +35,22 @@ class OutboxError(RuntimeError):
     """An outbox that cannot be used; the text names its folder and what to do."""
 
 
+class OutboxInUseError(OutboxError):
+    """Another emitter, of this process or another one, uses the outbox."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """The calls of the operating system by which a segment is written; each raises OSError."""
+
+    write: Callable[[int, bytes], int] = os.write
+    truncate: Callable[[int, int], None] = os.ftruncate
+    fsync: Callable[[int], None] = os.fsync
+
+
+DISK = Disk()
+
+
 class DeliveryMark(msgspec.Struct, frozen=True):
     """All lines before number `next` are delivered to the topic with id `topic_id` (None: to none yet)."""
 
@@ -45,14 +64,17 @@ class Outbox:
     Raises OutboxError when another process uses the folder or it cannot be written.
     """
 
-    def __init__(self, folder: Path, max_bytes: int, keep_s: float, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, folder: Path, max_bytes: int, keep_s: float, clock: Callable[[], float] = time.time, disk: Disk = DISK
+    ) -> None:
         self.folder = folder
         self.max_bytes = max_bytes
         self._keep_s = keep_s
         self._clock = clock
+        self._disk = disk
         self._segment_bytes = min(SEGMENT_BYTES, max(1, max_bytes // SEGMENTS))
         self._lock = _lock_folder(folder)
-        self._unsynced = False
+        self._unsynced = self._mark_unwritten = False
         self._read_position: tuple[int, Path, int] | None = None
         try:
             self.mark = self._read_mark()
@@ -82,22 +104,55 @@ class Outbox:
 
     def append(self, lines: Sequence[Line]) -> None:
         """Write lines under the next numbers, as one frame, without fsync. Raises OSError, and then none of them is kept."""
+        if not self.is_there():
+            raise FileNotFoundError(errno.ENOENT, "was removed or moved", str(self.segments[-1].path))
         if self.segments[-1].size >= self._segment_bytes:
             self._start_next_segment()
         segment = self.segments[-1]
         data = encode_frame(self.next, lines)
-        try:
-            written = os.write(self._file, data)
-            if written < len(data):
-                raise OSError(f"only {written} of {len(data)} bytes could be written to {segment.path}")
-        except OSError:
-            os.ftruncate(self._file, segment.size)
-            raise
+        self._write(segment, data)
         segment.lines += len(lines)
         segment.size += len(data)
         self.next += len(lines)
         segment.next = self.next
         self._unsynced = True
+
+    def is_there(self) -> bool:
+        """Return whether the file that is written still lies under its name: a removed file takes bytes and keeps none."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return os.path.samestat(os.fstat(self._file), self.segments[-1].path.stat())
+        return False
+
+    def make_again(self) -> list[Segment]:
+        """After the folder or the last segment was removed: begin anew; return the segments that are gone.
+
+        Raises OSError, OutboxError.
+        """
+        lock = _lock_folder(self.folder) if not (self.folder / "lock").exists() else None
+        gone = [one for one in self.segments if not one.path.exists()]
+        self.segments = [one for one in self.segments if one.path.exists()]
+        try:
+            file = self._begin_segment()
+        except OSError:
+            self.segments += gone
+            self.segments.sort(key=lambda one: one.first)
+            if lock is not None:
+                os.close(lock)
+            raise
+        self._mark_unwritten = True
+        file, self._file = self._file, file
+        os.close(file)
+        if lock is not None:
+            lock, self._lock = self._lock, lock
+            os.close(lock)
+        return gone
+
+    def delete_delivered(self) -> bool:
+        """Delete the oldest segment if all its lines are delivered; return whether one was deleted."""
+        if len(self.segments) < 2 or self.segments[0].next > self.mark.next:
+            return False
+        self.delete_oldest()
+        return True
 
     def skip_numbers(self, count: int) -> None:
         """Skip the numbers of lines that could not be written."""
@@ -115,7 +170,7 @@ class Outbox:
             if lines is not None:
                 begin = max(number, frame.first)
                 return begin, lines[begin - frame.first :]
-            log.error("event=outbox_damaged file=%s offset=%d lines=%d", segment.path, frame.offset, frame.lines)
+            log.error("event=outbox_damaged file=%s offset=%d bytes=%d", segment.path, frame.offset, frame.size)
             number = frame.next
         return number, []
 
@@ -126,16 +181,17 @@ class Outbox:
     def mark_delivered(self, number: int, topic_id: str | None) -> None:
         """Store that all lines before `number` are delivered to the topic with this id."""
         mark = DeliveryMark(number, topic_id)
-        if mark == self.mark:
-            return
+        self._mark_unwritten = self._mark_unwritten or mark != self.mark
         self.mark = mark
-        replace_file(self.folder / MARK, msgspec.json.encode(mark), durable=False)
+        if self._mark_unwritten:
+            replace_file(self.folder / MARK, msgspec.json.encode(mark), durable=False)
+            self._mark_unwritten = False
 
     def sync(self) -> None:
-        """Make appended lines survive a loss of power (fsync)."""
+        """Make appended lines survive a loss of power (fsync). After an OSError those since the last sync may be lost then."""
         if self._unsynced:
-            os.fsync(self._file)
-            self._unsynced = False
+            self._unsynced = False  # the kernel reports a failure once: the next fsync says nothing about these lines
+            self._disk.fsync(self._file)
 
     def trim(self) -> None:
         """Delete delivered segments that were kept long enough, and the oldest delivered ones while the outbox is too large."""
@@ -159,8 +215,30 @@ class Outbox:
         try:
             self.sync()
         finally:
-            os.close(self._file)
-            os.close(self._lock)
+            self.release()
+
+    def release(self) -> None:
+        """Close this process's handles, without sync: a forked child does so, its parent goes on writing."""
+        handles, self._file, self._lock = (self._file, self._lock), -1, -1
+        for handle in handles:
+            if handle >= 0:
+                os.close(handle)
+
+    def _write(self, segment: Segment, data: bytes) -> None:
+        """Write a frame's bytes after the segment's others; cut off what was written of it when the disk refuses the rest."""
+        written = 0
+        try:
+            while written < len(data):
+                count = self._disk.write(self._file, data[written:] if written else data)
+                if count <= 0:
+                    raise OSError(errno.EIO, f"only {written} of {len(data)} bytes could be written", str(segment.path))
+                written += count
+        except OSError:
+            try:
+                self._disk.truncate(self._file, segment.size)
+            except OSError:  # the torn frame stays; a reader skips it
+                segment.size += written
+            raise
 
     def _find_frame(self, number: int) -> tuple[Segment, Frame] | None:
         """Return the frame with line `number`, or the first frame after it."""
@@ -169,24 +247,34 @@ class Outbox:
                 continue
             expected, path, offset = self._read_position or (-1, None, 0)
             resumes = path == segment.path and expected <= number
-            for frame in read_frames(segment.path, offset if resumes else 0):
+            end = offset if resumes else 0
+            for frame in read_frames(segment.path, end):
+                if frame.offset > end:
+                    log.error("event=outbox_damaged file=%s offset=%d bytes=%d", segment.path, end, frame.offset - end)
                 if frame.next > number:
                     return segment, frame
+                end = frame.offset + frame.size
         return None
 
     def _start_next_segment(self) -> None:
         """Close the segment and begin the next one."""
         self.sync()
-        self.segments[-1].closed_at = self._clock()
+        closed_at = self._clock()
         file = self._begin_segment()
-        os.close(self._file)
-        self._file = file
+        self.segments[-2].closed_at = closed_at
+        file, self._file = self._file, file
+        os.close(file)
 
     def _begin_segment(self) -> int:
         path = segment_path(self.folder, self.next)
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        sync(self.folder)
-        self.segments.append(Segment(path, self.next, self.next))
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            sync(self.folder)
+            size = os.fstat(file).st_size
+        except OSError:
+            os.close(file)
+            raise
+        self.segments.append(Segment(path, self.next, self.next, size=size))
         return file
 
     def _open_segments(self) -> list[Segment]:
@@ -218,8 +306,8 @@ def _load_segment(path: Path, *, last: bool) -> Segment:
         log.warning("event=outbox_torn file=%s offset=%d bytes=%d said=%r", path, end, stat.st_size - end, said)
         if last:
             os.truncate(path, end)
-    first = int(path.stem)
-    return Segment(path, first, frames[-1].next if frames else first, sum(one.lines for one in frames), end, stat.st_mtime)
+    first, size = int(path.stem), end if last else stat.st_size
+    return Segment(path, first, frames[-1].next if frames else first, sum(one.lines for one in frames), size, stat.st_mtime)
 
 
 def _count_overlap(segment: Segment, begin: int, end: int) -> int:
@@ -241,5 +329,7 @@ def _lock_folder(folder: Path) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(lock)
-        raise OutboxError(f"another process uses the outbox {folder}: stop it, or give this one a folder of its own") from error
+        raise OutboxInUseError(
+            f"another process uses the outbox {folder}: stop it, or give this one a folder of its own"
+        ) from error
     return lock

@@ -6,18 +6,22 @@ their turn. When the topic was lost, sending begins again at the oldest line tha
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from streams.emitter.counters import SendCounters
-from streams.emitter.outbox import Outbox
+from streams.emitter.outbox import Outbox, OutboxError
 from streams.emitter.record_batches import Line
+from streams.emitter.segments import Segment
 
 log = logging.getLogger(__name__)
 
 NumberedLines = tuple[int, list[Line]]
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class SendBuffer:
@@ -35,10 +39,10 @@ class SendBuffer:
         self.outbox = outbox
         self.next = 0
         self.next_to_send = 0
-        self.stored_from = 0
-        """Lines in memory with this number or a higher one are on disk as well."""
+        self._unstored: list[tuple[int, int]] = []  # numbers, begin to end, of lines that are not on disk for certain
+        self._synced_to = 0
         self._in_memory: deque[NumberedLines] = deque()
-        self._reads_disk = self._disk_fails = False
+        self._reads_disk = self._disk_fails = self._read_fails = self._write_fails = False
         self._counters = counters
         self._condition = condition
         self._max_bytes = max_bytes
@@ -49,7 +53,7 @@ class SendBuffer:
 
     def _resume(self, outbox: Outbox) -> None:
         """Begin where the previous process stopped."""
-        self.next = outbox.next
+        self.next = self._synced_to = outbox.next
         self.next_to_send = min(self.next, max(outbox.mark.next, outbox.oldest))
         self._counters.recovered = outbox.count(self.next_to_send, self.next)
         self._counters.outbox_free_bytes = outbox.max_bytes - outbox.undelivered_bytes
@@ -57,25 +61,58 @@ class SendBuffer:
         if self._reads_disk:
             log.info("event=outbox_resumed folder=%s events=%d", outbox.folder, self._counters.recovered)
 
+    @property
+    def stored_from(self) -> int:
+        """Lines in memory with this number or a higher one are on disk as well."""
+        return self._unstored[-1][1] if self._unstored else 0
+
+    def unstored_end(self, end: int) -> int:
+        """Return the number after the last line below `end` that is not on disk, 0 when all are; without an outbox `end`."""
+        if self.outbox is None:
+            return end
+        return max((min(stop, end) for begin, stop in self._unstored if begin < end), default=0)
+
+    def forget_outcomes(self, low_watermark: int) -> None:
+        """Forget which lines before `low_watermark` were not on disk: they have their outcome."""
+        if self._unstored:
+            self._unstored = [(max(begin, low_watermark), end) for begin, end in self._unstored if end > low_watermark]
+            self._count_unstored()
+
+    def sync(self) -> None:
+        """Make the lines on disk survive a loss of power; those that may not count as not on disk from now on."""
+        if self.outbox is None:
+            return
+        begin, self._synced_to = self._synced_to, self.outbox.next
+        try:
+            if not self.outbox.is_there():
+                self._make_again(self.outbox)
+            self.outbox.sync()
+        except (OSError, OutboxError) as error:
+            self._log_disk_failure(self.outbox, error)
+            self._note_unstored(begin, self.outbox.next)
+        else:
+            self._log_disk_back(self.outbox)
+
     def has_lines(self) -> bool:
         """Return whether there are lines to send now."""
-        return bool(self._in_memory) or (self._reads_disk and self._has_memory())
+        return bool(self._in_memory) or (self._reads_disk and not self._read_fails and self._has_memory())
 
     def waits_for_memory(self) -> bool:
         """Return whether lines on disk wait to be read into memory."""
         return self._reads_disk
 
-    def add(self, lines: list[Line], low_watermark: int) -> bool:
+    def add(self, lines: list[Line], low_watermark: int, *, can_send: bool = True) -> bool:
         """Accept lines from the queue; False when the disk refuses and they must stay there, so that none is lost or overtaken.
 
-        All lines before `low_watermark` have their outcome.
+        Lines that the disk refuses are accepted into memory only if they `can_send` now: the others wait for the disk. All lines
+        before `low_watermark` have their outcome.
         """
         stored = self.outbox is None or self._write_disk(self.outbox, lines, low_watermark)
-        if not stored and (self._reads_disk or not self._has_memory()):
+        if not stored and (self._reads_disk or not can_send or not self._has_memory()):
             return False
         if not stored and self.outbox is not None:
+            self._note_unstored(self.outbox.next, self.outbox.next + len(lines))
             self.outbox.skip_numbers(len(lines))
-            self.stored_from = self.outbox.next
         first, self.next = self.next, self.next + len(lines)
         self._reads_disk = self._reads_disk or not self._has_memory()
         size = count_bytes(lines)
@@ -91,7 +128,7 @@ class SendBuffer:
 
     def take_next(self, now: float) -> NumberedLines | None:
         """Return the next lines to send and the number of the first, None without lines; lines from disk get the time `now`."""
-        if not self._in_memory and self._reads_disk and self._has_memory():
+        if not self._in_memory and self._reads_disk and not self._read_fails and self._has_memory():
             self._read_disk(now)
         if not self._in_memory:
             return None
@@ -107,13 +144,16 @@ class SendBuffer:
             self._in_memory.clear()
         self.next_to_send, self._reads_disk = self.outbox.oldest, True
 
-    def close(self) -> None:
-        """Release the outbox, so that another process can use it."""
-        if self.outbox is not None:
-            try:
-                self.outbox.close()
-            except OSError as error:
-                self._log_disk_failure(self.outbox, error)
+    def close(self) -> bool:
+        """Release the outbox, so that another process can use it; return whether what is on disk survives a loss of power."""
+        if self.outbox is None:
+            return True
+        try:
+            self.outbox.close()
+        except OSError as error:
+            self._log_disk_failure(self.outbox, error)
+            return False
+        return True
 
     def drain(self, end: float) -> list[Line]:
         """Empty the memory; return the lines from it with numbers below `end`."""
@@ -125,14 +165,28 @@ class SendBuffer:
         """Update the outbox: its delivery mark, fsync, and size; all lines before `low_watermark` have their outcome."""
         if self.outbox is None:
             return
-        try:
-            self.outbox.mark_delivered(low_watermark, topic_id)
-            self.outbox.sync()
-            self.outbox.trim()
-        except OSError as error:
-            self._log_disk_failure(self.outbox, error)
+        self._read_fails = False
+        self.sync()
+        for step in (partial(self.outbox.mark_delivered, low_watermark, topic_id), self.outbox.trim):
+            try:
+                step()
+            except OSError as error:
+                self._log_disk_failure(self.outbox, error)
         with self._condition:
             self._counters.outbox_free_bytes = self.outbox.max_bytes - self.outbox.undelivered_bytes
+
+    def _note_unstored(self, begin: int, end: int) -> None:
+        """Note that lines are not on disk, or not for certain."""
+        merged: list[tuple[int, int]] = []
+        for first, stop in sorted([*self._unstored, (begin, end)] if begin < end else self._unstored):
+            joins = bool(merged) and first <= merged[-1][1]
+            merged.append((merged[-1][0], max(merged.pop()[1], stop)) if joins else (first, stop))
+        self._unstored = merged
+        self._count_unstored()
+
+    def _count_unstored(self) -> None:
+        with self._condition:
+            self._counters.unstored = sum(end - begin for begin, end in self._unstored)
 
     def _has_memory(self) -> bool:
         return self.outbox is None or self._counters.memory_bytes < self._max_bytes
@@ -145,6 +199,7 @@ class SendBuffer:
             first, lines = self.outbox.read(self.next_to_send, now)
         except OSError as error:
             self._log_disk_failure(self.outbox, error)
+            self._read_fails = True  # until the next maintenance
             return
         if lines:
             self._in_memory.append((first, lines))
@@ -156,15 +211,38 @@ class SendBuffer:
     def _write_disk(self, outbox: Outbox, lines: list[Line], low_watermark: int) -> bool:
         """Append lines to the outbox; False when the disk refuses them."""
         try:
+            if not outbox.is_there():
+                self._make_again(outbox)
             self._free_disk(outbox, count_bytes(lines), low_watermark)
-            outbox.append(lines)
-        except OSError as error:
+            self._append(outbox, lines)
+        except (OSError, OutboxError) as error:
+            self._write_fails = True
             self._log_disk_failure(outbox, error)
             return False
-        if self._disk_fails:
-            self._disk_fails = False
-            log.warning("event=outbox_back folder=%s", outbox.folder)
+        self._write_fails = False
         return True
+
+    def _append(self, outbox: Outbox, lines: list[Line]) -> None:
+        """Append lines; on a full disk delete delivered ones, the oldest first, for as long as that may help."""
+        while True:
+            try:
+                outbox.append(lines)
+            except OSError as error:
+                if error.errno not in NO_SPACE or not outbox.delete_delivered():
+                    raise
+            else:
+                return
+
+    def _make_again(self, outbox: Outbox) -> None:
+        """Make the outbox's folder anew after somebody removed it; report the lines that were there alone as lost."""
+        gone = outbox.make_again()
+        reason = f"the outbox {outbox.folder} was removed or moved while it was in use"
+        unread = self._in_memory[-1][0] + len(self._in_memory[-1][1]) if self._in_memory else self.next_to_send
+        for segment in gone:
+            self._note_unstored(segment.first, segment.next)
+            if lost := _count_after(segment, unread) if self._reads_disk else 0:
+                self._count_dropped(lost, reason, "lost unless the folder is put back and an emitter started on it")
+        self._synced_to = outbox.next
 
     def _free_disk(self, outbox: Outbox, size_needed: int, low_watermark: int) -> None:
         """Keep the outbox within its size: delete delivered segments first, then, if the settings say so, the oldest others."""
@@ -179,8 +257,8 @@ class SendBuffer:
             begin = max(self.next_to_send, segment.first)
             if dropped := outbox.count(begin, segment.next):
                 self._report_dropped(outbox, begin, segment.next, dropped)
+            self._note_unstored(low_watermark, min(segment.next, self.next_to_send))  # on their way to the broker
             self.next_to_send = max(self.next_to_send, segment.next)
-            self.stored_from = max(self.stored_from, segment.next)
             outbox.delete_oldest()
 
     def _drop_from_memory(self, end: int) -> None:
@@ -193,12 +271,7 @@ class SendBuffer:
     def _report_dropped(self, outbox: Outbox, begin: int, end: int, dropped: int) -> None:
         """Count and report lines that are deleted from the outbox before they were sent."""
         reason = f"the outbox {outbox.folder} is full: emitter.outbox_max_bytes is {outbox.max_bytes}"
-        said = "lost: start the broker, or raise emitter.outbox_max_bytes"
-        log.error("event=outbox_dropped events=%d reason=%r action=%r", dropped, reason, said)
-        with self._condition:
-            first_outcomes = dropped - self._counters.count_resent(dropped)
-            self._counters.failed += first_outcomes
-            self._counters.dropped += first_outcomes
+        self._count_dropped(dropped, reason, "lost: start the broker, or raise emitter.outbox_max_bytes")
         while self._drop is not None and begin < end:
             begin, lines = outbox.read(begin)
             kept = [one.line for one in lines[: max(0, end - begin)]]
@@ -207,11 +280,29 @@ class SendBuffer:
             self._drop(kept, reason)
             begin += len(kept)
 
-    def _log_disk_failure(self, outbox: Outbox, error: OSError) -> None:
+    def _count_dropped(self, dropped: int, reason: str, action: str) -> None:
+        log.error("event=outbox_dropped events=%d reason=%r action=%r", dropped, reason, action)
+        with self._condition:
+            first_outcomes = dropped - self._counters.count_resent(dropped)
+            self._counters.failed += first_outcomes
+            self._counters.dropped += first_outcomes
+
+    def _log_disk_failure(self, outbox: Outbox, error: Exception) -> None:
+        self._counters.disk_error = str(error)
         if not self._disk_fails:
             self._disk_fails = True
-            said = "free the disk: until then events are kept in memory only, and refused when that is full"
+            said = "free the disk: until then events are sent from memory, and none is stored while no broker answers"
             log.error("event=outbox_failed folder=%s error=%r action=%r", outbox.folder, str(error), said)
+
+    def _log_disk_back(self, outbox: Outbox) -> None:
+        if self._disk_fails and not self._write_fails:
+            self._disk_fails, self._counters.disk_error = False, ""
+            log.warning("event=outbox_back folder=%s", outbox.folder)
+
+
+def _count_after(segment: Segment, number: int) -> int:
+    """Return how many of a segment's lines have this number or a higher one."""
+    return segment.lines if number <= segment.first else max(0, segment.next - number)
 
 
 def count_bytes(lines: Sequence[Line]) -> int:

@@ -12,11 +12,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from streams.emitter.counters import FlushMarker, SendCounters
+from streams.emitter.counters import FlushMarker, Marker, SendCounters, StoreMarker
 from streams.emitter.delivery import RECONNECT_S, Connect, Delivery, RecordFormat
 from streams.emitter.outbox import Outbox
 from streams.emitter.record_batches import Batcher, Line, Record, partition_of
 from streams.emitter.send_buffer import SendBuffer, count_bytes
+from streams.emitter.store_markers import StoreMarkers, refuse
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class SenderSettings:
     max_bytes: int
     sync_s: float
     drop_oldest: bool
+    syncs_on_store: bool = True
 
 
 class Sender:
@@ -59,9 +61,13 @@ class Sender:
         on_failure: OnFailure | None,
     ) -> None:
         self.counters = SendCounters()
-        self.queue: deque[Line | FlushMarker] = deque()
+        self.queue: deque[Line | Marker] = deque()
         self.positions: dict[int, int] = {}
-        self.idle = self.closing = False
+        self.idle = self.closing = self.is_abandoned = False
+        self.has_stores = False
+        """Whether a store marker was put into the queue."""
+        self.lost_none = False
+        """Whether the sender has ended and every event is delivered or on disk."""
         self._condition = condition
         self._has_outcomes = False
         self._failed_lines: deque[tuple[list[bytes], str]] = deque()
@@ -71,6 +77,7 @@ class Sender:
         self._topic_id = outbox.mark.topic_id if outbox is not None else None
         drop = None if on_failure is None else lambda lines, reason: self._failed_lines.append((lines, reason))
         self._buffer = SendBuffer(outbox, self.counters, condition, settings.max_bytes, settings.drop_oldest, drop)
+        self._stores = StoreMarkers(self._buffer, sync=settings.syncs_on_store)
         self._batcher = Batcher(settings.batch_events)
         self._delivery = Delivery(
             bootstrap,
@@ -93,12 +100,17 @@ class Sender:
         try:
             while not self.closing:
                 self._run_once()
+                self._end_if_abandoned()
             self._store_remaining()
         except Exception as error:
             log.exception("event=emitter_stopped action=%r", "this is a defect: restart the process and report it")
             reason = f"the emitter stopped: {error!r}"
         finally:
             self._stop(reason)
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: keep the copied producer from doing anything, its sockets are the parent's."""
+        self._delivery.leave_to_parent()
 
     def _run_once(self) -> None:
         ready = self._delivery.advance()
@@ -107,15 +119,43 @@ class Sender:
         self._report_failed()
         if not self._has_outbox and not ready:
             self._expire()
-            with self._condition:
-                self._condition.wait_for(lambda: self.closing, RECONNECT_S)
+            self._wait_for_retry(ready)
+            self._refuse_stores()
             return
         self._accept_queued(ready)
+        self._settle_stores(ready)
         if ready:
             self._send_next()
         if self._has_outbox and self._clock() - self._maintained_at >= self._settings.sync_s:
             self._maintain()
         self._finish_flushes()
+
+    def _wait_for_retry(self, ready: bool) -> None:
+        """Wait until it is time to try the broker or the disk again; who asks to store has the disk tried at once."""
+        self._settle_stores(ready)
+        with self._condition:
+            self._condition.wait_for(lambda: self.closing or (self.has_stores and not ready), RECONNECT_S)
+
+    def _refuse_stores(self) -> None:
+        """Without an outbox and a connection: tell all who ask to store that their events are not safe."""
+        with self._condition:
+            refused = [one for one in self.queue if isinstance(one, StoreMarker)] if self.has_stores else []
+            self.has_stores = False
+            if refused:
+                self.queue = deque(one for one in self.queue if not isinstance(one, StoreMarker))
+        refuse(refused)
+
+    def _settle_stores(self, ready: bool) -> None:
+        """Answer who asked to store; with a connection to the broker they may wait for its acknowledgement."""
+        if self._stores:
+            self._stores.settle(self._low_watermark(), can_wait=ready)
+
+    def _end_if_abandoned(self) -> None:
+        """End when the emitter was garbage-collected and none of its events needs this thread any more."""
+        if self.is_abandoned:
+            with self._condition:
+                counters = self.counters.snapshot(has_outbox=self._has_outbox)
+                self.closing = self.closing or counters.buffered == counters.on_disk
 
     def _accept_queued(self, ready: bool) -> None:
         """Wait until there is something to do, then move the queue into the send buffer."""
@@ -124,19 +164,21 @@ class Sender:
                 self.idle = self._batcher.oldest_at() is None
                 self._condition.wait(self._seconds_to_wait(ready))
                 self.idle = False
-            self._has_outcomes = False
+            self._has_outcomes = self.has_stores = False
             queued = list(self.queue)
             self.queue.clear()
-        done = self._add_to_buffer(queued)
+        done = self._add_to_buffer(queued, ready)
         if done < len(queued):
+            left = queued[done:]
+            refuse([] if ready else [one for one in left if isinstance(one, StoreMarker)])
             with self._condition:
-                self.queue.extendleft(reversed(queued[done:]))
-                self._condition.wait_for(lambda: self.closing, RECONNECT_S)
+                self.queue.extendleft(one for one in reversed(left) if ready or not isinstance(one, StoreMarker))
+            self._wait_for_retry(ready)
 
     def _has_work(self, ready: bool) -> bool:
         if self.closing or self._delivery.has_failures or self._has_outcomes or (ready and self._buffer.has_lines()):
             return True
-        return len(self.queue) >= self._settings.batch_events or any(isinstance(one, FlushMarker) for one in self.queue)
+        return len(self.queue) >= self._settings.batch_events or any(isinstance(one, Marker) for one in self.queue)
 
     def _seconds_to_wait(self, ready: bool) -> float:
         """Return how long to wait for new lines before something else is due."""
@@ -146,24 +188,24 @@ class Sender:
         delay = IDLE_S if oldest is None else max(0.0, oldest + self._settings.batching_delay_s - self._clock())
         return min(delay, self._settings.sync_s) if self._has_outbox else delay
 
-    def _add_to_buffer(self, queued: Sequence[Line | FlushMarker]) -> int:
+    def _add_to_buffer(self, queued: Sequence[Line | Marker], can_send: bool) -> int:
         """Add lines to the send buffer and note markers; return how many were accepted (fewer than all: the disk refused)."""
         done = 0
         for chunk in _split(queued):
-            if isinstance(chunk, FlushMarker):
-                self._pass_marker(chunk)
-                done += 1
-            elif self._buffer.add(chunk, self._low_watermark()):
+            if isinstance(chunk, list):
+                if not self._buffer.add(chunk, self._low_watermark(), can_send=can_send):
+                    break
                 done += len(chunk)
-            else:
-                break
+                continue
+            self._pass_marker(chunk)
+            done += 1
         return done
 
-    def _pass_marker(self, marker: FlushMarker) -> None:
-        marker.end = self._buffer.next
-        if marker.until_stored:
-            marker.done.set()
+    def _pass_marker(self, marker: Marker) -> None:
+        if isinstance(marker, StoreMarker):
+            self._stores.add(marker)
         else:
+            marker.end = self._buffer.next
             self._flushes.append(marker)
 
     def _send_next(self) -> None:
@@ -247,14 +289,15 @@ class Sender:
         else:
             counters.delivered += first_outcomes
             self.positions[record.partition] = max(self.positions.get(record.partition, 0), offset + 1)
-        if self._flushes or self._buffer.waits_for_memory():
+        if self._flushes or self._stores or self._buffer.waits_for_memory():
             self._has_outcomes = True
             self._condition.notify()
 
     def _finish_flushes(self) -> None:
-        if not self._flushes:
+        if not self._flushes and not self._buffer.stored_from:
             return
         low_watermark = self._low_watermark()
+        self._buffer.forget_outcomes(low_watermark)
         for marker in self._flushes:
             if marker.end <= low_watermark:
                 marker.done.set()
@@ -297,10 +340,11 @@ class Sender:
         with self._condition:
             queued = list(self.queue)
             self.queue.clear()
-        unsent = queued[self._add_to_buffer(queued) :]
+        unsent = queued[self._add_to_buffer(queued, can_send=False) :]
         with self._condition:
             self.queue.extendleft(reversed(unsent))
         self._maintain()
+        self._settle_stores(ready=False)
 
     def _stop(self, reason: str) -> None:
         """End: lines on disk stay there for the next process; other lines without an outcome count as failed."""
@@ -310,27 +354,31 @@ class Sender:
             self.queue.clear()
         unsent = [one for one in remaining if isinstance(one, Line)]
         with self._condition:
+            failed = self.counters.failed
             self._count_taken(unsent)
         end = self._buffer.stored_from if self._has_outbox else FOREVER
         if self._has_outbox:
             self._delivery.drop_pending(self._buffer.stored_from)
         open_records = [one for one in self._batcher.take_due(FOREVER) if one.first_number < end]
         self._delivery.close(open_records + _make_unassigned(self._buffer.drain(end)) + _make_unassigned(unsent), reason)
-        self._buffer.close()
+        self._settle_stores(ready=False)
+        is_synced = self._buffer.close()
         self._report_failed()
-        for marker in (*self._flushes, *(one for one in remaining if isinstance(one, FlushMarker))):
+        with self._condition:
+            self.lost_none = is_synced and self.counters.failed == failed
+        for marker in (*self._flushes, *(one for one in remaining if isinstance(one, Marker))):
             marker.done.set()
 
 
-def _split(queued: Sequence[Line | FlushMarker]) -> Iterator[list[Line] | FlushMarker]:
+def _split(queued: Sequence[Line | Marker]) -> Iterator[list[Line] | Marker]:
     """Yield the lines in chunks that each fit one frame of the outbox, and the markers between them."""
     chunk: list[Line] = []
     size = 0
     for one in queued:
-        if chunk and (isinstance(one, FlushMarker) or len(chunk) >= CHUNK_LINES or size + len(one.line) > CHUNK_BYTES):
+        if chunk and (isinstance(one, Marker) or len(chunk) >= CHUNK_LINES or size + len(one.line) > CHUNK_BYTES):
             yield chunk
             chunk, size = [], 0
-        if isinstance(one, FlushMarker):
+        if isinstance(one, Marker):
             yield one
         else:
             chunk.append(one)

@@ -171,7 +171,9 @@ def json_bodies() -> list[tuple[str, Any]]:
         for number, line in enumerate(block.text.strip().splitlines())
     ]
     shell = [block for block in BLOCKS if block.language == "sh"]
-    sent = [(f"{block} curl", body) for block in shell for body in CURL_BODY.findall(block.text.replace(SHELL_TIME, "1767607200"))]
+    sent = [
+        (f"{block} curl", body) for block in shell for body in CURL_BODY.findall(block.text.replace(SHELL_TIME, "1767607200"))
+    ]
     return found + [(place, json.loads(body)) for place, body in sent]
 
 

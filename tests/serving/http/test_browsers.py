@@ -27,9 +27,9 @@ from serving.settings import ServingSettings
 from streams.events.schema import encode
 from streams.runtime.processes import Child
 from tests.serving.http.test_app import KEY
-from tests.support.served_app import AppUnderTest
 from tests.support.logs import click, impression, query
 from tests.support.scripted_engine import ScriptedEngine
+from tests.support.served_app import AppUnderTest
 
 SHOP = "https://shop.example"
 PAGE = """<!doctype html><script src="{app_url}/v1/queryloop.js"></script><script>

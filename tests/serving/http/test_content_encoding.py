@@ -7,8 +7,8 @@ import json
 import zlib
 from pathlib import Path
 
-import hypothesis.strategies as st
 import httpx
+import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
@@ -33,7 +33,15 @@ def test_a_body_is_decoded_as_it_was_or_refused_as_too_large(parts: list[bytes],
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"junk", EVENT, gzip.compress(EVENT)[:-9], gzip.compress(EVENT)[:-1], gzip.compress(EVENT) + b"more", gzip.compress(b"") * 65],
+    [
+        b"",
+        b"junk",
+        EVENT,
+        gzip.compress(EVENT)[:-9],
+        gzip.compress(EVENT)[:-1],
+        gzip.compress(EVENT) + b"more",
+        gzip.compress(b"") * 65,
+    ],
 )
 def test_a_damaged_body_is_a_400(body: bytes) -> None:
     with pytest.raises(EncodingError) as caught:

@@ -46,7 +46,10 @@ def test_a_bad_event_leaves_the_other_99_as_they_are(bad: bytes, index: int) -> 
 @given(st.lists(VALUES, max_size=6), st.dictionaries(st.text(max_size=3), VALUES, max_size=3), st.none() | st.integers(0, 3))
 def test_brackets_split_valid_json_as_its_parser_does(events: list[Any], more: dict[str, Any], indent: int | None) -> None:
     more = {key: value for key, value in more.items() if key != "events"}
-    for body in (json.dumps({**more, "events": events}, indent=indent), json.dumps({"events": events, **more}, ensure_ascii=False)):
+    for body in (
+        json.dumps({**more, "events": events}, indent=indent),
+        json.dumps({"events": events, **more}, ensure_ascii=False),
+    ):
         found = _split_by_brackets(body.encode("utf-8", "surrogatepass"), ValueError())
         assert [json.loads(event) for event in found] == events
 
@@ -77,7 +80,11 @@ def test_a_body_that_is_no_batch_is_refused_with_the_place(body: bytes, problem:
 
 def test_too_many_events_are_refused() -> None:
     assert len(split_batch(b'{"events": [1,1,1]}', 3)) == len(split_lines(b"1\n\n1\r\n1\n", 3)) == 3
-    for split, body in ((split_batch, b'{"events": [1,1,1]}'), (split_batch, b'{"events": [\x00,1,1]}'), (split_lines, b"1\n\n1\r\n1\n")):
+    for split, body in (
+        (split_batch, b'{"events": [1,1,1]}'),
+        (split_batch, b'{"events": [\x00,1,1]}'),
+        (split_lines, b"1\n\n1\r\n1\n"),
+    ):
         with pytest.raises(BatchError, match="3 events in one batch, at most 2") as caught:
             split(body, 2)
         assert caught.value.status == 413

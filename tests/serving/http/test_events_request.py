@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from pathlib import Path
 from typing import Any
 
+import httpx
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving.http.app import create_app
 from serving.http.events_batch import split_batch, split_lines
 from serving.http.events_request import Refusal, accept_events
-from streams.emitter.emitter import Counters, QueueFull
+from serving.metrics import ServingMetrics
+from serving.settings import ServingRoot
+from streams.emitter.emitter import Counters, Emitter, EmitterSettings, QueueFull
 from streams.events.schema import DEFAULT_LIMITS, Event, encode
+from streams.runtime.settings import DataSettings
+from tests.serving.http.test_app import AppUnderTest
+from tests.support.failing_disk import FailingDisk
+from tests.support.scripted_engine import ScriptedEngine
 
 NOW = 1_600_000_000.0
 
@@ -87,3 +98,25 @@ def test_a_full_buffer_ends_the_batch_and_says_where() -> None:
     result = accept_events([b"{", *lines], Sink(room=2), DEFAULT_LIMITS, NOW)
     assert (result.accepted, result.seen, result.full) == (2, 3, "no room")
     assert [refusal.index for refusal in result.rejected] == [0]
+
+
+def test_events_that_the_disk_refuses_while_kafka_is_away_are_answered_503(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, served = FailingDisk(monkeypatch), AppUnderTest(tmp_path / "data", ScriptedEngine())
+    root = ServingRoot(data=DataSettings(dir=tmp_path / "data"))
+    with Emitter("127.0.0.1:1", EmitterSettings(outbox_dir=tmp_path / "outbox")) as emitter:
+        served.app = create_app(root, served.slot, emitter, ServingMetrics(), clock=lambda: NOW)
+
+        async def scenario(client: httpx.AsyncClient) -> None:
+            assert (await client.post("/v1/events", json={"events": [query(0)]})).status_code == 202
+            disk.write_error = errno.ENOSPC
+            answer = await client.post("/v1/events", json={"events": [query(1)]})
+            assert answer.status_code == 503 and answer.headers["Retry-After"]
+            assert "neither the disk nor Kafka" in answer.json()["error"]
+            disk.write_error = 0
+            assert (await client.post("/v1/events", json={"events": [query(1)]})).status_code == 202
+
+        served.run(scenario)
+        assert emitter.counters().on_disk == 3
+        emitter.close(0)

@@ -18,7 +18,11 @@ BODIES = {"/v1/events": b'{"events": [' + EVENT + b"]}", "/v1/recommend": b'{"qu
 @pytest.mark.parametrize(
     ("path", "kind", "body"),
     [
-        *((path, kind, body) for path, body in BODIES.items() for kind in ("application/json", "Application/JSON; charset=UTF-8")),
+        *(
+            (path, kind, body)
+            for path, body in BODIES.items()
+            for kind in ("application/json", "Application/JSON; charset=UTF-8")
+        ),
         *(("/v1/events", kind, EVENT) for kind in ("application/x-ndjson", "application/jsonl", "text/plain;charset=UTF-8")),
         ("/v1/events", "application/cloudevents+json", BODIES["/v1/events"]),
     ],

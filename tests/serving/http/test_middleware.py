@@ -56,7 +56,9 @@ async def ask(client: httpx.AsyncClient, path: str, header: str, parameter: str)
 
 @pytest.mark.parametrize("key", [{}, {"key": KEY}], ids=["no key", "key"])
 @pytest.mark.parametrize("write_key", [{}, {"write_key": WRITE_KEY}], ids=["no write key", "write key"])
-def test_each_key_opens_its_routes_and_a_wrong_one_opens_none(tmp_path: Path, key: dict[str, str], write_key: dict[str, str]) -> None:
+def test_each_key_opens_its_routes_and_a_wrong_one_opens_none(
+    tmp_path: Path, key: dict[str, str], write_key: dict[str, str]
+) -> None:
     settings = {**key, **write_key}
 
     async def scenario(client: httpx.AsyncClient) -> None:

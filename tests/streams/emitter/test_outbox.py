@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -11,11 +12,37 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from streams.emitter.outbox import Outbox, OutboxError
+from streams.emitter.outbox import Disk, Outbox, OutboxError
 from streams.emitter.record_batches import Line
 from streams.emitter.segments import HEADER, encode_frame, load_frame, read_frames
 
 MAX_BYTES = 1_000_000
+
+
+class FailingDisk:
+    """A disk with room for `room` more bytes (None: any number), which then fails with `error`."""
+
+    def __init__(self) -> None:
+        self.room: int | None = None
+        self.error = errno.ENOSPC
+        self.can_truncate = True
+        self.calls = Disk(self.write, self.truncate, os.fsync)
+
+    def write(self, file: int, data: bytes) -> int:
+        if self.room == 0:
+            raise OSError(self.error, os.strerror(self.error))
+        written = os.write(file, data if self.room is None else data[: self.room])
+        self.room = None if self.room is None else self.room - written
+        return written
+
+    def truncate(self, file: int, size: int) -> None:
+        if not self.can_truncate:
+            raise OSError(self.error, os.strerror(self.error))
+        os.ftruncate(file, size)
+
+
+def raise_io_error(*_: object, **__: object) -> None:
+    raise OSError(errno.EIO, "Input/output error")
 
 
 def lines(*texts: str) -> list[Line]:
@@ -163,26 +190,91 @@ def test_a_full_outbox_deletes_delivered_segments_first_and_then_names_the_oldes
     outbox.close()
 
 
-def test_a_full_disk_keeps_nothing_of_the_frame_and_the_next_one_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    outbox = Outbox(tmp_path, MAX_BYTES, 60)
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS, errno.EFBIG])
+@pytest.mark.parametrize("room", [0, 1, 22])
+@pytest.mark.parametrize("can_truncate", [True, False])
+def test_a_frame_that_the_disk_refuses_leaves_nothing_that_hides_a_later_one(
+    tmp_path: Path, number: int, room: int, can_truncate: bool
+) -> None:
+    disk = FailingDisk()
+    outbox = Outbox(tmp_path, MAX_BYTES, 60, disk=disk.calls)
     outbox.append(lines("a"))
-    real = os.write
-
-    def half(file: int, data: bytes) -> int:
-        return real(file, data[: len(data) // 2])
-
-    def none(file: int, data: bytes) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    for broken in (half, none):
-        monkeypatch.setattr(os, "write", broken)
-        with pytest.raises(OSError):
-            outbox.append(lines("b"))
-        monkeypatch.setattr(os, "write", real)
-        assert outbox.next == 1
+    disk.room, disk.error, disk.can_truncate = room, number, can_truncate
+    with pytest.raises(OSError) as raised:
+        outbox.append(lines("b"))
+    assert raised.value.errno == number and outbox.next == 1
+    disk.room = None
     outbox.append(lines("c"))
     assert read_all(outbox) == [(0, b"a"), (1, b"c")]
+    assert outbox.size == tail(tmp_path).stat().st_size
     outbox.close()
+    outbox = Outbox(tmp_path, MAX_BYTES, 60)
+    assert read_all(outbox) == [(0, b"a"), (1, b"c")], "and so the next process reads them"
+    outbox.close()
+
+
+def test_a_folder_that_was_removed_is_noticed_and_made_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "outbox"
+    outbox = Outbox(folder, MAX_BYTES, 60)
+    outbox.append(lines("a"))
+    shutil.rmtree(folder)
+    with pytest.raises(FileNotFoundError, match="was removed or moved"):
+        outbox.append(lines("b"))
+    assert [(one.first, one.next) for one in outbox.make_again()] == [(0, 1)]
+    outbox.append(lines("b"))
+    assert read_all(outbox) == [(1, b"b")]
+    with pytest.raises(OutboxError, match="another process uses"):
+        Outbox(folder, MAX_BYTES, 60)
+    outbox.close()
+
+
+def test_a_segment_that_cannot_be_begun_refuses_the_frame_and_loses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outbox = Outbox(tmp_path, MAX_BYTES, 60)
+    big = "x" * 100_000
+    outbox.append(lines(big))
+    handles = len(list(Path("/proc/self/fd").iterdir()))
+    with monkeypatch.context() as patched:
+        patched.setattr("streams.emitter.outbox.sync", raise_io_error)
+        for _ in range(3):
+            with pytest.raises(OSError):
+                outbox.append(lines("b"))
+    assert len(list(Path("/proc/self/fd").iterdir())) == handles
+    outbox.append(lines("c"))
+    assert [number for number, _ in read_all(outbox)] == [0, 1] and len(outbox.segments) == 2
+    outbox.close()
+
+
+def test_a_mark_that_could_not_be_written_is_written_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outbox = Outbox(tmp_path, MAX_BYTES, 60)
+    outbox.append(lines("a"))
+    with monkeypatch.context() as patched:
+        patched.setattr("streams.emitter.outbox.replace_file", raise_io_error)
+        with pytest.raises(OSError):
+            outbox.mark_delivered(1, "t")
+    outbox.mark_delivered(1, "t")
+    outbox.close()
+    outbox = Outbox(tmp_path, MAX_BYTES, 60)
+    assert outbox.mark.next == 1
+    outbox.close()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.binary(max_size=300), min_size=1, max_size=6), st.integers(0, 5), st.binary(min_size=1, max_size=60), st.data()
+)
+def test_damage_anywhere_costs_only_the_frames_it_hit(
+    texts: list[bytes], place: int, garbage: bytes, data: st.DataObject
+) -> None:
+    """Garbage before a frame, and one frame overwritten in part: every other frame is read, in order."""
+    frames = [encode_frame(number, [Line(text, "s", 0.0)]) for number, text in enumerate(texts)]
+    hit = place % len(frames)
+    start = data.draw(st.integers(0, len(frames[hit]) - 1))
+    broken = bytearray(frames[hit])
+    broken[start] ^= 0x55
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "f"
+        path.write_bytes(b"".join([*frames[:hit], garbage, bytes(broken), *frames[hit + 1 :]]))
+        assert [one.first for one in read_frames(path)] == [number for number in range(len(frames)) if number != hit]
 
 
 @given(st.binary(min_size=1, max_size=200), st.integers(0, 10_000))

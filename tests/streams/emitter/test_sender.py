@@ -226,7 +226,7 @@ def test_a_full_outbox_drops_the_oldest_and_reports_them(bootstrap: str, unique:
         lost.extend(lines)
         reasons.add(reason)
 
-    small = settings(tmp_path, outbox_max_bytes=1_000_000, max_buffered_bytes=1_000_000)
+    small = settings(tmp_path, outbox_max_bytes=1_000_000, max_buffered_bytes=1_000_000, outbox_full="drop_oldest")
     with Emitter(f"127.0.0.1:{free_port()}", small, on_failure=keep) as emitter:
         for number in range(600):
             emitter.emit_line(b'{"event_id": "e%d"}%s' % (number, b" " * 5000), "s")
@@ -324,10 +324,19 @@ def test_two_emitters_cannot_share_an_outbox(tmp_path: Path) -> None:
         emitter.close(0)
 
 
-def test_storing_without_an_outbox_has_nothing_to_wait_for() -> None:
-    emitter = Emitter("127.0.0.1:1", EmitterSettings(delivery_timeout_s=0.1))
-    assert emitter.store(0)
-    emitter.close(0)
+def test_storing_without_an_outbox_waits_for_kafkas_acknowledgement(bootstrap: str, unique: str) -> None:
+    with Emitter(bootstrap, topic=make_topics(bootstrap, unique)) as emitter:
+        emitter.emit(query(0))
+        assert emitter.store(30) and emitter.counters().delivered == 1
+    assert emitter.store(), "also after closing"
+
+
+def test_storing_without_an_outbox_and_without_kafka_is_refused() -> None:
+    emitter = Emitter("127.0.0.1:1", EmitterSettings(delivery_timeout_s=60))
+    emitter.emit(query(0))
+    assert not emitter.store(30)
+    assert not emitter.close(0)
+    assert not emitter.store()
 
 
 @given(st.lists(st.one_of(st.integers(0, 200_000), st.none()), max_size=30), st.integers(1, 300))

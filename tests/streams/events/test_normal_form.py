@@ -8,12 +8,24 @@ from hypothesis import given, settings
 
 from queryloop.verify.normal_form import normal_form
 from streams.events.normal_form import is_blank, normalise
-from streams.events.schema import Query, Reject, encode
 from tests.support import recount
 
 UNSEEN = [
     *("\u200b", "\u00ad", "\ufeff", "\u2060", "\u200e", "\u200f", "\u061c", "\u202a", "\u202e", "\u2066", "\u2069", "\u034f"),
-    *("\u115f", "\u3164", "\uffa0", "\u2063", "\ufff9", "\U0001d173", "\U000e0001", "\U000e0100", "\ufe00", "\x00", "\x07", "\x7f"),
+    *(
+        "\u115f",
+        "\u3164",
+        "\uffa0",
+        "\u2063",
+        "\ufff9",
+        "\U0001d173",
+        "\U000e0001",
+        "\U000e0100",
+        "\ufe00",
+        "\x00",
+        "\x07",
+        "\x7f",
+    ),
     *("\x80", "\x9f", "\u200d", "\u200c", "\ufe0f", "\ufe0e", "\U000e0041", "\u180e"),
 ]
 """Characters that nobody sees among Latin letters."""
@@ -29,7 +41,9 @@ NEEDED = {
     "ᠠ\u180eᠠ": "ᠠᠠ",
 }
 """Texts that scripts and emoji write with signs, and the same without: they look different."""
-PIECES = st.sampled_from([*UNSEEN, *"aZé\u0301ｒ ", "  ", "\t", "\u2800", "\u2122", "ﻩ", "ه", "क", "🏴", "\U000e007f", "❤", "1", "東", "ᠠ"])
+PIECES = st.sampled_from(
+    [*UNSEEN, *"aZé\u0301ｒ ", "  ", "\t", "\u2800", "\u2122", "ﻩ", "ه", "क", "🏴", "\U000e007f", "❤", "1", "東", "ᠠ"]
+)
 TEXTS = st.lists(PIECES, max_size=8).map("".join) | st.text(max_size=8)
 
 
@@ -37,7 +51,12 @@ TEXTS = st.lists(PIECES, max_size=8).map("".join) | st.text(max_size=8)
 @pytest.mark.parametrize("form", [normalise, normal_form])
 def test_what_nobody_sees_makes_no_other_query(form: object, character: str) -> None:
     assert callable(form)
-    for spelling in (f"{character}Red shoes", f"red{character} shoes", f"red {character} shoes", f"red sho{character * 2}es{character}"):
+    for spelling in (
+        f"{character}Red shoes",
+        f"red{character} shoes",
+        f"red {character} shoes",
+        f"red sho{character * 2}es{character}",
+    ):
         assert form(spelling) == "red shoes"
 
 
@@ -66,8 +85,12 @@ def test_the_forms_of_counting_and_of_verification_agree(text: str) -> None:
 
 def test_the_forms_agree_on_every_character() -> None:
     codes = [code for code in (*range(0x32000), *range(0xE0000, 0xE1100)) if not 0xD800 <= code < 0xE000]
-    assert [hex(code) for code in codes if normalise.__wrapped__(f"a{chr(code)}b") != normal_form.__wrapped__(f"a{chr(code)}b")] == []
-    assert [hex(code) for code in codes if normalise.__wrapped__(f"ह{chr(code)}") != normal_form.__wrapped__(f"ह{chr(code)}")] == []
+    assert [
+        hex(code) for code in codes if normalise.__wrapped__(f"a{chr(code)}b") != normal_form.__wrapped__(f"a{chr(code)}b")
+    ] == []
+    assert [
+        hex(code) for code in codes if normalise.__wrapped__(f"ह{chr(code)}") != normal_form.__wrapped__(f"ह{chr(code)}")
+    ] == []
 
 
 @given(st.lists(st.sampled_from([*UNSEEN[:17], *NEEDED, "a", " ", "\t"]), max_size=6).map("".join))
@@ -75,7 +98,11 @@ def test_the_oracle_of_the_tests_agrees_where_signs_are_in_their_place(text: str
     assert normalise(text) == recount.normal_form(text)
 
 
-@pytest.mark.parametrize("text", ["", " ", "\t\n", "\x1c", "\x1f\x1d", "\x00", "\x07\x7f", "\x85", "\u2003", "\u2800", *UNSEEN, "".join(UNSEEN)], ids=ascii)
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "\t\n", "\x1c", "\x1f\x1d", "\x00", "\x07\x7f", "\x85", "\u2003", "\u2800", *UNSEEN, "".join(UNSEEN)],
+    ids=ascii,
+)
 def test_a_text_with_nothing_to_see_is_blank(text: str) -> None:
     assert is_blank(text) and normalise(text) == ""
 
