@@ -1,6 +1,6 @@
-"""The HTTP routes of a worker, on Faust's web server: /status, /metrics, /healthz and the reads under /v1.
+"""The HTTP routes of a worker, on Faust's web server: /status, /metrics, /healthz, /readyz and the reads under /v1.
 
-With a key set, every route but /healthz requires `Authorization: Bearer KEY`.
+With a key set, every route but /healthz and /readyz requires `Authorization: Bearer KEY`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import msgspec
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
-from streams.api.endpoints import METRICS, READS, Read, answer_read, gather_parts
+from streams.api.endpoints import LAG, METRICS, READS, Read, answer_read, gather_parts
 from streams.api.fan_out import FanOut, PartitionsMissing, Parts, describe_totals
 from streams.api.metrics import render_metrics
 from streams.api.params import ParameterError, ReadParams, parse_params
@@ -36,9 +36,10 @@ CHUNK_BYTES = 1024 * 1024
 
 
 def add_routes(app: faust.App, key: SecretStr | None, fan_out: FanOut, is_stopping: Callable[[], bool] = lambda: False) -> None:
-    """Add the worker's routes to Faust's web server; with a `key`, all but /healthz require it.
+    """Add the worker's routes to Faust's web server; with a `key`, all but /healthz and /readyz require it.
 
-    `is_stopping` returns whether the worker is about to end, which /healthz then says."""
+    /readyz answers 200 while reads have every shard, this worker's and those of the others. `is_stopping` returns whether the worker
+    is about to end, which both then say."""
 
     async def status(page: Any, request: Any) -> Any:
         return _json(worker_status(fan_out))
@@ -63,11 +64,20 @@ def add_routes(app: faust.App, key: SecretStr | None, fan_out: FanOut, is_stoppi
         params = parse_params(EventStatesParams, request.query.items())
         return await _send_dump(fan_out, request, partition, lambda shard: dump_event_states(shard, params), "application/json")
 
+    def read_state() -> str:
+        return "crashed" if app.crashed else "stopping" if is_stopping() else "ok"
+
     async def healthz(page: Any, request: Any) -> Any:
-        state = "crashed" if app.crashed else "stopping" if is_stopping() else "ok"
+        state = read_state()
         return page.text(state, status=200 if state == "ok" else 503)
 
+    async def readyz(page: Any, request: Any) -> Any:
+        missing = (await gather_parts(fan_out, LAG, ReadParams(partial=True))).missing
+        ready = read_state() == "ok" and not missing
+        return _json({"ready": ready, "state": read_state(), "missing": missing}, 200 if ready else 503)
+
     app.page("/healthz")(healthz)
+    app.page("/readyz")(readyz)
     views: dict[str, View] = {
         "/status": status,
         "/metrics": metrics,

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
+
+from queryloop.settings import Settings
+from serving.settings import ServingSettings
+from streams.runtime.settings import load_settings
+from streams.worker.settings import WorkerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
@@ -20,6 +27,11 @@ COMPOSE = ROOT / "docker-compose.yml"
 def compose() -> dict[str, Any]:
     loaded: dict[str, Any] = yaml.safe_load(COMPOSE.read_text())
     return loaded
+
+
+def rooms(compose: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the services that run a room of ours."""
+    return [service for service in compose["services"].values() if "build" in service]
 
 
 def compose_command() -> list[str] | None:
@@ -46,9 +58,62 @@ def test_compose_accepts_the_file() -> None:
 
 
 def test_there_is_one_service_for_each_room_that_runs_and_a_broker(compose: dict[str, Any]) -> None:
-    assert set(compose["services"]) == {"kafka", "streams", "serving", "trainers"}
-    for room in ("streams", "serving", "trainers"):
-        assert compose["services"][room]["command"][:3] == ["python", "-m", room]
+    assert set(compose["services"]) == {"kafka", "streams", "serving", "trainers", "trainers-cpu"}
+    for name in ("streams", "serving", "trainers", "trainers-cpu"):
+        assert compose["services"][name]["command"] == ["python", "-m", name.removesuffix("-cpu")]
+
+
+def test_trainers_run_on_a_gpu_or_without_one_as_the_profile_says(compose: dict[str, Any]) -> None:
+    profiles = {name: service.get("profiles") for name, service in compose["services"].items()}
+    assert {name: found for name, found in profiles.items() if found} == {"trainers": ["gpu"], "trainers-cpu": ["cpu"]}
+    assert "deploy" not in compose["services"]["trainers-cpu"]
+
+
+def test_settings_and_annotations_are_mounted_from_a_folder_that_is_there(compose: dict[str, Any]) -> None:
+    for service in rooms(compose):
+        (mount,) = (volume for volume in service["volumes"] if volume.endswith(":/config:ro"))
+        folder = re.fullmatch(r"\$\{CONFIG_FOLDER:-(.+)\}:/config:ro", mount)
+        assert folder and service["environment"]["QUERYLOOP_CONFIG"] == "/config/queryloop.toml"
+        tomllib.loads((ROOT / folder[1] / "queryloop.toml").read_text())
+
+
+def test_the_example_settings_are_accepted_with_their_lines_uncommented(tmp_path: Path) -> None:
+    text = (ROOT / "ops" / "compose" / "queryloop.toml").read_text()
+    annotations = tmp_path / "annotations.jsonl"
+    annotations.write_text('{"task": "suggest", "query": "lisbon", "items": ["lisbon weather"]}\n')
+    lines = re.findall(r"^# (\[\w+\]|\w+ = .+)$", text, re.MULTILINE)
+    assert len(lines) == 3
+    file = tmp_path / "queryloop.toml"
+    file.write_text("\n".join(lines).replace("/config/annotations.jsonl", str(annotations)))
+    assert load_settings(Settings, file).policy.base == "Qwen/Qwen3-0.6B"
+
+
+def test_the_worker_is_reached_by_the_others_with_a_key(compose: dict[str, Any]) -> None:
+    worker = compose["services"]["streams"]["environment"]
+    assert worker["QUERYLOOP_WORKER_HOST"] == "0.0.0.0"
+    assert worker["QUERYLOOP_WORKER_URL"] == "http://streams:6066"
+    for service in rooms(compose):
+        for key in ("QUERYLOOP_WORKER_KEY", "QUERYLOOP_SERVING_KEY"):
+            assert re.fullmatch(r"\$\{%s:\?.+\}" % key, service["environment"][key])
+
+
+def test_kafka_keeps_the_log_as_long_as_shards_keep_days_and_as_the_broker_of_up_does(compose: dict[str, Any]) -> None:
+    hours = int(compose["services"]["kafka"]["environment"]["KAFKA_LOG_RETENTION_HOURS"])
+    assert hours == 24 * WorkerSettings().retention_days
+    assert f"log.retention.hours={hours}" in (ROOT / "streams" / "brokers" / "node.py").read_text()
+    assert f"{hours} hours" in (ROOT / "docs" / "operating.md").read_text()
+
+
+def test_every_service_has_time_to_stop(compose: dict[str, Any]) -> None:
+    grace = {name: int(service["stop_grace_period"].removesuffix("s")) for name, service in compose["services"].items()}
+    serving = ServingSettings()
+    assert grace["serving"] > serving.drain_s + serving.deadline_s + 10
+    assert min(grace.values()) >= 60
+
+
+def test_health_means_ready(compose: dict[str, Any]) -> None:
+    for name in ("streams", "serving"):
+        assert compose["services"][name]["healthcheck"]["test"][-1].endswith("/readyz")
 
 
 def test_every_published_port_is_on_loopback(compose: dict[str, Any]) -> None:
@@ -66,6 +131,7 @@ def test_every_image_is_pinned_and_every_service_has_a_health_check(compose: dic
 
 def test_state_is_kept_in_volumes_that_are_declared(compose: dict[str, Any]) -> None:
     used = {volume.partition(":")[0] for service in compose["services"].values() for volume in service.get("volumes", [])}
+    used.discard("${CONFIG_FOLDER")
     assert used == set(compose["volumes"])
 
 

@@ -143,11 +143,12 @@ def test_a_worker_counts_exactly_through_bad_events_a_kill_and_a_restart(broker:
 
 
 def assert_pages(settings: StreamsSettings, shards: list[dict[str, Any]]) -> None:
-    """/metrics has the same totals, /healthz answers ok, and Faust's own pages are disabled."""
+    """/metrics has the same totals, /healthz and /readyz answer that all is well, and Faust's own pages are disabled."""
     metrics = get(settings, "/metrics")
     for shard in shards:
         assert read_value(metrics, "queryloop_counted", partition=str(shard["partition"])) == shard["counted"]
     assert get(settings, "/healthz") == "ok"
+    assert json.loads(get(settings, "/readyz")) == {"ready": True, "state": "ok", "missing": []}
     for path in ("/router/", "/table/", "/graph/"):
         with pytest.raises(urllib.error.HTTPError, match="404"):
             get(settings, path)
@@ -328,7 +329,7 @@ def test_without_a_broker_the_error_says_how_to_start_one(tmp_path: Path) -> Non
 
 def test_a_wider_host_needs_a_key() -> None:
     environ = {"QUERYLOOP_WORKER_HOST": "0.0.0.0"}
-    with pytest.raises(SettingsError, match=r"worker\.host 0\.0\.0\.0 is not loopback"):
+    with pytest.raises(SettingsError, match=r"worker\.host = 0\.0\.0\.0 is not loopback"):
         load_settings(StreamsSettings, environ=environ)
     settings = load_settings(StreamsSettings, environ={**environ, "QUERYLOOP_WORKER_KEY": "secret"})
     assert "secret" not in repr(settings)
