@@ -109,7 +109,9 @@ def _compare(wanted: bytes | None, given: list[bytes]) -> bool | None:
 def _find_write_keys(scope: Scope) -> list[bytes]:
     if scope["path"] != browsers.EVENTS_PATH or scope["method"] != "POST":
         return []
-    return parse_qs(scope["query_string"], keep_blank_values=True).get(b"write_key", [])
+    # As text: of bytes the library decodes only ASCII, and raises for other characters that are percent-encoded.
+    fields = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True, errors="surrogateescape")
+    return [value.encode("utf-8", "surrogateescape") for value in fields.get("write_key", [])]
 
 
 class LimitBody:
