@@ -71,10 +71,10 @@ class CloseConnections:
 class CheckKeys:
     """Answers 401 to a request without its key, and to one with a wrong key.
 
-    `key`, sent as `Authorization: Bearer KEY`, opens every route. `write_key`, sent in the query string, opens POST /v1/events and
-    nothing else, since everybody can read it in a web page. Each is checked by itself: a wrong one is refused even where the other
-    is right. Where a key is not set there is nothing to compare with, so one that is sent is ignored; without `key` every route is
-    open (the server then listens on loopback only).
+    `key`, sent as `Authorization: Bearer KEY`, opens every route. `write_key`, sent in the query string, opens POST /v1/events
+    and nothing else, since everybody can read it in a web page. Each is checked by itself: a wrong one is refused even where the
+    other is right. Where a key is not set there is nothing to compare with, so one that is sent is ignored; without `key` every
+    route is open (the server then listens on loopback only).
     """
 
     def __init__(self, app: ASGIApp, key: str | None, write_key: str | None = None) -> None:

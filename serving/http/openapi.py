@@ -47,7 +47,11 @@ SCHEMAS: Mapping[str, Schema] = {
     "Readiness": {
         "type": "object",
         "required": ["ready", "release", "error"],
-        "properties": {"ready": {"type": "boolean"}, "release": {"type": ["string", "null"]}, "error": {"type": ["string", "null"]}},
+        "properties": {
+            "ready": {"type": "boolean"},
+            "release": {"type": ["string", "null"]},
+            "error": {"type": ["string", "null"]},
+        },
     },
     "Health": {"type": "object", "required": ["ok"], "properties": {"ok": {"const": True}}},
     "Releases": {

@@ -17,7 +17,14 @@ from tests.streams.worker.test_main import make_settings
 
 @pytest.mark.parametrize(
     ("header", "allowed"),
-    [("Bearer letmein", True), ("Bearer letmeout", False), ("letmein", False), ("", False), ("Bearer \udce4", False), ("Bearer ä", False)],
+    [
+        ("Bearer letmein", True),
+        ("Bearer letmeout", False),
+        ("letmein", False),
+        ("", False),
+        ("Bearer \udce4", False),
+        ("Bearer ä", False),
+    ],
 )
 def test_a_key_that_is_set_must_be_sent_as_it_is(header: str, allowed: bool) -> None:
     assert authorised(SecretStr("letmein"), {"Authorization": header}) is allowed
