@@ -189,7 +189,7 @@ def _describe_events_body(root: ServingRoot) -> Schema:
         "properties": {
             "events": {
                 "type": "array",
-                "maxItems": root.serving.max_events,
+                "description": f"at most {root.serving.max_events}, else 413",
                 "items": {"anyOf": [{"$ref": "#/components/schemas/Event"}, {"description": "refused by its index"}]},
             }
         },
