@@ -53,8 +53,8 @@ class ServingSettings(BaseModel, frozen=True, extra="forbid"):
         default=3.0,
         ge=0,
         le=600,
-        description="seconds between SIGTERM, when /readyz begins to answer 503, and the closing of the port; longer than your load "
-        "balancer takes to notice. SIGINT and a second signal do not wait",
+        description="seconds between SIGTERM, when /readyz begins to answer 503, and the closing of the port; longer than your "
+        "load balancer takes to notice. SIGINT and a second signal do not wait",
     )
     poll_s: float = Field(default=0.5, gt=0, description="seconds between two looks at the rollout")
     retry_s: float = Field(default=30.0, gt=0, description="seconds until a release that failed to load is tried again")

@@ -36,6 +36,7 @@ from serving.http.impressions import EventSink, ImpressionLog, make_impression
 from serving.http.media_types import NDJSON, CheckMediaType, read_media_type
 from serving.http.micro_batcher import Batcher, BusyError, DeadlineError
 from serving.http.middleware import CheckKeys, CloseConnections, CountRequests, LimitBody
+from serving.http.openapi import describe_app
 from serving.http.recommend_request import CallError, RecommendCall, read_request, read_time
 from serving.metrics import ServingMetrics
 from serving.policy.engines import Decoding
@@ -72,6 +73,7 @@ def create_app(
     _add_read(app, "/healthz", endpoints.health)
     _add_read(app, "/readyz", endpoints.readiness)
     _add_read(app, "/metrics", endpoints.render_metrics)
+    describe_app(app, root)
     app.add_exception_handler(RequestValidationError, _explain)
     app.add_exception_handler(HTTPException, _refuse)
     app.add_exception_handler(Exception, _fail)

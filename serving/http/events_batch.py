@@ -1,7 +1,7 @@
 """Splits the body of POST /v1/events into its events, so that one that is no JSON costs only itself.
 
 A body of valid JSON is split by msgspec. Any other is split by its quotes and brackets alone, without reading what is between
-them: half an emoji, a control character or ten thousand brackets are then the fault of one event, which the check of events names.
+them: half an emoji, a control character or ten thousand brackets are then the fault of one event, and its check says so.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _bounded(lines: list[bytes], max_events: int) -> list[bytes]:
 
 
 def _split_by_brackets(body: bytes, error: Exception) -> list[bytes]:
-    """Return the events of a body that is no valid JSON because of `error`. Raises BatchError where the error is not in an event."""
+    """Return the events of a body that is no JSON because of `error`. Raises BatchError where that is not in an event."""
     start = _find_list(body)
     if start is None:
         raise BatchError(422, f"{ENVELOPE}: {printable(str(error))}")

@@ -71,10 +71,10 @@ class CloseConnections:
 class CheckKeys:
     """Answers 401 to a request without its key, and to one with a wrong key.
 
-    `key`, sent as `Authorization: Bearer KEY`, opens every route. `write_key`, sent in the query string, opens POST /v1/events and
-    nothing else, since everybody can read it in a web page. Each is checked by itself: a wrong one is refused even where the other
-    is right. Where a key is not set there is nothing to compare with, so one that is sent is ignored; without `key` every route is
-    open (the server then listens on loopback only).
+    `key`, sent as `Authorization: Bearer KEY`, opens every route. `write_key`, sent in the query string, opens POST /v1/events
+    and nothing else, since everybody can read it in a web page. Each is checked by itself: a wrong one is refused even where the
+    other is right. Where a key is not set there is nothing to compare with, so one that is sent is ignored; without `key` every
+    route is open (the server then listens on loopback only).
     """
 
     def __init__(self, app: ASGIApp, key: str | None, write_key: str | None = None) -> None:
@@ -109,7 +109,9 @@ def _compare(wanted: bytes | None, given: list[bytes]) -> bool | None:
 def _find_write_keys(scope: Scope) -> list[bytes]:
     if scope["path"] != browsers.EVENTS_PATH or scope["method"] != "POST":
         return []
-    return parse_qs(scope["query_string"], keep_blank_values=True).get(b"write_key", [])
+    # As text: of bytes the library decodes only ASCII, and raises for other characters that are percent-encoded.
+    fields = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True, errors="surrogateescape")
+    return [value.encode("utf-8", "surrogateescape") for value in fields.get("write_key", [])]
 
 
 class LimitBody:

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from serving.policy.engines import Decoding
 from serving.policy.tasks import Task
@@ -27,7 +27,12 @@ class CallError(ValueError):
     """A body that cannot be answered; the text names the field and the limit, without what the user typed."""
 
 
-class RecommendCall(BaseModel, extra="forbid"):
+def _read_ts(given: object) -> object:
+    """Return a text as the time that it says, as events are read; anything else as it is. Raises ValueError."""
+    return msgspec.convert(given, datetime) if isinstance(given, str) else given
+
+
+class RecommendCall(BaseModel, extra="forbid", strict=True):
     """Body of POST /v1/recommend. `session` are the session's earlier queries, oldest first; `response` is the answer that the
     user has read; `context` is the product's own and is kept with the impression; `ts` is event time (default now)."""
 
@@ -39,7 +44,9 @@ class RecommendCall(BaseModel, extra="forbid"):
     session: list[str] = Field(default_factory=list, max_length=_MAX_SESSION)
     response: str | None = Field(default=None, max_length=_MAX_RESPONSE_CHARS)
     context: dict[str, Any] | None = None
-    ts: float | datetime | None = None
+    ts: Annotated[float | datetime | None, BeforeValidator(_read_ts)] = Field(
+        default=None, description="seconds since the epoch, or RFC 3339 with an offset; at most events.future_tolerance_s ahead"
+    )
 
 
 def read_request(call: RecommendCall, tasks: Mapping[str, Task], decoding: Decoding, limits: EventSettings) -> Request:

@@ -17,7 +17,7 @@ log = logging.getLogger("serving")
 
 
 class DrainingServer(uvicorn.Server):
-    """A server that sets `stopping` at SIGTERM and closes its port `drain_s` seconds later; SIGINT and a second signal do not wait."""
+    """Sets `stopping` at SIGTERM and closes its port `drain_s` seconds later; SIGINT and a second signal do not wait."""
 
     def __init__(self, config: uvicorn.Config, stopping: threading.Event, drain_s: float) -> None:
         super().__init__(config)

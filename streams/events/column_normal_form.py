@@ -1,7 +1,7 @@
 """Normal forms of whole columns of texts: as `streams.events.normalise`, without a Python call for each text.
 
-Most texts are printable ASCII with single spaces between words: their normal form is the text in lower case. Only others are normalised
-one by one.
+Most texts are printable ASCII with single spaces between words: their normal form is the text in lower case. Only others are
+normalised one by one.
 """
 
 from __future__ import annotations

@@ -29,15 +29,16 @@ _JOINED = re.compile(
 _EMOJI = re.compile("[0-9#*\xa9\xae\u2190-\u2bff\u3030\u303d\U0001f000-\U0001faff]")
 _BRAILLE_BLANK = "\u2800"
 _PLAIN = re.compile(
-    "[ -~\xa0-\xac\xae-\u034e\u0350-\u061b\u061d-\u115e\u1161-\u17b3\u17b6-\u180a\u1810-\u200a\u2010-\u2029\u202f-\u205f"
-    "\u2070-\u27ff\u2801-\u3163\u3165-\ufdff\ufe10-\ufefe\uff00-\uff9f\uffa1-\uffef]*+"
+    "[ -~\xa0-\xac\xae-\u034e\u0350-\u061b\u061d-\u115e\u1161-\u17b3\u17b6-\u180a\u1810-\u200a\u2010-\u2029"
+    "\u202f-\u205f\u2070-\u27ff\u2801-\u3163\u3165-\ufdff\ufe10-\ufefe\uff00-\uff9f\uffa1-\uffef]*+"
 )
-"""All other characters of the basic plane. One look at a text that has only these takes 0.3 us, a search for the rare ones 1.6 us."""
+"""All other characters of the basic plane. To see that a text of three words has only these takes 0.7 us, to search it for the
+rare ones 1.6 us."""
 
 
 @lru_cache(maxsize=65_536)
 def normalise(text: str) -> str:
-    """Return the form in which queries compare: NFKC, case folded, without what nobody sees, white space collapsed and stripped."""
+    """Return the form in which queries compare: NFKC, case folded, without what nobody sees, white space collapsed."""
     plain = text.lower() if text.isascii() and text.isprintable() else _fold(text)
     return " ".join(plain.split())
 

@@ -38,8 +38,8 @@ class WorkerSettings(BaseModel, frozen=True, extra="forbid"):
         default=0.0,
         ge=0,
         le=600,
-        description="seconds between SIGTERM, when /healthz begins to answer 503, and the closing of the HTTP port; counting goes on "
-        "meanwhile. For a load balancer before several workers: workers themselves find each other without one",
+        description="seconds between SIGTERM, when /healthz begins to answer 503, and the closing of the HTTP port; counting "
+        "goes on meanwhile. For a load balancer before several workers: workers themselves find each other without one",
     )
     retention_days: int = Field(default=30, ge=0, le=36_500, description="days of event time that are kept, 0 for ever")
     attribution_window_s: float = Field(

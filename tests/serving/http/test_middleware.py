@@ -31,6 +31,7 @@ PARAMETERS = {
     "wrong": f"?write_key={WRITE_KEY}x",
     "the key": f"?write_key={KEY}",
     "empty": "?write_key=",
+    "not ASCII": "?write_key=%F2%80%84%B9&other=%C3%A4",
     "twice": f"?write_key={WRITE_KEY}&write_key={WRITE_KEY}",
 }
 
