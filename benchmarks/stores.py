@@ -1,4 +1,4 @@
-"""What it costs that `store` waits for the disk: latency and rate of callers who store, with fsync before each answer and without.
+"""What it costs that `store` waits for the disk: latency and rate of callers who store, with fsync before the answer or not.
 
 python -m benchmarks.stores FOLDER     (on the disk of the outbox; no broker is needed)
 """
@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def measure(folder: Path, mode: str, callers: int, seconds: float) -> None:
-    """Let `callers` threads emit and store for so many seconds, and print how long a store took and how many events were stored."""
+    """Let `callers` threads emit and store for so many seconds; print how long a store took and how many events were stored."""
     settings = EmitterSettings.model_validate({"outbox_dir": folder, "outbox_sync": mode, "exit_timeout_s": 0})
     emitter = Emitter("127.0.0.1:1", settings)
     taken: list[float] = []

@@ -95,7 +95,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         if consumer._closed or fetcher._closed:
             raise ConsumerStoppedError
         with fetcher._subscriptions.fetch_context():
-            runs = await fetch_runs(fetcher, active_partitions - self.consumer.waiting, timeout or 0.0)
+            waiting = cast(Consumer, self.consumer).waiting
+            runs = await fetch_runs(fetcher, active_partitions - waiting, timeout or 0.0)
         connections = set(consumer._client._conns.values())
         if connections - self._connections:
             self.reconnected = True
