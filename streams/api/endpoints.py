@@ -49,7 +49,7 @@ async def answer_read(fan_out: FanOut, read: Read, params: ReadParams) -> Answer
     if params.local:
         return {"worker": fan_out.name, "parts": await read.parts(fan_out, params, params.partitions or fan_out.partitions)}
     if isinstance(params, DatedParams) and params.as_of is None:
-        params = params.model_copy(update={"as_of": await _find_as_of(fan_out, params.partial)})
+        params = params.model_copy(update={"as_of": await find_as_of(fan_out, params.partial)})
     parts = await gather_parts(fan_out, read, params)
     answer = await read.answer(fan_out, params, parts)
     return {**answer, "partitions": sorted(parts.found), "missing": parts.missing}
@@ -65,7 +65,7 @@ async def gather_parts(fan_out: FanOut, read: Read, params: ReadParams) -> Parts
     return await fan_out.gather(read.path, parameters, read_held, params.partial)
 
 
-async def _find_as_of(fan_out: FanOut, partial: bool) -> date:
+async def find_as_of(fan_out: FanOut, partial: bool) -> date:
     """Return the day after that of the latest event in any shard, so that its counts show; without events, tomorrow."""
     lags = await gather_parts(fan_out, LAG, ReadParams(partial=partial))
     latest = [part["latest_ts"] for part in lags.values() if part["latest_ts"] is not None]
@@ -76,7 +76,7 @@ async def _window_parts(fan_out: FanOut, params: WindowsParams, partitions: Part
     query, item = normalise_param(params.query, "query"), normalise_param(params.item, "item")
     if query is None and item is None:
         raise ParameterError("query or item: one of them is needed")
-    as_of = params.as_of or await _find_as_of(fan_out, True)
+    as_of = params.as_of or await find_as_of(fan_out, True)
     return await fan_out.shards.readers.read(partitions, lambda con: reads.read_cells(con, as_of, query, item))
 
 
@@ -108,7 +108,7 @@ async def _find_prior(fan_out: FanOut, params: WindowsParams, positions: set[int
 
 
 async def _cell_parts(fan_out: FanOut, params: DatedParams, partitions: Partitions) -> dict[int, Any]:
-    as_of = params.as_of or await _find_as_of(fan_out, True)
+    as_of = params.as_of or await find_as_of(fan_out, True)
     return await fan_out.shards.readers.read(partitions, lambda con: pack_cells(reads.read_keyed_cells(con, as_of)))
 
 
@@ -117,7 +117,7 @@ async def _answer_cells(fan_out: FanOut, params: DatedParams, parts: Parts) -> A
 
 
 async def _successor_parts(fan_out: FanOut, params: SuccessorsParams, partitions: Partitions) -> dict[int, Any]:
-    query, as_of = normalise_param(params.query, "query"), params.as_of or await _find_as_of(fan_out, True)
+    query, as_of = normalise_param(params.query, "query"), params.as_of or await find_as_of(fan_out, True)
     assert query is not None
     return await fan_out.shards.readers.read(partitions, lambda con: reads.read_successors(con, as_of, query))
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -18,6 +19,11 @@ log = logging.getLogger(__name__)
 
 PEER_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 2.0
+EXPORT_TIMEOUT_S = 60.0
+"""Seconds without a byte of an export: the other worker reads its shards before it sends the first."""
+DOWNLOAD_BYTES = 1 << 20
+PARTITIONS_HEADER = "Queryloop-Partitions"
+"""The header of an export that lists the partitions in it."""
 
 
 class PeerError(RuntimeError):
@@ -39,6 +45,16 @@ class Peers:
         ]
         return {partition: part for parts in await asyncio.gather(*calls) for partition, part in parts.items()}
 
+    async def download(
+        self, path: str, parameters: Mapping[str, Any], partitions: Iterable[int], folder: Path
+    ) -> dict[Path, frozenset[int]]:
+        """Write the other workers' parts of an export to files; return each with its partitions, without those not answered."""
+        calls = [
+            self._download_one(holder, path, parameters, numbers, folder / f"from-{place}")
+            for place, (holder, numbers) in enumerate(self.registry.find_others(partitions).items())
+        ]
+        return {file: found for file, found in await asyncio.gather(*calls) if found}
+
     async def close(self) -> None:
         """Close all connections."""
         if self._session is not None:
@@ -56,6 +72,25 @@ class Peers:
             log.warning("event=peer_silent worker=%s partitions=%s error=%r", holder.worker, partitions, error)
             return {}
         return _read_parts(holder, status, body)
+
+    async def _download_one(
+        self, holder: ShardHolder, path: str, parameters: Mapping[str, Any], partitions: list[int], file: Path
+    ) -> tuple[Path, frozenset[int]]:
+        local = {**parameters, "local": "true", "partitions": ",".join(map(str, partitions))}
+        url = with_query(holder.url + path, local)
+        limits = aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S, sock_read=EXPORT_TIMEOUT_S)
+        try:
+            async with self._open().get(url, headers=self._headers, allow_redirects=False, timeout=limits) as answer:
+                if answer.status != HTTPStatus.OK:
+                    log.warning("event=peer_refused worker=%s status=%d", holder.worker, answer.status)
+                    return file, frozenset()
+                with await asyncio.to_thread(file.open, "wb") as target:
+                    async for chunk in answer.content.iter_chunked(DOWNLOAD_BYTES):
+                        await asyncio.to_thread(target.write, chunk)
+                return file, frozenset(map(int, answer.headers[PARTITIONS_HEADER].split(",")))
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            log.warning("event=peer_silent worker=%s partitions=%s error=%r", holder.worker, partitions, error)
+            return file, frozenset()
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:

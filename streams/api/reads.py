@@ -77,18 +77,18 @@ def read_cells(con: duckdb.DuckDBPyConnection, as_of: date, query: str | None, i
 
     The latter are the (position, impressions, clicks) summed over all cells of the window. Raises TooManyRows.
     """
-    rows = con.execute(CELLS, {**_window(as_of), "query": query, "item": item, "limit": MAX_CELLS + 1}).fetchall()
-    return {"cells": _bounded(rows, "windows"), "positions": con.execute(POSITIONS, _window(as_of)).fetchall()}
+    rows = con.execute(CELLS, {**window_days(as_of), "query": query, "item": item, "limit": MAX_CELLS + 1}).fetchall()
+    return {"cells": _bounded(rows, "windows"), "positions": con.execute(POSITIONS, window_days(as_of)).fetchall()}
 
 
 def read_keyed_cells(con: duckdb.DuckDBPyConnection, as_of: date) -> pa.Table:
     """Return every window cell as key (its hash), position, impressions, clicks."""
-    return con.sql(KEYED_CELLS, params=_window(as_of)).to_arrow_table()
+    return con.sql(KEYED_CELLS, params=window_days(as_of)).to_arrow_table()
 
 
 def read_successors(con: duckdb.DuckDBPyConnection, as_of: date, query: str) -> list[tuple[str, int]]:
     """Return the (next_query, count) of a query. Raises TooManyRows."""
-    rows = con.execute(SUCCESSORS, {**_window(as_of), "query": query, "limit": MAX_CELLS + 1}).fetchall()
+    rows = con.execute(SUCCESSORS, {**window_days(as_of), "query": query, "limit": MAX_CELLS + 1}).fetchall()
     return _bounded(rows, "successors")
 
 
@@ -105,7 +105,8 @@ def read_tables(con: duckdb.DuckDBPyConnection) -> dict[str, Any]:
     return {"rows": dict(con.execute(ROWS).fetchall()), "days": days}
 
 
-def _window(as_of: date) -> dict[str, Any]:
+def window_days(as_of: date) -> dict[str, Any]:
+    """Return the first day of a window and the day after its last, as parameters of its queries."""
     return {"first": as_of - timedelta(days=WINDOW_DAYS), "as_of": as_of}
 
 

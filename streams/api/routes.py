@@ -5,8 +5,11 @@ With a key set, every route but /healthz and /readyz requires `Authorization: Be
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,10 +17,11 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from streams.api.endpoints import LAG, METRICS, READS, Read, answer_read, gather_parts
+from streams.api.exports import EXPORTS, FORMATS, Export, Format, OpenExport, discard_exports, open_export
 from streams.api.fan_out import FanOut, PartitionsMissing, Parts, describe_totals
 from streams.api.metrics import render_metrics
-from streams.api.params import ParameterError, ReadParams, parse_params
-from streams.api.peers import PeerError
+from streams.api.params import DatedParams, ParameterError, ReadParams, parse_params
+from streams.api.peers import PARTITIONS_HEADER, PeerError
 from streams.api.quarantine_rows import EventStatesParams, RowsParams, dump_event_states, dump_rows
 from streams.api.reads import TooManyRows
 from streams.api.snapshot import dump_counts
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
 View = Callable[..., Awaitable[Any]]
 RETRY_AFTER_S = 1
 CHUNK_BYTES = 1024 * 1024
+MISSING_HEADER = "Queryloop-Missing"
+"""The header of a partial export that lists the partitions that no worker answered for."""
 
 
 def add_routes(app: faust.App, key: SecretStr | None, fan_out: FanOut, is_stopping: Callable[[], bool] = lambda: False) -> None:
@@ -87,6 +93,11 @@ def add_routes(app: faust.App, key: SecretStr | None, fan_out: FanOut, is_stoppi
     }
     for path, view in views.items():
         app.page(path, name=path)(_guarded(key, view))
+    discard_exports(fan_out)
+    turn = asyncio.Lock()
+    for export, (name, form) in product(EXPORTS, FORMATS.items()):
+        path = f"/v1/{export.name}.{name}"
+        app.page(path, name=path)(_guarded(key, _export_view(fan_out, export, form, turn)))
     for read in READS:
         app.page(read.path, name=read.path)(_guarded(key, _view_of(fan_out, read)))
 
@@ -105,6 +116,33 @@ def _view_of(fan_out: FanOut, read: Read) -> View:
         return _json(await answer_read(fan_out, read, parse_params(read.params, request.query.items())))
 
     return view
+
+
+def _export_view(fan_out: FanOut, export: Export, form: Format, turn: asyncio.Lock) -> View:
+    """Return a view that sends an export; `turn` is taken by one at a time, but not by what other workers ask."""
+
+    async def view(page: Any, request: Any) -> Any:
+        params = parse_params(DatedParams, request.query.items())
+        if turn.locked() and not params.local:
+            raise ReadersBusy("another export is being sent; ask again later")
+        async with nullcontext() if params.local else turn, open_export(fan_out, export, form, params) as opened:
+            return await _send_export(request, opened, form)
+
+    return view
+
+
+async def _send_export(request: Any, opened: OpenExport, form: Format) -> web.StreamResponse:
+    """Send an export as its bytes are made; an error on the way breaks the connection, so that no client takes a part for all."""
+    lists = {PARTITIONS_HEADER: opened.partitions, MISSING_HEADER: opened.missing}
+    chunk = await asyncio.to_thread(next, opened.chunks, None)  # before the status: an error here is answered as one
+    headers = {name: ",".join(map(str, numbers)) for name, numbers in lists.items() if numbers}
+    answer = web.StreamResponse(headers={"Content-Type": form.content_type, **headers})
+    await answer.prepare(request)
+    while chunk is not None:
+        await answer.write(chunk)
+        chunk = await asyncio.to_thread(next, opened.chunks, None)
+    await answer.write_eof()
+    return answer
 
 
 def _guarded(key: SecretStr | None, view: View) -> View:
@@ -153,10 +191,14 @@ async def _send_dump(
 
 
 def worker_status(fan_out: FanOut) -> dict[str, Any]:
-    """Return the body of /status: the worker's name, its number of new topics, and the totals of each shard that it holds."""
+    """Return the body of /status: the worker's name, its number of new topics, and the totals of each shard that it holds.
+
+    `waiting` are the shards that another process has open, with what DuckDB says about that process.
+    """
     shards = fan_out.shards.totals()
     return {
         "worker": fan_out.name,
         "new_topics": fan_out.shards.new_topics,
+        "waiting": [{"partition": number, "error": why} for number, why in sorted(fan_out.shards.waiting.items())],
         "shards": [describe_totals(partition, totals) for partition, totals in sorted(shards.items())],
     }

@@ -22,7 +22,7 @@ from streams.events.columns import Columns
 from streams.store.offset_range import OffsetRange
 from streams.store.progress import Progress, Timings
 from streams.store.readers import ShardReaders
-from streams.store.shard import Applied, CountingRules, Shard, ShardTotals
+from streams.store.shard import Applied, CountingRules, Shard, ShardInUse, ShardTotals
 from streams.store.shard_registry import ShardRegistry
 from streams.store.throttle import Throttle
 
@@ -75,6 +75,8 @@ class HeldShards:
         self.apply_timings = Timings()
         self.write_timings = Timings()
         self.new_topics = 0
+        self.waiting: dict[int, str] = {}
+        """The assigned shards whose file another process has open, and what DuckDB says about that process."""
         self._rules = rules
         self._clock = clock
         self._registry = registry
@@ -93,14 +95,21 @@ class HeldShards:
         return self._log_identity.topic_id
 
     async def assign(self, earliest: Mapping[int, int], topic_id: str, generation: int = 0) -> dict[int, int]:
-        """Hold exactly the shards of these partitions; return the offset at which to read each one's log.
+        """Hold exactly the shards of these partitions; return the offset at which to read the log of each one that is held.
 
         `earliest` is the first offset that the log still has, by partition; `topic_id` identifies the log. From now on only
-        offset ranges of this `generation` are applied. Raises StoreError when another process holds a shard's file.
+        offset ranges of this `generation` are applied. A shard whose file another process has open is not held but `waiting`.
         """
         self._log_identity = LogIdentity(topic_id, generation)
         await self.release([partition for partition in self._shards if partition not in earliest])
-        return await self._call_each(earliest, lambda partition: self._assign(partition, earliest[partition]))
+        self.waiting = {partition: why for partition, why in self.waiting.items() if partition in earliest}
+        offsets = await self._call_each(earliest, lambda partition: self._assign(partition, earliest[partition]))
+        return {partition: offset for partition, offset in offsets.items() if offset is not None}
+
+    async def open_waiting(self) -> bool:
+        """Try to open the waiting shards; return whether one was opened, whose offset `assign` tells."""
+        opened = await self._call_each(list(self.waiting), lambda partition: self._open_shard(partition) is not None)
+        return any(opened.values())
 
     async def release(self, partitions: Iterable[int]) -> None:
         """Close these shards, each after what its thread still has to do."""
@@ -162,10 +171,10 @@ class HeldShards:
                 raise outcome
         return dict(zip(wanted, cast("list[T]", done), strict=True))
 
-    def _assign(self, partition: int, earliest: int) -> int:
-        shard = self._shards.get(partition)
+    def _assign(self, partition: int, earliest: int) -> int | None:
+        shard = self._shards.get(partition) or self._open_shard(partition)
         if shard is None:
-            shard = self._open_shard(partition)
+            return None
         position, topic_id = shard.position(), self._log_identity.topic_id
         if position is None:
             offset = earliest
@@ -179,8 +188,18 @@ class HeldShards:
         log.info("event=shard_taken partition=%d offset=%d topic_id=%s", partition, offset, topic_id)
         return offset
 
-    def _open_shard(self, partition: int) -> Shard:
-        shard = self._shards[partition] = Shard.open(shard_path(self.data_dir, partition), self._rules)
+    def _open_shard(self, partition: int) -> Shard | None:
+        """Open a shard and list it as held; without the file's lock list it as waiting and return None."""
+        try:
+            shard = Shard.open(shard_path(self.data_dir, partition), self._rules)
+        except ShardInUse as error:
+            if partition not in self.waiting:
+                said = "its events wait in Kafka: end the process that has the file open; analysts read over HTTP or the lake"
+                log.error("event=shard_waits partition=%d error=%r action=%r", partition, str(error), said)
+            self.waiting[partition] = str(error)
+            return None
+        self._shards[partition] = shard
+        self.waiting.pop(partition, None)
         self.readers.add(partition, shard)
         self.export_readers.add(partition, shard)
         if self._registry is not None:
@@ -203,6 +222,7 @@ class HeldShards:
         return earliest
 
     def _release(self, partition: int) -> None:
+        self.waiting.pop(partition, None)
         if (shard := self._shards.pop(partition, None)) is not None:
             if self._registry is not None:
                 self._registry.remove(partition)

@@ -32,7 +32,7 @@ from streams.store.maintenance import Maintenance, MaintenanceSlice, Maintenance
 from streams.store.schema import StoreError, prepare
 from streams.store.totals import Applied, ShardTotals, add_change, load_totals, move, save_totals, subtract_totals
 
-__all__ = ["Applied", "CountingRules", "OffsetGap", "Shard", "ShardTotals", "StoreError"]
+__all__ = ["Applied", "CountingRules", "OffsetGap", "Shard", "ShardInUse", "ShardTotals", "StoreError"]
 
 OPTIONS: dict[str, Any] = {
     "threads": 1,
@@ -47,6 +47,9 @@ OPTIONS: dict[str, Any] = {
 # FSST halves the file and doubles what a checkpoint costs. DuckDB ignores this one among the options of a connection.
 WITHOUT_FSST = "SET disabled_compression_methods = 'fsst,dict_fsst'"
 
+IN_USE = "Could not set lock on file"
+"""How DuckDB's error begins when another process has the file open, for reading too."""
+
 TRIM_EVENTS = 20_000
 """Events after which the buffer pool is checked, and trimmed if it is full: 6 to 8 MB."""
 
@@ -58,6 +61,10 @@ class _MustSplit(Exception):
         super().__init__(number)
         self.number = number
         self.parts = parts
+
+
+class ShardInUse(StoreError):
+    """Another process has the shard's file open; the text has DuckDB's words, which name the process if that is known."""
 
 
 class OffsetGap(StoreError):
@@ -83,13 +90,14 @@ class Shard:
 
     @classmethod
     def open(cls, path: Path, rules: CountingRules, read_only: bool = False) -> Shard:
-        """Open a shard's file, or create it. Raises StoreError when it is locked, has another layout or is not a shard."""
+        """Open a shard's file, or create it. Raises ShardInUse, and StoreError when it cannot be read."""
         if not read_only:
             path.parent.mkdir(parents=True, exist_ok=True)
         try:
             con = duckdb.connect(str(path), read_only=read_only, config=OPTIONS)
         except duckdb.Error as error:
-            raise StoreError(f"cannot open shard {path}: {error}") from error
+            problem = ShardInUse if IN_USE in str(error) else StoreError
+            raise problem(f"cannot open shard {path}: {error}") from error
         try:
             con.execute(WITHOUT_FSST)
             prepare(con, path, read_only)

@@ -42,6 +42,7 @@ MAX_BUFFERED_RUNS = 2
 MAINTAIN_EVERY_S = 1.0
 TOPIC_CHECK_EVERY_S = 10.0
 COMMIT_EVERY_S = 5.0
+TAKE_EVERY_S = 1.0
 
 
 def make_app(settings: StreamsSettings, bootstrap: str, shards: HeldShards) -> WorkerApp:
@@ -53,7 +54,7 @@ def make_app(settings: StreamsSettings, bootstrap: str, shards: HeldShards) -> W
         topic.check(settings.kafka.partitions)
         earliest = await app.consumer.earliest_offsets(*assigned)
         offsets = await shards.assign({tp.partition: offset for tp, offset in earliest.items()}, topic.topic_id, generation)
-        return {tp: offsets[tp.partition] for tp in assigned}
+        return {tp: offsets[tp.partition] for tp in assigned if tp.partition in offsets}
 
     app = WorkerApp(
         settings.kafka.group,
@@ -124,11 +125,16 @@ def _watch_topic(app: WorkerApp, kafka: KafkaSettings, shards: HeldShards, topic
         except TopicUnfit as error:
             await app.crash(error)
 
+    async def take_waiting() -> None:
+        if shards.waiting and await shards.open_waiting():
+            await app.consumer.perform_seek()
+
     async def commit() -> None:
         await commit_offsets(app, kafka.topic, shards, committed)
 
     app.timer(TOPIC_CHECK_EVERY_S, name="watch-topic")(watch)
     app.timer(COMMIT_EVERY_S, name="commit-offsets")(commit)
+    app.timer(TAKE_EVERY_S, name="take-waiting-shards")(take_waiting)
 
 
 async def commit_offsets(app: WorkerApp, topic: str, shards: HeldShards, committed: dict[TP, int]) -> None:

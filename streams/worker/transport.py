@@ -34,7 +34,8 @@ FETCH_MIN_BYTES = 524_288
 and blocks the counting threads for most of that."""
 
 SeekOffsets = Callable[[set[TP], int], Awaitable[Mapping[TP, int]]]
-"""Returns the offset to read from for each assigned partition; its second argument is the number of the seek (the generation)."""
+"""Returns the offset to read from for each assigned partition, without those that must wait because their shard is in use; its
+second argument is the number of the seek (the generation)."""
 IsSameTopic = Callable[[], Awaitable[bool]]
 
 
@@ -94,7 +95,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         if consumer._closed or fetcher._closed:
             raise ConsumerStoppedError
         with fetcher._subscriptions.fetch_context():
-            runs = await fetch_runs(fetcher, active_partitions, timeout or 0.0)
+            waiting = cast(Consumer, self.consumer).waiting
+            runs = await fetch_runs(fetcher, active_partitions - waiting, timeout or 0.0)
         connections = set(consumer._client._conns.values())
         if connections - self._connections:
             self.reconnected = True
@@ -107,6 +109,8 @@ class Consumer(driver.Consumer):
 
     app: WorkerApp
     consumer_thread: ConsumerThread
+    waiting: frozenset[TP] = frozenset()
+    """Assigned partitions that are not read for now."""
     logger = logging.getLogger("faust.consumer")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -130,7 +134,9 @@ class Consumer(driver.Consumer):
             self._expected = {}
             self.generation += 1
             self.consumer_thread.reconnected = False
-            offsets = await self.app.seek_offsets(self.assignment(), self.generation)
+            assigned = frozenset(self.assignment())
+            offsets = await self.app.seek_offsets(set(assigned), self.generation)
+            self.waiting = assigned - offsets.keys()
             await self.seek_wait(offsets)
             self._expected = dict(offsets)
 

@@ -294,17 +294,6 @@ def run_worker_process(tmp_path: Path) -> Callable[..., tuple[int | None, str]]:
     return run
 
 
-def test_a_shard_held_by_another_process_ends_the_worker(
-    embedded_broker: Broker, unique: str, tmp_path: Path, run_worker_process: Callable[..., tuple[int | None, str]]
-) -> None:
-    settings = make_settings(embedded_broker.bootstrap, unique, tmp_path, static=False)
-    held = Shard.open(shard_path(tmp_path, 1), CountingRules())
-    code, output = run_worker_process(settings)
-    held.close()
-    assert code == 1
-    assert "cannot open shard" in output and "events-1.duckdb" in output
-
-
 def test_a_port_in_use_is_named(tmp_path: Path, run_worker_process: Callable[..., tuple[int | None, str]]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
