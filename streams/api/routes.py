@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 from aiohttp import web
@@ -21,6 +21,7 @@ from streams.api.peers import PeerError
 from streams.api.quarantine_rows import EventStatesParams, RowsParams, dump_event_states, dump_rows
 from streams.api.reads import TooManyRows
 from streams.api.snapshot import dump_counts
+from streams.runtime.data_folder import find_data_folder
 from streams.store.readers import ReadersBusy
 
 if TYPE_CHECKING:
@@ -38,7 +39,16 @@ CHUNK_BYTES = 1024 * 1024
 def add_routes(app: faust.App, key: SecretStr | None, fan_out: FanOut, is_stopping: Callable[[], bool] = lambda: False) -> None:
     """Add the worker's routes to Faust's web server; with a `key`, all but /healthz require it.
 
-    `is_stopping` returns whether the worker is about to end, which /healthz then says."""
+    `is_stopping` returns whether the worker is about to end, which /healthz then says. Every answer names the worker's data folder,
+    its path only to those who have the key.
+    """
+    folder = find_data_folder(fan_out.shards.data_dir)
+
+    async def name_folder(request: web.Request, answer: web.StreamResponse) -> None:
+        answer.headers.update(folder.headers(with_path=authorised(key, request.headers)))
+
+    web_app: web.Application = cast("Any", app.web).web_app
+    web_app.on_response_prepare.append(name_folder)
 
     async def status(page: Any, request: Any) -> Any:
         return _json(worker_status(fan_out))
@@ -143,10 +153,11 @@ async def _send_dump(
 
 
 def worker_status(fan_out: FanOut) -> dict[str, Any]:
-    """Return the body of /status: the worker's name, its number of new topics, and the totals of each shard that it holds."""
+    """Return the body of /status: the worker's name and data folder, its number of new topics, the totals of its shards."""
     shards = fan_out.shards.totals()
     return {
         "worker": fan_out.name,
+        "data_dir": str(fan_out.shards.data_dir.absolute()),
         "new_topics": fan_out.shards.new_topics,
         "shards": [describe_totals(partition, totals) for partition, totals in sorted(shards.items())],
     }
