@@ -39,8 +39,8 @@ CHUNK_BYTES = 1024 * 1024
 def add_routes(app: faust.App, key: SecretStr | None, fan_out: FanOut, is_stopping: Callable[[], bool] = lambda: False) -> None:
     """Add the worker's routes to Faust's web server; with a `key`, all but /healthz require it.
 
-    `is_stopping` returns whether the worker is about to end, which /healthz then says. Every answer names the worker's data folder,
-    its path only to those who have the key.
+    `is_stopping` returns whether the worker is about to end, which /healthz then says. Every answer names the worker's data
+    folder, its path only to those who have the key.
     """
     folder = find_data_folder(fan_out.shards.data_dir)
 
