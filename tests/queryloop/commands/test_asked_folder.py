@@ -24,7 +24,7 @@ LAG = {"records": 7, "events": 7, "seconds": 0.0, "open_transaction_records": 0,
 
 @pytest.fixture
 def stranger(tmp_path: Path) -> Iterator[str]:
-    """Another stack's worker and server in one, on the folder `theirs`; its port."""
+    """Another stack's worker, and at another port its server, on the folder `theirs`; the worker's port."""
     theirs = open_data_folder(tmp_path / "theirs")
 
     class Handler(BaseHTTPRequestHandler):
@@ -38,10 +38,13 @@ def stranger(tmp_path: Path) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             return
 
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield str(server.server_port)
-        server.shutdown()
+    with HTTPServer(("127.0.0.1", 0), Handler) as worker, HTTPServer(("127.0.0.1", 0), Handler) as server:
+        for one in (worker, server):
+            Thread(target=one.serve_forever, daemon=True).start()
+        (tmp_path / "serving-port").write_text(str(server.server_port))
+        yield str(worker.server_port)
+        for one in (worker, server):
+            one.shutdown()
 
 
 @pytest.fixture
@@ -52,8 +55,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stranger: str) -> Path
     project = tmp_path / "here"
     project.mkdir()
     monkeypatch.chdir(project)
+    serving = (tmp_path / "serving-port").read_text()
     (project / "queryloop.toml").write_text(
-        f"[worker]\nport = {stranger}\n[serving]\nport = {stranger}\n[kafka]\npartitions = 1\n"
+        f"[worker]\nport = {stranger}\n[serving]\nport = {serving}\n[kafka]\npartitions = 1\n"
     )
     open_data_folder(project / "data")
     return project
