@@ -16,10 +16,12 @@ import rich.table
 from rich.console import Console
 from rich.markup import escape
 
+from queryloop.commands.asked_folder import expected_folder, explain_stranger
 from queryloop.commands.status import read_running
 from queryloop.exits import CommandError, Exit
 from queryloop.settings import Settings, read_settings
-from streams.api.client import HttpError, get_json
+from streams.api.client import HttpError, WrongFolder, get_json
+from streams.runtime.data_folder import DataFolder, find_data_folder
 from streams.store.shard_registry import ShardRegistry
 
 PARAMETERS = ("query", "item", "position", "as_of", "limit")
@@ -57,9 +59,11 @@ def show_counts(options: argparse.Namespace, read: str, table: Table) -> int:
 def ask_worker(settings: Settings, path: str, parameters: Mapping[str, str]) -> dict[str, Any]:
     """Return the answer of the first worker that can be reached. Raises CommandError."""
     unreachable = []
-    for url in find_workers(settings):
+    for url, folder in find_workers(settings):
         try:
-            return get_json(url + path, settings.worker.key, parameters)
+            return get_json(url + path, settings.worker.key, parameters, folder=folder)
+        except WrongFolder as error:
+            unreachable.append(f"{url}: {explain_stranger(error.reason, 'worker')}")
         except HttpError as error:
             if error.status is not None:
                 raise _refusal(error) from error
@@ -73,13 +77,16 @@ def _refusal(error: HttpError) -> CommandError:
     return CommandError(text.replace("partial=true", "--partial"), code)
 
 
-def find_workers(settings: Settings) -> Iterator[str]:
-    """Yield the base URLs of workers that may be running, each once."""
+def find_workers(settings: Settings) -> Iterator[tuple[str, DataFolder | None]]:
+    """Yield the base URLs of workers that may be running, each once, and the folder that each must work on (None: any)."""
     registry = ShardRegistry(settings.data.dir)
     holders = filter(None, map(registry.find, range(settings.kafka.partitions)))
     running = read_running(settings.data.dir).get("worker")
-    known = [running, settings.worker.local_url, *(holder.url for holder in holders)]
-    yield from dict.fromkeys(url for url in known if url)
+    own = find_data_folder(settings.data.dir)
+    named = [(settings.worker.local_url, expected_folder(settings, "worker"))]
+    known = [(running, own), *named, *((holder.url, own) for holder in holders)]
+    # The last one of an address stays: what the environment names is asked whatever is recorded in the folder.
+    yield from {url: folder for url, folder in [*known, *named] if url}.items()
 
 
 def _print(answer: Answer, table: Table) -> None:

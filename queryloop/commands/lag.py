@@ -19,5 +19,5 @@ def _rows(answer: Answer) -> list[Answer]:
 
 def _summarise(answer: Answer) -> str:
     said = f"behind by {cell(answer['records'])} records, {cell(answer['seconds'])} seconds"
-    waiting = answer["open_transaction_records"]
+    waiting = answer.get("open_transaction_records")
     return f"{said}; {waiting} more wait for the end of an open transaction" if waiting else said

@@ -9,8 +9,9 @@ from threading import Event
 from typing import TYPE_CHECKING, TypeVar
 
 from queryloop.exits import CommandError, Exit
-from streams.api.client import HttpError, get
+from streams.api.client import HttpError, WrongFolder, get
 from streams.api.snapshot import Counts, dump_counts, read_counts
+from streams.runtime.data_folder import DataFolder, find_data_folder
 from streams.store.held_shards import shard_path
 from streams.store.shard import Shard, StoreError
 from streams.store.shard_registry import ShardRegistry
@@ -39,10 +40,11 @@ def ask_shard(settings: Settings, partition: int, what: str, read: Callable[[Sha
     Waits for a worker that is being restarted, but not when it refuses. None where there is no shard. Raises CommandError.
     """
     registry, until = ShardRegistry(settings.data.dir), time.monotonic() + RESTART_S
+    folder = find_data_folder(settings.data.dir)
     while True:
         holder = registry.find(partition)
         url = holder and f"{holder.url}/v1/shards/{partition}/{what}"
-        found, why = _get(url, settings.worker.key) if url else (None, "")
+        found, why = _get(url, settings.worker.key, folder) if url else (None, "")
         if found is not None:
             return found
         if not shard_path(settings.data.dir, partition).exists():
@@ -65,10 +67,12 @@ def _read_file(settings: Settings, partition: int, read: Callable[[Shard], T]) -
         shard.close()
 
 
-def _get(url: str, key: SecretStr | None) -> tuple[bytes | None, str]:
+def _get(url: str, key: SecretStr | None, folder: DataFolder) -> tuple[bytes | None, str]:
     """Return the body, or None and the error. Raises CommandError for an error that will not pass."""
     try:
-        return get(url, key, timeout_s=TIMEOUT_S), ""
+        return get(url, key, timeout_s=TIMEOUT_S, folder=folder), ""
+    except WrongFolder as error:  # the record of the shard's worker is of before; its port is another stack's now
+        return None, str(error)
     except HttpError as error:
         if error.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.BAD_REQUEST):
             raise CommandError(str(error), Exit.UNAVAILABLE) from error

@@ -13,10 +13,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from queryloop.commands.asked_folder import Section, expected_folder, explain_stranger
 from queryloop.exits import Exit
 from queryloop.settings import Settings, read_settings
 from serving.releases.registry import ReleaseError, read_rollout
-from streams.api.client import HttpError, get_json
+from streams.api.client import HttpError, WrongFolder, get_json
+from streams.runtime.data_folder import DataFolder, find_data_folder
 from trainers.jobs.ledger import Ledger
 
 TIMEOUT_S = 3.0
@@ -44,10 +46,15 @@ def read_status(settings: Settings) -> dict[str, Any]:
     running = read_running(settings.data.dir)
     worker = running.get("worker") or settings.worker.local_url
     serving = running.get("serving") or f"http://{settings.serving.host}:{settings.serving.port}"
+    own = find_data_folder(settings.data.dir)
     return {
         "up": running or None,
-        "streams": fetch(f"{worker}/status", settings.worker.key),
-        "serving": fetch(f"{serving}/readyz", settings.serving.key),
+        "streams": fetch(
+            f"{worker}/status", settings.worker.key, own if "worker" in running else expected_folder(settings, "worker")
+        ),
+        "serving": fetch(
+            f"{serving}/readyz", settings.serving.key, own if "serving" in running else expected_folder(settings, "serving")
+        ),
         "trainers": _read_trainers(settings.data.dir),
         "rollout": _read_rollout(settings.data.dir),
     }
@@ -62,10 +69,16 @@ def read_running(folder: Path) -> dict[str, Any]:
     return written if psutil.pid_exists(int(written["pid"])) else {}
 
 
-def fetch(url: str, key: SecretStr | None) -> dict[str, Any]:
-    """Return the JSON object of a room's page with `up` added, or {"up": False, "error"} and the HTTP `status`, if any."""
+def fetch(url: str, key: SecretStr | None, folder: DataFolder | None = None) -> dict[str, Any]:
+    """Return the JSON object of a room's page with `up` added, or {"up": False, "error"} and the HTTP `status`, if any.
+
+    A process that says that it works on another data folder than `folder` is another stack's, and this one is down.
+    """
     try:
-        return {"up": True, "url": url, **get_json(url, key, timeout_s=TIMEOUT_S)}
+        return {"up": True, "url": url, **get_json(url, key, timeout_s=TIMEOUT_S, folder=folder)}
+    except WrongFolder as error:
+        section: Section = "serving" if url.endswith("/readyz") else "worker"
+        return {"up": False, "url": url, "error": explain_stranger(f"{url}: {error.reason}", section)}
     except HttpError as error:
         status = {"status": error.status} if error.status else {}
         return {"up": False, "url": url, **status, "error": error.reason}

@@ -23,6 +23,7 @@ from streams.brokers.broker import Broker, BrokerError, EmbeddedBroker, KafkaBro
 from streams.brokers.jars import KafkaUnavailable
 from streams.brokers.topics import KafkaSettings, TopicError, create_topics
 from streams.runtime.atomic_files import replace_file
+from streams.runtime.data_folder import open_data_folder
 from streams.runtime.environment import to_environ
 from streams.runtime.processes import Child, ProcessError, describe_busy_port, free_port, port_is_free
 from streams.store.counted_log import check_log
@@ -103,6 +104,7 @@ class Stack:
         folder = self.settings.data.dir
         self._open.callback(self._watcher.end)
         self._open.enter_context(_lock_folder(folder))
+        open_data_folder(folder)
         check_log(folder, self.settings.kafka)
         _refuse_busy_ports(self.settings, self.rooms)
         self._open.enter_context(self.broker)

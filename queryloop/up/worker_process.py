@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from streams.api.client import HttpError, get_json
+from streams.runtime.data_folder import find_data_folder
 from streams.runtime.environment import to_environ
 from streams.runtime.processes import Child, ProcessError
 from streams.worker.settings import StreamsSettings
@@ -59,9 +60,10 @@ class WorkerProcess:
 
 
 def read_status(settings: StreamsSettings, timeout_s: float = 5.0) -> dict[str, Any] | None:
-    """Return a worker's /status, None while it does not answer."""
+    """Return the /status of a worker on the data folder of its settings, None while it does not answer."""
     try:
-        return get_json(f"{settings.worker.local_url}/status", settings.worker.key, timeout_s=timeout_s)
+        folder = find_data_folder(settings.data.dir)
+        return get_json(f"{settings.worker.local_url}/status", settings.worker.key, timeout_s=timeout_s, folder=folder)
     except HttpError:
         return None
 

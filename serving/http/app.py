@@ -45,6 +45,7 @@ from serving.releases.registry import Release, ReleaseError, list_broken, list_r
 from serving.releases.slot import NoReleaseError, Slot
 from serving.settings import ServingRoot
 from streams.events.schema import printable
+from streams.runtime.data_folder import find_data_folder
 from streams.runtime.validation_errors import explain_error
 
 PATHS = frozenset({RECOMMEND_PATH, EVENTS_PATH, SNIPPET_PATH, SCHEMA_PATH, "/v1/releases", "/healthz", "/readyz", "/metrics"})
@@ -200,8 +201,13 @@ class Endpoints:
         if self._stopping.is_set():
             return JSONResponse({"ready": False, "release": live, "error": "stopping"}, 503)
         if live is None:
-            return JSONResponse({"ready": False, "release": None, "error": self._slot.reason}, 503)
-        return JSONResponse({"ready": True, "release": live, "error": self._slot.error})
+            return JSONResponse({"ready": False, "release": None, "error": self._slot.reason}, 503, self._name_folder())
+        return JSONResponse({"ready": True, "release": live, "error": self._slot.error}, headers=self._name_folder())
+
+    def _name_folder(self) -> dict[str, str]:
+        """Return headers that name the data folder. Without a key only this machine reaches the server: then with its path."""
+        root = self._root
+        return find_data_folder(root.data.dir).headers(with_path=root.serving.key is None)
 
     async def render_metrics(self) -> Response:
         """Answer the metrics in Prometheus' text format."""

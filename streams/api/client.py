@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from email.message import Message
 from http import HTTPStatus
 from http.client import HTTPException
 from typing import Any
@@ -14,6 +15,7 @@ import msgspec
 from pydantic import SecretStr
 
 from streams.events.schema import printable
+from streams.runtime.data_folder import DataFolder
 
 MAX_ERROR_BYTES = 4096
 ADVICE: dict[int | None, str] = {
@@ -37,32 +39,53 @@ class HttpError(RuntimeError):
         self.status = status
 
 
-def get(url: str, key: SecretStr | None, parameters: Mapping[str, Any] | None = None, timeout_s: float = 30.0) -> bytes:
-    """Return the body that a server answers to GET. Raises HttpError."""
+class WrongFolder(HttpError):
+    """A process of ours answered that works on another data folder than the one expected."""
+
+
+def get(
+    url: str,
+    key: SecretStr | None,
+    parameters: Mapping[str, Any] | None = None,
+    timeout_s: float = 30.0,
+    folder: DataFolder | None = None,
+) -> bytes:
+    """Return the body that a server answers to GET. Raises HttpError, WrongFolder if it says that it is not on `folder`."""
     asked = with_query(url, parameters or {})
     try:
-        status, body = _open(Request(asked, headers=key_header(key)), timeout_s)
+        status, body, headers = _open(Request(asked, headers=key_header(key)), timeout_s)
     except (OSError, HTTPException) as error:
         raise HttpError(asked, str(getattr(error, "reason", error)) or repr(error)) from error
+    if folder is not None and (stranger := folder.find_stranger(headers)) is not None:
+        raise WrongFolder(asked, stranger, status)
     if status != HTTPStatus.OK:
         raise HttpError(asked, read_error(body), status)
     return body
 
 
-def _open(request: Request, timeout_s: float) -> tuple[int, bytes]:
+def _open(request: Request, timeout_s: float) -> tuple[int, bytes, Mapping[str, str]]:
     try:
         with OPENER.open(request, timeout=timeout_s) as answer:
-            return answer.status, answer.read()
+            return answer.status, answer.read(), _read_headers(answer.headers)
     except HTTPError as error:
         with error:
-            return error.code, error.read(MAX_ERROR_BYTES)
+            return error.code, error.read(MAX_ERROR_BYTES), _read_headers(error.headers)
+
+
+def _read_headers(headers: Message[str, str]) -> dict[str, str]:
+    """Return headers by their names in title case, in which servers differ."""
+    return {name.title(): value for name, value in headers.items()}
 
 
 def get_json(
-    url: str, key: SecretStr | None, parameters: Mapping[str, Any] | None = None, timeout_s: float = 30.0
+    url: str,
+    key: SecretStr | None,
+    parameters: Mapping[str, Any] | None = None,
+    timeout_s: float = 30.0,
+    folder: DataFolder | None = None,
 ) -> dict[str, Any]:
-    """Return the JSON object that a server answers to GET. Raises HttpError."""
-    answer = read_object(get(url, key, parameters, timeout_s))
+    """Return the JSON object that a server answers to GET. Raises HttpError, WrongFolder as `get`."""
+    answer = read_object(get(url, key, parameters, timeout_s, folder))
     if answer is None:
         raise HttpError(url, "the answer is no JSON object: another server listens there", HTTPStatus.OK)
     return answer

@@ -13,6 +13,7 @@ import aiohttp
 from pydantic import SecretStr
 
 from streams.api.client import key_header, read_error, read_object, with_query
+from streams.runtime.data_folder import find_data_folder
 from streams.store.shard_registry import ShardHolder, ShardRegistry
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,9 @@ class Peers:
         try:
             async with self._open().get(url, headers=self._headers, allow_redirects=False) as answer:
                 status, body = answer.status, await answer.read()
+                if stranger := find_data_folder(self.registry.data_dir).find_stranger(answer.headers):
+                    log.warning("event=peer_stale worker=%s url=%s error=%r", holder.worker, holder.url, stranger)
+                    return {}
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             log.warning("event=peer_silent worker=%s partitions=%s error=%r", holder.worker, partitions, error)
             return {}

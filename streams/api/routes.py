@@ -10,7 +10,7 @@ import hmac
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 from aiohttp import web
@@ -25,6 +25,7 @@ from streams.api.peers import PARTITIONS_HEADER, PeerError
 from streams.api.quarantine_rows import EventStatesParams, RowsParams, dump_event_states, dump_rows
 from streams.api.reads import TooManyRows
 from streams.api.snapshot import dump_counts
+from streams.runtime.data_folder import find_data_folder
 from streams.store.readers import ReadersBusy
 
 if TYPE_CHECKING:
@@ -45,7 +46,16 @@ def add_routes(app: faust.App, key: SecretStr | None, fan_out: FanOut, is_stoppi
     """Add the worker's routes to Faust's web server; with a `key`, all but /healthz and /readyz require it.
 
     /readyz answers 200 while reads have every shard, this worker's and those of the others. `is_stopping` returns whether the worker
-    is about to end, which both then say."""
+    is about to end, which /healthz and /readyz then say. Every answer names the worker's data folder, its path only to those who
+    have the key.
+    """
+    folder = find_data_folder(fan_out.shards.data_dir)
+
+    async def name_folder(request: web.Request, answer: web.StreamResponse) -> None:
+        answer.headers.update(folder.headers(with_path=authorised(key, request.headers)))
+
+    web_app: web.Application = cast("Any", app.web).web_app
+    web_app.on_response_prepare.append(name_folder)
 
     async def status(page: Any, request: Any) -> Any:
         return _json(worker_status(fan_out))
@@ -191,13 +201,14 @@ async def _send_dump(
 
 
 def worker_status(fan_out: FanOut) -> dict[str, Any]:
-    """Return the body of /status: the worker's name, its number of new topics, and the totals of each shard that it holds.
+    """Return the body of /status: the worker's name and data folder, its number of new topics, the totals of each shard it holds.
 
     `waiting` are the shards that another process has open, with what DuckDB says about that process.
     """
     shards = fan_out.shards.totals()
     return {
         "worker": fan_out.name,
+        "data_dir": str(fan_out.shards.data_dir.absolute()),
         "new_topics": fan_out.shards.new_topics,
         "waiting": [{"partition": number, "error": why} for number, why in sorted(fan_out.shards.waiting.items())],
         "shards": [describe_totals(partition, totals) for partition, totals in sorted(shards.items())],

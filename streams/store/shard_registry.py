@@ -40,6 +40,7 @@ class ShardRegistry:
 
     def __init__(self, data_dir: Path, own: ShardHolder | None = None) -> None:
         self.own = own
+        self.data_dir = data_dir
         self._folder = data_dir / "run" / "shards"
 
     def add(self, partition: int) -> None:

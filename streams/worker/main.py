@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from streams.brokers.topics import TopicError, TopicUnfit, create_topics, describe_topic
 from streams.runtime.clocks import choose_clock
+from streams.runtime.data_folder import open_data_folder
 from streams.runtime.processes import describe_busy_port, port_is_free
 from streams.store.counted_log import claim_log
 from streams.worker.settings import StreamsSettings
@@ -50,7 +51,11 @@ def run_worker(settings: StreamsSettings) -> None:
     worker = settings.worker
     if not port_is_free(worker.host, worker.port):
         raise WorkerError(f"{describe_busy_port(worker.host, worker.port)}: stop what runs there, or set worker.port")
-    claim_log(settings.data.dir, settings.kafka)
+    try:
+        open_data_folder(settings.data.dir)
+        claim_log(settings.data.dir, settings.kafka)
+    except OSError as error:
+        raise WorkerError(f"data.dir = {str(settings.data.dir)!r} cannot be used: {error}") from error
     prepare_topics(settings, bootstrap)
     tune_interpreter()
     asyncio.run(_serve(settings, bootstrap))

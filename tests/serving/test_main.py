@@ -27,6 +27,7 @@ from serving.settings import ServingSettings
 from streams.brokers.broker import Broker
 from streams.brokers.topics import KafkaSettings, create_topics
 from streams.runtime import artifacts
+from streams.runtime.data_folder import open_data_folder
 from streams.runtime.processes import free_port
 from tests.support.models import make_tiny_policy
 from tests.support.prometheus import read_value
@@ -150,7 +151,9 @@ def test_a_real_process_serves_swaps_and_stops(tmp_path: Path, embedded_broker: 
     log = tmp_path / "serving.log"
     with served(tmp_path, embedded_broker.bootstrap, log) as (url, process), httpx.Client(base_url=url, timeout=40) as client:
         assert client.get("/healthz").status_code == 200
-        assert client.get("/readyz").status_code == 503
+        folder = open_data_folder(tmp_path)
+        assert (told := client.get("/readyz")).status_code == 503
+        assert folder.headers(with_path=True).items() <= {name.title(): value for name, value in told.headers.items()}.items()
         for seed in range(2):
             registry.promote(tmp_path, publish(tmp_path, seed))
         wait_for(lambda: client.get("/readyz").json()["release"] == "r0001", process)

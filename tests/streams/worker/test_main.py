@@ -20,6 +20,7 @@ from streams.brokers.broker import Broker, KafkaBroker
 from streams.brokers.topics import create_topics, topic_id
 from streams.emitter.emitter import Emitter
 from streams.importers.log_files import session_of
+from streams.runtime.data_folder import find_data_folder
 from streams.runtime.processes import Child, ProcessError, free_port
 from streams.runtime.settings import SettingsError, is_loopback, load_settings
 from streams.store.held_shards import shard_path
@@ -337,6 +338,10 @@ def test_a_key_is_required(embedded_broker: Broker, unique: str, tmp_path: Path)
             with pytest.raises(urllib.error.HTTPError, match="401"):
                 get(settings, path)
         assert get(settings, "/healthz") == "ok"
+        with urllib.request.urlopen(f"http://127.0.0.1:{settings.worker.port}/healthz", timeout=10) as answer:
+            assert answer.headers["Queryloop-Data-Id"] == find_data_folder(tmp_path).id
+            assert "Queryloop-Data-Dir" not in answer.headers, "the path is for those who have the key"
+        assert (read_status(settings) or {})["data_dir"] == str(tmp_path)
         worker.stop()
 
 
