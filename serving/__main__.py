@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise SettingsError("kafka.bootstrap: serving needs a broker, as host:port (QUERYLOOP_KAFKA_BOOTSTRAP)")
         listener = bind(root.serving)
         require_torch(root.serving.threads)
-        emitter = open_emitter(root, root.kafka.bootstrap)
+        emitter = open_emitter(root)
     except (SettingsError, OSError, ImportError, OutboxError) as error:
         print(f"python -m serving: {error}", file=sys.stderr)
         return BAD_START
@@ -59,12 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return serve(root, emitter, listener)
 
 
-def open_emitter(root: ServingRoot, bootstrap: str) -> Emitter:
+def open_emitter(root: ServingRoot) -> Emitter:
     """Return the emitter of this process, with an outbox of its own unless `serving.outbox` is off. Raises OutboxError."""
     from streams.emitter.emitter import Emitter
 
     folder = (root.emitter.outbox_dir or root.data.dir / "outbox") / "serving" if root.serving.outbox else None
-    return Emitter(bootstrap, root.emitter.model_copy(update={"outbox_dir": folder}), topic=root.kafka.topic, limits=root.events)
+    return Emitter(root.kafka, root.emitter.model_copy(update={"outbox_dir": folder}), topic=root.kafka.topic, limits=root.events)
 
 
 def require_torch(threads: int) -> None:

@@ -1,4 +1,7 @@
-"""`python -m streams`: the worker process. Exit code 0 after a clean stop, 1 when it failed, 2 when its settings are wrong."""
+"""`python -m streams`: the worker process. Exit code 0 after a clean stop, 1 when it failed, 2 when its settings are wrong.
+
+65 (EX_DATAERR) when the log holds records that it cannot read: a supervisor should not start it again before a person has acted.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from pathlib import Path
 from streams.runtime.logs import configure_logs
 from streams.worker.tuning import block_pandas, disable_slow_avx512
 
+UNREADABLE = 65
 EXAMPLE = "example: QUERYLOOP_KAFKA_BOOTSTRAP=127.0.0.1:9092 python -m streams --config queryloop.toml"
 
 
@@ -18,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     """Read the settings and run the worker until it is stopped; return the exit code."""
     # Imported here because they import numpy, which must come after the tuning at the end of this file.
     from streams.runtime.settings import SettingsError, load_settings
-    from streams.worker.main import WorkerError, run_worker
+    from streams.worker.main import UnreadableLog, WorkerError, run_worker
     from streams.worker.settings import StreamsSettings
 
     parser = argparse.ArgumentParser(prog="python -m streams", description=__doc__, epilog=EXAMPLE)
@@ -31,6 +35,9 @@ def main(argv: list[str] | None = None) -> int:
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 2
+    except UnreadableLog as error:
+        print(error, file=sys.stderr)
+        return UNREADABLE
     except WorkerError as error:
         print(error, file=sys.stderr)
         return 1

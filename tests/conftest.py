@@ -55,12 +55,17 @@ def embedded_broker() -> Iterator[Broker]:
 
 
 @pytest.fixture(scope="session")
-def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """One real Apache Kafka for the whole run."""
+def can_run_kafka() -> None:
+    """Skip where real Kafka cannot run."""
     if reason := missing_tool():
         if os.environ.get("REQUIRE_KAFKA"):
             pytest.fail(f"REQUIRE_KAFKA is set, but real Kafka cannot run: {reason}")
         pytest.skip(f"real Kafka cannot run here: {reason}")
+
+
+@pytest.fixture(scope="session")
+def kafka_broker(can_run_kafka: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """One real Apache Kafka for the whole run."""
     with KafkaBroker(tmp_path_factory.mktemp("kafka-broker")) as broker:
         yield broker
 

@@ -77,7 +77,7 @@ def send_again(lines: Sequence[Line], settings: Settings) -> list[dict[str, Any]
 
 
 def _send(lines: Iterable[Line], bootstrap: str, settings: Settings) -> Mapping[int, int]:
-    with Emitter(bootstrap, settings.emitter, topic=settings.kafka.topic, limits=settings.events) as sender:
+    with Emitter(settings.kafka.at(bootstrap), settings.emitter, topic=settings.kafka.topic, limits=settings.events) as sender:
         for line in lines:
             sender.emit_line(line.raw, line.session_id)
         if not sender.flush():

@@ -82,7 +82,7 @@ def _verify_log(settings: Settings, path: Path | None, mapping: Mapping | None, 
 
 def _verify_uncounted(settings: Settings) -> Iterator[Verdict]:
     """Yield a verdict for each partition of the topic that has no shard."""
-    topic, partitions = describe_topic(_bootstrap(settings), settings.kafka.topic), settings.kafka.partitions
+    topic, partitions = describe_topic(settings.kafka.at(_bootstrap(settings)), settings.kafka.topic), settings.kafka.partitions
     for partition in range(partitions, topic.partitions):
         why = f"no shard counts this partition: topic {topic.name} has {topic.partitions}, kafka.partitions is {partitions}"
         yield unverifiable(partition, empty_counts(settings.worker.rules(settings.events)), why)
@@ -98,11 +98,11 @@ def _bootstrap(settings: Settings) -> str:
 @contextmanager
 def _read_topic(settings: Settings, partition: int, counts: Counts) -> Iterator[Log | Verdict]:
     """Yield the shard's log, or a verdict where it is another log than the shard has counted."""
-    bootstrap, next_offset = _bootstrap(settings), counts.next_offset or 0
-    if counts.topic_id is not None and (now := topic_id(bootstrap, settings.kafka.topic)) != counts.topic_id:
+    address, next_offset = settings.kafka.at(_bootstrap(settings)), counts.next_offset or 0
+    if counts.topic_id is not None and (now := topic_id(address, settings.kafka.topic)) != counts.topic_id:
         yield unverifiable(partition, counts, f"the shard has counted topic {counts.topic_id}, on the broker is {now}")
         return
-    with open_partition(bootstrap, settings.kafka.topic, partition) as reader:
+    with open_partition(address, settings.kafka.topic, partition) as reader:
         if counts.next_offset is not None and reader.first > next_offset:
             why = f"the log begins at offset {reader.first}, the shard has counted to {next_offset}: what lies between is lost"
             yield unverifiable(partition, counts, why)

@@ -82,7 +82,7 @@ class Trial:
         worker = self._open()
         if self._emitter is not None and not self._emitter.flush(timeout):
             raise ReplayError(f"the broker at {worker.bootstrap} did not take every event: {self._emitter.counters()}")
-        ends = end_offsets(worker.bootstrap, worker.settings.kafka.topic)
+        ends = end_offsets(worker.settings.kafka, worker.settings.kafka.topic)
         sent = {} if self._emitter is None else self._emitter.positions()
         wanted = {partition: max(end, sent.get(partition, 0)) for partition, end in ends.items()}
 
@@ -128,7 +128,7 @@ class Trial:
         worker = self._open()
         if self._emitter is None:
             topic = worker.settings.kafka.topic
-            self._emitter = Emitter(worker.bootstrap, EmitterSettings(linger_ms=5.0), topic=topic)
+            self._emitter = Emitter(worker.settings.kafka, EmitterSettings(linger_ms=5.0), topic=topic)
         number = 0
         for number, line in enumerate(lines, 1):  # noqa: B007
             send_line(self._emitter, line, session_of(line))

@@ -6,6 +6,7 @@ worker before.
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 import warnings
@@ -24,11 +25,12 @@ from queryloop.pytest_plugin.runner_pool import RunnerPool, WorkerRunner
 from queryloop.replay.replay import NEVER_S, SESSION_S
 from queryloop.up.worker_process import read_status
 from streams.brokers.broker import Broker, EmbeddedBroker, ExternalBroker, KafkaBroker
+from streams.brokers.connection import KafkaConnection
 from streams.brokers.topics import create_topics
 from streams.runtime.clocks import set_clock
 from streams.runtime.environment import to_environ
 from streams.runtime.processes import Child, ProcessError, free_port
-from streams.runtime.settings import DataSettings
+from streams.runtime.settings import DataSettings, load_settings
 from streams.runtime.validation_errors import explain_error
 from streams.worker.settings import StreamsSettings
 
@@ -103,7 +105,7 @@ class WorkerPool:
             "worker": {"port": free_port(), "clock_file": folder / "clock"},
         }
         usual: Sections = {
-            "kafka": {"partitions": PARTITIONS, "session_timeout_s": SESSION_S[kind]},
+            "kafka": {"partitions": PARTITIONS, "session_timeout_s": SESSION_S[kind], **_read_login(broker)},
             "worker": {"static": False},
             "lake": {"maturity_floor_s": NEVER_S},
         }
@@ -120,7 +122,7 @@ class WorkerPool:
         if broker == "kafka":
             return KafkaBroker(self._runners.folder / "broker")
         if ":" in broker:
-            return ExternalBroker(broker)
+            return ExternalBroker(KafkaConnection(**{"bootstrap": broker, **_read_login(broker)}))
         raise ValueError(f"queryloop's broker is {broker!r}: embedded, kafka or host:port (--queryloop-broker, or the marker)")
 
     def __enter__(self) -> Self:
@@ -131,6 +133,14 @@ class WorkerPool:
             self.release(spare)
         self._runners.stop()  # while the brokers still answer
         self._stack.close()
+
+
+def _read_login(broker: str) -> dict[str, Any]:
+    """Return how an external broker is reached, from the settings file and the environment; nothing for one started here."""
+    if ":" not in broker:
+        return {}
+    kafka = load_settings(StreamsSettings, environ={**os.environ, "QUERYLOOP_KAFKA_BOOTSTRAP": broker}).kafka
+    return kafka.model_dump(include=set(KafkaConnection.model_fields) - {"bootstrap"}, exclude_defaults=True)
 
 
 def make_settings(data: DataSettings, *layers: Sections) -> StreamsSettings:

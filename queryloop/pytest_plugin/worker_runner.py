@@ -56,10 +56,11 @@ def _remove(settings: StreamsSettings) -> None:
     from kafka.errors import KafkaError
 
     from streams.brokers.clients import KafkaAdminClient
+    from streams.brokers.connection import client_options
 
     topics = [settings.kafka.topic, settings.kafka.quarantine_topic]
     try:
-        with KafkaAdminClient(bootstrap_servers=settings.kafka.bootstrap) as admin:
+        with KafkaAdminClient(**client_options(settings.kafka)) as admin:
             admin.delete_topics(topics)
     except (KafkaError, OSError) as error:
         log.warning("event=topics_left topics=%s error=%r", ",".join(topics), error)

@@ -92,20 +92,20 @@ def replay(
     """
     with LogFile(path, mapping) as log_file:
         create_topics(bootstrap, kafka)
-        return _send(log_file, bootstrap, kafka, emitter, pacing)
+        return _send(log_file, kafka.at(bootstrap), emitter, pacing)
 
 
 def _send(
-    log_file: LogFile, bootstrap: str, kafka: KafkaSettings, emitter: EmitterSettings | None, pacing: Pacing
+    log_file: LogFile, kafka: KafkaSettings, emitter: EmitterSettings | None, pacing: Pacing
 ) -> tuple[Counters, dict[int, int]]:
-    with _progress(bytes_read=True) as bars, Emitter(bootstrap, emitter, topic=kafka.topic) as sender:
+    with _progress(bytes_read=True) as bars, Emitter(kafka, emitter, topic=kafka.topic) as sender:
         bar = bars.add_task("sent", total=log_file.size or None)
         for number, (session_id, line) in enumerate(pacing.apply(_sessions(log_file, timed=pacing.speed is not None)), 1):
             send_line(sender, line, session_id)
             if number % 1000 == 0:
                 bars.update(bar, completed=log_file.position)
         if not sender.flush(FLUSH_S):
-            raise ReplayError(f"the broker at {bootstrap} did not take every line: {sender.counters()}")
+            raise ReplayError(f"the broker at {kafka.bootstrap} did not take every line: {sender.counters()}")
         return sender.counters(), sender.positions()
 
 
@@ -142,12 +142,12 @@ def replay_isolated(
 def isolate(settings: StreamsSettings, data_dir: Path, bootstrap: str, broker: BrokerKind) -> StreamsSettings:
     """Return settings for a worker with a broker, data folder and port of its own, which keeps everything and exports nothing."""
     # The embedded broker takes 3 s longer to admit a static member, which helps only several workers.
-    kafka = {"bootstrap": bootstrap, "broker": broker, "session_timeout_s": SESSION_S[broker]}
+    kafka = settings.kafka.at_own_broker(bootstrap)
     worker = {"host": "127.0.0.1", "port": free_port(), "retention_days": 0, "static": broker == "kafka", "key": None}
     return settings.model_copy(
         update={
             "data": settings.data.model_copy(update={"dir": data_dir}),
-            "kafka": settings.kafka.model_copy(update=kafka),
+            "kafka": kafka.model_copy(update={"broker": broker, "session_timeout_s": SESSION_S[broker]}),
             "worker": settings.worker.model_copy(update=worker),
             "lake": settings.lake.model_copy(update={"maturity_floor_s": NEVER_S}),
         }
@@ -156,9 +156,8 @@ def isolate(settings: StreamsSettings, data_dir: Path, bootstrap: str, broker: B
 
 def _count_log(log_file: LogFile, settings: StreamsSettings, emitter: EmitterSettings | None, worker_log: Path) -> int:
     """Send the log while the worker starts, wait until all of it is applied, stop the worker; return the lines sent."""
-    assert settings.kafka.bootstrap is not None
     with WorkerProcess(settings, worker_log) as worker:
-        counters, positions = _send(log_file, settings.kafka.bootstrap, settings.kafka, emitter, FULL_SPEED)
+        counters, positions = _send(log_file, settings.kafka, emitter, FULL_SPEED)
         _await_applied(worker, settings, positions, counters.delivered)
         worker.stop()
     return counters.delivered

@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
     generated = TortureLog(options.seed, options.events, options.producers)
     try:
-        with Emitter(settings.kafka.bootstrap or "", settings.emitter, topic=settings.kafka.topic) as emitter:
+        with Emitter(settings.kafka, settings.emitter, topic=settings.kafka.topic) as emitter:
             send_log(generated, options.producer, StageFiles(options.folder), emitter, stop.wait)
     except NotAcknowledged as error:
         log.error("event=not_acknowledged error=%r", str(error))

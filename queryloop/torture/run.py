@@ -82,7 +82,7 @@ def run_torture(options: Options, folder: Path) -> Result:
         harness.start()
         record = _drive(harness, draw_schedule(options.seed, sizes), broker)
         seconds = time.monotonic() - began
-        _wait_for_end(harness, broker.bootstrap, kafka.topic)
+        _wait_for_end(harness, kafka)
         wrong = _find_lost_lines(harness) + differences(expected, reported_counts(harness.shards()))
         verified, verdict = run_verify(harness.workers[0].settings, log_was_lost=record.logs_lost > 0)
         wrong += harness.stop()
@@ -116,9 +116,9 @@ def _find_lost_lines(harness: Harness) -> list[str]:
     return [f"{acknowledged - read:,} acknowledged lines were never read from the log"] if read < acknowledged else []
 
 
-def _wait_for_end(harness: Harness, bootstrap: str, topic: str) -> None:
+def _wait_for_end(harness: Harness, kafka: KafkaSettings) -> None:
     """Wait until every shard is held by a worker and has counted to the end of its partition."""
-    ends = end_offsets(bootstrap, topic)
+    ends = end_offsets(kafka, kafka.topic)
 
     def at_end() -> bool:
         return {number: shard["next_offset"] for number, shard in harness.shards().items()} == ends
@@ -142,7 +142,7 @@ def _make_harness(options: Options, generated: TortureLog, folder: Path, kafka: 
         Producer(number, generated, _producer_settings(number, folder, kafka), files, logs / f"producer-{number}.log")
         for number in range(generated.producers)
     ]
-    flow = Flow(generated, files, topic_id(kafka.bootstrap or "", kafka.topic))
+    flow = Flow(generated, files, topic_id(kafka, kafka.topic))
     return Harness(flow, workers, producers, kafka.partitions)
 
 

@@ -11,6 +11,8 @@ from streams.api.client import HttpError, get
 from streams.runtime.processes import Child
 from trainers.jobs.processes import ENVIRON
 
+UNREADABLE = 65
+"""The worker's exit code when the log holds records that it cannot read: a new start would end in the same way."""
 STEADY_S = 60.0
 MAX_PAUSE_S = 30.0
 PrintLine = Callable[[str], None]
@@ -51,6 +53,7 @@ class Supervisor:
         self._failures = 0
         self._started = 0.0
         self._due: float | None = None
+        self._given_up = False
 
     def start(self, now: float) -> Child:
         """Start the process without waiting until it is ready."""
@@ -66,12 +69,22 @@ class Supervisor:
             child.wait_until(lambda: self.room.ready(child), self.room.timeout_s, "ready", poll_s=0.1)
 
     def check(self, now: float) -> None:
-        """Restart a process that ended once its pause is over; a run of over a minute resets the number of failures."""
+        """Restart a process that ended once its pause is over; a run of over a minute resets the number of failures.
+
+        One that ended with UNREADABLE is not restarted, and that is said once.
+        """
         if self._due is not None:
             if now >= self._due:
                 self.start(now)
                 self.restarts += 1
-        elif self.child is not None and self.child.returncode is not None:
+        elif self.child is None or self.child.returncode is None or self._given_up:
+            return
+        elif self.child.returncode == UNREADABLE:
+            self._given_up = True
+            self._print_line(
+                f"{self.room.name} ended with code {UNREADABLE} and is not started again, its log says why: {self.room.log}"
+            )
+        else:
             self._failures = 1 if now - self._started > STEADY_S else self._failures + 1
             pause = pause_after(self._failures)
             self._due = now + pause

@@ -13,8 +13,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from queryloop.verify.arrivals import LogRecord
+from streams.brokers.connection import Address, asyncio_options
+from streams.brokers.failures import explain
+from streams.brokers.topics import TopicError, describe_partitions
 from streams.events.schema import MAX_TS_US
-from streams.worker.fetches import committed_batches, fetch_unpacked, find_missing
+from streams.worker.fetches import UnreadableBatch, committed_batches, fetch_unpacked, find_missing, unpack_batch
 
 if TYPE_CHECKING:
     from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
 FETCH_BYTES = 8 * 1024 * 1024
 SILENCE_S = 30.0
+CONNECT_S = 10.0
 POLL_MS = 1000
 FOREVER_US = MAX_TS_US
 
@@ -39,6 +43,10 @@ class _Fetched:
     passed: list[range]
 
 
+def _to_log_record(record: Any) -> LogRecord:
+    return record.offset, None if record.timestamp < 0 else record.timestamp * 1000, record.value
+
+
 def _unpack(partition: int, fetched: PartitionRecords) -> _Fetched:
     begin = fetched.next_fetch_offset
     records: list[LogRecord] = []
@@ -47,9 +55,10 @@ def _unpack(partition: int, fetched: PartitionRecords) -> _Fetched:
         if not counts:
             passed.append(range(max(begin, batch.base_offset), batch.next_offset))
             continue
-        for record in batch:
-            if record.offset >= begin:
-                records.append((record.offset, None if record.timestamp < 0 else record.timestamp * 1000, record.value))
+        unpacked = unpack_batch(fetched, batch, begin, _to_log_record)
+        if unpacked is None:
+            break
+        records += unpacked
     return _Fetched(fetched.next_fetch_offset, records, passed)
 
 
@@ -71,7 +80,10 @@ class PartitionReader:
         """Yield the records below `next_offset`. Raises TopicReadError when nothing arrives for SILENCE_S."""
         position, quiet_s = self.first, 0.0
         while position < next_offset:
-            found = self._run(fetch_unpacked(self._consumer._fetcher, {self._partition}, POLL_MS / 1000, _unpack))
+            try:
+                found = self._run(fetch_unpacked(self._consumer._fetcher, {self._partition}, POLL_MS / 1000, _unpack))
+            except UnreadableBatch as error:
+                raise TopicReadError(str(error)) from error
             fetched = found.get(self._partition, _Fetched(position, [], []))
             self._note_missing(fetched, range(position, min(fetched.next_offset, next_offset)))
             yield from (record for record in fetched.records if record[0] < next_offset)
@@ -102,33 +114,37 @@ class PartitionReader:
 
 
 @contextmanager
-def open_partition(bootstrap: str, topic: str, partition: int) -> Iterator[PartitionReader]:
-    """Open a partition for reading. Raises TopicReadError when the broker does not answer."""
+def open_partition(address: Address, topic: str, partition: int) -> Iterator[PartitionReader]:
+    """Open a partition for reading. Raises TopicReadError with what is at fault when that is not possible."""
     from aiokafka import TopicPartition
     from aiokafka.errors import KafkaError
 
     place = TopicPartition(topic, partition)
     with asyncio.Runner() as runner:
         try:
-            consumer = runner.run(_start(bootstrap, place))
+            # Asked first, with the other library: aiokafka does not say why it cannot connect, or see the topic.
+            describe_partitions(address, topic, CONNECT_S)
+            consumer = runner.run(_start(address, place))
+        except TopicError as error:
+            raise TopicReadError(str(error)) from error
         except (KafkaError, OSError) as error:
-            raise TopicReadError(f"broker {bootstrap}: {error!r}; is it running, and is the address right?") from error
+            raise TopicReadError(explain(error, address)) from error
         try:
             first = runner.run(consumer.beginning_offsets([place]))[place]
             end = runner.run(consumer.end_offsets([place]))[place]
             consumer.seek(place, first)
             yield PartitionReader(first, end, consumer, place, runner.run)
         except KafkaError as error:
-            raise TopicReadError(f"broker {bootstrap}, {place}: {error!r}") from error
+            raise TopicReadError(explain(error, address)) from error
         finally:
             runner.run(consumer.stop())
 
 
-async def _start(bootstrap: str, place: TopicPartition) -> AIOKafkaConsumer:
+async def _start(address: Address, place: TopicPartition) -> AIOKafkaConsumer:
     from aiokafka import AIOKafkaConsumer
 
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=bootstrap,
+        **asyncio_options(address),
         group_id=None,
         enable_auto_commit=False,
         auto_offset_reset="none",

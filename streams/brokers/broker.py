@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
+from streams.brokers.connection import Address, KafkaConnection, bootstrap_of, client_options
+from streams.brokers.failures import explain
 from streams.brokers.jars import KafkaUnavailable
 from streams.brokers.node import HOST, START_TIMEOUT_S, KafkaNode
 from streams.runtime.processes import Child, ProcessError, accepts, describe_busy_port, free_port, port_is_free
@@ -154,21 +156,24 @@ class KafkaBroker(_LocalBroker):
 
 
 class ExternalBroker:
-    """A Kafka cluster that others run; entering only checks that it answers."""
+    """A Kafka cluster that others run; entering only checks that it answers, and lets us in."""
 
     durable = True
 
-    def __init__(self, bootstrap: str) -> None:
-        self.bootstrap = bootstrap
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.bootstrap = bootstrap_of(address)
 
     def describe(self) -> str:
-        return f"external Kafka at {self.bootstrap}: as durable as its operator made it"
+        secured = self.address.security_protocol if isinstance(self.address, KafkaConnection) else "PLAINTEXT"
+        return f"external Kafka at {self.bootstrap} ({secured}): as durable as its operator made it"
 
     def __enter__(self) -> Self:
-        if not (_any_accepts(self.bootstrap) and answers(self.bootstrap, timeout_s=10.0)):
+        if not _any_accepts(self.bootstrap):
             raise BrokerError(
                 f"no Kafka broker answers at kafka.bootstrap={self.bootstrap}: start it, or unset QUERYLOOP_KAFKA_BOOTSTRAP"
             )
+        check_connection(self.address)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -181,28 +186,43 @@ def choose_broker(kafka: KafkaSettings, data_dir: Path, port: int | None = None)
     It listens on `port`, by default `kafka.port`.
     """
     if kafka.bootstrap:
-        return ExternalBroker(kafka.bootstrap)
+        return ExternalBroker(kafka)
     port = kafka.port if port is None else port
     return KafkaBroker(data_dir, port) if kafka.broker == "kafka" else EmbeddedBroker(port)
 
 
-def answers(bootstrap: str, timeout_s: float = 2.0) -> bool:
+def answers(address: Address, timeout_s: float = 2.0) -> bool:
     """Return whether a Kafka broker there answers a metadata request with a live node, within about `timeout_s`."""
-    return bool(node_numbers(bootstrap, timeout_s))
+    return bool(node_numbers(address, timeout_s))
 
 
-def node_numbers(bootstrap: str, timeout_s: float = 2.0) -> frozenset[int]:
+def node_numbers(address: Address, timeout_s: float = 2.0) -> frozenset[int]:
     """Return the nodes that the broker there reports as alive; none when it does not answer within about `timeout_s`."""
     from kafka.errors import KafkaError
 
+    try:
+        return _ask_nodes(address, timeout_s)
+    except (KafkaError, OSError):
+        return frozenset()
+
+
+def check_connection(address: Address, timeout_s: float = 10.0) -> None:
+    """Connect, log in and ask for the nodes. Raises BrokerError with what is at fault: address, TLS, login or a right."""
+    from kafka.errors import KafkaError
+
+    try:
+        if not _ask_nodes(address, timeout_s):
+            raise BrokerError(f"broker {bootstrap_of(address)}: it answers, but no node of its cluster is alive")
+    except (KafkaError, OSError) as error:
+        raise BrokerError(explain(error, address)) from error
+
+
+def _ask_nodes(address: Address, timeout_s: float) -> frozenset[int]:
     from streams.brokers.clients import KafkaAdminClient
 
     limits = {"request_timeout_ms": int(timeout_s * 1000), "bootstrap_timeout_ms": int(timeout_s * 1000)}
-    try:
-        with KafkaAdminClient(bootstrap_servers=bootstrap, **limits) as admin:
-            nodes = admin.describe_cluster()["brokers"]
-    except (KafkaError, OSError):
-        return frozenset()
+    with KafkaAdminClient(**client_options(address), **limits) as admin:
+        nodes = admin.describe_cluster()["brokers"]
     return frozenset(int(one["broker_id"]) for one in nodes if not one.get("is_fenced", False))
 
 

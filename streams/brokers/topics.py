@@ -13,7 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from streams.brokers.connection import Address, KafkaConnection, bootstrap_of, client_options
+from streams.brokers.failures import explain, explain_reason, principal
 
 if TYPE_CHECKING:
     from streams.brokers.clients import KafkaAdminClient
@@ -26,6 +29,9 @@ TIMEOUT_S = 30.0
 KAFKA_SESSION_S = 6.0
 DEAD_NODES = 4
 """How many dead nodes of a cluster a request may reach, one after the other, before it fails."""
+
+UNKNOWN_TOPIC, NOT_ALLOWED = 3, 29
+"""Kafka's error codes of a topic that is not there, and of one that the user may not see."""
 
 T = TypeVar("T")
 
@@ -62,10 +68,13 @@ class TopicState:
             )
 
 
-class KafkaSettings(BaseModel, frozen=True, extra="forbid"):
-    """Which broker has the log, and the names of its topics (section `kafka`)."""
+class TopicMissing(TopicError):
+    """There is no topic of that name."""
 
-    bootstrap: str | None = Field(default=None, min_length=1, description="host:port of an external broker; overrides `broker`")
+
+class KafkaSettings(KafkaConnection, frozen=True, extra="forbid"):
+    """Which broker has the log, how it is reached, and the names of its topics (section `kafka`)."""
+
     broker: Literal["embedded", "kafka"] = Field(
         default="embedded", description="the broker to run when there is no external one"
     )
@@ -124,27 +133,52 @@ class KafkaSettings(BaseModel, frozen=True, extra="forbid"):
 def create_topics(bootstrap: str, kafka: KafkaSettings, timeout_s: float = TIMEOUT_S) -> None:
     """Create the event and quarantine topics where they do not exist, and wait until they have leaders.
 
-    Raises TopicError when the broker does not answer, or a topic has another number of partitions: sessions would change shards.
+    Only what is missing is created, so a user without the right Create can use topics that are there. Raises TopicError when the
+    broker does not answer, a right is missing, or the event topic has another number of partitions: sessions would change shards.
     """
-    _request(bootstrap, timeout_s, lambda admin: _create(admin, bootstrap, kafka, timeout_s))
+    address = kafka.at(bootstrap)
+    _request(address, timeout_s, lambda admin: _create(admin, address, timeout_s))
 
 
-def _create(admin: KafkaAdminClient, bootstrap: str, kafka: KafkaSettings, timeout_s: float) -> None:
-    from kafka.errors import TopicAlreadyExistsError
+def _create(admin: KafkaAdminClient, kafka: KafkaSettings, timeout_s: float) -> None:
+    names = [kafka.topic, kafka.quarantine_topic]
+    for topic in admin.describe_topics(names):
+        if topic["error_code"] in (UNKNOWN_TOPIC, NOT_ALLOWED):
+            _create_missing(admin, kafka, topic["name"], may_describe=topic["error_code"] != NOT_ALLOWED)
+    for topic in _await_topics(admin, names, time.monotonic() + timeout_s):
+        if topic["name"] == kafka.topic:
+            _check_partitions(topic, kafka.partitions, bootstrap_of(kafka))
 
-    names = (kafka.topic, kafka.quarantine_topic)
+
+def _create_missing(admin: KafkaAdminClient, kafka: KafkaSettings, name: str, *, may_describe: bool) -> None:
+    """Create a topic. Raises TopicError naming the right that is missing and how to allow it."""
+    from kafka.errors import ClusterAuthorizationFailedError, TopicAlreadyExistsError, TopicAuthorizationFailedError
+
     wanted = {
         "num_partitions": kafka.partitions,
         "replication_factor": kafka.replication or -1,
         "configs": {"min.insync.replicas": str(kafka.min_insync)} if kafka.min_insync else {},
     }
-    for name in names:
-        try:
+    try:
+        if may_describe:
             admin.create_topics({name: wanted})
-        except TopicAlreadyExistsError:
-            continue
-    for topic in _await_topics(admin, list(names), time.monotonic() + timeout_s):
-        _check_partitions(topic, kafka.partitions, bootstrap)
+            return
+    except TopicAlreadyExistsError:
+        return
+    except (TopicAuthorizationFailedError, ClusterAuthorizationFailedError):
+        what = f"topic {name} does not exist, and {principal(kafka)} lacks the right Create on it"
+        do = f"create it with {kafka.partitions} partitions, or allow {_acl(kafka, 'Create', name)}"
+        raise TopicError(f"broker {bootstrap_of(kafka)}: {what}: {do}") from None
+    raise TopicError(
+        f"broker {bootstrap_of(kafka)}: {principal(kafka)} lacks the right Describe on topic {name}: "
+        f"allow {_acl(kafka, 'Describe', name)} (docs/kafka.md lists what each process needs)"
+    )
+
+
+def _acl(kafka: KafkaSettings, right: str, topic: str) -> str:
+    """Return the arguments of kafka-acls.sh that allow a right on a topic."""
+    who = principal(kafka) if principal(kafka).startswith("User:") else "USER"
+    return f"it: kafka-acls.sh --add --allow-principal {who} --operation {right} --topic {topic}"
 
 
 def _await_topics(admin: KafkaAdminClient, names: list[str], deadline: float) -> list[dict[str, Any]]:
@@ -156,18 +190,18 @@ def _await_topics(admin: KafkaAdminClient, names: list[str], deadline: float) ->
             return topics
 
 
-def topic_id(bootstrap: str, topic: str, timeout_s: float = TIMEOUT_S) -> str:
-    """Return the id (UUID) of a topic; raise TopicError when there is no such topic."""
-    return _request(bootstrap, timeout_s, lambda admin: str(_describe(admin, topic, bootstrap)["topic_id"]))
+def topic_id(address: Address, topic: str, timeout_s: float = TIMEOUT_S) -> str:
+    """Return the id (UUID) of a topic; raise TopicMissing when there is no such topic, TopicError when it cannot be asked for."""
+    return _request(address, timeout_s, lambda admin: str(_describe(admin, topic, address)["topic_id"]))
 
 
-def describe_topic(bootstrap: str, topic: str, timeout_s: float = TIMEOUT_S) -> TopicState:
-    """Return a topic's state; raise TopicError when there is no such topic."""
-    return _request(bootstrap, timeout_s, lambda admin: _describe_state(admin, topic, bootstrap))
+def describe_topic(address: Address, topic: str, timeout_s: float = TIMEOUT_S) -> TopicState:
+    """Return a topic's state; raise TopicMissing when there is no such topic, TopicError when it cannot be asked for."""
+    return _request(address, timeout_s, lambda admin: _describe_state(admin, topic, address))
 
 
-def _describe_state(admin: KafkaAdminClient, topic: str, bootstrap: str) -> TopicState:
-    found = _describe(admin, topic, bootstrap)
+def _describe_state(admin: KafkaAdminClient, topic: str, address: Address) -> TopicState:
+    found = _describe(admin, topic, address)
     return TopicState(topic, str(found["topic_id"]), len(found["partitions"]), _cleanup_policy(admin, topic))
 
 
@@ -185,12 +219,27 @@ def _cleanup_policy(admin: KafkaAdminClient, topic: str) -> str:
     return policy
 
 
-def describe_partitions(bootstrap: str, topic: str, timeout_s: float = TIMEOUT_S) -> list[dict[str, Any]]:
+def check_group(kafka: KafkaSettings, timeout_s: float = TIMEOUT_S) -> None:
+    """Ask for the group's offsets. Raises TopicError when the user may not use the group: its workers would wait for ever."""
+    from kafka.errors import GroupAuthorizationFailedError, KafkaError
+
+    def ask(admin: KafkaAdminClient) -> None:
+        try:
+            admin.list_group_offsets(kafka.group)
+        except GroupAuthorizationFailedError:
+            raise
+        except KafkaError as error:
+            log.info("event=group_not_asked group=%s reason=%r", kafka.group, explain_reason(error, kafka))
+
+    _request(kafka, timeout_s, ask)
+
+
+def describe_partitions(address: Address, topic: str, timeout_s: float = TIMEOUT_S) -> list[dict[str, Any]]:
     """Return Kafka's metadata of each partition (`partition_index`, `leader_id`, `isr_nodes` and so on). Raises TopicError."""
-    return _request(bootstrap, timeout_s, lambda admin: list(_describe(admin, topic, bootstrap)["partitions"]))
+    return _request(address, timeout_s, lambda admin: list(_describe(admin, topic, address)["partitions"]))
 
 
-def end_offsets(bootstrap: str, topic: str, timeout_s: float = TIMEOUT_S) -> dict[int, int]:
+def end_offsets(address: Address, topic: str, timeout_s: float = TIMEOUT_S) -> dict[int, int]:
     """Return, for each partition, the offset up to which it can be read; raise TopicError when there is no such topic.
 
     It is the offset that the next record will get, or before that the first one of a transaction that is still open.
@@ -198,20 +247,20 @@ def end_offsets(bootstrap: str, topic: str, timeout_s: float = TIMEOUT_S) -> dic
     The embedded broker answers with the first offset of the last Kafka batch plus one: right only when a batch is one record, as
     the emitter's are. With other producers use real Kafka.
     """
-    return _request(bootstrap, timeout_s, lambda admin: _list_ends(admin, topic, bootstrap))
+    return _request(address, timeout_s, lambda admin: _list_ends(admin, topic, address))
 
 
-def _list_ends(admin: KafkaAdminClient, topic: str, bootstrap: str) -> dict[int, int]:
+def _list_ends(admin: KafkaAdminClient, topic: str, address: Address) -> dict[int, int]:
     from kafka import TopicPartition
     from kafka.admin import OffsetSpec
 
-    partitions = [one["partition_index"] for one in _describe(admin, topic, bootstrap)["partitions"]]
+    partitions = [one["partition_index"] for one in _describe(admin, topic, address)["partitions"]]
     wanted = {TopicPartition(topic, number): OffsetSpec.LATEST for number in partitions}
     found = admin.list_partition_offsets(wanted, isolation_level="read_committed")
     return {partition.partition: int(found[partition].offset) for partition in sorted(found)}
 
 
-def _request(bootstrap: str, timeout_s: float, request: Callable[[KafkaAdminClient], T]) -> T:
+def _request(address: Address, timeout_s: float, request: Callable[[KafkaAdminClient], T]) -> T:
     """Return the result of `request` with an admin client; raise TopicError, which names the broker.
 
     kafka-python sends a request to any node it knows, a dead one too. It then avoids that node for a while, so a second request
@@ -222,24 +271,30 @@ def _request(bootstrap: str, timeout_s: float, request: Callable[[KafkaAdminClie
     from streams.brokers.clients import KafkaAdminClient
 
     limit = int(timeout_s * 1000)
+    options = client_options(address) | {"request_timeout_ms": limit, "bootstrap_timeout_ms": limit}
     try:
-        with KafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=limit, bootstrap_timeout_ms=limit) as admin:
+        with KafkaAdminClient(**options) as admin:
             for _ in range(DEAD_NODES):
                 with suppress(KafkaConnectionError):
                     return request(admin)
             return request(admin)
     except (KafkaError, OSError) as error:
-        raise TopicError(
-            f"broker {bootstrap}: {type(error).__name__}: {error}; is it running, and is the address right?"
-        ) from error
+        raise TopicError(explain(error, address)) from error
 
 
-def _describe(admin: KafkaAdminClient, topic: str, bootstrap: str) -> dict[str, Any]:
+def _describe(admin: KafkaAdminClient, topic: str, address: Address) -> dict[str, Any]:
     found: dict[str, Any] = admin.describe_topics([topic])[0]
-    if found["error_code"]:
-        raise TopicError(
-            f"broker {bootstrap}: no topic {topic} (Kafka error {found['error_code']}); create it with create_topics"
+    if found["error_code"] == UNKNOWN_TOPIC:
+        raise TopicMissing(
+            f"broker {bootstrap_of(address)}: no topic {topic} (Kafka error {UNKNOWN_TOPIC}); create it with create_topics"
         )
+    if found["error_code"] == NOT_ALLOWED:
+        raise TopicError(
+            f"broker {bootstrap_of(address)}: {principal(address)} lacks the right Describe on topic {topic}: "
+            "allow it (docs/kafka.md lists what each process needs)"
+        )
+    if found["error_code"]:
+        raise TopicError(f"broker {bootstrap_of(address)}: topic {topic} cannot be described (Kafka error {found['error_code']})")
     return found
 
 

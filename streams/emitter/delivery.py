@@ -16,6 +16,8 @@ from functools import partial
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from streams.brokers.connection import Address, bootstrap_of, client_options
+from streams.brokers.failures import explain_reason
 from streams.emitter.connector import Connection, Connector
 from streams.emitter.record_batches import Record
 from streams.events.schema import printable
@@ -34,7 +36,7 @@ NO_PRODUCER = -1
 METADATA_S = 3.0
 """Seconds between two checks of the topic's metadata: how soon a topic that was made anew is noticed."""
 
-Connect = Callable[[str, float], "KafkaProducer"]
+Connect = Callable[[Address, float], "KafkaProducer"]
 
 
 class RecordFormat(NamedTuple):
@@ -57,7 +59,7 @@ class Delivery:
 
     def __init__(
         self,
-        bootstrap: str,
+        address: Address,
         topic: str,
         timeout_s: float,
         on_outcome: Callable[[Record, int | None, str], None],
@@ -70,7 +72,8 @@ class Delivery:
         on_connected: Callable[[], object] = lambda: None,
     ) -> None:
         self.partitions = 0
-        self._bootstrap = bootstrap
+        self._address = address
+        self._bootstrap = bootstrap_of(address)
         self._topic = topic
         self._timeout_s = timeout_s
         self._on_outcome = on_outcome
@@ -83,6 +86,7 @@ class Delivery:
         self._generation = 0
         self._not_before = float("-inf")
         self._silent = False
+        self.last_reason = "no broker answered"
         self._connector = Connector(self._connect_now, abort_producer)
         # Guarded by _condition. The int is the generation of the producer that was last given the record.
         self._pending: dict[Record, int] = {}
@@ -144,7 +148,7 @@ class Delivery:
         except (KafkaError, ValueError, OSError) as error:
             self._note_failure(record, generation, error)
             if not self._is_final(error):
-                self._log_silence(f"{type(error).__name__}: {error}")
+                self._log_silence(explain_reason(error, self._address))
                 self._drop_producer()  # a producer that lost its topic takes seconds to fail, for each record anew
             return
         future.add_callback(partial(self._acknowledge, record))
@@ -189,10 +193,10 @@ class Delivery:
             broken = [error for _, sent_by, error in failures if sent_by == self._generation and not self._is_final(error)]
         for record, sent_by, error in final:
             if self._pending.get(record) == sent_by:
-                self._fail(record, f"{type(error).__name__}: {error}")
+                self._fail(record, explain_reason(error, self._address))
         if broken and self._producer is not None:
             self._drop_producer()
-            self._log_silence(f"{type(broken[0]).__name__}: {broken[0]}")
+            self._log_silence(explain_reason(broken[0], self._address))
         self._expire()
 
     def _is_final(self, error: Exception) -> bool:
@@ -222,7 +226,7 @@ class Delivery:
         try:
             connection = self._connector.poll() if self._keeps_trying else self._connect_now()
         except (KafkaError, OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
-            self._log_silence(f"{type(error).__name__}: {error}")
+            self._log_silence(explain_reason(error, self._address))
             self._drop_producer()
             return False
         if connection is not None:
@@ -230,7 +234,7 @@ class Delivery:
         return connection is not None
 
     def _connect_now(self) -> Connection:
-        producer = self._connect(self._bootstrap, self._timeout_s)
+        producer = self._connect(self._address, self._timeout_s)
         try:
             return Connection(producer, len(producer.partitions_for(self._topic)))
         except BaseException:
@@ -273,6 +277,7 @@ class Delivery:
             log.warning("event=broker_back topic=%s broker=%s", self._topic, self._bootstrap)
 
     def _log_silence(self, reason: str) -> None:
+        self.last_reason = printable(reason)
         if not self._silent:
             self._silent = True
             log.warning(
@@ -280,11 +285,11 @@ class Delivery:
                 self._topic,
                 self._bootstrap,
                 printable(reason),
-                f"start the broker; events are kept {'in the outbox' if self._keeps_trying else f'for {self._timeout_s:g} s'}",
+                f"events are kept {'in the outbox' if self._keeps_trying else f'for {self._timeout_s:g} s'}",
             )
 
 
-def connect_producer(bootstrap: str, timeout_s: float, record_format: RecordFormat = DEFAULT_FORMAT) -> KafkaProducer:
+def connect_producer(address: Address, timeout_s: float, record_format: RecordFormat = DEFAULT_FORMAT) -> KafkaProducer:
     """Return a connected producer; raise a KafkaError when no broker answers.
 
     `batch_size=0` puts each record into a Kafka batch of its own: our records are batches already, and the embedded broker's end
@@ -294,7 +299,7 @@ def connect_producer(bootstrap: str, timeout_s: float, record_format: RecordForm
     from streams.brokers.clients import KafkaProducer
 
     return KafkaProducer(
-        bootstrap_servers=bootstrap,
+        **client_options(address),
         acks="all",
         enable_idempotence=True,
         batch_size=record_format.batch_bytes,

@@ -19,6 +19,7 @@ from typing import Literal, Self
 import msgspec
 from pydantic import BaseModel, Field, model_validator
 
+from streams.brokers.connection import Address, bootstrap_of
 from streams.emitter.counters import Counters
 from streams.emitter.delivery import Connect, RecordFormat
 from streams.emitter.emitter_run import EmitterRun, RunSettings
@@ -96,6 +97,7 @@ class EmitterSettings(BaseModel, frozen=True, extra="forbid"):
 class Emitter:
     """Emits events to a topic; thread-safe. Use it in a `with` block, or call `close`.
 
+    `bootstrap` is host:port of a plaintext listener, or the settings of a connection (`KafkaConnection`) with TLS or a login.
     In a forked child it starts afresh at the first event, with an outbox of its own in a subfolder. `on_failure(lines, reason)`
     is called from the background thread for events that could not be delivered. Raises OutboxError when `emitter.outbox_dir`
     cannot be used or another process uses it.
@@ -103,7 +105,7 @@ class Emitter:
 
     def __init__(
         self,
-        bootstrap: str,
+        bootstrap: Address,
         settings: EmitterSettings | None = None,
         *,
         topic: str = "events",
@@ -224,7 +226,7 @@ class Emitter:
         if self._refuses and counters.queued_bytes + size > counters.outbox_free_bytes:
             counters.refused += 1
             raise QueueFull(
-                f"{counters.buffered} events wait for the broker at {run.settings.bootstrap} "
+                f"{counters.buffered} events wait for the broker at {bootstrap_of(run.settings.address)} "
                 f"and the outbox {settings.outbox_dir} is full; emitter.outbox_max_bytes is {settings.outbox_max_bytes}"
             )
         if waiting < settings.max_buffered and bytes_waiting + size <= settings.max_buffered_bytes:
@@ -232,7 +234,7 @@ class Emitter:
         counters.refused += 1
         disk = f" and the outbox {settings.outbox_dir} fails ({counters.disk_error})" if counters.disk_error else ""
         raise QueueFull(
-            f"{waiting} events ({bytes_waiting} bytes) wait for the broker at {run.settings.bootstrap}{disk}; "
+            f"{waiting} events ({bytes_waiting} bytes) wait for the broker at {bootstrap_of(run.settings.address)}{disk}; "
             f"emitter.max_buffered is {settings.max_buffered}, emitter.max_buffered_bytes {settings.max_buffered_bytes}"
         )
 

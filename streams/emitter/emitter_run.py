@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from streams.brokers.connection import Address
 from streams.emitter.counters import Counters, FlushMarker, StoreMarker
 from streams.emitter.delivery import REQUEST_S, Connect, RecordFormat
 from streams.emitter.outbox import Outbox
@@ -29,7 +30,7 @@ IMPORTED_BY_THREADS = ("streams.brokers.clients", "kafka.partitioner.default", "
 class RunSettings:
     """What a run needs beside its outbox; times in seconds. `exit_s`: how long the end of the process may wait for it."""
 
-    bootstrap: str
+    address: Address
     topic: str
     pace: SenderSettings
     record_format: RecordFormat
@@ -49,7 +50,7 @@ class EmitterRun:
         self.outbox = outbox
         self.condition = threading.Condition()
         self.sender = Sender(
-            settings.bootstrap,
+            settings.address,
             settings.topic,
             settings.pace,
             outbox,

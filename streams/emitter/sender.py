@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from streams.brokers.connection import Address, bootstrap_of
 from streams.emitter.counters import FlushMarker, Marker, SendCounters, StoreMarker
 from streams.emitter.delivery import RECONNECT_S, Connect, Delivery, RecordFormat
 from streams.emitter.outbox import Outbox
@@ -50,7 +51,7 @@ class Sender:
 
     def __init__(
         self,
-        bootstrap: str,
+        address: Address,
         topic: str,
         settings: SenderSettings,
         outbox: Outbox | None,
@@ -71,7 +72,7 @@ class Sender:
         self._condition = condition
         self._has_outcomes = False
         self._failed_lines: deque[tuple[list[bytes], str]] = deque()
-        self._bootstrap, self._topic, self._settings, self._clock = bootstrap, topic, settings, clock
+        self._bootstrap, self._topic, self._settings, self._clock = bootstrap_of(address), topic, settings, clock
         self._on_failure = on_failure
         self._has_outbox = outbox is not None
         self._topic_id = outbox.mark.topic_id if outbox is not None else None
@@ -80,7 +81,7 @@ class Sender:
         self._stores = StoreMarkers(self._buffer, sync=settings.syncs_on_store)
         self._batcher = Batcher(settings.batch_events)
         self._delivery = Delivery(
-            bootstrap,
+            address,
             topic,
             settings.timeout_s,
             self._record_outcome,
@@ -323,7 +324,7 @@ class Sender:
             self.queue = deque(one for one in self.queue if not (isinstance(one, Line) and one.emitted_at <= limit))
             self._count_taken(expired)
         for record in _make_unassigned(expired) + self._batcher.take_due(limit):
-            self._delivery.fail(record, f"no broker answered at {self._bootstrap}")
+            self._delivery.fail(record, f"not sent to {self._bootstrap}: {self._delivery.last_reason}")
         self._finish_flushes()
         self._report_failed()
 

@@ -22,6 +22,8 @@ from streams.runtime.validation_errors import explain_error
 
 PREFIX = "QUERYLOOP_"
 CONFIG = "QUERYLOOP_CONFIG"
+ENVIRONMENT_ONLY = "environment_only"
+"""The key of a field's `json_schema_extra` that keeps a secret out of settings files."""
 DEFAULT_FILE = Path("queryloop.toml")
 MASK = "**********"
 MAX_NUMBER = 2**53
@@ -87,6 +89,7 @@ def load_settings(root: type[Root], path: Path | None = None, environ: Mapping[s
     exported = _read_environment(root, environ)
     own = {section: value for section, value in written.items() if section in root.model_fields}
     file = str(named or DEFAULT_FILE)
+    _refuse_secrets(root, own, file)
     merged = _merge(own, exported)
     unusable = dict(find_unusable(merged))
     problems: list[str] = []
@@ -157,6 +160,20 @@ def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
                 f"environment variable {name}: no section {section!r}{_nearest(section, SECTIONS)}; "
                 f"variables are {PREFIX}<SECTION>_<KEY> with a section of {', '.join(SECTIONS)}"
             )
+
+
+def _refuse_secrets(root: type[BaseModel], written: Mapping[str, Mapping[str, Any]], file: str) -> None:
+    """Raise SettingsError for a secret in a file whose field is marked as ENVIRONMENT_ONLY; the text does not show it."""
+    for section, values in written.items():
+        model = root.model_fields[section].annotation
+        fields = getattr(model, "model_fields", {})
+        for key in values:
+            marks = fields[key].json_schema_extra if key in fields else None
+            if isinstance(marks, dict) and marks.get(ENVIRONMENT_ONLY):
+                raise SettingsError(
+                    f"{file}: {section}.{key} is a secret, which a settings file may not hold: remove it there and set the "
+                    f"environment variable {PREFIX}{section.upper()}_{key.upper()}"
+                )
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

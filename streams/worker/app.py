@@ -17,10 +17,12 @@ from aiokafka.errors import KafkaError
 from faust.exceptions import NotReady, ProducerSendError
 from faust.types import TP
 
+from streams.brokers.failures import explain_reason
 from streams.brokers.topics import KafkaSettings, TopicUnfit, describe_topic
 from streams.lake.files import open_lake
 from streams.store.held_shards import HeldShards
 from streams.store.shard import Shard
+from streams.worker.credentials import make_credentials
 from streams.worker.lake_exporter import LakeExporter
 from streams.worker.pipeline import Pipeline
 from streams.worker.settings import StreamsSettings
@@ -47,10 +49,11 @@ TAKE_EVERY_S = 1.0
 
 def make_app(settings: StreamsSettings, bootstrap: str, shards: HeldShards) -> WorkerApp:
     """Return the app with its agent, its timers and its handlers for assigned and revoked partitions."""
-    topic_watch = TopicWatch(bootstrap, settings.kafka, shards)
+    address = settings.kafka.at(bootstrap)
+    topic_watch = TopicWatch(address, shards)
 
     async def seek_offsets(assigned: set[TP], generation: int) -> dict[TP, int]:
-        topic = await asyncio.to_thread(describe_topic, bootstrap, settings.kafka.topic)
+        topic = await asyncio.to_thread(describe_topic, address, settings.kafka.topic)
         topic.check(settings.kafka.partitions)
         earliest = await app.consumer.earliest_offsets(*assigned)
         offsets = await shards.assign({tp.partition: offset for tp, offset in earliest.items()}, topic.topic_id, generation)
@@ -74,6 +77,7 @@ def faust_settings(settings: StreamsSettings, bootstrap: str) -> dict[str, Any]:
     worker, kafka = settings.worker, settings.kafka
     return {
         "broker": [f"kafka://{address}" for address in bootstrap.split(",")],
+        "broker_credentials": make_credentials(kafka),
         "store": "memory://",
         "datadir": str(settings.data.dir / "run" / "faust"),
         "autodiscover": False,
@@ -174,7 +178,7 @@ def _maintain_shards(app: WorkerApp, settings: StreamsSettings, shards: HeldShar
     async def publish() -> None:
         for partition, totals in shards.totals().items():
             if totals.quarantined:
-                await publish_quarantine(quarantine, partition, shards)
+                await publish_quarantine(quarantine, partition, shards, settings.kafka)
 
     async def maintain() -> None:
         for partition in shards.totals():
@@ -189,7 +193,7 @@ def _maintain_shards(app: WorkerApp, settings: StreamsSettings, shards: HeldShar
     app.timer(MAINTAIN_EVERY_S, name="maintain")(maintain)
 
 
-async def publish_quarantine(topic: Any, partition: int, shards: HeldShards) -> None:
+async def publish_quarantine(topic: Any, partition: int, shards: HeldShards, kafka: KafkaSettings) -> None:
     """Send a shard's unpublished quarantine rows to the quarantine topic, at least once, and mark those that Kafka has.
 
     While the broker is unreachable, or Faust has not started its producer yet, they wait in the shard.
@@ -201,7 +205,8 @@ async def publish_quarantine(topic: Any, partition: int, shards: HeldShards) -> 
         for sent in [await topic.send(key=None, value=quarantine_record(row, partition)) for row in rows]:
             await sent
     except (KafkaError, NotReady, ProducerSendError) as error:
-        log.warning("event=quarantine_waits partition=%d rows=%d error=%r", partition, len(rows), error)
+        reason = explain_reason(error, kafka)
+        log.warning("event=quarantine_waits partition=%d rows=%d reason=%r", partition, len(rows), reason)
         return
     ids = [row["id"] for row in rows]
     await shards.call(partition, lambda shard: shard.mark_published(ids))

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any, TypeVar
 
 from aiokafka.consumer.fetcher import READ_COMMITTED, Fetcher, FetchResult, PartitionRecords
@@ -21,7 +21,13 @@ from faust.types import TP
 from streams.store.offset_range import OffsetRange
 
 Records = list[tuple[int, bytes | None]]
+OFFSET_AND_VALUE = attrgetter("offset", "value")
 Run = TypeVar("Run")
+One = TypeVar("One")
+
+
+class UnreadableBatch(RuntimeError):
+    """A batch of records that cannot be unpacked, now or later; the text names topic, partition, offset and what to do."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,7 +130,10 @@ def _pop_run(tp: TP, found: FetchResult, unpack: Callable[[int, PartitionRecords
 
 
 def unpack_run(partition: int, fetched: PartitionRecords) -> FetchedRun:
-    """Return the committed records of a response from its fetch offset on. Raises CorruptRecordException for a wrong checksum."""
+    """Return the committed records of a response from its fetch offset on, those before an unreadable batch if there are any.
+
+    Raises CorruptRecordException for a wrong checksum, UnreadableBatch for an unknown codec or compressed data that is broken.
+    """
     fetch_offset, first, timestamp_ms = fetched.next_fetch_offset, None, None
     records: Records = []
     passed: list[range] = []
@@ -132,8 +141,11 @@ def unpack_run(partition: int, fetched: PartitionRecords) -> FetchedRun:
         base_offset = max(fetch_offset, getattr(batch, "base_offset", fetch_offset))  # the oldest message format has none
         first = base_offset if first is None else first
         if counts:
+            unpacked = unpack_batch(fetched, batch, fetch_offset, OFFSET_AND_VALUE)
+            if unpacked is None:
+                break
             timestamp_ms = getattr(batch, "max_timestamp", timestamp_ms)
-            records += [(record.offset, record.value) for record in batch if record.offset >= fetch_offset]
+            records += unpacked
         else:
             passed.append(range(base_offset, batch.next_offset))
     covered = range(fetch_offset if first is None else first, fetched.next_fetch_offset)
@@ -155,6 +167,19 @@ def committed_batches(fetched: PartitionRecords) -> Iterator[tuple[Any, bool]]:
         fetched.next_fetch_offset = max(fetched.next_fetch_offset, batch.next_offset)
 
 
+def unpack_batch(fetched: PartitionRecords, batch: Any, begin: int, convert: Callable[[Any], One]) -> list[One] | None:
+    """Return the records of a batch from offset `begin` on, converted; None when it is unreadable and others came before it.
+
+    Those are then delivered first, and the next fetch begins with this batch. Raises UnreadableBatch when it is the first.
+    """
+    try:
+        return [convert(record) for record in batch if record.offset >= begin]
+    except Exception as error:  # each codec's library has errors of its own
+        if fetched.next_fetch_offset > begin:
+            return None
+        raise UnreadableBatch(_describe_unreadable(fetched, error)) from error
+
+
 def _is_aborted(fetched: PartitionRecords, batch: Any) -> bool:
     """Return whether a batch belongs to an aborted transaction; the same steps as aiokafka's `_unpack_records`."""
     if fetched._isolation_level != READ_COMMITTED or batch.producer_id is None:
@@ -171,3 +196,12 @@ def find_missing(covered: range, offsets: Sequence[int], passed: Sequence[range]
         return None
     present = {*offsets, *(offset for one in passed for offset in one)}
     return next((offset for offset in covered if offset not in present), None)
+
+
+def _describe_unreadable(fetched: PartitionRecords, error: Exception) -> str:
+    topic, partition = fetched._tp
+    return (
+        f"topic {topic}, partition {partition}, offset {fetched.next_fetch_offset}: these records cannot be unpacked "
+        f"({type(error).__name__}: {error}). Nothing after them is counted. Queryloop reads gzip, snappy, lz4 and zstd: have the "
+        "producer use one of them and remove the records with kafka-delete-records.sh, or update Queryloop"
+    )

@@ -15,7 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from streams.brokers.topics import TopicError, TopicUnfit, create_topics, describe_topic
+from streams.brokers.connection import client_options
+from streams.brokers.failures import explain, explain_reason
+from streams.brokers.topics import TopicError, TopicUnfit, check_group, create_topics, describe_topic
 from streams.runtime.clocks import choose_clock
 from streams.runtime.data_folder import open_data_folder
 from streams.runtime.processes import describe_busy_port, port_is_free
@@ -41,8 +43,15 @@ class WorkerError(RuntimeError):
     """The worker cannot start or continue; the text says why and what to do."""
 
 
+class UnreadableLog(WorkerError):
+    """The log holds records that cannot be read: starting the worker again does not help, a person has to."""
+
+
 def run_worker(settings: StreamsSettings) -> None:
-    """Run until SIGTERM or SIGINT. Raises WorkerError when it cannot start or has failed, SettingsError for another log."""
+    """Run until SIGTERM or SIGINT.
+
+    Raises WorkerError when it cannot start or has failed, UnreadableLog at unreadable records, SettingsError for another log.
+    """
     bootstrap = settings.kafka.bootstrap
     if not bootstrap:
         raise WorkerError(
@@ -64,9 +73,12 @@ def run_worker(settings: StreamsSettings) -> None:
 def prepare_topics(settings: StreamsSettings, bootstrap: str) -> None:
     """Create the missing topics and check them, and meanwhile import what the worker needs next. Raises WorkerError."""
 
+    kafka = settings.kafka.at(bootstrap)
+
     def prepare() -> None:
-        create_topics(bootstrap, settings.kafka)
-        describe_topic(bootstrap, settings.kafka.topic).check(settings.kafka.partitions)
+        create_topics(bootstrap, kafka)
+        describe_topic(kafka, kafka.topic).check(kafka.partitions)
+        check_group(kafka)
 
     with ThreadPoolExecutor(max_workers=1) as threads:
         created = threads.submit(prepare)
@@ -129,9 +141,20 @@ async def _serve(settings: StreamsSettings, bootstrap: str) -> None:
     if isinstance(app.crash_reason, TopicUnfit | LogHole):
         raise WorkerError(f"worker {settings.worker.name} stops: {app.crash_reason}")
     if app.crashed:
-        raise WorkerError(f"worker {settings.worker.name} failed and stops, nothing is acknowledged: {app.crash_reason!r}")
+        raise _describe_crash(app.crash_reason, settings)
     await asyncio.to_thread(leave_group, bootstrap, settings)
     log.info("event=worker_stopped worker=%s", settings.worker.name)
+
+
+def _describe_crash(reason: BaseException | None, settings: StreamsSettings) -> WorkerError:
+    from aiokafka.errors import KafkaError
+
+    from streams.worker.fetches import UnreadableBatch
+
+    if isinstance(reason, UnreadableBatch):
+        return UnreadableLog(f"worker {settings.worker.name} cannot read the log: {reason}")
+    why = explain(reason, settings.kafka) if isinstance(reason, KafkaError) else repr(reason)
+    return WorkerError(f"worker {settings.worker.name} failed and stops, nothing is acknowledged: {why}")
 
 
 def make_registry(settings: StreamsSettings) -> ShardRegistry:
@@ -173,9 +196,10 @@ def leave_group(bootstrap: str, settings: StreamsSettings) -> None:
 
     if not settings.worker.static:
         return
+    address = settings.kafka.at(bootstrap)
     member = MemberToRemove(group_instance_id=settings.worker.name)
     try:
-        with KafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=5000, bootstrap_timeout_ms=5000) as admin:
+        with KafkaAdminClient(**client_options(address), request_timeout_ms=5000, bootstrap_timeout_ms=5000) as admin:
             admin.remove_group_members(settings.kafka.group, [member])
     except (KafkaError, OSError) as error:
-        log.warning("event=group_not_left worker=%s error=%r", settings.worker.name, error)
+        log.warning("event=group_not_left worker=%s reason=%r", settings.worker.name, explain_reason(error, address))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from streams.brokers.topics import KafkaSettings, TopicError, TopicState, create_topics, describe_topic
+from streams.brokers.topics import KafkaSettings, TopicError, TopicMissing, TopicState, create_topics, describe_topic
 from streams.store.held_shards import HeldShards
 
 log = logging.getLogger(__name__)
@@ -21,8 +21,7 @@ TIMEOUT_S = 10.0
 class TopicWatch:
     """Compares the topic's id at the broker with the one that the shards count. A lost log is reported once."""
 
-    def __init__(self, bootstrap: str, kafka: KafkaSettings, shards: HeldShards) -> None:
-        self._bootstrap = bootstrap
+    def __init__(self, kafka: KafkaSettings, shards: HeldShards) -> None:
         self._kafka = kafka
         self._shards = shards
         self._is_unknown = False
@@ -61,8 +60,8 @@ class TopicWatch:
 
     def _find_topic(self) -> TopicState:
         try:
-            return describe_topic(self._bootstrap, self._kafka.topic, TIMEOUT_S)
-        except TopicError:
-            create_topics(self._bootstrap, self._kafka, TIMEOUT_S)
+            return describe_topic(self._kafka, self._kafka.topic, TIMEOUT_S)
+        except TopicMissing:
+            create_topics(self._kafka.bootstrap or "", self._kafka, TIMEOUT_S)
             log.warning("event=topic_made_again topic=%s", self._kafka.topic)
-            return describe_topic(self._bootstrap, self._kafka.topic, TIMEOUT_S)
+            return describe_topic(self._kafka, self._kafka.topic, TIMEOUT_S)

@@ -80,6 +80,14 @@ def test_the_pause_grows_while_it_fails_and_shrinks_when_it_ran_for_a_minute(roo
     assert pauses == [1.0, 2.0, 4.0, 1.0, 2.0]
 
 
+def test_a_worker_that_cannot_read_the_log_is_not_started_again_and_that_is_said_once(room: Supervised) -> None:
+    room.children[0].returncode = 65
+    for now in (1.0, 2.0, 100.0):
+        room.supervisor.check(now)
+    assert len(room.children) == 1
+    assert room.printed == ["serving ended with code 65 and is not started again, its log says why: serving.log"]
+
+
 def test_pauses_have_a_bound() -> None:
     assert [pause_after(failures) for failures in (1, 2, 3, 5, 6, 400)] == [1, 2, 4, 16, 30, 30]
 

@@ -53,6 +53,22 @@ def test_another_number_of_partitions_is_refused(bootstrap: str, unique: str) ->
         create_topics(bootstrap, settings(unique, 5))
 
 
+def test_a_quarantine_topic_may_have_any_number_of_partitions(bootstrap: str, unique: str) -> None:
+    with KafkaAdminClient(bootstrap_servers=bootstrap) as admin:
+        admin.create_topics({f"{unique}.quarantine": {"num_partitions": 1, "replication_factor": 1}})
+    create_topics(bootstrap, settings(unique))
+    found = {name: len(describe_partitions(bootstrap, name)) for name in (unique, f"{unique}.quarantine")}
+    assert found == {unique: 3, f"{unique}.quarantine": 1}
+
+
+def test_topics_that_are_there_are_not_asked_for_again(bootstrap: str, unique: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    create_topics(bootstrap, settings(unique))
+    asked: list[object] = []
+    monkeypatch.setattr(KafkaAdminClient, "create_topics", lambda self, topics: asked.append(topics))
+    create_topics(bootstrap, settings(unique))
+    assert asked == []
+
+
 def test_a_topic_made_anew_has_another_id(bootstrap: str, unique: str) -> None:
     ids = set()
     for name in (unique, f"{unique}-2"):

@@ -172,7 +172,7 @@ def test_a_silent_broker_is_logged_once_and_its_return_once(caplog: pytest.LogCa
         assert broker.wait()
         assert broker.wait()
     assert [one.getMessage().split()[0] for one in caplog.records] == ["event=broker_silent", "event=broker_back"]
-    assert "start the broker" in caplog.records[0].getMessage()
+    assert "is it running, and is the address right?" in caplog.records[0].getMessage()
 
 
 def test_a_broker_that_stops_acknowledging_is_logged_though_it_is_connected(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,6 +11,7 @@ from aiokafka.errors import KafkaConnectionError
 from faust.exceptions import NotReady, ProducerSendError
 from faust.types import TP
 
+from streams.brokers.topics import KafkaSettings
 from streams.events.columns import Columns
 from streams.store.offset_range import OffsetRange
 from streams.store.shard import ShardTotals
@@ -69,11 +70,11 @@ class QuarantineTopic:
 @pytest.mark.parametrize("error", [NotReady("producer not started"), KafkaConnectionError("gone"), ProducerSendError("no")])
 def test_quarantine_rows_wait_while_they_cannot_be_sent_and_are_sent_once_they_can(error: Exception) -> None:
     shard, topic = OneShard(), QuarantineTopic(error)
-    asyncio.run(publish_quarantine(topic, 0, shard))  # type: ignore[arg-type]
+    asyncio.run(publish_quarantine(topic, 0, shard, KafkaSettings()))  # type: ignore[arg-type]
     assert shard.published == []
     topic.error = None
     for _ in range(2):
-        asyncio.run(publish_quarantine(topic, 0, shard))  # type: ignore[arg-type]
+        asyncio.run(publish_quarantine(topic, 0, shard, KafkaSettings()))  # type: ignore[arg-type]
     assert shard.published == [7]
     assert len(topic.sent) == 1
 

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import weakref
 
+import crc32c
 import pytest
 from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult, PartitionRecords
 from aiokafka.consumer.subscription_state import SubscriptionState
@@ -17,7 +18,7 @@ from aiokafka.structs import TopicPartition
 from faust.types import TP
 
 from streams.store.offset_range import OffsetRange
-from streams.worker.fetches import FetchedRun, fetch_runs, to_offset_range, unpack_run
+from streams.worker.fetches import FetchedRun, UnreadableBatch, fetch_runs, to_offset_range, unpack_run
 
 CONTROL = 0x20
 """The bit of a batch's attributes that marks the end of a transaction."""
@@ -51,7 +52,7 @@ def fetched(data: bytes, offset: int, aborted: list[tuple[int, int]] | None = No
     return PartitionRecords(ZERO, MemoryRecords(data), aborted, offset, None, None, True, READ_COMMITTED)
 
 
-@pytest.mark.parametrize("compression", [0, 1], ids=["plain", "gzip"])
+@pytest.mark.parametrize("compression", range(5), ids=["plain", "gzip", "snappy", "lz4", "zstd"])
 def test_all_batches_of_a_response_are_one_run(compression: int) -> None:
     run = unpack_run(0, fetched(batch(7, [b"a", None], compression) + batch(9, [b"c"], compression), 7))
     assert run.records == [(7, b"a"), (8, None), (9, b"c")]
@@ -106,6 +107,23 @@ def test_a_wrong_checksum_is_an_error() -> None:
     data[-3] ^= 1
     with pytest.raises(CorruptRecordException, match="partition 0 at offset 0"):
         unpack_run(0, fetched(bytes(data), 0))
+
+
+def mislabelled(first: int, codec: int) -> bytes:
+    """One batch with a valid checksum whose header names a codec that its bytes are not in."""
+    built = bytearray(batch(first, [b"a"]))
+    built[22] |= codec
+    built[17:21] = crc32c.crc32c(bytes(built[21:])).to_bytes(4, "big")
+    return bytes(built)
+
+
+@pytest.mark.parametrize("codec", [4, 5, 7], ids=["broken zstd", "unknown", "unknown too"])
+def test_a_batch_that_cannot_be_unpacked_is_named_after_all_before_it_was_delivered(codec: int) -> None:
+    data = batch(7, [b"a"]) + mislabelled(8, codec)
+    run = unpack_run(3, fetched(data, 7))
+    assert (run.records, run.next_offset) == ([(7, b"a")], 8)
+    with pytest.raises(UnreadableBatch, match=r"topic events, partition 0, offset 8: .* cannot be unpacked"):
+        unpack_run(3, fetched(mislabelled(8, codec), 8))
 
 
 class Fetcher:

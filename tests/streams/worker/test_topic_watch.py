@@ -25,10 +25,10 @@ class Shards:
 def test_another_topic_id_is_another_log_and_is_logged_once(
     bootstrap: str, unique: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    kafka = KafkaSettings(topic=unique, quarantine_topic=f"{unique}.quarantine", partitions=1)
+    kafka = KafkaSettings(bootstrap=bootstrap, topic=unique, quarantine_topic=f"{unique}.quarantine", partitions=1)
     create_topics(bootstrap, kafka)
     shards = Shards()
-    watch = TopicWatch(bootstrap, kafka, shards)  # type: ignore[arg-type]
+    watch = TopicWatch(kafka, shards)  # type: ignore[arg-type]
     assert asyncio.run(watch.is_same())  # nothing is assigned yet
     shards.topic_id = topic_id(bootstrap, unique)
     assert asyncio.run(watch.is_same())
@@ -40,9 +40,9 @@ def test_another_topic_id_is_another_log_and_is_logged_once(
 
 
 def test_a_deleted_topic_is_created_again(bootstrap: str, unique: str, caplog: pytest.LogCaptureFixture) -> None:
-    kafka = KafkaSettings(topic=unique, quarantine_topic=f"{unique}.quarantine", partitions=1)
+    kafka = KafkaSettings(bootstrap=bootstrap, topic=unique, quarantine_topic=f"{unique}.quarantine", partitions=1)
     caplog.set_level(logging.WARNING)
-    assert not asyncio.run(TopicWatch(bootstrap, kafka, Shards("of-before")).is_same())  # type: ignore[arg-type]
+    assert not asyncio.run(TopicWatch(kafka, Shards("of-before")).is_same())  # type: ignore[arg-type]
     assert "event=topic_made_again" in caplog.text
     assert topic_id(bootstrap, unique)
 
@@ -73,6 +73,6 @@ def test_a_broker_that_does_not_answer_is_no_lost_log(caplog: pytest.LogCaptureF
     monkeypatch.setattr("streams.worker.topic_watch.describe_topic", away)
     monkeypatch.setattr("streams.worker.topic_watch.create_topics", away)
     caplog.set_level(logging.WARNING)
-    watch = TopicWatch("127.0.0.1:1", KafkaSettings(), Shards("x"))  # type: ignore[arg-type]
+    watch = TopicWatch(KafkaSettings(bootstrap="127.0.0.1:1"), Shards("x"))  # type: ignore[arg-type]
     assert [asyncio.run(watch.is_same()) for _ in range(2)] == [True, True]
     assert caplog.text.count("event=log_unknown") == 1
