@@ -307,7 +307,6 @@ def test_a_cast_that_fails_names_the_mapping_and_the_value(tmp_path: Path) -> No
         (b"PAR1 and nothing more", "log.parquet", r"log\.parquet: cannot be read: .*log\.parquet"),
         (b'[{"a": 1}, {"a"', "log.json", r"log\.json: cannot be read: .*Malformed JSON in file \"log\.json\""),
         (b"{broken\n{also\n", "log.ndjson", r"log\.ndjson: none of its lines is a JSON object"),
-        (b"", "log.csv", r"log\.csv is empty"),
         (
             gzip.compress(HEAD.encode() + b"1,s,q\n" * 9000)[:-8],
             "log.csv.gz",

@@ -77,7 +77,8 @@ def test_blocks_of_any_size_give_the_same_lines(lines: list[bytes], block: int, 
     path.write_bytes(b"x\n" + b"\n".join(lines))  # what begins with x is no other format
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streams.importers.sources, "BLOCK_BYTES", block)
-        assert list(read_log(path)) == [b"x", *(line for one in lines if (line := one.rstrip(b"\r")))]
+        patch.setattr(streams.importers.sources, "find_fault", lambda head, packed: None)  # the lines may be binary
+        assert list(read_log(path)) == [b"x", *(line for one in lines if (line := one.strip(b" \t\r\n")))]
 
 
 def test_a_line_without_end_is_cut_and_the_next_one_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
