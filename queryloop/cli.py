@@ -147,7 +147,8 @@ def _add_demo(commands: Any) -> None:
 def _add_replay(commands: Any) -> None:
     example = "queryloop replay ubi.ndjson.gz --mapping ubi.sql --isolated --as-of 2021-04-01 --out counts/"
     parser = _add(commands, "replay", "replay a log of events", example)
-    parser.add_argument("log", type=Path, metavar="LOG", help="NDJSON plain, gzip or zstd; Parquet; other logs with --mapping")
+    log_help = "NDJSON plain, gzip or zstd; Parquet; a folder or glob of them; - for standard input; others with --mapping"
+    parser.add_argument("log", type=Path, metavar="LOG", help=log_help)
     _add_mapping(parser)
     parser.add_argument("--check", action="store_true", help="send nothing: print what would be sent, exit 1 if any is refused")
     parser.add_argument("--isolated", action="store_true", help="on a broker and state of its own; writes tables to --out")
@@ -155,6 +156,9 @@ def _add_replay(commands: Any) -> None:
         "--as-of", type=_day, action="append", metavar="DAY", help="UTC day YYYY-MM-DD of the tables; may be given again"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where an isolated replay writes its tables")
+    parser.add_argument("--force", action="store_true", help="write into --out though it is not empty")
+    late = "send events that the running system will refuse as too old, which go to its quarantine"
+    parser.add_argument("--allow-late", action="store_true", help=late)
     parser.add_argument("--broker", choices=BROKERS, help=BROKER_HELP)
     parser.add_argument("--speed", type=_factor, metavar="X", help="keep time distances, X times as fast")
     _add_json(parser)

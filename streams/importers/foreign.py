@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,13 +70,28 @@ class ForeignLog:
         kinds = dict(zip(self._rows.columns, map(str, self._rows.types), strict=True))
         embedded = {name: kind for name, kind in kinds.items() if kind in ("JSON", "JSON[]")}
         with self._explaining(MappingError, f"{self._mapping.name} on {self._path}"):
-            for batch in self._rows.to_arrow_reader(BATCH_ROWS):
+            for batch in self._batches():
                 for row in read_rows(batch):
                     yield encode_event(row, embedded)
         if (self._folder / REFUSED).exists():
             with (self._folder / REFUSED).open("rb") as refused:
                 for line in refused:
                     yield line.rstrip(b"\n")
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield the mapping's rows. DuckDB works on another thread, so that Ctrl-C need not wait for the end of a batch."""
+        reader = self._rows.to_arrow_reader(BATCH_ROWS)
+        with ThreadPoolExecutor(1, "mapping") as threads:
+            while True:
+                pending = threads.submit(next, reader, None)
+                try:
+                    batch = pending.result()
+                except BaseException:
+                    self._con.interrupt()
+                    raise
+                if batch is None:
+                    return
+                yield batch
 
     def close(self) -> None:
         """Close the database and remove what was written."""

@@ -36,7 +36,11 @@ FORMS = (
     _form(rb"\xff\x06\0\0sNaPpY", "compressed with snappy", DECOMPRESS),
     _form(rb"\x1f\x9d", "compressed with compress", "`uncompress FILE` decompresses it"),
     _form(rb"[\x50-\x5f]\x2aM\x18", "zstd that begins with a frame to skip", "`zstd -d FILE` and compress it again"),
-    _form(rb"PK\x03\x04.{0,400}(xl/|\[Content_Types\])", "an Excel workbook", "export it as CSV in UTF-8 and replay it with --mapping"),
+    _form(
+        rb"PK\x03\x04.{0,400}(xl/|\[Content_Types\])",
+        "an Excel workbook",
+        "export it as CSV in UTF-8 and replay it with --mapping",
+    ),
     _form(rb"PK(\x03\x04|\x05\x06)", "a zip archive", "`unzip FILE` and replay the files in it"),
     _form(rb"7z\xbc\xaf\x27\x1c", "a 7z archive", "`7z x FILE` and replay the files in it"),
     _form(rb"Rar!\x1a\x07", "a rar archive", "unpack it and replay the files in it"),
@@ -94,7 +98,10 @@ def find_document(head: bytes, whole: bool) -> tuple[str, str] | None:
     if not text.startswith((b"{", b"[")) or (len(lines) > 1 and _is_json(lines[0])) or not _spans_lines(text, lines, whole):
         return None
     if text.startswith(b"["):
-        return "one JSON array", "`jq -c '.[]' FILE` writes an object a line; or say with --mapping what its fields are (docs/mappings.md)"
+        return (
+            "one JSON array",
+            "`jq -c '.[]' FILE` writes an object a line; or say with --mapping what its fields are (docs/mappings.md)",
+        )
     return "JSON documents of several lines", "`jq -c . FILE` writes an object a line"
 
 

@@ -18,6 +18,7 @@ from streams.events.schema import SPACE, to_micros
 from streams.importers.formats import find_files
 from streams.importers.forms import find_document
 from streams.importers.sources import BOM, HEAD_BYTES, TABLES, LogFileError, Source, bare_name, unreadable
+from streams.importers.unmapped import read_unmapped
 
 if TYPE_CHECKING:
     from streams.importers.foreign import ForeignLog
@@ -61,7 +62,7 @@ class LogFile:
 
     `path` is a file, or a folder or a glob whose files are read in the order of their names. Opening checks what can be checked
     before the first line (the form of each file, the log's columns against the mapping, Parquet's columns) and raises
-    LogFileError; so does the reading. `place` is where the last line was.
+    LogFileError; so does the reading.
     """
 
     def __init__(self, path: Path, mapping: Mapping | None = None) -> None:
@@ -79,17 +80,12 @@ class LogFile:
         """Bytes of it that are read."""
         return self._opened.position
 
-    @property
-    def files(self) -> int:
-        """The number of files."""
-        return self._opened.files
-
-    @property
-    def place(self) -> Place:
-        """Where the line is that was read last."""
+    def place_of(self, line: bytes) -> Place:
+        """Return where the line that was read last comes from."""
         if isinstance(self._opened, _Files):
             return Place(self._opened.name, self._opened.unit, self._number)
-        return Place(None, "answered row", self._number)
+        unmapped = read_unmapped(line)
+        return Place(None, "answered row", self._number) if unmapped is None else Place(unmapped.file, "row", unmapped.row)
 
     def __iter__(self) -> Iterator[bytes]:
         for self._number, line in self._lines:

@@ -54,7 +54,9 @@ def test_ts_is_seconds_or_rfc_3339(ts: object, micros: int) -> None:
     assert accepted(line(QUERY, ts=ts)).ts_us == micros
 
 
-@pytest.mark.parametrize(("written", "position"), [(b"1", 1), (b"1.0", 1), (b"1e0", 1), (b"-0.0", 0), (b"2147483647.0", 2**31 - 1)])
+@pytest.mark.parametrize(
+    ("written", "position"), [(b"1", 1), (b"1.0", 1), (b"1e0", 1), (b"-0.0", 0), (b"2147483647.0", 2**31 - 1)]
+)
 @pytest.mark.parametrize("more", [b"", b'"own": 1, '])
 def test_a_position_is_any_whole_number_as_json_writes_it(written: bytes, position: int, more: bytes) -> None:
     raw = line(CLICK).replace(b'"position": 0', more + b'"position": ' + written)
