@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from datetime import date
+from datetime import UTC, date, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -216,7 +216,8 @@ def _add_quarantine(commands: Any) -> None:
     about = "list, show and repair the events that could not be counted"
     example = """queryloop quarantine list --reason invalid
          queryloop quarantine show 2:17 --raw > fix.jsonl    # edit it, then
-         queryloop quarantine replay --file fix.jsonl"""
+         queryloop quarantine replay --file fix.jsonl
+         queryloop quarantine drop --reason too_old --yes"""
     parser = _add(commands, "quarantine", about, example)
     steps = parser.add_subparsers(title="steps", dest="step", required=True, metavar="STEP")
     rows = steps.add_parser("list", help="the number of rows by reason, and the newest ones")
@@ -229,7 +230,11 @@ def _add_quarantine(commands: Any) -> None:
     again.add_argument("ids", nargs="*", metavar="PARTITION:ID", help="rows to send again unchanged")
     again.add_argument("--reason", type=_reason, help="every row of this reason, unchanged")
     again.add_argument("--file", type=Path, metavar="FILE", help="fixed events, one a line, under their own event_id")
-    for step in (rows, row, again):
+    gone = steps.add_parser("drop", help="remove the original bytes of all rows of a reason for good; recorded in audit.jsonl")
+    gone.add_argument("--reason", type=_reason, required=True, help="the reason of the rows")
+    gone.add_argument("--before", type=_moment, metavar="TIME", help="only events from before this day (UTC) or RFC 3339 time")
+    gone.add_argument("--yes", action="store_true", help="do it; else the number of rows is said and nothing is removed")
+    for step in (rows, row, again, gone):
         _add_json(step)
 
 
@@ -264,6 +269,14 @@ def _day(text: str) -> date:
         return date.fromisoformat(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no day: write YYYY-MM-DD") from None
+
+
+def _moment(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: write YYYY-MM-DD, or RFC 3339 with an offset") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _reason(text: str) -> str:

@@ -39,13 +39,21 @@ class HttpError(RuntimeError):
 
 def get(url: str, key: SecretStr | None, parameters: Mapping[str, Any] | None = None, timeout_s: float = 30.0) -> bytes:
     """Return the body that a server answers to GET. Raises HttpError."""
-    asked = with_query(url, parameters or {})
+    return _ask(Request(with_query(url, parameters or {}), headers=key_header(key)), timeout_s)
+
+
+def post(url: str, key: SecretStr | None, timeout_s: float = 30.0) -> bytes:
+    """Return the body that a server answers to POST without a body. Raises HttpError."""
+    return _ask(Request(url, b"", headers=key_header(key), method="POST"), timeout_s)
+
+
+def _ask(request: Request, timeout_s: float) -> bytes:
     try:
-        status, body = _open(Request(asked, headers=key_header(key)), timeout_s)
+        status, body = _open(request, timeout_s)
     except (OSError, HTTPException) as error:
-        raise HttpError(asked, str(getattr(error, "reason", error)) or repr(error)) from error
+        raise HttpError(request.full_url, str(getattr(error, "reason", error)) or repr(error)) from error
     if status != HTTPStatus.OK:
-        raise HttpError(asked, read_error(body), status)
+        raise HttpError(request.full_url, read_error(body), status)
     return body
 
 
