@@ -14,7 +14,7 @@ STDIN = Path("-")
 
 @contextmanager
 def spooled(path: Path) -> Iterator[Path]:
-    """Return the path of a log that can be read again: itself, or a copy of standard input (-) or of a pipe, removed at the end."""
+    """Return the path of a log that can be read again: itself, or a copy of standard input (-) or of a pipe, removed later."""
     if path != STDIN and (not path.exists() or path.is_file() or path.is_dir()):
         yield path
         return

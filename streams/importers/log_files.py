@@ -88,7 +88,8 @@ class LogFile:
         return Place(None, "answered row", self._number) if unmapped is None else Place(unmapped.file, "row", unmapped.row)
 
     def __iter__(self) -> Iterator[bytes]:
-        for self._number, line in self._lines:
+        for number, line in self._lines:
+            self._number = number
             yield line
 
     def __enter__(self) -> Self:

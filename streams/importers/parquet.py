@@ -17,7 +17,10 @@ NEEDED = ("type", "event_id", "ts", "session_id")
 
 
 def read_parquet(source: Source) -> Iterator[tuple[int, bytes]]:
-    """Return the rows of a Parquet log as lines with their numbers from 1. Raises LogFileError, at once where columns are missing that every event has."""
+    """Return the rows of a Parquet log as lines with their numbers from 1.
+
+    Raises LogFileError, at once where columns are missing that every event has.
+    """
     import pyarrow as pa
     from pyarrow.parquet import ParquetFile
 

@@ -59,9 +59,9 @@ def preview(
     reasons: Counter[str] = Counter()
     first_lines: list[str] = []
     refused: list[Refused] = []
-    number, first_us, last_us = 0, None, None
+    sent, first_us, last_us = 0, None, None
     with LogFile(path, mapping) as lines:
-        for number, line in enumerate(lines, 1):
+        for sent, line in enumerate(lines, 1):  # noqa: B007 - the last one is their number
             if len(first_lines) < FIRST_LINES:
                 first_lines.append(line.decode("utf-8", "backslashreplace"))
             found = parse_line(line, limits, now=now)
@@ -75,7 +75,7 @@ def preview(
             elif not isinstance(found, Reject):
                 types[str(found.__struct_config__.tag)] += 1
     return Preview(
-        lines=number,
+        lines=sent,
         types=dict(sorted(types.items())),
         reasons=dict(sorted(reasons.items())),
         first_ts=None if first_us is None else first_us / 1_000_000,

@@ -78,7 +78,7 @@ UNREADABLE: list[tuple[str, bytes | Callable[[Path], bytes], str]] = [
     ("log.parquet", b"Obj\x01\x04\x16avro.schema" + bytes(20), "an Avro file"),
     ("log", written(lambda path: orc.write_table(TABLE, path)), "an ORC file"),
     ("log", written(lambda path: feather.write_feather(TABLE, path)), "an Arrow (Feather) file"),
-    ("log.gz", lambda folder: gzip.compress(written(lambda path: parquet.write_table(TABLE, path))(folder)), "a Parquet file compr"),
+    ("log.gz", lambda folder: gzip.compress(written(lambda path: parquet.write_table(TABLE, path))(folder)), "a Parquet file"),
     ("log.json", written(make_sqlite), "a SQLite database"),
     ("log.json", written(make_duckdb), "a DuckDB database"),
     ("log.jsonl", random.Random(1).randbytes(9000), "binary data"),
@@ -88,7 +88,7 @@ UNREADABLE: list[tuple[str, bytes | Callable[[Path], bytes], str]] = [
     ("log.jsonl.gz", gzip.compress(b"\0\0\xfe\xff" + TEXT.decode().encode("UTF-32BE")), "text in UTF-32BE"),
     ("log.txt", "поиск, запрос\n".encode("cp1251") * 9, "text in another encoding than UTF-8"),
     ("log.jsonl", json.dumps(json.loads(LINES[0]), indent=2).encode(), "JSON documents of several lines"),
-    ("log.jsonl", b"\n".join(json.dumps(json.loads(line), indent=1).encode() for line in LINES * 200), "JSON documents of several"),
+    ("log.jsonl", b"\n".join(json.dumps(json.loads(line), indent=1).encode() for line in LINES * 200), "JSON documents"),
 ]  # fmt: skip
 ARRAYS = [
     json.dumps([json.loads(line) for line in LINES]).encode(),
@@ -125,7 +125,8 @@ def test_one_json_array_is_refused_without_a_mapping_and_read_with_one(content: 
 
 
 @pytest.mark.parametrize(
-    "bad", [b"[broken", b"[1]", b"{", b"[", b"{not json", b'{"type":"query",', b"\x00\xff\xfe binary\x1b[31m", b"BZh", b"ORC,a", b"\xff"]
+    "bad",
+    [b"[broken", b"[1]", b"{", b"[", b"{not json", b'{"type":"query",', b"\x00\xff\xfe binary\x1b[31m", b"BZh", b"ORC,a"],
 )  # fmt: skip
 def test_a_bad_first_line_does_not_make_a_log_unreadable(bad: bytes, tmp_path: Path) -> None:
     path = put(tmp_path, "log.jsonl", bad + b"\n" + TEXT)
