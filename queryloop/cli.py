@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from datetime import date
+from datetime import UTC, date, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,8 @@ def _add_demo(commands: Any) -> None:
 def _add_replay(commands: Any) -> None:
     example = "queryloop replay ubi.ndjson.gz --mapping ubi.sql --isolated --as-of 2021-04-01 --out counts/"
     parser = _add(commands, "replay", "replay a log of events", example)
-    parser.add_argument("log", type=Path, metavar="LOG", help="NDJSON plain, gzip or zstd; Parquet; other logs with --mapping")
+    log_help = "NDJSON plain, gzip or zstd; Parquet; a folder or glob of them; - for standard input; others with --mapping"
+    parser.add_argument("log", type=Path, metavar="LOG", help=log_help)
     _add_mapping(parser)
     parser.add_argument("--check", action="store_true", help="send nothing: print what would be sent, exit 1 if any is refused")
     parser.add_argument("--isolated", action="store_true", help="on a broker and state of its own; writes tables to --out")
@@ -155,6 +156,9 @@ def _add_replay(commands: Any) -> None:
         "--as-of", type=_day, action="append", metavar="DAY", help="UTC day YYYY-MM-DD of the tables; may be given again"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where an isolated replay writes its tables")
+    parser.add_argument("--force", action="store_true", help="write into --out though it is not empty")
+    late = "send events that the running system will refuse as too old, which go to its quarantine"
+    parser.add_argument("--allow-late", action="store_true", help=late)
     parser.add_argument("--broker", choices=BROKERS, help=BROKER_HELP)
     parser.add_argument("--speed", type=_factor, metavar="X", help="keep time distances, X times as fast")
     _add_json(parser)
@@ -212,7 +216,8 @@ def _add_quarantine(commands: Any) -> None:
     about = "list, show and repair the events that could not be counted"
     example = """queryloop quarantine list --reason invalid
          queryloop quarantine show 2:17 --raw > fix.jsonl    # edit it, then
-         queryloop quarantine replay --file fix.jsonl"""
+         queryloop quarantine replay --file fix.jsonl
+         queryloop quarantine drop --reason too_old --yes"""
     parser = _add(commands, "quarantine", about, example)
     steps = parser.add_subparsers(title="steps", dest="step", required=True, metavar="STEP")
     rows = steps.add_parser("list", help="the number of rows by reason, and the newest ones")
@@ -225,7 +230,11 @@ def _add_quarantine(commands: Any) -> None:
     again.add_argument("ids", nargs="*", metavar="PARTITION:ID", help="rows to send again unchanged")
     again.add_argument("--reason", type=_reason, help="every row of this reason, unchanged")
     again.add_argument("--file", type=Path, metavar="FILE", help="fixed events, one a line, under their own event_id")
-    for step in (rows, row, again):
+    gone = steps.add_parser("drop", help="remove the original bytes of all rows of a reason for good; recorded in audit.jsonl")
+    gone.add_argument("--reason", type=_reason, required=True, help="the reason of the rows")
+    gone.add_argument("--before", type=_moment, metavar="TIME", help="only events from before this day (UTC) or RFC 3339 time")
+    gone.add_argument("--yes", action="store_true", help="do it; else the number of rows is said and nothing is removed")
+    for step in (rows, row, again, gone):
         _add_json(step)
 
 
@@ -260,6 +269,14 @@ def _day(text: str) -> date:
         return date.fromisoformat(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no day: write YYYY-MM-DD") from None
+
+
+def _moment(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: write YYYY-MM-DD, or RFC 3339 with an offset") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _reason(text: str) -> str:

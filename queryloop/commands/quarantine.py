@@ -1,4 +1,4 @@
-"""`queryloop quarantine`: lists and shows the events that could not be counted, and sends original or fixed lines again.
+"""`queryloop quarantine`: lists, shows and drops the events that could not be counted, and sends original or fixed lines again.
 
 A row is named PARTITION:ID. Its text may be hostile, so it is shown escaped; only `show --raw` prints the original bytes.
 """
@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from queryloop.commands.quarantine_drop import drop
 from queryloop.commands.quarantine_repair import check_lines, send_again
 from queryloop.commands.shard_reads import ask_shard
 from queryloop.exits import CommandError, Exit
@@ -38,6 +39,8 @@ def run(options: argparse.Namespace) -> int:
         return _list(settings, options.reason, options.limit, as_json=options.json)
     if options.step == "show":
         return _show(settings, options.id, raw=options.raw, as_json=options.json)
+    if options.step == "drop":
+        return drop(settings, options, partial(_fetch_counts, settings))
     return _replay(settings, options)
 
 
@@ -70,6 +73,11 @@ def _list(settings: Settings, reason: Reason | None, limit: int, *, as_json: boo
             f"{row['row']:>10}  {row['reason']:<22} {_time(row['ts_us'])}  {printable(row['event_id'] or '-')}  {row['detail']}"
         )
     return Exit.DONE
+
+
+def _fetch_counts(settings: Settings, partition: int) -> dict[str, int] | None:
+    found = fetch_rows(settings, partition, RowsParams(limit=1))
+    return None if found is None else found["counts"]
 
 
 def _show(settings: Settings, name: str, *, raw: bool, as_json: bool) -> int:

@@ -7,22 +7,22 @@ broker and a worker on temporary state, waits until every event is applied, and 
 from __future__ import annotations
 
 import logging
-import signal
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from queryloop.replay.places import find_places
 from queryloop.replay.result_files import write_results, write_summary
+from queryloop.replay.termination import terminable
 from queryloop.up.worker_process import WorkerProcess, read_progress
 from streams.brokers.broker import EmbeddedBroker, KafkaBroker
 from streams.brokers.topics import KafkaSettings, create_topics
@@ -125,14 +125,15 @@ def replay_isolated(
     """
     began = time.monotonic()
     # Opened first, so that a log or a mapping that cannot be used is refused before anything starts.
-    with _terminable(), LogFile(path, mapping) as log_file, tempfile.TemporaryDirectory(prefix="queryloop-replay-") as folder:
+    with terminable(), LogFile(path, mapping) as log_file, tempfile.TemporaryDirectory(prefix="queryloop-replay-") as folder:
         data_dir = Path(folder)
         with EmbeddedBroker() if broker == "embedded" else KafkaBroker(data_dir) as running:
             isolated = isolate(settings or StreamsSettings(), data_dir, running.bootstrap, broker)
             create_topics(running.bootstrap, isolated.kafka)
             lines = _count_log(log_file, isolated, emitter, data_dir / "worker.log")
         rules = isolated.worker.rules(isolated.events)
-        totals = write_results(data_dir, isolated.kafka.partitions, rules, as_of, out, time.time())
+        locate = partial(find_places, path, mapping)
+        totals = write_results(data_dir, isolated.kafka.partitions, rules, as_of, out, time.time(), locate)
     seconds = time.monotonic() - began
     summary = {"log": path.name, "as_of": list(as_of), "broker": broker, "lines": lines, **totals, "seconds": round(seconds, 3)}
     write_summary(out, summary)
@@ -158,16 +159,14 @@ def _count_log(log_file: LogFile, settings: StreamsSettings, emitter: EmitterSet
     """Send the log while the worker starts, wait until all of it is applied, stop the worker; return the lines sent."""
     with WorkerProcess(settings, worker_log) as worker:
         counters, positions = _send(log_file, settings.kafka, emitter, FULL_SPEED)
-        _await_applied(worker, settings, positions, counters.delivered)
-        worker.stop()
+        if counters.delivered:  # else there is nothing to wait for, and a worker that still starts need not end well
+            _await_applied(worker, settings, positions, counters.delivered)
+            worker.stop()
     return counters.delivered
 
 
 def _await_applied(worker: WorkerProcess, settings: StreamsSettings, positions: dict[int, int], events: int) -> None:
-    """Poll the worker until every shard has passed its position. Raises ReplayError when nothing is applied for STALL_S.
-
-    Without any position it is waited for as well: a worker that is stopped while it starts does not end as one that has finished.
-    """
+    """Poll the worker until every shard has passed its position. Raises ReplayError when nothing is applied for STALL_S."""
     moved_at, last = time.monotonic(), -1
     with _progress() as bars:
         bar = bars.add_task("applied", total=events)
@@ -208,20 +207,3 @@ def _progress(bytes_read: bool = False) -> Progress:
     amount = DownloadColumn() if bytes_read else MofNCompleteColumn()
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), amount, TimeElapsedColumn())
     return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM end this process as Ctrl-C does, through the `with` blocks that stop what was started."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

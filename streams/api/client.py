@@ -51,15 +51,23 @@ def get(
     folder: DataFolder | None = None,
 ) -> bytes:
     """Return the body that a server answers to GET. Raises HttpError, WrongFolder if it says that it is not on `folder`."""
-    asked = with_query(url, parameters or {})
+    return _ask(Request(with_query(url, parameters or {}), headers=key_header(key)), timeout_s, folder)
+
+
+def post(url: str, key: SecretStr | None, timeout_s: float = 30.0, folder: DataFolder | None = None) -> bytes:
+    """Return the body that a server answers to POST without a body. Raises HttpError, WrongFolder as `get` does."""
+    return _ask(Request(url, b"", headers=key_header(key), method="POST"), timeout_s, folder)
+
+
+def _ask(request: Request, timeout_s: float, folder: DataFolder | None) -> bytes:
     try:
-        status, body, headers = _open(Request(asked, headers=key_header(key)), timeout_s)
+        status, body, headers = _open(request, timeout_s)
     except (OSError, HTTPException) as error:
-        raise HttpError(asked, str(getattr(error, "reason", error)) or repr(error)) from error
+        raise HttpError(request.full_url, str(getattr(error, "reason", error)) or repr(error)) from error
     if folder is not None and (stranger := folder.find_stranger(headers)) is not None:
-        raise WrongFolder(asked, stranger, status)
+        raise WrongFolder(request.full_url, stranger, status)
     if status != HTTPStatus.OK:
-        raise HttpError(asked, read_error(body), status)
+        raise HttpError(request.full_url, read_error(body), status)
     return body
 
 

@@ -24,15 +24,15 @@ MAX_BYTES = 16 * 1024 * 1024
 
 ROWS = """
 SELECT id, reason, detail, event_id, ts_us, raw, log_offset, line, published FROM quarantine
-WHERE id > $after AND ($id::BIGINT IS NULL OR id = $id) AND ($reason::VARCHAR IS NULL OR reason = $reason)
+WHERE raw IS NOT NULL AND id > $after AND ($id::BIGINT IS NULL OR id = $id) AND ($reason::VARCHAR IS NULL OR reason = $reason)
 ORDER BY id LIMIT $limit
 """
 NEWEST = """
 SELECT id, reason, detail, event_id, ts_us, NULL, log_offset, line, published FROM quarantine
-WHERE ($reason::VARCHAR IS NULL OR reason = $reason)
+WHERE raw IS NOT NULL AND ($reason::VARCHAR IS NULL OR reason = $reason)
 ORDER BY id DESC LIMIT $limit
 """
-COUNTS = "SELECT reason, count(*) FROM quarantine GROUP BY reason ORDER BY reason"
+COUNTS = "SELECT reason, count(*) FROM quarantine WHERE raw IS NOT NULL GROUP BY reason ORDER BY reason"
 NEXT_OFFSET = "SELECT topic_id, next_offset FROM state"
 STATES = """
 WITH wanted AS (SELECT unnest($ids::VARCHAR[]) AS event_id)

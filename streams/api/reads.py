@@ -60,7 +60,7 @@ LIMIT $limit
 QUARANTINED = """
 SELECT arrived_us, id, reason, detail, event_id, ts_us, raw[:$bytes], octet_length(raw), log_offset, line
 FROM quarantine
-WHERE $reason::VARCHAR IS NULL OR reason = $reason
+WHERE raw IS NOT NULL AND ($reason::VARCHAR IS NULL OR reason = $reason)
 ORDER BY id DESC LIMIT $limit
 """
 SHOWN_BYTES = 400

@@ -9,11 +9,13 @@ import asyncio
 import hmac
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 from aiohttp import web
+from faust.web.views import View as WebView
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from streams.api.endpoints import LAG, METRICS, READS, Read, answer_read, gather_parts
@@ -22,6 +24,7 @@ from streams.api.fan_out import FanOut, PartitionsMissing, Parts, describe_total
 from streams.api.metrics import render_metrics
 from streams.api.params import DatedParams, ParameterError, ReadParams, parse_params
 from streams.api.peers import PARTITIONS_HEADER, PeerError
+from streams.api.quarantine_drop import DropParams, drop_rows
 from streams.api.quarantine_rows import EventStatesParams, RowsParams, dump_event_states, dump_rows
 from streams.api.reads import TooManyRows
 from streams.api.snapshot import dump_counts
@@ -80,6 +83,14 @@ def add_routes(app: faust.App, key: SecretStr | None, fan_out: FanOut, is_stoppi
         params = parse_params(EventStatesParams, request.query.items())
         return await _send_dump(fan_out, request, partition, lambda shard: dump_event_states(shard, params), "application/json")
 
+    async def drop(page: Any, request: Any, partition: str) -> Any:
+        number, params = _read_partition(fan_out, partition), parse_params(DropParams, request.query.items())
+        change = partial(drop_rows, data_dir=fan_out.shards.data_dir, partition=number, params=params)
+        dropped = await fan_out.shards.call(number, change)
+        if dropped is None:
+            return _json({"error": f"this worker does not hold partition {number}"}, 404)
+        return _json({"dropped": dropped})
+
     def read_state() -> str:
         return "crashed" if app.crashed else "stopping" if is_stopping() else "ok"
 
@@ -108,6 +119,8 @@ def add_routes(app: faust.App, key: SecretStr | None, fan_out: FanOut, is_stoppi
     for export, (name, form) in product(EXPORTS, FORMATS.items()):
         path = f"/v1/{export.name}.{name}"
         app.page(path, name=path)(_guarded(key, _export_view(fan_out, export, form, turn)))
+    path = "/v1/shards/{partition}/quarantine/drop"
+    app.page(path, name=path)(type("Drop", (WebView,), {"post": _guarded(key, drop)}))
     for read in READS:
         app.page(read.path, name=read.path)(_guarded(key, _view_of(fan_out, read)))
 
@@ -183,13 +196,12 @@ async def _send_dump(
     fan_out: FanOut, request: Any, partition: str, dump: Callable[[Shard], bytes], content_type: str
 ) -> web.StreamResponse:
     """Send a dump of one shard; 307 to its holder if another worker holds the shard, 404 if none is known to hold it."""
-    if not partition.isdecimal() or int(partition) not in fan_out.partitions:
-        raise ParameterError(f"partition: a number from 0 to {len(fan_out.partitions) - 1}")
-    body = await fan_out.shards.readers.read_shard(int(partition), dump)
+    number = _read_partition(fan_out, partition)
+    body = await fan_out.shards.readers.read_shard(number, dump)
     if body is None:
-        holder = next(iter(fan_out.peers.registry.find_others([int(partition)])), None)
+        holder = next(iter(fan_out.peers.registry.find_others([number])), None)
         if holder is None or request.query.get("local") == "true":
-            return _json({"error": f"no worker holds partition {int(partition)}"}, 404)
+            return _json({"error": f"no worker holds partition {number}"}, 404)
         raise web.HTTPTemporaryRedirect(f"{holder.url}{request.rel_url.update_query(local='true')}")
     answer = web.StreamResponse(headers={"Content-Type": content_type})
     answer.content_length = len(body)
@@ -198,6 +210,12 @@ async def _send_dump(
         await answer.write(body[start : start + CHUNK_BYTES])
     await answer.write_eof()
     return answer
+
+
+def _read_partition(fan_out: FanOut, text: str) -> int:
+    if not text.isdecimal() or int(text) not in fan_out.partitions:
+        raise ParameterError(f"partition: a number from 0 to {len(fan_out.partitions) - 1}")
+    return int(text)
 
 
 def worker_status(fan_out: FanOut) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Quarantine: events that cannot be used, each with its reason and its original bytes, to be inspected and repaired.
 
 A bad event delivered twice has one row: it is identified by its reason and event_id, or by its bytes if it has no readable id.
-Once a good version with the same event_id is accepted, its rows are withdrawn: the event is repaired.
+Once a good version with the same event_id is accepted, its rows are withdrawn: the event is repaired. A row whose bytes were
+dropped (`raw` is null) is in no read; it only keeps the totals right until it expires.
 """
 
 from __future__ import annotations
@@ -55,7 +56,12 @@ SELECT event_id FROM clicks SEMI JOIN refused_ids USING (event_id) WHERE reason 
 """
 
 READ = """
-SELECT id, reason, detail, event_id, ts_us, raw, log_offset, line, published FROM quarantine ORDER BY id
+SELECT id, reason, detail, event_id, ts_us, raw, log_offset, line, published FROM quarantine WHERE raw IS NOT NULL ORDER BY id
+"""
+# What identifies the event stays, so that it is a duplicate when it is delivered again, and every count stays as it is.
+DROP = """
+UPDATE quarantine SET raw = NULL, detail = NULL, published = true
+WHERE raw IS NOT NULL AND reason = $reason AND ($before::BIGINT IS NULL OR coalesce(ts_us, arrived_us, 0) < $before)
 """
 UNPUBLISHED = """
 SELECT id, reason, detail, event_id, ts_us, raw, log_offset, line FROM quarantine WHERE NOT published ORDER BY id LIMIT $limit
@@ -132,6 +138,14 @@ def read_unpublished(con: duckdb.DuckDBPyConnection, limit: int) -> pa.Table:
 def mark_published(con: duckdb.DuckDBPyConnection, ids: Sequence[int]) -> None:
     """Record that these rows are in the quarantine topic."""
     run_to_end(con, PUBLISH, {"ids": list(ids)})
+
+
+def drop(con: duckdb.DuckDBPyConnection, reason: Reason, before_us: int | None) -> int:
+    """Remove the bytes and details of the rows of a reason, and return their number.
+
+    With `before_us` only those of events from before that time, or, where an event has none, that arrived before it.
+    """
+    return int(con.execute(DROP, {"reason": str(reason), "before": before_us}).fetchall()[0][0])
 
 
 def _digest(reject: Reject) -> bytes:

@@ -32,6 +32,8 @@ WIRE_TYPES = {
 }
 """Arrow types of event fields; all others are texts."""
 MAX_POSITION = 2**31 - 1
+NO_POSITION = -1
+"""Stands for a position that is none, so that its row needs the strict check."""
 
 
 Fields = Mapping[str, pa.Array]
@@ -42,8 +44,8 @@ class WireColumns:
     """Events of one kind, one array a field, before they are checked.
 
     `fields` has every field of the event but ts, `query_norm` (of a null query that of ""), and `extra` of impressions; `ts_us`
-    is -1 for a time outside 1970 to 9999. `rows` are the numbers of their lines. Rows flagged in `needs_strict` may be misread,
-    and any value of theirs may be null.
+    is -1 for a time outside 1970 to 9999, and `position` is NO_POSITION for what is none. `rows` are the numbers of their lines.
+    Rows flagged in `needs_strict` may be misread, and any other value of theirs may be null.
     """
 
     kind: Kind
@@ -64,6 +66,13 @@ def to_micros_column(seconds: npt.NDArray[np.float64]) -> Int64s:
         rounded = np.rint(seconds * 1_000_000)
     inside = (rounded >= 0) & (rounded < MAX_TS_US)
     return np.where(inside, rounded, -1).astype(np.int64)
+
+
+def to_positions(numbers: npt.NDArray[np.float64]) -> pa.Array:
+    """Return positions (int64) of numbers: 1.0 is 1; NO_POSITION for NaN, a fraction, and what lies outside 0 to MAX_POSITION."""
+    inside = (numbers >= 0) & (numbers <= MAX_POSITION)
+    whole = np.where(inside, numbers, NO_POSITION).astype(np.int64)
+    return pa.array(np.where(whole == numbers, whole, NO_POSITION))
 
 
 def event_columns(wire: WireColumns, log_columns: Fields, limits: EventSettings, horizon_us: float) -> tuple[pa.Table, Flags]:
@@ -106,9 +115,8 @@ def _changed_normal_forms(offsets: pa.Array, texts: pa.StringArray, norms: pa.St
 
 
 def _check_clicks(fields: Fields, limits: EventSettings) -> tuple[Fields, Flags]:
-    position = fill_nulls(fields["position"], -1).to_numpy()
     sizes = _byte_lengths(fields["item"], of_null=1)
-    needs_strict = (position < 0) | (position > MAX_POSITION) | (sizes < 1) | (sizes > limits.max_query_chars)
+    needs_strict = (fields["position"].to_numpy() < 0) | (sizes < 1) | (sizes > limits.max_query_chars)
     return {"item_norm": _normalise_optional(fields["item"])}, needs_strict | _may_be_invalid_id(fields["impression_id"])
 
 

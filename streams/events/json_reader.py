@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import json
 
-from streams.events.checks import KINDS, WIRE_TYPES, WireColumns, fill_nulls, to_micros_column
+from streams.events.checks import KINDS, WIRE_TYPES, WireColumns, fill_nulls, to_micros_column, to_positions
 from streams.events.column_normal_form import normalise_column
 from streams.events.json_fields import PASS_THROUGH, count_keys, make_pass_through, read_pass_through
 from streams.events.line_spans import Flags, Int64s, Spans
-from streams.events.schema import Impression
+from streams.events.schema import Click, Impression
 
 CHUNK_BYTES = 4 * 1024 * 1024
 """Bytes of lines that are read in one call."""
@@ -29,7 +29,9 @@ MIN_CHUNK_BYTES = 64 * 1024
 
 _FIELDS = {kind: [name for name in kind.__struct_fields__ if name not in ("ts", *PASS_THROUGH)] for kind in KINDS}
 _NAMES = ("type", "ts", *dict.fromkeys(chain(*_FIELDS.values())))
-_SCHEMA = pa.schema([(name, WIRE_TYPES.get(name, pa.string())) for name in _NAMES])
+# 1.0 is a whole number too, which Arrow would not read as an integer.
+_TYPES = WIRE_TYPES | {"position": pa.float64()}
+_SCHEMA = pa.schema([(name, _TYPES.get(name, pa.string())) for name in _NAMES])
 _PARSE = json.ParseOptions(explicit_schema=_SCHEMA, unexpected_field_behavior="ignore")
 _TAGS = pa.array([str(kind.__struct_config__.tag) for kind in KINDS])
 _SPACED_COLON = re.compile(rb'"[ \t\r\n]+:')
@@ -94,6 +96,8 @@ def _split_by_kind(found: pa.RecordBatch, lines: Spans, low: int, high: int) -> 
         if kind is Impression:
             pass_through, flags = _read_pass_through(lines, rows + low, unread)
             fields, own_needs_strict = fields | pass_through, own_needs_strict | flags
+        if kind is Click:
+            fields["position"] = to_positions(fill_nulls(fields["position"], np.nan).to_numpy())
         yield WireColumns(kind, fields, ts_us[rows], rows + low, own_needs_strict | (unread != 0))
 
 

@@ -40,6 +40,7 @@ _encoder = msgspec.json.Encoder()
 _TOO_LONG = re.compile(r"Expected `(?:str|array)` of length <= ")
 _UNKNOWN = "Object contains unknown field"
 _MISSING = "Object missing required field"
+_FRACTION = "Expected `int`, got `float` - at `$.position`"
 
 
 def parse_line(
@@ -60,7 +61,7 @@ def parse_line(
 def _decode_line(line: bytes) -> tuple[Event, bytes]:
     """Return the event and its unknown fields as JSON; raise EventError."""
     try:
-        return _decoder.decode(line), b""
+        return _decode_known(line), b""
     except msgspec.ValidationError as error:
         _require_json(line)
         if not str(error).startswith(_UNKNOWN):
@@ -68,6 +69,22 @@ def _decode_line(line: bytes) -> tuple[Event, bytes]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _malformed(error) from error
     return _decode_with_extra(line)
+
+
+def _decode_known(line: bytes) -> Event:
+    """Return the event of a line without unknown fields; its position may be written as 1.0. Raises msgspec.DecodeError."""
+    try:
+        return _decoder.decode(line)
+    except msgspec.ValidationError as error:
+        if str(error) != _FRACTION:
+            raise
+    fields = _object_decoder.decode(line)
+    position = msgspec.json.decode(fields["position"])
+    if isinstance(position, float):
+        if not position.is_integer():
+            raise msgspec.ValidationError(f"Expected a whole number, got {position} - at `$.position`")
+        fields["position"] = msgspec.Raw(b"%d" % position)
+    return _decoder.decode(_encoder.encode(fields))
 
 
 def _require_json(line: bytes) -> None:
@@ -87,7 +104,7 @@ def _decode_with_extra(line: bytes) -> tuple[Event, bytes]:
     fields = _object_decoder.decode(line)
     known = KNOWN[_read_type(fields)]
     try:
-        event = _decoder.decode(_encoder.encode({name: value for name, value in fields.items() if name in known}))
+        event = _decode_known(_encoder.encode({name: value for name, value in fields.items() if name in known}))
     except msgspec.ValidationError as error:
         raise EventError(*_classify_error(error, line)) from error
     except RecursionError as error:

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from streams.events.checks import KINDS, WIRE_TYPES, Kind, WireColumns, to_micros_column
+from streams.events.checks import KINDS, WIRE_TYPES, Kind, WireColumns, to_micros_column, to_positions
 from streams.events.column_normal_form import normalise_column
 from streams.events.json_fields import ABSENT, PASS_THROUGH, make_pass_through, may_repeat_field
 from streams.events.line_spans import Int64s, Spans, decode_objects
@@ -33,7 +33,7 @@ def _make_struct(kind: Kind) -> type[msgspec.Struct]:
     for info in msgspec.structs.fields(kind):
         if info.name in PASS_THROUGH:
             continue
-        hint = hints[info.name]
+        hint = hints[info.name] | float if info.name == "position" else hints[info.name]
         fields.append((info.name, hint) if info.default is msgspec.NODEFAULT else (info.name, hint, info.default))
     if kind is Impression:
         fields += [(name, msgspec.Raw, ABSENT) for name in PASS_THROUGH]
@@ -86,7 +86,8 @@ def _to_wire_columns(kind: Kind, found: dict[str, list[Any]], rows: Int64s, repe
     needs_strict = np.isin(rows, repeating)
     texts = {name: list(map(bytes, found.pop(name))) for name in PASS_THROUGH if name in found}
     ts_us = _to_micros(found.pop("ts"))
-    fields = {name: pa.array(values, WIRE_TYPES.get(name, pa.string())) for name, values in found.items()}
+    positions = {"position": to_positions(np.array(found.pop("position"), np.float64))} if "position" in found else {}
+    fields = positions | {name: pa.array(values, WIRE_TYPES.get(name, pa.string())) for name, values in found.items()}
     fields["query_norm"] = normalise_column(fields["query"])
     if texts:
         decoding, extra, flags = make_pass_through(texts)

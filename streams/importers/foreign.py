@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,14 @@ class ForeignLog:
     def __init__(self, path: Path, mapping: Mapping) -> None:
         self._path, self._mapping = path, mapping
         parts = find_parts(path)
+        self.files = len(parts)
         self.size = sum(part.path.stat().st_size for part in parts)
         with ExitStack() as stack:
             self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="queryloop-mapping-")))
             self._files = stage_files(parts, self._folder)
+            if not parts:
+                self._stack = stack.pop_all()
+                return
             readable = [path for file in self._files for path in (file.link, file.rewritten)]
             self._con = stack.enter_context(open_database(self._folder / "spill", readable))
             with self._explaining(LogFileError, f"{path}: cannot be read"):
@@ -52,20 +57,41 @@ class ForeignLog:
     @property
     def position(self) -> int:
         """Bytes of the log that are read, as DuckDB estimates."""
-        return int(self.size * max(self._con.query_progress(), 0) / 100)
+        return int(self.size * max(self._con.query_progress(), 0) / 100) if self.files else 0
 
-    def lines(self) -> Iterator[bytes]:
-        """Yield the events in the order of the mapping's rows, then the rows that could not be read. Raises LogFileError."""
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """Yield the events, numbered in the order of the mapping's rows, then the rows that could not be read.
+
+        A log whose files are all empty has none. Raises LogFileError.
+        """
+        yield from enumerate(self._events(), 1) if self.files else ()
+
+    def _events(self) -> Iterator[bytes]:
         kinds = dict(zip(self._rows.columns, map(str, self._rows.types), strict=True))
         embedded = {name: kind for name, kind in kinds.items() if kind in ("JSON", "JSON[]")}
         with self._explaining(MappingError, f"{self._mapping.name} on {self._path}"):
-            for batch in self._rows.to_arrow_reader(BATCH_ROWS):
+            for batch in self._batches():
                 for row in read_rows(batch):
                     yield encode_event(row, embedded)
         if (self._folder / REFUSED).exists():
             with (self._folder / REFUSED).open("rb") as refused:
                 for line in refused:
                     yield line.rstrip(b"\n")
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield the mapping's rows. DuckDB works on another thread, so that Ctrl-C need not wait for the end of a batch."""
+        reader = self._rows.to_arrow_reader(BATCH_ROWS)
+        with ThreadPoolExecutor(1, "mapping") as threads:
+            while True:
+                pending = threads.submit(next, reader, None)
+                try:
+                    batch = pending.result()
+                except BaseException:
+                    self._con.interrupt()
+                    raise
+                if batch is None:
+                    return
+                yield batch
 
     def close(self) -> None:
         """Close the database and remove what was written."""
@@ -98,7 +124,12 @@ def encode_event(row: dict[str, Any], embedded: dict[str, str]) -> bytes:
     """Return a row as a line: JSON goes in as it is, and a missing `event_id` is made from all other fields."""
     for name, kind in embedded.items():
         if name in row:
-            row[name] = msgspec.Raw(row[name]) if kind == "JSON" else [one and msgspec.Raw(one) for one in row[name]]
+            row[name] = _in_one_line(row[name]) if kind == "JSON" else [one and _in_one_line(one) for one in row[name]]
     if "event_id" not in row:
         row["event_id"] = digest(_encode(row))
     return _encode(row)
+
+
+def _in_one_line(text: str) -> msgspec.Raw:
+    """Return JSON without line breaks, which may only be white space in it."""
+    return msgspec.Raw(text.replace("\n", " "))

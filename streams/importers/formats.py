@@ -7,14 +7,12 @@ from glob import glob
 from pathlib import Path
 from typing import Literal
 
-import msgspec
-
-from streams.importers.sources import BOM, TABLES, Kind, LogFileError, Source, bare_name
+from streams.importers.forms import find_document, is_object
+from streams.importers.sources import BOM, HEAD_BYTES, TABLES, Kind, LogFileError, Source, bare_name, unreadable
 
 Format = Literal["table", "ndjson", "array", "parquet"]
 
 HIDDEN = (".", "_")
-HEAD_BYTES = 64 << 10
 JSON_LINES = (".ndjson", ".jsonl", ".json")
 DELIMITERS = (b"\t", b",", b";", b"|")
 
@@ -31,27 +29,30 @@ class Part:
 def find_parts(path: Path) -> list[Part]:
     """Return the files that a path, a folder or a glob names, in order, empty ones left out; all have one format.
 
-    Raises LogFileError.
+    Raises LogFileError, also for a pipe, since a mapping may read its files more than once.
     """
-    parts = [part for file in _find_files(path) if (part := _read_part(file)) is not None]
-    if not parts:
-        raise LogFileError(f"{path} is empty")
+    files = find_files(path)
+    for file in files:
+        if file.exists() and not file.is_file():
+            raise LogFileError(f"{file} is no regular file, which a mapping may read more than once")
+    parts = [part for file in files if (part := _read_part(file)) is not None]
     for part in parts:
         if part.format != parts[0].format:
             raise LogFileError(f"{path}: {parts[0].path} is {parts[0].format}, {part.path} is {part.format}: replay them apart")
     return parts
 
 
-def _find_files(path: Path) -> list[Path]:
+def find_files(path: Path) -> list[Path]:
+    """Return the files that a path, a folder or a glob names, in order; hidden ones of a folder are left out.
+
+    Raises LogFileError where a folder or a glob has none.
+    """
     if path.is_dir():
         found = [one for one in path.rglob("*") if not any(name.startswith(HIDDEN) for name in one.relative_to(path).parts)]
     elif path.exists() or not (found := [Path(one) for one in glob(str(path), recursive=True)]):  # noqa: PTH207
         found = [path]
     if not (files := sorted(one for one in found if not one.is_dir())):
         raise LogFileError(f"{path} holds no file")
-    for file in files:
-        if file.exists() and not file.is_file():
-            raise LogFileError(f"{file} is no regular file, which a mapping may read more than once")
     return files
 
 
@@ -67,7 +68,10 @@ def _read_part(path: Path) -> Part | None:
         head = stream.read(HEAD_BYTES).removeprefix(BOM).lstrip()
         while not head and (block := stream.read(HEAD_BYTES)):
             head = block.lstrip()
-    return Part(path, kind, _tell_format(bare_name(path), head)) if head else None
+    found = Part(path, kind, _tell_format(bare_name(path), head)) if head else None
+    if found and found.format == "ndjson" and (document := find_document(head, len(head) < HEAD_BYTES)):
+        raise unreadable(path, *document)
+    return found
 
 
 def _tell_format(name: str, head: bytes) -> Format:
@@ -83,11 +87,3 @@ def _tell_format(name: str, head: bytes) -> Format:
         return "ndjson"
     parts_fields = any(mark in lines[0] for mark in DELIMITERS)
     return "table" if parts_fields and any(line.strip() for line in lines[1:]) else "ndjson"
-
-
-def is_object(line: bytes) -> bool:
-    """Whether a line is a JSON object."""
-    try:
-        return isinstance(msgspec.json.decode(line), dict)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return False

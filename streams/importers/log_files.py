@@ -1,4 +1,4 @@
-"""Log files as event lines: NDJSON plain or compressed, Parquet, and foreign logs through a mapping.
+"""Log files as event lines: NDJSON plain or compressed, Parquet, folders of both, and foreign logs through a mapping.
 
 A log is read as bytes, because a replay must carry bad lines too.
 """
@@ -6,21 +6,28 @@ A log is read as bytes, because a replay must carry bad lines too.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import msgspec
 
-from streams.events.schema import to_micros
-from streams.importers.sources import TABLES, LogFileError, Source, bare_name
+from streams.events.schema import SPACE, to_micros
+from streams.importers.formats import find_files
+from streams.importers.forms import find_document
+from streams.importers.sources import BOM, HEAD_BYTES, TABLES, LogFileError, Source, bare_name, unreadable
+from streams.importers.unmapped import read_unmapped
 
 if TYPE_CHECKING:
     from streams.importers.foreign import ForeignLog
     from streams.importers.mapping import Mapping
 
-__all__ = ["LogFile", "LogFileError", "read_log", "session_of", "time_of"]
+__all__ = ["LogFile", "LogFileError", "Place", "read_log", "session_of", "time_of"]
+
+
+Unit = Literal["line", "row", "answered row"]
 
 
 class _Session(msgspec.Struct):
@@ -35,16 +42,33 @@ _session_decoder = msgspec.json.Decoder(_Session)
 _time_decoder = msgspec.json.Decoder(_Time)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where an event line comes from: the line of a text, the row of a Parquet file, or the row that a mapping answered.
+
+    `file` is None for a mapping's answer, whose rows come from no one file; numbers begin with 1.
+    """
+
+    file: str | None
+    unit: Unit
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.unit} {self.number}" if self.file is None else f"{self.file} {self.unit} {self.number}"
+
+
 class LogFile:
     """A log opened for one reading: iterate over its event lines. Use it in a `with` block.
 
-    Opening checks what can be checked before the first line (the file, the log's columns against the mapping, Parquet's columns)
-    and raises LogFileError; so does the reading.
+    `path` is a file, or a folder or a glob whose files are read in the order of their names. Opening checks what can be checked
+    before the first line (the form of each file, the log's columns against the mapping, Parquet's columns) and raises
+    LogFileError; so does the reading.
     """
 
     def __init__(self, path: Path, mapping: Mapping | None = None) -> None:
-        self._opened: Source | ForeignLog
-        self._opened, self._lines = _open_source(path) if mapping is None else _open_foreign(path, mapping)
+        self._opened: _Files | ForeignLog = _Files(path) if mapping is None else _open_foreign(path, mapping)
+        self._number = 0
+        self._lines = self._opened.lines()
 
     @property
     def size(self) -> int:
@@ -56,8 +80,17 @@ class LogFile:
         """Bytes of it that are read."""
         return self._opened.position
 
+    def place_of(self, line: bytes) -> Place:
+        """Return where the line that was read last comes from."""
+        if isinstance(self._opened, _Files):
+            return Place(self._opened.name, self._opened.unit, self._number)
+        unmapped = read_unmapped(line)
+        return Place(None, "answered row", self._number) if unmapped is None else Place(unmapped.file, "row", unmapped.row)
+
     def __iter__(self) -> Iterator[bytes]:
-        return self._lines
+        for number, line in self._lines:
+            self._number = number
+            yield line
 
     def __enter__(self) -> Self:
         return self
@@ -89,27 +122,67 @@ def time_of(line: bytes) -> int | None:
         return None
 
 
-def _open_foreign(path: Path, mapping: Mapping) -> tuple[ForeignLog, Iterator[bytes]]:
+def _open_foreign(path: Path, mapping: Mapping) -> ForeignLog:
     from streams.importers.foreign import ForeignLog
 
-    log = ForeignLog(path, mapping)
-    return log, log.lines()
+    return ForeignLog(path, mapping)
 
 
-def _open_source(path: Path) -> tuple[Source, Iterator[bytes]]:
-    source = Source(path)
-    try:
-        return source, _read_lines(source)
-    except BaseException:
-        source.close()
-        raise
+class _Files:
+    """The files of a log, each opened once before the first line, to check it, and again when its turn comes."""
+
+    def __init__(self, path: Path) -> None:
+        self._paths = find_files(path)
+        self._folder = path if path.is_dir() else path.parent
+        self._source = Source(self._paths[0])
+        self._done = 0
+        self.files = len(self._paths)
+        self.size = self._source.size
+        try:
+            self._first = _read_lines(self._source)
+            for other in self._paths[1:]:
+                with Source(other) as source:
+                    _read_lines(source)
+                    self.size += source.size
+        except BaseException:
+            self._source.close()
+            raise
+
+    @property
+    def position(self) -> int:
+        return self._done + self._source.position
+
+    @property
+    def name(self) -> str:
+        """The name of the file that is read now, below the folder where the log is one."""
+        path = self._source.path
+        return str(path.relative_to(self._folder)) if path.is_relative_to(self._folder) else str(path)
+
+    @property
+    def unit(self) -> Unit:
+        return "row" if self._source.kind == "parquet" else "line"
+
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """Yield the lines of each file with their numbers in it. Raises LogFileError."""
+        yield from self._first
+        for path in self._paths[1:]:
+            self._done += self._source.size
+            self._source.close()
+            self._source = Source(path)
+            yield from _read_lines(self._source)
+
+    def close(self) -> None:
+        self._source.close()
 
 
-def _read_lines(source: Source) -> Iterator[bytes]:
+def _read_lines(source: Source) -> Iterator[tuple[int, bytes]]:
+    """Return the numbered lines of a file. Raises LogFileError for what is no log of events."""
     if source.kind == "parquet":
         from streams.importers.parquet import read_parquet
 
         return read_parquet(source)
-    if bare_name(source.path).endswith(TABLES):
+    if bare_name(source.path).endswith(TABLES) and source.head.strip(SPACE):
         raise LogFileError(f"{source.path} is a table: say with --mapping FILE.sql what its columns are (docs/mappings.md)")
+    if document := find_document(source.head.removeprefix(BOM), len(source.head) < HEAD_BYTES):
+        raise unreadable(source.path, *document)
     return source.lines()

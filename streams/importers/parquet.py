@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,11 +11,16 @@ import msgspec
 from streams.importers.arrow_rows import BATCH_ROWS, read_rows
 from streams.importers.sources import LogFileError, Source
 
+INDEX = re.compile(r"__index_level_\d+__")
+"""The columns in which pandas keeps the row numbers of a table that was filtered."""
 NEEDED = ("type", "event_id", "ts", "session_id")
 
 
-def read_parquet(source: Source) -> Iterator[bytes]:
-    """Return the rows of a Parquet log as lines. Raises LogFileError, at once where columns are missing that every event has."""
+def read_parquet(source: Source) -> Iterator[tuple[int, bytes]]:
+    """Return the rows of a Parquet log as lines with their numbers from 1.
+
+    Raises LogFileError, at once where columns are missing that every event has.
+    """
     import pyarrow as pa
     from pyarrow.parquet import ParquetFile
 
@@ -28,14 +34,15 @@ def read_parquet(source: Source) -> Iterator[bytes]:
     return _read_lines(source, file)
 
 
-def _read_lines(source: Source, file: Any) -> Iterator[bytes]:
+def _read_lines(source: Source, file: Any) -> Iterator[tuple[int, bytes]]:
     import pyarrow as pa
 
     encode = msgspec.json.Encoder().encode
     try:
-        for batch in file.iter_batches(BATCH_ROWS):
+        names = [name for name in file.schema_arrow.names if not INDEX.fullmatch(name)]
+        for batch in file.iter_batches(BATCH_ROWS, columns=names):
             for row in read_rows(batch):
                 source.line += 1
-                yield encode(row)
+                yield source.line, encode(row)
     except (pa.ArrowException, OSError, OverflowError) as error:
         raise LogFileError(f"{source.path}: cannot be read after row {source.line}: {error}") from error

@@ -3,45 +3,40 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from streams.events.line_decoder import parse_line
-from streams.events.schema import DEFAULT_LIMITS, EventSettings, Reason, Reject, printable
-from streams.importers.log_files import LogFile
-from streams.importers.unmapped import UNMAPPED
+from streams.events.schema import DEFAULT_LIMITS, Event, EventSettings, Reason, Reject, printable
+from streams.importers.log_files import LogFile, Place
+from streams.importers.unmapped import read_unmapped
 
 if TYPE_CHECKING:
     from streams.importers.mapping import Mapping
 
 FIRST_LINES = 5
 FIRST_REFUSED = 10
-
-
-class _Unmapped(msgspec.Struct, tag_field="type", tag=UNMAPPED):
-    row: int
-    error: str
-
-
-_unmapped_decoder = msgspec.json.Decoder(_Unmapped)
+Check = Callable[[Event], tuple[Reason, str] | None]
+"""Says why a running system would refuse an event that decodes, None where it would not."""
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A line that the worker would quarantine: its number among the lines and, of an unreadable row, its number in its file."""
+    """A line that the worker would quarantine: where it is, the reason and the detail."""
 
-    line: int
-    row: int | None
+    place: Place
     reason: Reason
     detail: str
 
 
 @dataclass(frozen=True)
 class Preview:
-    """What a replay would send. `types` counts the events that decode, `reasons` the lines that do not; times in seconds."""
+    """What a replay would send. `types` counts the events that would count or wait, `reasons` the lines that would be refused.
+
+    Times are in seconds since the epoch.
+    """
 
     lines: int
     types: dict[str, int]
@@ -52,31 +47,35 @@ class Preview:
     first_refused: list[Refused]
 
 
-def preview(path: Path, now: float, mapping: Mapping | None = None, limits: EventSettings = DEFAULT_LIMITS) -> Preview:
+def preview(
+    path: Path, now: float, mapping: Mapping | None = None, limits: EventSettings = DEFAULT_LIMITS, check: Check | None = None
+) -> Preview:
     """Read a whole log and judge each line, `now` (seconds since the epoch) for those in the future. Raises LogFileError.
 
-    What takes more than one event to judge (a click without its impression, an event twice) is not seen here.
+    What takes more than one event to judge (a click without its impression, an event twice) is not seen here, but for what
+    `check` knows of a running system.
     """
     types: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     first_lines: list[str] = []
     refused: list[Refused] = []
-    number, first_us, last_us = 0, None, None
+    sent, first_us, last_us = 0, None, None
     with LogFile(path, mapping) as lines:
-        for number, line in enumerate(lines, 1):
+        for sent, line in enumerate(lines, 1):  # noqa: B007 - the last one is their number
             if len(first_lines) < FIRST_LINES:
                 first_lines.append(line.decode("utf-8", "backslashreplace"))
             found = parse_line(line, limits, now=now)
-            if isinstance(found, Reject):
-                reasons[str(found.reason)] += 1
+            if not isinstance(found, Reject):
+                first_us = found.ts_us if first_us is None else min(first_us, found.ts_us)
+                last_us = found.ts_us if last_us is None else max(last_us, found.ts_us)
+            if (fault := _find_fault(found, line, check)) is not None:
+                reasons[str(fault[0])] += 1
                 if len(refused) < FIRST_REFUSED:
-                    refused.append(_refused(number, line, found))
-                continue
-            types[str(found.__struct_config__.tag)] += 1
-            first_us = found.ts_us if first_us is None else min(first_us, found.ts_us)
-            last_us = found.ts_us if last_us is None else max(last_us, found.ts_us)
+                    refused.append(Refused(lines.place_of(line), *fault))
+            elif not isinstance(found, Reject):
+                types[str(found.__struct_config__.tag)] += 1
     return Preview(
-        lines=number,
+        lines=sent,
         types=dict(sorted(types.items())),
         reasons=dict(sorted(reasons.items())),
         first_ts=None if first_us is None else first_us / 1_000_000,
@@ -86,10 +85,9 @@ def preview(path: Path, now: float, mapping: Mapping | None = None, limits: Even
     )
 
 
-def _refused(number: int, line: bytes, reject: Reject) -> Refused:
-    """Of a row that could not be read its place and what is wrong with it, else what the decoder says."""
-    try:
-        unmapped = _unmapped_decoder.decode(line)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return Refused(number, None, reject.reason, reject.detail)
-    return Refused(number, unmapped.row, reject.reason, printable(unmapped.error))
+def _find_fault(found: Event | Reject, line: bytes, check: Check | None) -> tuple[Reason, str] | None:
+    """Return why a line would be refused; of a row that no mapping could read what is wrong with the row."""
+    if not isinstance(found, Reject):
+        return None if check is None else check(found)
+    unmapped = read_unmapped(line)
+    return found.reason, found.detail if unmapped is None else printable(unmapped.error)

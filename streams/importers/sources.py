@@ -14,10 +14,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Literal, Self, cast
 
+from streams.events.schema import SPACE
+from streams.importers.forms import find_fault
+
 Kind = Literal["plain", "gzip", "zstd", "parquet"]
 
 MAGIC: tuple[tuple[bytes, Kind], ...] = ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"PAR1", "parquet"))
 BLOCK_BYTES = 1 << 20
+HEAD_BYTES = 64 << 10
+"""The beginning of a file, by which its form is told."""
 MAX_LINE_BYTES = 4 << 20
 """A longer line is cut here: no record holds it, and a file without line breaks must not fill the memory."""
 
@@ -33,7 +38,7 @@ class LogFileError(ValueError):
 class Source:
     """An opened log file: its kind, its decompressed bytes, its size on disk and the place of the reading in it.
 
-    Use it in a `with` block. Opening raises LogFileError.
+    Use it in a `with` block. Opening raises LogFileError, also for a form that nothing here reads.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,8 +46,23 @@ class Source:
         self.line = 0
         with self.reporting():
             self.raw = path.open("rb")
-            self.size = path.stat().st_size
-            self.kind = _kind_of(self.raw)
+        try:
+            with self.reporting():
+                self.size = path.stat().st_size
+                self.kind = _kind_of(self.raw)
+                self.head = b"" if self.kind == "parquet" else self._read_head()
+            if fault := find_fault(self.head, packed=self.kind != "plain"):
+                raise unreadable(path, *fault)
+        except BaseException:
+            self.raw.close()
+            raise
+
+    def _read_head(self) -> bytes:
+        """Return up to HEAD_BYTES of the decompressed file; of a pipe only what is there already, as it cannot be read twice."""
+        if not self.raw.seekable():
+            return self.raw.peek(HEAD_BYTES)[:HEAD_BYTES] if self.kind == "plain" else b""
+        with self.path.open("rb") as raw:
+            return _decompress(raw, self.kind).read(HEAD_BYTES)
 
     @property
     def position(self) -> int:
@@ -51,20 +71,16 @@ class Source:
 
     def stream(self) -> IO[bytes]:
         """The file's bytes, decompressed."""
-        if self.kind == "gzip":
-            return cast(IO[bytes], gzip.GzipFile(fileobj=self.raw))
-        if self.kind == "zstd":
-            return _open_zstd(self.raw)
-        return self.raw
+        return _decompress(self.raw, self.kind)
 
-    def lines(self) -> Iterator[bytes]:
-        """Yield the lines without their line breaks, no blank ones; `line` counts those of whole blocks. Raises LogFileError."""
-        for _, line in self.numbered_lines():
-            if stripped := line.rstrip(b"\r"):
-                yield stripped
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """Yield the lines with their numbers from 1, without white space around them, no blank ones. Raises LogFileError."""
+        for number, line in self.numbered_lines():
+            if stripped := line.strip(SPACE):
+                yield number, stripped
 
     def numbered_lines(self) -> Iterator[tuple[int, bytes]]:
-        """Yield what stands between line feeds with its number from 1. Raises LogFileError."""
+        """Yield what is between line feeds with its number from 1, without a byte order mark. Raises LogFileError."""
         with self.reporting():
             for lines in _split_blocks(self.stream()):
                 yield from enumerate(lines, self.line + 1)
@@ -103,6 +119,17 @@ def bare_name(path: Path) -> str:
     return path.stem if path.suffix in COMPRESSED else path.name
 
 
+def unreadable(path: Path, name: str, advice: str) -> LogFileError:
+    """Return the error for a file in a form that nothing here reads."""
+    return LogFileError(f"{path} is {name}, which nothing here reads: {advice.replace('FILE', str(path))}")
+
+
+def _decompress(raw: io.BufferedReader, kind: Kind) -> IO[bytes]:
+    if kind == "gzip":
+        return cast(IO[bytes], gzip.GzipFile(fileobj=raw))
+    return _open_zstd(raw) if kind == "zstd" else raw
+
+
 def _kind_of(raw: io.BufferedReader) -> Kind:
     head = raw.peek(4)
     return next((kind for magic, kind in MAGIC if head.startswith(magic)), "plain")
@@ -129,8 +156,9 @@ class _Arrow(io.RawIOBase):
 
 def _split_blocks(stream: IO[bytes]) -> Iterator[list[bytes]]:
     """Yield what stands between line feeds, block by block; of a line over MAX_LINE_BYTES its beginning."""
-    rest, cut = b"", False
-    while block := stream.read(BLOCK_BYTES):
+    rest, cut, begun = b"", False, False
+    while block := stream.read(BLOCK_BYTES if begun else max(BLOCK_BYTES, len(BOM))):
+        block, begun = (block if begun else block.removeprefix(BOM)), True
         if cut:  # the rest of a line whose beginning is kept
             _, found, block = block.partition(b"\n")
             if not found:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from streams.importers.formats import Part, is_object
+from streams.events.schema import SPACE
+from streams.importers.formats import Part
+from streams.importers.forms import is_object
 from streams.importers.sources import LogFileError, Source, bare_name
 from streams.importers.tables import Refuse, convert_table
 from streams.importers.unmapped import encode_unmapped
@@ -56,7 +58,7 @@ def rewrite_lines(files: Sequence[StagedFile], folder: Path) -> int:
                     if is_object(line):
                         kept += 1
                         good.write(line + b"\n")
-                    elif line.strip():
+                    elif line.strip(SPACE):
                         lost += 1
                         refuse(number, line, "not a JSON object")
     if not kept:

@@ -10,6 +10,16 @@ import msgspec
 UNMAPPED = "unmapped"
 """The `type` of such a line; no consumer accepts it."""
 
+
+class Unmapped(msgspec.Struct, tag_field="type", tag=UNMAPPED):
+    """A row that no mapping saw: its file, its number in it (from 1), and what is wrong with it."""
+
+    file: str
+    row: int
+    error: str
+
+
+_decoder = msgspec.json.Decoder(Unmapped)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -27,3 +37,11 @@ def encode_unmapped(file: str, row: int, content: bytes, error: str) -> bytes:
         return _encode(line | {"text": content.decode()})
     except UnicodeDecodeError:
         return _encode(line | {"text_base64": base64.b64encode(content).decode()})
+
+
+def read_unmapped(line: bytes) -> Unmapped | None:
+    """Return what such a line says of its row, None for any other line."""
+    try:
+        return _decoder.decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None

@@ -193,6 +193,11 @@ class Shard:
         with self._transaction():
             quarantine.mark_published(self._con, ids)
 
+    def drop_quarantined(self, reason: Reason, before_us: int | None) -> int:
+        """Remove the bytes of quarantined events for good, as `streams.counting.quarantine.drop` does; return their number."""
+        with self._transaction():
+            return quarantine.drop(self._con, reason, before_us)
+
     def totals(self) -> ShardTotals:
         """Return the shard's current totals."""
         return self._totals

@@ -159,3 +159,41 @@ def test_a_folder_without_shards_is_not_an_empty_quarantine(
     Shard.open(shard_path(tmp_path, 0), CountingRules()).close()
     assert main(command) == Exit.DONE
     assert not capfd.readouterr().err
+
+
+def test_rows_are_dropped_for_good_only_with_yes_and_it_is_recorded(product: Product) -> None:
+    old = query("old", START - 100 * DAY)
+    product.send(query("now", START), old, BROKEN, b"{not json")
+    assert product.run("quarantine", "drop", "--reason", "too_old") == Exit.USAGE
+    assert b"1 rows have the reason too_old: --yes removes them for good" in product.capsys.readouterr().err
+    assert product.printed("list")["counts"] == {"invalid": 1, "malformed": 1, "too_old": 1}
+
+    said = product.printed("drop", "--reason", "too_old", "--yes")
+    assert (said["dropped"], said["reason"]) == (1, "too_old")
+    assert product.printed("drop", "--reason", "too_old", "--yes")["dropped"] == 0, "they are gone"
+    assert product.printed("list")["counts"] == {"invalid": 1, "malformed": 1}
+    audit = [json.loads(line) for line in (product.settings.data.dir / "audit.jsonl").read_text().splitlines()]
+    assert [line["rows"] for line in audit if line["rows"]] == [1]
+    assert {line["action"] for line in audit} == {"quarantine_drop"} and {line["by"] for line in audit} == {said["by"]}
+
+    product.send(old)
+    assert product.printed("list")["counts"] == {"invalid": 1, "malformed": 1}, "delivered again it is still a duplicate"
+    assert product.run("verify") == Exit.DONE, "no count changed"
+    product.worker.stop()
+    assert product.printed("drop", "--reason", "malformed", "--yes")["dropped"] == 1, "and without a worker"
+    assert product.printed("list")["counts"] == {"invalid": 1}
+
+
+def test_only_events_from_before_a_time_are_dropped(product: Product) -> None:
+    product.send(query("now", START), query("older", START - 200 * DAY), query("old", START - 100 * DAY))
+    before = day(START - 150 * DAY).isoformat()
+    assert product.printed("drop", "--reason", "too_old", "--before", before, "--yes")["dropped"] == 1
+    [row] = product.printed("list")["rows"]
+    assert row["event_id"] == "old"
+
+
+def test_a_dropped_event_can_still_be_repaired(product: Product) -> None:
+    product.send(query("now", START), BROKEN)
+    assert product.printed("drop", "--reason", "invalid", "--yes")["dropped"] == 1
+    product.send(BROKEN.replace(b'"ts": "yesterday", "was": ', b'"ts": '))
+    assert product.run("verify") == Exit.DONE

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from queryloop import cli
-from queryloop.commands.replay import _describe
 from queryloop.exits import Exit
+from queryloop.replay.descriptions import describe_delivery, describe_isolated
 from tests.support.logs import START, query
 
 SUMMARY: dict[str, Any] = {
@@ -26,7 +26,7 @@ SUMMARY: dict[str, Any] = {
 
 
 def test_a_replay_says_what_was_counted_and_where_the_tables_are() -> None:
-    assert _describe(SUMMARY, Path("out")).splitlines() == [
+    assert describe_isolated(SUMMARY, Path("out"), mapped=True).splitlines() == [
         "log.jsonl: 1,200 lines on embedded in 3.2 s",
         "counted 1,100, duplicates 90, quarantined: invalid 10",
         "tables in out/",
@@ -35,13 +35,15 @@ def test_a_replay_says_what_was_counted_and_where_the_tables_are() -> None:
 
 def test_a_day_without_windows_is_named() -> None:
     nothing = {"windows": 0, "cooccurrence": 0}
-    text = _describe(SUMMARY | {"rows": SUMMARY["rows"] | {"2020-01-01": nothing, "2030-01-01": nothing}}, Path("out"))
+    text = describe_isolated(
+        SUMMARY | {"rows": SUMMARY["rows"] | {"2020-01-01": nothing, "2030-01-01": nothing}}, Path("out"), mapped=True
+    )
     assert text.splitlines()[-1] == (
         "no windows as of 2020-01-01, 2030-01-01: no impression of the 14 days before counts; "
         "the log's latest event is of 2026-03-01 12:00:00 UTC"
     )
     empty = SUMMARY | {"rows": {"2026-03-02": nothing}, "latest_ts": None}
-    assert _describe(empty, Path("out")).endswith("; the log has no readable event")
+    assert describe_isolated(empty, Path("out"), mapped=True).endswith("; the log has no readable event")
 
 
 @pytest.mark.parametrize("out", ["taken", "taken/deeper"])
@@ -58,5 +60,5 @@ def test_an_out_that_is_no_folder_is_refused_before_anything_starts(
 
 
 def test_a_replay_without_a_line_says_why(tmp_path: Path) -> None:
-    assert "no line to send: the log is empty" in _describe(SUMMARY | {"lines": 0}, tmp_path)
-    assert "no line to send: the log is empty" in _describe({"log": "l", "delivered": 0, "bootstrap": "b:1"}, None)
+    assert "no line to send: the log is empty" in describe_isolated(SUMMARY | {"lines": 0}, tmp_path, mapped=True)
+    assert "no line to send: the log is empty" in describe_delivery({"log": "l", "delivered": 0, "bootstrap": "b:1"})

@@ -178,6 +178,9 @@ ODD = [
     WHOLE[1].replace(b'["A", "b"]', b'["A", "b"], "predicted": [], "logprob": 0, "decoding": {}'),
     WHOLE[2].replace(b'"position": 0', b'"position": 0.0'),
     WHOLE[2].replace(b'"position": 0', b'"position": 1e0'),
+    *(WHOLE[2].replace(b'"position": 0', b'"position": ' + one) for one in (b"2147483648.0", b"1.5", b"1e999", b"NaN", b"-1.0")),
+    WHOLE[2].replace(b'"position": 0', b'"own": 1, "position": 3.0'),
+    WHOLE[2].replace(b'"position": 0', b'"position": 1.5, "position": 2'),
     WHOLE[2].replace(b'"position": 0', b'"position": 0, "item": ""'),
     b'{"a":{"b":1}',
     b'{"c":2}}',
@@ -213,6 +216,12 @@ def test_many_records_are_decoded_in_several_calls() -> None:
     log[1_500] = log[1_500][:-1] + b',"own":1}'
     assert_same(list(enumerate(log)))
     assert_same([(row, b"\n".join(log[row : row + 100])) for row in range(0, 2_000, 100)])
+
+
+def test_a_log_of_positions_as_pandas_writes_them_needs_no_line_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streams.events.batch_decoder.parse_line", None)
+    lines = [json.dumps({**CLICK, "event_id": f"e{number}", "position": float(number % 5)}).encode() for number in range(50)]
+    assert decode_columns([(0, b"\n".join(lines))]).clicks["position"].to_pylist() == [number % 5 for number in range(50)]
 
 
 def test_a_record_without_a_value_is_malformed() -> None:

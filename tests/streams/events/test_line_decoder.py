@@ -54,6 +54,33 @@ def test_ts_is_seconds_or_rfc_3339(ts: object, micros: int) -> None:
     assert accepted(line(QUERY, ts=ts)).ts_us == micros
 
 
+@pytest.mark.parametrize(
+    ("written", "position"), [(b"1", 1), (b"1.0", 1), (b"1e0", 1), (b"-0.0", 0), (b"2147483647.0", 2**31 - 1)]
+)
+@pytest.mark.parametrize("more", [b"", b'"own": 1, '])
+def test_a_position_is_any_whole_number_as_json_writes_it(written: bytes, position: int, more: bytes) -> None:
+    raw = line(CLICK).replace(b'"position": 0', more + b'"position": ' + written)
+    event = accepted(raw)
+    assert isinstance(event, Click)
+    assert (event.position, type(event.position), event.raw) == (position, int, raw)
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (b"1.5", "Expected a whole number, got 1.5"),
+        (b"2147483648.0", "Expected `int` <= 2147483647"),
+        (b"9007199254740993.0", "Expected `int` <= 2147483647"),
+        (b"1e300", "Expected `int` <= 2147483647"),
+        (b"1e999", "Number out of range"),
+        (b"-1.0", "Expected `int` >= 0"),
+    ],
+)
+def test_any_other_position_is_refused_with_its_reason(written: bytes, said: str) -> None:
+    reject = refused(line(CLICK).replace(b'"position": 0', b'"position": ' + written))
+    assert (reject.reason, reject.detail) == (Reason.INVALID, f"{said} - at `$.position`")
+
+
 def test_absent_fields_have_their_defaults() -> None:
     event = accepted(line(QUERY))
     assert isinstance(event, Query)

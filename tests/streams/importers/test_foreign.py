@@ -7,7 +7,11 @@ import csv
 import gzip
 import io
 import json
+import os
+import signal
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -307,7 +311,6 @@ def test_a_cast_that_fails_names_the_mapping_and_the_value(tmp_path: Path) -> No
         (b"PAR1 and nothing more", "log.parquet", r"log\.parquet: cannot be read: .*log\.parquet"),
         (b'[{"a": 1}, {"a"', "log.json", r"log\.json: cannot be read: .*Malformed JSON in file \"log\.json\""),
         (b"{broken\n{also\n", "log.ndjson", r"log\.ndjson: none of its lines is a JSON object"),
-        (b"", "log.csv", r"log\.csv is empty"),
         (
             gzip.compress(HEAD.encode() + b"1,s,q\n" * 9000)[:-8],
             "log.csv.gz",
@@ -343,3 +346,25 @@ def test_a_bad_first_line_is_refused_and_the_good_ones_are_read(tmp_path: Path) 
 def test_lines_that_are_nothing_are_no_header_of_an_empty_table(content: bytes, tmp_path: Path) -> None:
     with pytest.raises(LogFileError, match=r"log: none of its lines is a JSON object; if it is a table, end its name in \.csv"):
         mapped(tmp_path, SEARCHES, content, "log")
+
+
+def test_ctrl_c_does_not_wait_for_a_batch_of_a_slow_mapping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "log.csv").write_text(HEAD + "1,s,q\n")
+    slow = "SELECT 'query' AS type, sum(hash(r.range))::DOUBLE AS ts, 's' AS session_id, 'q' AS query FROM range(1000000000000) r"
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        list(read_log(tmp_path / "log.csv", Mapping("m", slow)))
+    assert time.monotonic() - began < 30
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_json_over_several_lines_stays_one_event(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("a\n1\n")
+    sql = "SELECT 'query' type, 1 ts, 's' session_id, 'q' query, '{\n \"x\": 1}'::JSON AS own, ['[\n1]'::JSON] AS more FROM log"
+    (line,) = read_log(tmp_path / "log.csv", Mapping("m", sql))
+    assert b"\n" not in line and json.loads(line)["own"] == {"x": 1}

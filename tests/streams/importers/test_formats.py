@@ -91,11 +91,9 @@ def test_files_of_two_formats_are_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_no_log_is_said(tmp_path: Path) -> None:
-    (tmp_path / "empty").write_text(" \n")
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
     for name, said in {
-        "empty": "empty is empty",
         "folder": "folder holds no file",
         "missing": "missing: cannot be read: No such file or directory",
         "no*": r"no\*: cannot be read: No such file or directory",
@@ -103,6 +101,12 @@ def test_what_is_no_log_is_said(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(LogFileError, match=said):
             find_parts(tmp_path / name)
+
+
+def test_an_empty_log_has_no_part(tmp_path: Path) -> None:
+    for content in (b"", b" \r\n\t\n", b"\xef\xbb\xbf\n", gzip.compress(b"")):
+        (tmp_path / "empty").write_bytes(content)
+        assert find_parts(tmp_path / "empty") == []
 
 
 def test_a_zstd_file_that_is_cut_short_is_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pyarrow import parquet
 
 import streams.importers.sources
 from streams.events.line_decoder import parse_line
-from streams.importers.log_files import LogFile, LogFileError, read_log
+from streams.importers.log_files import LogFile, LogFileError, Place, read_log, session_of, time_of
 from streams.importers.sources import Source
 from tests.support.logs import START, click, impression, query
 
@@ -77,7 +77,8 @@ def test_blocks_of_any_size_give_the_same_lines(lines: list[bytes], block: int, 
     path.write_bytes(b"x\n" + b"\n".join(lines))  # what begins with x is no other format
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streams.importers.sources, "BLOCK_BYTES", block)
-        assert list(read_log(path)) == [b"x", *(line for one in lines if (line := one.rstrip(b"\r")))]
+        patch.setattr(streams.importers.sources, "find_fault", lambda head, packed: None)  # the lines may be binary
+        assert list(read_log(path)) == [b"x", *(line for one in lines if (line := one.strip(b" \t\r\n")))]
 
 
 def test_a_line_without_end_is_cut_and_the_next_one_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,3 +167,46 @@ def test_a_table_without_a_mapping_is_refused(tmp_path: Path) -> None:
     (tmp_path / "log.csv.gz").write_bytes(gzip.compress(b"a,b\n"))
     with pytest.raises(LogFileError, match="say with --mapping FILE"):
         LogFile(tmp_path / "log.csv.gz")
+
+
+@pytest.mark.parametrize(
+    ("line", "session_id", "ts_us"),
+    [
+        (query("e", 12.5, session_id="a"), "a", 12_500_000),
+        (query("e", "2020-09-13T12:26:40Z", session_id="a"), "a", 1_600_000_000_000_000),
+        (query("e", "not a time", session_id="a"), "a", None),
+        (query("e", "2020-09-13T12:26:40", session_id="a"), "a", None),
+        (b'{"session_id":7,"ts":1}', "", 1_000_000),
+        (b"\xff\x00", "", None),
+        (b"[1]", "", None),
+    ],
+)
+def test_session_and_time_of_a_line_are_read_if_it_has_them(line: bytes, session_id: str, ts_us: int | None) -> None:
+    assert session_of(line) == session_id
+    assert time_of(line) == ts_us
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd])
+def test_a_byte_order_mark_and_blank_lines_are_no_lines(pack: Any, tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(pack(b"\xef\xbb\xbf" + LINES[0] + b"\r\n \t \r\n\n  " + LINES[1] + b" \n"))
+    assert list(read_log(tmp_path / "log")) == LINES[:2]
+    (tmp_path / "log").write_bytes(pack(b"\xef\xbb\xbf\r\n\t\n"))
+    assert list(read_log(tmp_path / "log")) == []
+
+
+def test_a_folder_and_a_glob_are_their_files_in_order_each_line_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "2.jsonl").write_bytes(b"\xef\xbb\xbf" + LINES[2])
+    (tmp_path / "1.jsonl.gz").write_bytes(gzip.compress(b"\n\n" + LINES[0]))
+    (tmp_path / ".hidden").write_bytes(b"no")
+    as_parquet(LINES[1:2], tmp_path / "a.parquet")
+    with LogFile(tmp_path) as log:
+        found = [(log.place_of(line), parse_line(line)) for line in log]
+        assert log.position == log.size == sum(path.stat().st_size for path in tmp_path.rglob("[12a]*") if path.is_file())
+    assert [place for place, _ in found] == [
+        Place("1.jsonl.gz", "line", 3),
+        Place("a.parquet", "row", 1),
+        Place("b/2.jsonl", "line", 1),
+    ]
+    assert [getattr(event, "event_id", None) for _, event in found] == ["q1", "i1", "c1"]
+    assert len(list(read_log(tmp_path / "*.jsonl.gz"))) == 1

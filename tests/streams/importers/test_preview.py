@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from queryloop import cli
 from queryloop.exits import Exit
+from streams.events.batch_decoder import decode_columns
 from streams.events.schema import EventSettings, Reason
+from streams.importers.log_files import Place, read_log
 from streams.importers.mapping import Mapping
 from streams.importers.preview import Refused, preview
 from tests.support.logs import NOW, START, click, impression, query
@@ -36,7 +43,7 @@ def test_a_log_is_counted_by_type_and_by_reason(tmp_path: Path) -> None:
     assert (found.lines, found.types) == (7, {"click": 1, "impression": 1, "query": 2})
     assert found.reasons == {"future_event": 1, "malformed": 1, "too_large": 1}
     assert (found.first_ts, found.last_ts) == (START, START + 9)
-    assert [(one.line, one.reason) for one in found.first_refused] == [
+    assert [(one.place.number, one.reason) for one in found.first_refused] == [
         (5, Reason.MALFORMED),
         (6, Reason.FUTURE_EVENT),
         (7, Reason.TOO_LARGE),
@@ -59,8 +66,8 @@ def test_a_row_that_cannot_be_read_is_said_with_its_place(tmp_path: Path) -> Non
     found = preview(tmp_path / "log.csv", NOW, Mapping("map.sql", MAPPING))
     assert (found.lines, found.types, found.reasons) == (3, {"query": 1}, {"invalid": 2})
     assert found.first_refused == [
-        Refused(2, None, Reason.INVALID, "Object missing required field `ts`"),
-        Refused(3, 3, Reason.INVALID, "2 fields instead of 3"),
+        Refused(Place(None, "answered row", 2), Reason.INVALID, "Object missing required field `ts`"),
+        Refused(Place("log.csv", "row", 3), Reason.INVALID, "2 fields instead of 3"),
     ]
 
 
@@ -72,7 +79,7 @@ def test_the_command_says_it_to_people_and_to_programs(
     assert cli.main(["replay", log, "--check"]) == Exit.FAILED
     text = capsys.readouterr().out
     assert "7 lines; events: click 1, impression 1, query 3" in text
-    assert "line 5: malformed: " in text
+    assert "log.jsonl line 5: malformed: " in text
     assert "\x1b" not in text
     assert cli.main(["replay", log, "--check", "--json"]) == Exit.FAILED
     assert json.loads(capsys.readouterr().out)["types"] == {"click": 1, "impression": 1, "query": 3}
@@ -118,3 +125,42 @@ def test_what_cannot_be_replayed_ends_with_2_and_nothing_is_sent(
     (tmp_path / "other.sql").write_text("SELECT s AS a FROM log")
     assert cli.main(["replay", *words]) == Exit.USAGE
     assert said in capsys.readouterr().err
+
+
+BLANK = [b"", b" ", b"\t", b"\r", b" \t\r"]
+BAD = [
+    b"{not json",
+    b"[1]",
+    b"7",
+    b"\xef\xbb\xbf",
+    b"\x0c",
+    b"\xff",
+    b'{"type":"query","event_id":"short"}',
+    query("f", NOW + 9 * 86_400),
+]
+GOOD = [query("q", START), b"  " + click("c", START, position=1).replace(b": 1", b": 1.0") + b" \r", impression("i", START)]
+BREAKS = st.sampled_from([b"\n", b"\r\n"])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    drawn=st.lists(st.sampled_from(BLANK + BAD + GOOD) | st.text(max_size=5).map(lambda one: one.replace("\n", "").encode())),
+    mark=st.sampled_from([b"", b"\xef\xbb\xbf"]),
+    end=BREAKS,
+    pack=st.sampled_from([bytes, gzip.compress]),
+)
+def test_a_check_names_exactly_the_lines_that_the_worker_refuses(
+    drawn: list[bytes], mark: bytes, end: bytes, pack: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    log = tmp_path_factory.mktemp("log") / "log"
+    log.write_bytes(pack(mark + end.join([*GOOD, *drawn])))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("streams.importers.preview.FIRST_REFUSED", 10**6)
+        found = preview(log, NOW)
+    refused = decode_columns([(0, b"\n".join(read_log(log)))], now=NOW).rejects
+    assert [(one.reason, one.detail) for one in found.first_refused] == [(one.reason, one.detail) for one in refused]
+    assert found.reasons == Counter(str(one.reason) for one in refused)
+    assert found.lines == sum(found.types.values()) + len(refused)
+    written = (mark + end.join([*GOOD, *drawn])).removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    assert [written[one.place.number - 1].strip(b" \t\r\n") for one in found.first_refused] == [one.raw for one in refused]
+    assert found.lines == sum(bool(line.strip(b" \t\r\n")) for line in written)

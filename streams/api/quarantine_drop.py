@@ -1,0 +1,40 @@
+"""Drops quarantine rows of one shard and records it: by the worker's HTTP, or by a command on a file that no worker holds."""
+
+from __future__ import annotations
+
+import logging
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from pydantic import AwareDatetime, BaseModel, Field
+
+from streams.events.schema import Reason, printable, to_micros
+from streams.store.shard import Shard
+
+log = logging.getLogger(__name__)
+
+AUDIT = "audit.jsonl"
+
+
+class DropParams(BaseModel, frozen=True, extra="forbid"):
+    """Which rows: those of a reason, with `before` only of events from before that time. `by` is who drops them."""
+
+    reason: Reason
+    before: AwareDatetime | None = None
+    by: Annotated[str, Field(min_length=1, max_length=256)]
+
+
+def drop_rows(shard: Shard, *, data_dir: Path, partition: int, params: DropParams) -> int:
+    """Drop the rows, append a line to the data folder's audit file, and return their number. Call it on the shard's thread."""
+    before_us = None if params.before is None else to_micros(params.before)
+    dropped = shard.drop_quarantined(params.reason, before_us)
+    by, reason, before = printable(params.by), str(params.reason), None if params.before is None else params.before.isoformat()
+    log.warning("event=quarantine_dropped partition=%d reason=%s before=%s rows=%d by=%r", partition, reason, before, dropped, by)
+    ts = datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    what = {"ts": ts, "action": "quarantine_drop", "by": by, "partition": partition, "reason": reason, "before": before}
+    with (data_dir / AUDIT).open("ab") as audit:  # one write: appends of several workers do not mix
+        audit.write(msgspec.json.encode(what | {"rows": dropped}) + b"\n")
+    return dropped
