@@ -41,7 +41,9 @@ def run_job(settings: Settings, kind: Kind, *, as_json: bool) -> int:
 def describe_run(run: Run) -> str:
     """Return a run in one line of rich markup."""
     took = f" in {run.ended_at - run.started_at:.0f} s" if run.ended_at and run.started_at else ""
-    outcome = ", ".join(f"{key} {_short(value)}" for key, value in run.outcome.items() if not isinstance(value, dict | list))
+    figures = {key: value for key, value in run.outcome.items() if key != "detail" and not isinstance(value, dict | list)}
+    shown = ", ".join(f"{key} {_short(value)}" for key, value in figures.items() if value is not None)
+    outcome = " - ".join(filter(None, (str(run.outcome.get("detail", "")), shown)))
     return escape(f"{run.kind} job {run.id} {run.state}{took}" + (f": {outcome}" if outcome else ""))
 
 

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from queryloop.exits import Exit
 from queryloop.settings import Settings, read_settings
+from queryloop.up.readiness import ask_worker
 from serving.releases.registry import ReleaseError, read_rollout
 from streams.api.client import HttpError, get_json
 from trainers.jobs.ledger import Ledger
@@ -35,7 +36,7 @@ def show_status(settings: Settings, *, as_json: bool) -> int:
         print(json.dumps(found, indent=2, ensure_ascii=False))
     else:
         _print_status(found)
-    alive = all(found[room].get("up") for room in ("streams", "serving", "trainers"))
+    alive = all(found[room].get("up") and found[room].get("ready", True) for room in ("streams", "serving", "trainers"))
     return Exit.DONE if alive else Exit.UNAVAILABLE
 
 
@@ -46,11 +47,20 @@ def read_status(settings: Settings) -> dict[str, Any]:
     serving = running.get("serving") or f"http://{settings.serving.host}:{settings.serving.port}"
     return {
         "up": running or None,
-        "streams": fetch(f"{worker}/status", settings.worker.key),
+        "streams": _read_worker(worker, settings.worker.key),
         "serving": fetch(f"{serving}/readyz", settings.serving.key),
         "trainers": _read_trainers(settings.data.dir),
         "rollout": _read_rollout(settings.data.dir),
     }
+
+
+def _read_worker(url: str, key: SecretStr | None) -> dict[str, Any]:
+    """Return a worker's status, with `ready` and, in `state`, what it still does."""
+    status = fetch(f"{url}/status", key)
+    if not status["up"]:
+        return status
+    readiness = ask_worker(url, key)
+    return {**status, "ready": readiness.ready, "state": readiness.text}
 
 
 def read_running(folder: Path) -> dict[str, Any]:
@@ -68,7 +78,8 @@ def fetch(url: str, key: SecretStr | None) -> dict[str, Any]:
         return {"up": True, "url": url, **get_json(url, key, timeout_s=TIMEOUT_S)}
     except HttpError as error:
         status = {"status": error.status} if error.status else {}
-        return {"up": False, "url": url, **status, "error": error.reason}
+        loading = {"loading": error.answer["loading"]} if error.answer.get("loading") else {}
+        return {"up": False, "url": url, **status, **loading, "error": error.reason}
 
 
 def _read_trainers(folder: Path) -> dict[str, Any]:
@@ -97,8 +108,9 @@ def _print_status(found: dict[str, Any]) -> None:
     for room in ("streams", "serving", "trainers"):
         state = found[room]
         console.print(f"{room:9} {_describe_room(state)}", soft_wrap=True)
-    rollout = found["rollout"]
-    console.print(f"release   {escape(str(rollout.get('error') or rollout.get('champion') or 'none yet'))}", soft_wrap=True)
+    rollout, loading = found["rollout"], found["serving"].get("loading")
+    champion = str(rollout.get("error") or rollout.get("champion") or "none yet")
+    console.print(f"release   {escape(champion)}{f', loading {escape(loading)}' if loading else ''}", soft_wrap=True)
     if shards := found["streams"].get("shards"):
         console.print(_shard_table(shards))
     if runs := found["trainers"]["runs"]:
@@ -108,7 +120,13 @@ def _print_status(found: dict[str, Any]) -> None:
 def _describe_room(state: dict[str, Any]) -> str:
     """Return a room's state with rich's markup; a room that answers 503 runs and is not ready."""
     if state.get("up"):
-        return "[green]up[/]"
+        return (
+            f"[green]{escape(state.get('state', 'up'))}[/]"
+            if state.get("ready", True)
+            else f"[yellow]{escape(state['state'])}[/]"
+        )
+    if state.get("loading"):
+        return f"[yellow]loading {escape(str(state['loading']))}[/]"
     status = state.get("status")
     word = "[red]down[/]" if status is None else "[yellow]not ready[/]" if status == NOT_READY else f"[red]HTTP {status}[/]"
     return f"{word}: {escape(str(state.get('error', '')))}"

@@ -27,14 +27,15 @@ OPENER = build_opener(ProxyHandler({}))
 class HttpError(RuntimeError):
     """A server gave no usable answer; the text names its address, the cause and what to do.
 
-    `reason` is the cause alone, `status` that of HTTP, None when the server did not answer.
+    `reason` is the cause alone, `status` that of HTTP, None when the server did not answer; `answer` is its JSON object, if any.
     """
 
-    def __init__(self, url: str, reason: str, status: int | None = None) -> None:
+    def __init__(self, url: str, reason: str, status: int | None = None, answer: dict[str, Any] | None = None) -> None:
         answer = "no answer" if status is None else f"HTTP {status}"
         super().__init__(f"{url}: {answer}: {reason}{ADVICE.get(status, '')}")
         self.reason = reason
         self.status = status
+        self.answer = answer or {}
 
 
 def get(url: str, key: SecretStr | None, parameters: Mapping[str, Any] | None = None, timeout_s: float = 30.0) -> bytes:
@@ -45,7 +46,7 @@ def get(url: str, key: SecretStr | None, parameters: Mapping[str, Any] | None = 
     except (OSError, HTTPException) as error:
         raise HttpError(asked, str(getattr(error, "reason", error)) or repr(error)) from error
     if status != HTTPStatus.OK:
-        raise HttpError(asked, read_error(body), status)
+        raise HttpError(asked, read_error(body), status, read_object(body))
     return body
 
 

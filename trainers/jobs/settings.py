@@ -7,9 +7,10 @@ from typing import Self
 from pydantic import BaseModel, Field, model_validator
 
 from index.settings import IndexSettings
-from serving.policy.tasks import DEFAULT_TASKS, Tasks
+from serving.policy.tasks import DEFAULT_TASKS, Tasks, check_default_task
 from serving.predictor.settings import PredictorSettings
 from serving.settings import ServingSettings
+from streams.events.schema import EventSettings
 from streams.lake.files import Lake, LakeSettings, open_lake
 from streams.runtime.settings import DataSettings
 from trainers.jobs.timetable import TimetableSettings
@@ -26,6 +27,7 @@ class TrainerSettings(BaseModel, frozen=True, extra="forbid"):
 
     data: DataSettings = DataSettings()
     lake: LakeSettings = LakeSettings()
+    events: EventSettings = EventSettings()
     index: IndexSettings = IndexSettings()
     serving: ServingSettings = ServingSettings()
     tasks: Tasks = Field(default_factory=lambda: dict(DEFAULT_TASKS))
@@ -40,6 +42,7 @@ class TrainerSettings(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _check_tasks(self) -> Self:
+        check_default_task(self.events.default_task, self.tasks)
         for name, task in self.tasks.items():
             if task.n > self.predictor.max_items:
                 raise ValueError(f"tasks.{name}.n = {task.n} is more than predictor.max_items = {self.predictor.max_items}")
