@@ -18,6 +18,7 @@ from queryloop.settings import Settings, read_settings
 from queryloop.up.readiness import ask_worker
 from serving.releases.registry import ReleaseError, read_rollout
 from streams.api.client import HttpError, get_json
+from streams.runtime.settings_records import find_differences, read_records
 from trainers.jobs.ledger import Ledger
 
 TIMEOUT_S = 3.0
@@ -51,7 +52,25 @@ def read_status(settings: Settings) -> dict[str, Any]:
         "serving": fetch(f"{serving}/readyz", settings.serving.key),
         "trainers": _read_trainers(settings.data.dir),
         "rollout": _read_rollout(settings.data.dir),
+        "settings": _read_settings_records(settings),
     }
+
+
+def _read_settings_records(settings: Settings) -> list[dict[str, Any]]:
+    """Return what each running process runs on, with the settings that differ from those that are read now."""
+    return [
+        {
+            "process": record.process,
+            "pid": record.pid,
+            "file": record.file,
+            "read_at": record.read_at.isoformat(timespec="seconds"),
+            "hash": record.hash,
+            "differences": {key: {"process": before, "now": now} for key, (before, now) in found.items()},
+        }
+        for record in read_records(settings.data.dir)
+        if psutil.pid_exists(record.pid)
+        for found in [find_differences(record, settings)]
+    ]
 
 
 def _read_worker(url: str, key: SecretStr | None) -> dict[str, Any]:
@@ -111,6 +130,10 @@ def _print_status(found: dict[str, Any]) -> None:
     rollout, loading = found["rollout"], found["serving"].get("loading")
     champion = str(rollout.get("error") or rollout.get("champion") or "none yet")
     console.print(f"release   {escape(champion)}{f', loading {escape(loading)}' if loading else ''}", soft_wrap=True)
+    for record in found["settings"]:
+        if differing := ", ".join(record["differences"]):
+            line = f"{record['process']} runs on settings read at {record['read_at']}, other than now: {differing}"
+            console.print(f"settings  [yellow]{escape(line)}[/]", soft_wrap=True, highlight=False)
     if shards := found["streams"].get("shards"):
         console.print(_shard_table(shards))
     if runs := found["trainers"]["runs"]:

@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
     try:
-        with Stack(settings, print_line=_print) as stack:
+        with Stack(settings, print_line=_print, config=options.config) as stack:
             _wait_for_interrupt(
                 lambda: announce(_asks(stack), _print, started),
                 f"started in {time.monotonic() - started:.1f} s: serving {stack.urls.serving}, worker {stack.urls.worker}/status, "

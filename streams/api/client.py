@@ -31,8 +31,8 @@ class HttpError(RuntimeError):
     """
 
     def __init__(self, url: str, reason: str, status: int | None = None, answer: dict[str, Any] | None = None) -> None:
-        answer = "no answer" if status is None else f"HTTP {status}"
-        super().__init__(f"{url}: {answer}: {reason}{ADVICE.get(status, '')}")
+        outcome = "no answer" if status is None else f"HTTP {status}"
+        super().__init__(f"{url}: {outcome}: {reason}{ADVICE.get(status, '')}")
         self.reason = reason
         self.status = status
         self.answer = answer or {}

@@ -21,6 +21,14 @@ from trainers.policy.search import SearchSettings
 from trainers.policy.sft import SftSettings
 from trainers.predictor.training import CtrSettings
 
+DECODING = frozenset({"serving.temperature", "serving.top_p", "serving.redraws"})
+OTHERS_OWN = ("data.", "events.", "timetable.", "serving.")
+
+
+def affects_jobs(key: str) -> bool:
+    """Return whether a setting (`section.key`) changes what a job does; the others are those of other processes."""
+    return key in DECODING or key in ("events.default_task", "timetable.publish_index") or not key.startswith(OTHERS_OWN)
+
 
 class TrainerSettings(BaseModel, frozen=True, extra="forbid"):
     """The sections; `serving` is one of them because the gate writes its lists with serving's decoding."""
@@ -46,11 +54,12 @@ class TrainerSettings(BaseModel, frozen=True, extra="forbid"):
         for name, task in self.tasks.items():
             if task.n > self.predictor.max_items:
                 raise ValueError(f"tasks.{name}.n = {task.n} is more than predictor.max_items = {self.predictor.max_items}")
-            if self.policy.base == SCRATCH and task.max_new_tokens >= self.policy.context:
-                raise ValueError(
-                    f"policy.context = {self.policy.context} leaves no room for a prompt: a list of tasks.{name} may have "
-                    f"{task.max_new_tokens} tokens (n times max_item_tokens, and max_auxiliary_tokens of each auxiliary text)"
-                )
+        longest = self.tasks[self.events.default_task].max_new_tokens
+        if self.policy.base == SCRATCH and longest >= self.policy.context:
+            raise ValueError(
+                f"policy.context = {self.policy.context} leaves no room for a prompt: a list of tasks."
+                f"{self.events.default_task} may have {longest} tokens (n times max_item_tokens, and max_auxiliary_tokens of each auxiliary text)"
+            )
         return self
 
     def open_lake(self) -> Lake:

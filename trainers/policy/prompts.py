@@ -41,7 +41,7 @@ class ListCall:
 
 
 def read_calls(lake: Lake, as_of: date, days: int, default_task: str) -> list[ListCall]:
-    """Return the calls behind the impressions with as_of - days <= day < as_of, oldest first; without a task one has the default."""
+    """Return the calls behind the impressions with as_of - days <= day < as_of, oldest first; without a task: the default."""
     table = read_impressions(lake, as_of - timedelta(days=days), as_of - timedelta(days=1))
     rows = zip(*(table.column(name).to_pylist() for name in COLUMNS), strict=True)
     return [_call(task or default_task, *rest) for task, *rest in rows]
