@@ -57,8 +57,8 @@ class TrainerSettings(BaseModel, frozen=True, extra="forbid"):
         longest = self.tasks[self.events.default_task].max_new_tokens
         if self.policy.base == SCRATCH and longest >= self.policy.context:
             raise ValueError(
-                f"policy.context = {self.policy.context} leaves no room for a prompt: a list of tasks."
-                f"{self.events.default_task} may have {longest} tokens (n times max_item_tokens, and max_auxiliary_tokens of each auxiliary text)"
+                f"policy.context = {self.policy.context} leaves no room for a prompt: a list of "
+                f"tasks.{self.events.default_task} may have {longest} tokens"
             )
         return self
 
