@@ -25,8 +25,8 @@ def run(options: argparse.Namespace) -> int:
         with Stack(settings, print_line=_print, config=options.config) as stack:
             _wait_for_interrupt(
                 lambda: announce(_asks(stack), _print, started),
-                f"started in {time.monotonic() - started:.1f} s: serving {stack.urls.serving}, worker {stack.urls.worker}/status, "
-                f"broker {stack.bootstrap} (products: QUERYLOOP_KAFKA_BOOTSTRAP)",
+                f"started in {time.monotonic() - started:.1f} s: serving {stack.urls.serving}, "
+                f"worker {stack.urls.worker}/status, broker {stack.bootstrap} (products: QUERYLOOP_KAFKA_BOOTSTRAP)",
                 f"logs in {settings.data.dir / 'logs'}; Ctrl-C stops everything",
             )
             _print("stopping trainers, serving, worker, broker")

@@ -14,8 +14,8 @@ import msgspec
 
 from streams.events.normal_form import is_blank
 from streams.events.schema import (
-    COMMON,
     DEFAULT_LIMITS,
+    COMMON,
     KNOWN,
     MAX_DEPTH,
     MAX_TS_US,
