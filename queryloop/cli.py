@@ -173,6 +173,11 @@ def _add_broker(commands: Any) -> None:
 def _add_run(commands: Any) -> None:
     parser = _add(commands, "run", "run a training job now", "queryloop run policy")
     parser.add_argument("kind", choices=KINDS, help="ctr: predictor and judge; index: nearest queries; policy: cold start or DPO")
+    parser.add_argument(
+        "--with-daemon-settings",
+        action="store_true",
+        help="run on the settings of the trainers' daemon where they differ",
+    )
     _add_json(parser)
 
 

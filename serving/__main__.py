@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from streams.emitter.emitter import OutboxError
     from streams.runtime.logs import configure_logs
     from streams.runtime.settings import SettingsError, load_settings
+    from streams.runtime.settings_records import record_settings
 
     arguments = _read_arguments(argv)
     configure_logs(logging.getLevelNamesMapping()[arguments.log_level.upper()])
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         root = load_settings(ServingRoot, arguments.config)
         if root.kafka.bootstrap is None:
             raise SettingsError("kafka.bootstrap: serving needs a broker, as host:port (QUERYLOOP_KAFKA_BOOTSTRAP)")
+        record_settings("serving", root, root.data.dir, arguments.config)
         listener = bind(root.serving)
         require_torch(root.serving.threads)
         emitter = open_emitter(root)

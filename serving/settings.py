@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, Field, SecretStr, field_validator, model_validator
 
-from serving.policy.tasks import DEFAULT_TASKS, Tasks
+from serving.policy.tasks import DEFAULT_TASKS, Tasks, check_default_task
 from streams.brokers.topics import KafkaSettings
 from streams.emitter.emitter import EmitterSettings
 from streams.events.schema import EventSettings
@@ -103,6 +103,11 @@ class ServingRoot(BaseModel, frozen=True, extra="forbid"):
     emitter: EmitterSettings = EmitterSettings()
     serving: ServingSettings = ServingSettings()
     tasks: Tasks = Field(default_factory=lambda: dict(DEFAULT_TASKS))
+
+    @model_validator(mode="after")
+    def _check_default_task(self) -> Self:
+        check_default_task(self.events.default_task, self.tasks)
+        return self
 
     @model_validator(mode="after")
     def _check_list_lengths(self) -> Self:

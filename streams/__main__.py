@@ -22,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     """Read the settings and run the worker until it is stopped; return the exit code."""
     # Imported here because they import numpy, which must come after the tuning at the end of this file.
     from streams.runtime.settings import SettingsError, load_settings
+    from streams.runtime.settings_records import record_settings
     from streams.worker.main import UnreadableLog, WorkerError, run_worker
     from streams.worker.settings import StreamsSettings
 
@@ -31,14 +32,16 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     configure_logs(logging.DEBUG if arguments.verbose else logging.INFO)
     try:
-        run_worker(load_settings(StreamsSettings, arguments.config))
+        settings = load_settings(StreamsSettings, arguments.config)
+        record_settings(f"streams-{settings.worker.name}", settings, settings.data.dir, arguments.config)
+        run_worker(settings)
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 2
     except UnreadableLog as error:
         print(error, file=sys.stderr)
         return UNREADABLE
-    except WorkerError as error:
+    except (WorkerError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

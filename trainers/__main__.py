@@ -69,10 +69,13 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _run_timetable(config: Path | None) -> int:
+    from streams.runtime.settings_records import record_settings
     from trainers.jobs.settings import TrainerSettings
     from trainers.jobs.timetable import run
 
-    run(load_settings(TrainerSettings, config))
+    settings = load_settings(TrainerSettings, config)
+    record_settings("trainers", settings, settings.data.dir, config)
+    run(settings)
     return 0
 
 

@@ -16,9 +16,11 @@ from rich.table import Table
 from queryloop.commands.asked_folder import Section, expected_folder, explain_stranger
 from queryloop.exits import Exit
 from queryloop.settings import Settings, read_settings
+from queryloop.up.readiness import ask_worker
 from serving.releases.registry import ReleaseError, read_rollout
 from streams.api.client import HttpError, WrongFolder, get_json
 from streams.runtime.data_folder import DataFolder, find_data_folder
+from streams.runtime.settings_records import find_differences, read_records
 from trainers.jobs.ledger import Ledger
 
 TIMEOUT_S = 3.0
@@ -37,7 +39,7 @@ def show_status(settings: Settings, *, as_json: bool) -> int:
         print(json.dumps(found, indent=2, ensure_ascii=False))
     else:
         _print_status(found)
-    alive = all(found[room].get("up") for room in ("streams", "serving", "trainers"))
+    alive = all(found[room].get("up") and found[room].get("ready", True) for room in ("streams", "serving", "trainers"))
     return Exit.DONE if alive else Exit.UNAVAILABLE
 
 
@@ -49,15 +51,42 @@ def read_status(settings: Settings) -> dict[str, Any]:
     own = find_data_folder(settings.data.dir)
     return {
         "up": running or None,
-        "streams": fetch(
-            f"{worker}/status", settings.worker.key, own if "worker" in running else expected_folder(settings, "worker")
+        "streams": _read_worker(
+            worker, settings.worker.key, own if "worker" in running else expected_folder(settings, "worker")
         ),
         "serving": fetch(
             f"{serving}/readyz", settings.serving.key, own if "serving" in running else expected_folder(settings, "serving")
         ),
         "trainers": _read_trainers(settings.data.dir),
         "rollout": _read_rollout(settings.data.dir),
+        "settings": _read_settings_records(settings),
     }
+
+
+def _read_settings_records(settings: Settings) -> list[dict[str, Any]]:
+    """Return what each running process runs on, with the settings that differ from those that are read now."""
+    return [
+        {
+            "process": record.process,
+            "pid": record.pid,
+            "file": record.file,
+            "read_at": record.read_at.isoformat(timespec="seconds"),
+            "hash": record.hash,
+            "differences": {key: {"process": before, "now": now} for key, (before, now) in found.items()},
+        }
+        for record in read_records(settings.data.dir)
+        if psutil.pid_exists(record.pid)
+        for found in [find_differences(record, settings)]
+    ]
+
+
+def _read_worker(url: str, key: SecretStr | None, folder: DataFolder | None) -> dict[str, Any]:
+    """Return a worker's status, with `ready` and, in `state`, what it still does."""
+    status = fetch(f"{url}/status", key, folder)
+    if not status["up"]:
+        return status
+    readiness = ask_worker(url, key)
+    return {**status, "ready": readiness.ready, "state": readiness.text}
 
 
 def read_running(folder: Path) -> dict[str, Any]:
@@ -81,7 +110,8 @@ def fetch(url: str, key: SecretStr | None, folder: DataFolder | None = None) -> 
         return {"up": False, "url": url, "error": explain_stranger(f"{url}: {error.reason}", section)}
     except HttpError as error:
         status = {"status": error.status} if error.status else {}
-        return {"up": False, "url": url, **status, "error": error.reason}
+        loading = {"loading": error.answer["loading"]} if error.answer.get("loading") else {}
+        return {"up": False, "url": url, **status, **loading, "error": error.reason}
 
 
 def _read_trainers(folder: Path) -> dict[str, Any]:
@@ -110,8 +140,13 @@ def _print_status(found: dict[str, Any]) -> None:
     for room in ("streams", "serving", "trainers"):
         state = found[room]
         console.print(f"{room:9} {_describe_room(state)}", soft_wrap=True)
-    rollout = found["rollout"]
-    console.print(f"release   {escape(str(rollout.get('error') or rollout.get('champion') or 'none yet'))}", soft_wrap=True)
+    rollout, loading = found["rollout"], found["serving"].get("loading")
+    champion = str(rollout.get("error") or rollout.get("champion") or "none yet")
+    console.print(f"release   {escape(champion)}{f', loading {escape(loading)}' if loading else ''}", soft_wrap=True)
+    for record in found["settings"]:
+        if differing := ", ".join(record["differences"]):
+            line = f"{record['process']} runs on settings read at {record['read_at']}, other than now: {differing}"
+            console.print(f"settings  [yellow]{escape(line)}[/]", soft_wrap=True, highlight=False)
     if shards := found["streams"].get("shards"):
         console.print(_shard_table(shards))
     if runs := found["trainers"]["runs"]:
@@ -121,7 +156,13 @@ def _print_status(found: dict[str, Any]) -> None:
 def _describe_room(state: dict[str, Any]) -> str:
     """Return a room's state with rich's markup; a room that answers 503 runs and is not ready."""
     if state.get("up"):
-        return "[green]up[/]"
+        return (
+            f"[green]{escape(state.get('state', 'up'))}[/]"
+            if state.get("ready", True)
+            else f"[yellow]{escape(state['state'])}[/]"
+        )
+    if state.get("loading"):
+        return f"[yellow]loading {escape(str(state['loading']))}[/]"
     status = state.get("status")
     word = "[red]down[/]" if status is None else "[yellow]not ready[/]" if status == NOT_READY else f"[red]HTTP {status}[/]"
     return f"{word}: {escape(str(state.get('error', '')))}"

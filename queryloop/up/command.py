@@ -7,14 +7,13 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from queryloop.exits import Exit
 from queryloop.settings import read_settings
+from queryloop.up.readiness import Readiness, announce, ask_server, ask_worker
 from queryloop.up.stack import Stack, UpError
-from queryloop.up.supervised_process import answers_http
-
-NO_RELEASE = "events are accepted; lists are refused (503) until a release is live: `queryloop run policy` makes the first one"
 
 
 def run(options: argparse.Namespace) -> int:
@@ -23,11 +22,11 @@ def run(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
     try:
-        with Stack(settings, print_line=_print) as stack:
+        with Stack(settings, print_line=_print, config=options.config) as stack:
             _wait_for_interrupt(
-                f"ready in {time.monotonic() - started:.1f} s: serving {stack.urls.serving}, worker {stack.urls.worker}/status, "
-                f"broker {stack.bootstrap} (products: QUERYLOOP_KAFKA_BOOTSTRAP)",
-                *([] if answers_http(f"{stack.urls.serving}/readyz") else [NO_RELEASE]),
+                lambda: announce(_asks(stack), _print, started),
+                f"started in {time.monotonic() - started:.1f} s: serving {stack.urls.serving}, "
+                f"worker {stack.urls.worker}/status, broker {stack.bootstrap} (products: QUERYLOOP_KAFKA_BOOTSTRAP)",
                 f"logs in {settings.data.dir / 'logs'}; Ctrl-C stops everything",
             )
             _print("stopping trainers, serving, worker, broker")
@@ -39,11 +38,19 @@ def run(options: argparse.Namespace) -> int:
     return Exit.DONE
 
 
-def _wait_for_interrupt(*lines: str) -> None:
+def _asks(stack: Stack) -> list[Callable[[], Readiness]]:
+    return [
+        lambda: ask_worker(stack.urls.worker, stack.settings.worker.key),
+        lambda: ask_server(stack.urls.serving),
+    ]
+
+
+def _wait_for_interrupt(announce_ready: Callable[[], None], *lines: str) -> None:
     """Print the lines and wait for the first signal; later signals are ignored, so that stopping is not interrupted."""
     try:
         for line in lines:
             _print(line)
+        announce_ready()
         threading.Event().wait()
     except KeyboardInterrupt:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -26,6 +26,8 @@ from streams.runtime.atomic_files import replace_file
 from streams.runtime.data_folder import open_data_folder
 from streams.runtime.environment import to_environ
 from streams.runtime.processes import Child, ProcessError, describe_busy_port, free_port, port_is_free
+from streams.runtime.settings import RECORD
+from streams.runtime.settings_records import record_path, record_settings
 from streams.store.counted_log import check_log
 from trainers.jobs.ledger import Ledger, LedgerError
 from trainers.jobs.processes import count_cores
@@ -56,8 +58,15 @@ class Stack:
 
     Entering raises UpError or SettingsError, after what was started is stopped again."""
 
-    def __init__(self, settings: Settings, rooms: Sequence[str] = ROOMS, print_line: PrintLine | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        rooms: Sequence[str] = ROOMS,
+        print_line: PrintLine | None = None,
+        config: Path | None = None,
+    ) -> None:
         self.settings = _with_ports(settings)
+        self._as_read, self._config = settings, config
         self.rooms = rooms
         self.broker: Broker = choose_broker(settings.kafka, settings.data.dir)
         self._print_line = print_line or (lambda line: log.warning("event=stack message=%r", line))
@@ -106,6 +115,7 @@ class Stack:
         self._open.enter_context(_lock_folder(folder))
         open_data_folder(folder)
         check_log(folder, self.settings.kafka)
+        record_settings("up", self._as_read, folder, self._config)
         _refuse_busy_ports(self.settings, self.rooms)
         self._open.enter_context(self.broker)
         create_topics(self.bootstrap, self.settings.kafka)
@@ -192,8 +202,9 @@ def _refuse_busy_ports(settings: Settings, rooms: Sequence[str]) -> None:
 
 
 def _describe_rooms(settings: Settings, bootstrap: str, urls: Urls, rooms: Sequence[str]) -> Iterator[Room]:
-    environ = to_environ(settings.model_copy(update={"kafka": _kafka_for_rooms(settings.kafka, bootstrap)}))
     folder = settings.data.dir
+    own = to_environ(settings.model_copy(update={"kafka": _kafka_for_rooms(settings.kafka, bootstrap)}))
+    environ = {**own, RECORD: str(record_path(folder, "up").absolute())}
     ledger = Ledger(folder / "ledger.sqlite")
     ready: dict[str, Callable[[Child], bool]] = {
         "streams": lambda child: answers_http(f"{urls.worker}/healthz"),

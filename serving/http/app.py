@@ -196,13 +196,14 @@ class Endpoints:
         return JSONResponse({"ok": True})
 
     async def readiness(self) -> Response:
-        """Answer 200 when lists can be served, else 503 with the reason; `error` says why a promoted release is not live."""
-        live = self._slot.release
-        if self._stopping.is_set():
-            return JSONResponse({"ready": False, "release": live, "error": "stopping"}, 503)
-        if live is None:
-            return JSONResponse({"ready": False, "release": None, "error": self._slot.reason}, 503, self._name_folder())
-        return JSONResponse({"ready": True, "release": live, "error": self._slot.error}, headers=self._name_folder())
+        """Answer 200 when lists can be served, else 503 with the reason in `error`.
+
+        `loading` is the release that is being loaded; `failed` says that a promoted one could not be, `error` why."""
+        live, failed = self._slot.release, self._slot.error
+        ready = live is not None and not self._stopping.is_set()
+        answer = {"ready": ready, "release": live, "loading": self._slot.loading, "failed": failed is not None}
+        error = "stopping" if self._stopping.is_set() else failed if live else self._slot.reason
+        return JSONResponse({**answer, "error": error}, 200 if ready else 503, self._name_folder())
 
     def _name_folder(self) -> dict[str, str]:
         """Return headers that name the data folder. Without a key only this machine reaches the server: then with its path."""

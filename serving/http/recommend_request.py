@@ -36,7 +36,7 @@ class RecommendCall(BaseModel, extra="forbid", strict=True):
     """Body of POST /v1/recommend. `session` are the session's earlier queries, oldest first; `response` is the answer that the
     user has read; `context` is the product's own and is kept with the impression; `ts` is event time (default now)."""
 
-    task: str = Field(default="suggest", max_length=64)
+    task: str | None = Field(default=None, max_length=64)
     query: str = Field(min_length=1)
     session_id: Id
     user_id: str | None = Field(default=None, max_length=MAX_ID_CHARS)
@@ -51,7 +51,7 @@ class RecommendCall(BaseModel, extra="forbid", strict=True):
 
 def read_request(call: RecommendCall, tasks: Mapping[str, Task], decoding: Decoding, limits: EventSettings) -> Request:
     """Return the request of a call. Raises CallError for what no impression could hold."""
-    task = tasks.get(call.task)
+    task = tasks.get(limits.default_task if call.task is None else call.task)
     if task is None:
         raise CallError(f"task: not one of {', '.join(sorted(tasks))}")
     if is_blank(call.query):

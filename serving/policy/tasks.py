@@ -124,6 +124,12 @@ Tasks = Annotated[dict[str, Task], BeforeValidator(overlay_tasks)]
 """The settings section `tasks`: name -> Task."""
 
 
+def check_default_task(name: str, tasks: Mapping[str, Task]) -> None:
+    """Raise ValueError when `events.default_task` is none of the tasks."""
+    if name not in tasks:
+        raise ValueError(f"events.default_task = {name!r} is none of the tasks: {', '.join(sorted(tasks))}")
+
+
 def clean_text(text: str, max_chars: int) -> str:
     """Return a text as one harmless line of at most `max_chars` characters: NFKC, no control or direction characters, nothing
     that a tokenizer takes for a special token, white space collapsed."""

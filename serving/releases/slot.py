@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -72,6 +72,7 @@ class Slot:
         self._lock = threading.Lock()
         self._live: Bundle | None = None
         self._failed: tuple[str, float] | None = None
+        self._loading: tuple[str, float] | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -83,11 +84,23 @@ class Slot:
 
     @property
     def reason(self) -> str:
-        """Why nothing is live."""
-        return self.error or f"no release is promoted yet in {self._root / 'releases'}"
+        """Why nothing is live: a release failed to load, is loading, or none is promoted."""
+        loading = self._loading
+        if self.error or loading is None:
+            return self.error or f"no release is promoted yet in {self._root / 'releases'}"
+        return f"release {loading[0]} is loading, for {self._clock() - loading[1]:.0f} s now"
+
+    @property
+    def loading(self) -> str | None:
+        """The id of the release that is being loaded; None while one that failed is only tried again."""
+        loading = self._loading
+        return loading[0] if loading and not self.error else None
 
     def start(self) -> None:
-        """Start to watch the rollout, in a thread."""
+        """Start to watch the rollout, in a thread. A promoted release counts as loading from here on."""
+        with suppress(ReleaseError):  # the first check says what is wrong with the rollout
+            if champion := read_rollout(self._root).champion:
+                self._loading = (champion, self._clock())
         self._thread = threading.Thread(target=self._watch, name="slot", daemon=True)
         self._thread.start()
 
@@ -124,6 +137,7 @@ class Slot:
                 return False
             if self._failed and self._failed[0] == name and self._clock() < self._failed[1]:
                 return False
+            self._begin(name)
             bundle = self._load_in_background(name)
         except Exception as error:  # noqa: BLE001 - whatever a broken release raises, the live one must go on
             self._fail(name, error)
@@ -160,8 +174,16 @@ class Slot:
         del old
         gc.collect()
 
+    def _begin(self, name: str) -> None:
+        """Note that a release is being loaded; the error of another one is over."""
+        if self._loading is None or self._loading[0] != name:
+            self._loading = (name, self._clock())
+        if self._failed and self._failed[0] != name:
+            self._recover()
+            self._loading = (name, self._clock())
+
     def _recover(self) -> None:
-        self.error = self._failed = None
+        self.error = self._failed = self._loading = None
         self._metrics.load_failed.set(0)
 
     def _fail(self, name: str | None, error: Exception) -> None:
@@ -171,7 +193,7 @@ class Slot:
         if text != self.error:
             log.error("event=release_failed release=%s live=%s error=%r", name, self.release, text)
             self._metrics.load_errors.inc()
-        self.error = text
+        self.error, self._loading = text, None
         self._failed = (name, self._clock() + self._retry_s) if name else None
         self._metrics.load_failed.set(1)
 

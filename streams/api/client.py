@@ -29,14 +29,15 @@ OPENER = build_opener(ProxyHandler({}))
 class HttpError(RuntimeError):
     """A server gave no usable answer; the text names its address, the cause and what to do.
 
-    `reason` is the cause alone, `status` that of HTTP, None when the server did not answer.
+    `reason` is the cause alone, `status` that of HTTP, None when the server did not answer; `answer` is its JSON object, if any.
     """
 
-    def __init__(self, url: str, reason: str, status: int | None = None) -> None:
-        answer = "no answer" if status is None else f"HTTP {status}"
-        super().__init__(f"{url}: {answer}: {reason}{ADVICE.get(status, '')}")
+    def __init__(self, url: str, reason: str, status: int | None = None, answer: dict[str, Any] | None = None) -> None:
+        outcome = "no answer" if status is None else f"HTTP {status}"
+        super().__init__(f"{url}: {outcome}: {reason}{ADVICE.get(status, '')}")
         self.reason = reason
         self.status = status
+        self.answer = answer or {}
 
 
 class WrongFolder(HttpError):
@@ -67,7 +68,7 @@ def _ask(request: Request, timeout_s: float, folder: DataFolder | None) -> bytes
     if folder is not None and (stranger := folder.find_stranger(headers)) is not None:
         raise WrongFolder(request.full_url, stranger, status)
     if status != HTTPStatus.OK:
-        raise HttpError(request.full_url, read_error(body), status)
+        raise HttpError(request.full_url, read_error(body), status, read_object(body))
     return body
 
 

@@ -58,6 +58,11 @@ class EventSettings(BaseModel, frozen=True, extra="forbid"):
     max_query_chars: int = Field(default=512, ge=1, description="characters of a query or an item")
     max_line_bytes: int = Field(default=65_536, ge=256, le=1_000_000, description="bytes of one event's JSON")
     max_items: int = Field(default=64, ge=1, description="recommendations in one list")
+    default_task: str = Field(
+        default="suggest",
+        pattern=r"^[a-z][a-z0-9_]{0,31}$",
+        description="task of a call or an impression that names none, for serving and for what is learned",
+    )
     future_tolerance_s: float = Field(
         default=86_400.0, ge=0, le=36_500 * 86_400, description="seconds an event may be ahead of the clock"
     )

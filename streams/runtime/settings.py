@@ -24,6 +24,8 @@ PREFIX = "QUERYLOOP_"
 CONFIG = "QUERYLOOP_CONFIG"
 ENVIRONMENT_ONLY = "environment_only"
 """The key of a field's `json_schema_extra` that keeps a secret out of settings files."""
+RECORD = "QUERYLOOP_SETTINGS_RECORD"
+"""Variable with the path of the record of what the starting process has read (`streams.runtime.settings_records`)."""
 DEFAULT_FILE = Path("queryloop.toml")
 MASK = "**********"
 MAX_NUMBER = 2**53
@@ -82,7 +84,7 @@ def load_settings(root: type[Root], path: Path | None = None, environ: Mapping[s
     The file is `path`, else $QUERYLOOP_CONFIG, else ./queryloop.toml if it is there. Raises SettingsError.
     """
     environ = os.environ if environ is None else environ
-    named = path or (Path(environ[CONFIG]) if environ.get(CONFIG) else None)
+    named = _named_file(path, environ)
     written = _read_file(named or DEFAULT_FILE, required=named is not None)
     _refuse_unknown_sections(written, str(named or DEFAULT_FILE))
     _refuse_unknown_variables(environ)
@@ -103,6 +105,16 @@ def load_settings(root: type[Root], path: Path | None = None, environ: Mapping[s
     if problems:
         raise SettingsError("\n".join(problems))
     return settings
+
+
+def find_file(path: Path | None, environ: Mapping[str, str]) -> Path | None:
+    """Return the settings file that `load_settings` reads, None where there is none."""
+    named = _named_file(path, environ)
+    return named or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
+
+
+def _named_file(path: Path | None, environ: Mapping[str, str]) -> Path | None:
+    return path or (Path(environ[CONFIG]) if environ.get(CONFIG) else None)
 
 
 def _read_file(path: Path, *, required: bool) -> dict[str, Any]:
@@ -150,7 +162,7 @@ def _refuse_unknown_sections(written: Mapping[str, Any], file: str) -> None:
 
 def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
     for name in environ:
-        if not name.upper().startswith(PREFIX) or name.upper() == CONFIG:
+        if not name.upper().startswith(PREFIX) or name.upper() in (CONFIG, RECORD):
             continue
         section, _, key = name[len(PREFIX) :].lower().partition("_")
         if section in SECTIONS and not key:

@@ -131,7 +131,7 @@ def test_an_empty_text_in_the_file_is_refused_for_every_setting(tmp_path: Path) 
         ("[predictor]\nmax_items = 2", ("tasks.suggest.n = 3", "predictor.max_items = 2")),
         ("[events]\nmax_items = 2", ("tasks.suggest.n = 3", "events.max_items = 2")),
         ("[policy]\nhidden = 130", ("policy.hidden = 130", "policy.heads = 4")),
-        ("[policy]\nbase = 'scratch'\ncontext = 128", ("policy.context = 128", "tasks.refine")),
+        ("[policy]\nbase = 'scratch'\ncontext = 64", ("policy.context = 64", "tasks.suggest")),
         ("[product]\ntask = 'sugest'", ("product.task", "suggest")),
         ("[tasks.suggest]\ntemplate = '{query'", ("tasks.suggest.template", "brace")),
         ("[tasks.suggest]\ntemplate = '{query:>9}'", ("tasks.suggest.template", "{query}")),

@@ -15,7 +15,7 @@ from trainers.jobs.outcomes import Outcome, Skipped
 from trainers.jobs.parallel import run_apart
 from trainers.jobs.processes import count_cores
 from trainers.jobs.settings import TrainerSettings
-from trainers.predictor.examples import read_examples
+from trainers.predictor.examples import read_examples, take_part
 from trainers.predictor.training import MIN_CLICKS, train_predictor
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,10 @@ def newest_day(lake: Lake) -> date:
     """The newest mature day. Raises Skipped when there is none."""
     found = days(lake)
     if not found:
-        raise Skipped(f"the lake {lake.url} has no day yet: a day is exported once its clicks have arrived")
+        raise Skipped(
+            f"the lake {lake.url} has no day yet: the worker exports a UTC day lake.maturity_floor_s after its end, or later "
+            "where clicks take longer. `queryloop status` shows what is counted and which days are in the lake"
+        )
     return found[-1]
 
 
@@ -68,10 +71,12 @@ def _warm_start(root: Path, part: Part, size: dict[str, Any]) -> Path | None:
 
 
 def _check_enough(settings: TrainerSettings, as_of: date, part: Part) -> None:
-    examples = read_examples(settings.open_lake(), as_of, settings.ctr.days, part)
+    whole = read_examples(settings.open_lake(), as_of, settings.ctr.days, "all")
+    examples = take_part(whole, part)
     clicked, unclicked = examples.clicked, examples.positions - examples.clicked
     if min(clicked, unclicked) < 2 * MIN_CLICKS:
         raise Skipped(
             f"too few impressions for the {part}: {len(examples)} lists with {clicked} clicked and {unclicked} unclicked "
-            f"positions in the {settings.ctr.days} days before {as_of}, at least {2 * MIN_CLICKS} of each are needed"
+            f"positions, at least {2 * MIN_CLICKS} of each are needed. The {settings.ctr.days} days before {as_of} (ctr.days) "
+            f"have {len(whole)} lists in the lake, {whole.clicked} positions clicked; the {part} learns from half of the sessions"
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 from index.build import build_index
 from serving.releases import registry
-from streams.lake.reader import read_cooccurrence
+from streams.lake.reader import read_cooccurrence, read_queries
 from streams.runtime import artifacts
 from trainers.jobs.ctr import newest_day
 from trainers.jobs.outcomes import Outcome, Skipped
@@ -26,7 +26,12 @@ def run(settings: TrainerSettings) -> Outcome:
     newest = newest_day(lake)
     pairs = read_cooccurrence(lake, newest - timedelta(days=WINDOW_DAYS - 1), newest)
     if not pairs.num_rows:
-        raise Skipped(f"no query followed another in the {WINDOW_DAYS} days up to {newest}: there is nothing to index")
+        queries = read_queries(lake, newest - timedelta(days=WINDOW_DAYS - 1), newest)
+        sessions = len(set(queries.column("session_id").to_pylist()))
+        raise Skipped(
+            f"no query followed another in the {WINDOW_DAYS} days up to {newest}: the lake has {queries.num_rows} queries in "
+            f"{sessions} sessions. Two different ones of a session, within worker.session_gap_s, are needed"
+        )
     meta: dict[str, Any] = {"as_of": str(newest + timedelta(days=1)), "days": WINDOW_DAYS}
 
     def fill(folder: Path) -> None:

@@ -22,8 +22,8 @@ from trainers.jobs.settings import TrainerSettings
 from trainers.policy.aligners.dpo import TooFewPairs, train_dpo
 from trainers.policy.base import SCRATCH, check_base, make_base
 from trainers.policy.gate import Measured, Verdict, decide, evaluate
-from trainers.policy.pairs import Pair, make_pairs
-from trainers.policy.prompts import ListCall, make_prompts, pick_test, pick_training, read_calls
+from trainers.policy.pairs import Pair, describe_losses, make_pairs
+from trainers.policy.prompts import ListCall, describe_calls, make_prompts, pick_test, pick_training, read_calls
 from trainers.policy.search import Prompt, search_candidates
 from trainers.policy.sft import Annotation, annotation_texts, read_annotations, train_sft
 
@@ -110,11 +110,12 @@ def iterate(settings: TrainerSettings, champion: registry.Release) -> Outcome:
     parts = newest_parts(root)
     scorers = _load_scorers(parts)
     calls = _read_calls(settings)
+    usable = [one for one in calls if one.task in settings.tasks]
     index = _load_index(parts)
     seed = settings.search.seed + len(registry.list_releases(root))
-    training = make_prompts(pick_training(calls, settings.search.prompts, seed), settings.tasks, index)
-    test = make_prompts(pick_test(calls, settings.gate.prompts), settings.tasks, index)
-    _check_enough(training, test)
+    training = make_prompts(pick_training(usable, settings.search.prompts, seed), settings.tasks, index)
+    test = make_prompts(pick_test(usable, settings.gate.prompts), settings.tasks, index)
+    _check_enough(settings, calls, training, test)
     pairs = _find_pairs(settings, champion, scorers.predictor, training, seed)
     policy = _align(settings, champion, pairs)
     verdict, gate = _judge(settings, champion.policy, policy.path, scorers, test)
@@ -140,8 +141,9 @@ def iterate(settings: TrainerSettings, champion: registry.Release) -> Outcome:
 def _load_scorers(parts: Parts) -> Scorers:
     from serving.predictor.scorer import Predictor
 
+    missing = [name for name, part in (("predictor", parts.predictor), ("judge", parts.judge)) if part is None]
     if parts.predictor is None or parts.judge is None:
-        raise Skipped("there is no predictor and judge yet: run the job ctr first (queryloop run ctr)")
+        raise Skipped(f"there is no {' and '.join(missing)} yet: run the job ctr first (queryloop run ctr)")
     return Scorers(Predictor.load(parts.predictor), Predictor.load(parts.judge))
 
 
@@ -159,14 +161,17 @@ def _load_engine(settings: TrainerSettings, policy: Path) -> TransformersEngine:
 
 def _read_calls(settings: TrainerSettings) -> list[ListCall]:
     lake = settings.open_lake()
-    return read_calls(lake, newest_day(lake) + timedelta(days=1), settings.ctr.days)
+    return read_calls(lake, newest_day(lake) + timedelta(days=1), settings.ctr.days, settings.events.default_task)
 
 
-def _check_enough(training: Sequence[Prompt], test: Sequence[Prompt]) -> None:
+def _check_enough(
+    settings: TrainerSettings, calls: Sequence[ListCall], training: Sequence[Prompt], test: Sequence[Prompt]
+) -> None:
     if not training or len(test) < 2:
         raise Skipped(
-            f"too few different queries in the lake: {len(training)} prompts to learn from, {len(test)} for the gate; "
-            "one query in four is the gate's, and both need some"
+            f"too few different queries in the lake: {len(training)} prompts to learn from, at least 1 is needed, and "
+            f"{len(test)} lists for the gate, at least 2 are. The last {settings.ctr.days} days (ctr.days) have "
+            f"{describe_calls(calls, settings.tasks)}: one query in four"
         )
 
 
@@ -175,7 +180,14 @@ def _find_pairs(
 ) -> list[Pair]:
     log.info("event=stage job=policy stage=search prompts=%d", len(prompts))
     search = settings.search.model_copy(update={"seed": seed})
-    return make_pairs(search_candidates(_load_engine(settings, champion.policy), predictor, prompts, search), search)
+    candidates = search_candidates(_load_engine(settings, champion.policy), predictor, prompts, search)
+    pairs = make_pairs(candidates, search)
+    if len(pairs) < settings.dpo.min_pairs:
+        raise Skipped(
+            f"{len(pairs)} pairs of {len(prompts)} prompts, dpo.min_pairs = {settings.dpo.min_pairs}: raise search.prompts, or "
+            f"lower it. Prompts without a pair: {describe_losses(candidates, search)}"
+        )
+    return pairs
 
 
 def _align(settings: TrainerSettings, champion: registry.Release, pairs: Sequence[Pair]) -> artifacts.Artifact:

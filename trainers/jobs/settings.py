@@ -7,9 +7,10 @@ from typing import Self
 from pydantic import BaseModel, Field, model_validator
 
 from index.settings import IndexSettings
-from serving.policy.tasks import DEFAULT_TASKS, Tasks
+from serving.policy.tasks import DEFAULT_TASKS, Tasks, check_default_task
 from serving.predictor.settings import PredictorSettings
 from serving.settings import ServingSettings
+from streams.events.schema import EventSettings
 from streams.lake.files import Lake, LakeSettings, open_lake
 from streams.runtime.settings import DataSettings
 from trainers.jobs.timetable import TimetableSettings
@@ -20,12 +21,21 @@ from trainers.policy.search import SearchSettings
 from trainers.policy.sft import SftSettings
 from trainers.predictor.training import CtrSettings
 
+DECODING = frozenset({"serving.temperature", "serving.top_p", "serving.redraws"})
+OTHERS_OWN = ("data.", "events.", "timetable.", "serving.")
+
+
+def affects_jobs(key: str) -> bool:
+    """Return whether a setting (`section.key`) changes what a job does; the others are those of other processes."""
+    return key in DECODING or key in ("events.default_task", "timetable.publish_index") or not key.startswith(OTHERS_OWN)
+
 
 class TrainerSettings(BaseModel, frozen=True, extra="forbid"):
     """The sections; `serving` is one of them because the gate writes its lists with serving's decoding."""
 
     data: DataSettings = DataSettings()
     lake: LakeSettings = LakeSettings()
+    events: EventSettings = EventSettings()
     index: IndexSettings = IndexSettings()
     serving: ServingSettings = ServingSettings()
     tasks: Tasks = Field(default_factory=lambda: dict(DEFAULT_TASKS))
@@ -40,14 +50,16 @@ class TrainerSettings(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _check_tasks(self) -> Self:
+        check_default_task(self.events.default_task, self.tasks)
         for name, task in self.tasks.items():
             if task.n > self.predictor.max_items:
                 raise ValueError(f"tasks.{name}.n = {task.n} is more than predictor.max_items = {self.predictor.max_items}")
-            if self.policy.base == SCRATCH and task.max_new_tokens >= self.policy.context:
-                raise ValueError(
-                    f"policy.context = {self.policy.context} leaves no room for a prompt: a list of tasks.{name} may have "
-                    f"{task.max_new_tokens} tokens (n times max_item_tokens, and max_auxiliary_tokens of each auxiliary text)"
-                )
+        longest = self.tasks[self.events.default_task].max_new_tokens
+        if self.policy.base == SCRATCH and longest >= self.policy.context:
+            raise ValueError(
+                f"policy.context = {self.policy.context} leaves no room for a prompt: a list of "
+                f"tasks.{self.events.default_task} may have {longest} tokens"
+            )
         return self
 
     def open_lake(self) -> Lake:

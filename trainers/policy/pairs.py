@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,22 @@ def make_pairs(candidates: Iterable[Candidates], settings: SearchSettings) -> li
     """Return at most one pair a prompt (G11); none where no chosen list is left or its reward is not above the rejected one's."""
     pairs = (make_pair(one, settings) for one in candidates)
     return [pair for pair in pairs if pair is not None]
+
+
+def describe_losses(candidates: Iterable[Candidates], settings: SearchSettings) -> str:
+    """Return in words how many prompts gave no pair, by the first reason."""
+    reasons = Counter(reason for one in candidates if (reason := _loss(one, settings)))
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items())) or "none was lost"
+
+
+def _loss(candidates: Candidates, settings: SearchSettings) -> str | None:
+    if not candidates.chosen:
+        return "without a complete list"
+    if all(_repeats(one, settings) for one in candidates.chosen):
+        return "with only lists that repeat themselves (search.overlap)"
+    if not candidates.rejected:
+        return "without a list to reject"
+    return None if make_pair(candidates, settings) else "without a gain over search.min_gain"
 
 
 def make_pair(candidates: Candidates, settings: SearchSettings) -> Pair | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -39,19 +40,34 @@ class ListCall:
     response: str | None
 
 
-def read_calls(lake: Lake, as_of: date, days: int) -> list[ListCall]:
-    """Return the calls behind the impressions with as_of - days <= day < as_of, oldest first."""
+def read_calls(lake: Lake, as_of: date, days: int, default_task: str) -> list[ListCall]:
+    """Return the calls behind the impressions with as_of - days <= day < as_of, oldest first; without a task: the default."""
     table = read_impressions(lake, as_of - timedelta(days=days), as_of - timedelta(days=1))
-    return [_call(*row) for row in zip(*(table.column(name).to_pylist() for name in COLUMNS), strict=True)]
+    rows = zip(*(table.column(name).to_pylist() for name in COLUMNS), strict=True)
+    return [_call(task or default_task, *rest) for task, *rest in rows]
 
 
-def _call(task: str | None, query: str, query_norm: str, extra: str | None) -> ListCall:
+def describe_calls(calls: Sequence[ListCall], tasks: Mapping[str, Task]) -> str:
+    """Return how many calls there are and why some are of no use, in words: for a job that has too few."""
+    usable = [one for one in calls if one.task in tasks]
+    other = Counter(one.task for one in calls if one.task not in tasks)
+    queries = {one.query_norm for one in usable}
+    unknown = "".join(
+        f", {count} of the task {name!r}, which is not in the settings" for name, count in sorted(other.items())[:5]
+    )
+    return (
+        f"{len(calls)} lists{unknown}; {len(queries)} different queries of the {len(usable)} others, "
+        f"{sum(map(is_test, queries))} of them the gate's"
+    )
+
+
+def _call(task: str, query: str, query_norm: str, extra: str | None) -> ListCall:
     fields: Any = json.loads(extra) if extra else {}
     context = fields.get("context") if isinstance(fields, dict) else None
     session = context.get("session") if isinstance(context, dict) else None
     response = fields.get("response") if isinstance(fields, dict) else None
     earlier = tuple(one for one in session if isinstance(one, str)) if isinstance(session, list) else ()
-    return ListCall(task or "", query, query_norm, earlier, response if isinstance(response, str) else None)
+    return ListCall(task, query, query_norm, earlier, response if isinstance(response, str) else None)
 
 
 def is_test(query_norm: str) -> bool:

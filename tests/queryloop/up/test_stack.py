@@ -166,7 +166,7 @@ def queryloop_up(folder: Path) -> Iterator[tuple[subprocess.Popen[str], list[int
         try:
             assert process.stdout is not None
             lines: list[str] = []
-            while not any("Ctrl-C stops everything" in line for line in lines):
+            while not any(line.startswith("ready in") for line in lines):
                 lines.append(process.stdout.readline())
                 assert lines[-1], "".join(lines)
             yield process, [child.pid for child in psutil.Process(process.pid).children(recursive=True)], lines

@@ -269,3 +269,65 @@ def test_warming_answers_each_task_shortly(data: Path) -> None:
     warm(bundle, {name: Task(name=name) for name in ("suggest", "hint")})
     assert [len(batch) for batch in engine.batches] == [2]
     assert recommend("r0000", engine, None, None, []) == []
+
+
+class SlowLoader(Loader):
+    """A loader that shows what the slot says while it loads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slot: Slot | None = None
+        self.said: list[tuple[str | None, str]] = []
+
+    def __call__(self, release: Release) -> Bundle:
+        assert self.slot is not None
+        self.said.append((self.slot.loading, self.slot.reason))
+        return super().__call__(release)
+
+
+def test_a_release_that_is_loading_is_said_to_load_and_for_how_long(data: Path) -> None:
+    loader, clock = SlowLoader(), Clock()
+    slot = loader.slot = Slot(data, loader, ServingMetrics(), clock=clock)
+    registry.promote(data, "r0000")
+    slot._thread = threading.Thread(target=lambda: None)
+    slot.check()
+    assert loader.said == [("r0000", "release r0000 is loading, for 0 s now")]
+    assert (slot.release, slot.loading, slot.error) == ("r0000", None, None)
+
+
+def test_after_a_restart_the_promoted_release_is_loading_before_the_first_look(data: Path) -> None:
+    registry.promote(data, "r0001")
+    begun, go_on = threading.Event(), threading.Event()
+
+    def load(release: Release) -> Bundle:
+        begun.set()
+        go_on.wait(10)
+        return Bundle(release, ScriptedEngine())
+
+    slot = Slot(data, load, ServingMetrics())
+    slot.start()
+    try:
+        assert slot.loading == "r0001"
+        assert begun.wait(10)
+        with pytest.raises(NoReleaseError, match="release r0001 is loading"), slot.lease():
+            pass
+    finally:
+        go_on.set()
+        slot.stop()
+
+
+def test_a_release_that_failed_is_named_with_the_reason_also_while_it_is_tried_again(data: Path) -> None:
+    loader, clock = SlowLoader(), Clock()
+    slot = loader.slot = Slot(data, loader, ServingMetrics(), retry_s=30, clock=clock)
+    loader.error = OSError("cut weights")
+    registry.promote(data, "r0000")
+    slot.check()
+    assert (slot.loading, "release r0000 cannot go live: OSError: cut weights" in slot.reason) == (None, True)
+    clock.now += 31
+    slot.check()
+    assert "cut weights" in loader.said[-1][1]
+    loader.error = None
+    registry.promote(data, "r0001")
+    slot.check()
+    assert loader.said[-1] == ("r0001", "release r0001 is loading, for 0 s now")
+    assert slot.release == "r0001"

@@ -12,7 +12,16 @@ from serving.policy.tasks import Task, render_prompt
 from streams.lake.files import Lake
 from tests.support.lake_days import write_impressions
 from tests.support.toy_policy import TASK, TASKS
-from trainers.policy.prompts import TEST_SHARE, ListCall, is_test, make_prompts, pick_test, pick_training, read_calls
+from trainers.policy.prompts import (
+    TEST_SHARE,
+    ListCall,
+    describe_calls,
+    is_test,
+    make_prompts,
+    pick_test,
+    pick_training,
+    read_calls,
+)
 
 DAY = date(2026, 3, 1)
 queries = st.lists(st.text(min_size=1, max_size=8), max_size=60)
@@ -66,7 +75,7 @@ def test_a_prompt_is_what_serving_rendered(tmp_path) -> None:  # type: ignore[no
         def retrieve(self, query: str, n: int) -> list[str]:
             return [f"next to {query}"][:n]
 
-    asked = read_calls(Lake.local(tmp_path), date(2026, 3, 2), 14)
+    asked = read_calls(Lake.local(tmp_path), date(2026, 3, 2), 14, "suggest")
     assert [one.query_norm for one in asked] == ["cat food", "x"]
     (prompt,) = make_prompts(asked, {"suggest": task}, Index())
     assert prompt.text == render_prompt(task, "Cat  Food", ["next to Cat  Food"], ["earlier one"], "an answer")
@@ -77,7 +86,7 @@ def test_a_prompt_is_what_serving_rendered(tmp_path) -> None:  # type: ignore[no
 def test_days_outside_the_window_are_not_read(tmp_path) -> None:  # type: ignore[no-untyped-def]
     write_impressions(tmp_path, date(2026, 2, 14), [{"query": "old"}])
     write_impressions(tmp_path, DAY, [{"query": "new"}])
-    assert [one.query for one in read_calls(Lake.local(tmp_path), date(2026, 3, 2), 15)] == ["new"]
+    assert [one.query for one in read_calls(Lake.local(tmp_path), date(2026, 3, 2), 15, "suggest")] == ["new"]
 
 
 def test_hostile_extras_are_only_data(tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -86,4 +95,19 @@ def test_hostile_extras_are_only_data(tmp_path) -> None:  # type: ignore[no-unty
         for n, text in enumerate(["[1]", "{}", '{"context": 3}', '{"context": {"session": "x"}}', ""])
     ]
     write_impressions(tmp_path, DAY, rows)
-    assert [(one.session, one.response) for one in read_calls(Lake.local(tmp_path), date(2026, 3, 2), 1)] == [((), None)] * 5
+    assert [(one.session, one.response) for one in read_calls(Lake.local(tmp_path), date(2026, 3, 2), 1, "suggest")] == [
+        ((), None)
+    ] * 5
+
+
+def test_an_impression_without_a_task_is_learned_from_as_the_default_task(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    write_impressions(tmp_path, DAY, [{"query": f"q{n}", "task": None} for n in range(3)] + [{"query": "h", "task": "hint"}])
+    calls = read_calls(Lake.local(tmp_path), date(2026, 3, 2), 1, "suggest")
+    assert [one.task for one in calls] == ["suggest"] * 3 + ["hint"]
+    assert len(make_prompts(calls, TASKS, None)) == 3
+
+
+def test_lists_of_no_use_are_counted_with_the_reason() -> None:
+    calls = [ask(f"query {n}", "ad") for n in range(157)] + [ask("a", "suggest"), ask("a", "suggest"), ask("b", "suggest")]
+    said = describe_calls(calls, TASKS)
+    assert said.startswith("160 lists, 157 of the task 'ad', which is not in the settings; 2 different queries of the 3 others, ")

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trainers.policy.base import load_policy, quiet
 from trainers.policy.pairs import Pair
+from trainers.progress import ProgressLog
 
 LossType = Literal["sigmoid", "sft", "ipo", "hinge"]
 
@@ -132,7 +133,7 @@ def _arguments(settings: DpoSettings, kind: str, scratch: Path) -> dict[str, Any
 
 
 def _bar() -> Any:
-    """Return a callback with a progress bar on standard error, where that is a terminal; TRL's own goes to standard output."""
+    """Return a callback with a progress bar on standard error, or lines in a log; TRL's own goes to standard output."""
     from rich.console import Console
     from rich.progress import Progress
     from transformers import TrainerCallback
@@ -143,10 +144,13 @@ def _bar() -> Any:
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.progress = Progress(console=console, disable=not console.is_terminal, transient=True)
             self.progress.start()
+            self.lines = ProgressLog("preference optimisation", state.max_steps)
             self.task = self.progress.add_task("preference optimisation", total=state.max_steps)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.progress.update(self.task, completed=state.global_step)
+            if self.progress.disable:
+                self.lines.show(state.global_step)
 
         def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.progress.stop()
