@@ -61,6 +61,13 @@ class EventSettings(BaseModel, frozen=True, extra="forbid"):
     future_tolerance_s: float = Field(
         default=86_400.0, ge=0, le=36_500 * 86_400, description="seconds an event may be ahead of the clock"
     )
+    click_lead_s: float = Field(
+        default=300.0,
+        ge=0,
+        le=86_400,
+        description="seconds a click's time may be before its list's, when the visitor's clock is behind the server's; such a "
+        "click counts as one at the time of its list",
+    )
 
 
 DEFAULT_LIMITS = EventSettings()
@@ -147,7 +154,10 @@ REQUIRED: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """An event for quarantine. `detail` is printable ASCII; `raw` is the line itself, may be hostile and is never logged."""
+    """An event for quarantine. `detail` is printable ASCII; `raw` is the line itself, may be hostile and is never logged.
+
+    `session_id` is "" for a line without a readable one.
+    """
 
     reason: Reason
     detail: str
@@ -156,6 +166,7 @@ class Reject:
     ts_us: int | None
     offset: int
     line: int
+    session_id: str = ""
 
 
 @dataclass(slots=True)
