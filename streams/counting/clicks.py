@@ -69,7 +69,8 @@ FROM attributed ANTI JOIN (
 DELETE_REFUSED = """
 DELETE FROM clicks WHERE reason IS NOT NULL AND (event_id, session_id) IN (SELECT (event_id, session_id) FROM repaired)
 """
-WANTED = ["impression_key", "impression_id"]
+WANTED_SCHEMA = pa.schema([("impression_key", pa.uint64()), ("impression_id", pa.string())])
+WANTED = WANTED_SCHEMA.names
 """The columns that say which lists are wanted."""
 ListId = tuple[int, str]
 """Which list: the key and the impression id."""
@@ -177,8 +178,7 @@ def find_clicked(connection: ShardConnection, lists: pa.Table, rules: CountingRu
 
 def to_wanted(candidates: Sequence[Candidate]) -> pa.Table:
     """Return which lists these clicks are on (WANTED)."""
-    keys = pa.array([click.key for click in candidates], pa.uint64())
-    return pa.table({"impression_key": keys, "impression_id": pa.array([c.impression_id for c in candidates], pa.string())})
+    return to_table([click.list_id for click in candidates], WANTED_SCHEMA)
 
 
 def is_among(keys: pa.ChunkedArray, impression_ids: pa.ChunkedArray, lists: pa.Table) -> pa.ChunkedArray:
