@@ -130,6 +130,22 @@ class Impression(BaseEvent, frozen=True, tag="impression"):
     logprob: float | None = None
     decoding: dict[str, Any] | None = None
 
+    def click(self, position: int, ts: float, event_id: str | None = None) -> Click:
+        """Return a click on the item at `position` (from 0) of this list at `ts` (seconds since the epoch), in the list's session.
+
+        Only such a click counts: not one with another session that began since. Raises IndexError for a position outside.
+        """
+        return Click(
+            event_id=event_id or make_event_id(),
+            ts=ts,
+            session_id=self.session_id,
+            user_id=self.user_id,
+            query=self.query,
+            impression_id=self.impression_id,
+            position=position,
+            item=self.items[position],
+        )
+
 
 class Click(BaseEvent, frozen=True, tag="click"):
     """A click on the recommendation at `position` (from 0) of an impression."""

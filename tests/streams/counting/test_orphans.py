@@ -35,12 +35,13 @@ def test_an_orphan_says_what_is_known_of_its_list(shard: Shard, clicked: bytes, 
     assert (row["reason"], row["detail"], row["raw"]) == ("orphan_click", detail, clicked)
 
 
-def test_a_list_that_came_after_its_click_stopped_waiting_is_told_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("batch", "detail"), [(1, "no such impression"), (2, "came after the click had stopped waiting")])
+def test_a_list_that_comes_after_its_click_stopped_waiting_helps_it_no_more(tmp_path: Path, batch: int, detail: str) -> None:
     shard = Shard.open(tmp_path / "live.duckdb", CountingRules())
-    shown, later = impression("i", START), query("q", START + 25 * HOUR)
-    feed(shard, [later, shown, click("c", START, "i")], batch=1)
-    feed(shard, [click("d", START + 1, "j"), impression("j", START, "j")], start=3, batch=1)
+    feed(shard, [query("q", START + 25 * HOUR)])
+    feed(shard, [click("c", START + 1), impression("i", START)], start=1, batch=batch)
     assert shard.totals().quarantined == {"orphan_click": 1}
+    assert detail in shard.quarantine()["detail"][0].as_py()
     shard.close()
 
 
