@@ -71,7 +71,7 @@ SCHEMAS = {
         ]
     ),
 }
-"""Rows by outcome. `seq` is the line's number in the log, `before_us` and `after_us` are the shard's time before and after it. Event
+"""Rows by outcome. `seq` is the line's number in the log, `before_us` and `after_us` are the shard's time around it. Event
 and impression ids are those of `in_session`, texts are normalised."""
 
 TYPES = {"int64": "BIGINT", "string": "VARCHAR", "bool": "BOOLEAN", "binary": "BLOB", "list<item: string>": "VARCHAR[]"}

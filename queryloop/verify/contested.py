@@ -42,7 +42,7 @@ FOREVER_US = 2**62
 
 
 class Limits(NamedTuple):
-    """How long a click may follow its impression and be before it, how long it waits for it, and the shard's time, microseconds."""
+    """How long a click may follow its impression, waits for it and may precede it, and the shard's time, in microseconds."""
 
     window_us: int
     wait_us: int

@@ -116,7 +116,10 @@ def _rows(con: duckdb.DuckDBPyConnection, params: RowsParams) -> dict[str, Any]:
 
 def _event_states(con: duckdb.DuckDBPyConnection, params: EventStatesParams) -> dict[str, Any]:
     topic_id, next_offset = con.execute(NEXT_OFFSET).fetchall()[0]
-    events = {name: _describe_state(*row) for name, *row in con.execute(STATES, {"ids": params.ids, "sessions": params.sessions}).fetchall()}
+    events = {
+        name: _describe_state(*row)
+        for name, *row in con.execute(STATES, {"ids": params.ids, "sessions": params.sessions}).fetchall()
+    }
     return {"topic_id": topic_id, "next_offset": next_offset, "events": events}
 
 

@@ -53,8 +53,8 @@ class Change:
     """What a batch changes: the totals (negative where something was retracted) and the days whose data changed.
 
     `accepted` (event_id and session_id: key) and `fast_path` (columns event_id, session_id, key) are the clicks that count or
-    wait, whose quarantined versions are to be withdrawn. `refused` are the clicks for quarantine, each with its delay (microseconds) after the
-    impression.
+    wait, whose quarantined versions are to be withdrawn. `refused` are the clicks for quarantine, each with its delay
+    (microseconds) after the impression.
     """
 
     counted: int = 0

@@ -97,8 +97,8 @@ ATTRIBUTED = pa.schema([*SCHEMA, ("reason", pa.string()), ("delay_us", pa.int64(
 class Candidate(NamedTuple):
     """A click to be attributed.
 
-    `row` is the rowid that it had in `pending` (-1: none), `seq` its log order in the batch (-1: from before the batch), `key` that
-    of the impression id and `event_key` that of the event id, both in its session.
+    `row` is the rowid that it had in `pending` (-1: none), `seq` its log order in the batch (-1: from before the batch), `key`
+    that of the impression id and `event_key` that of the event id, both in its session.
     """
 
     row: int

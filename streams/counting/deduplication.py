@@ -73,7 +73,7 @@ def add_keys(connection: ShardConnection, batch: Batch) -> tuple[list[pa.Table],
     `key` is that of the event id; queries also get `session_key`, impressions and clicks `impression_key`. The other table has a
     row for each event, table after table, and then for each reject: LOOKUP and `key`; `ts_us` is -1 for a reject without a time.
     """
-    queries, impressions, clicks = batch.tables
+    _, impressions, clicks = batch.tables
     lookup = pa.concat_tables([*(table.select(LOOKUP.names) for table in batch.tables), *_reject_rows(batch)]).combine_chunks()
     lists = [impressions["impression_id"], clicks["impression_id"]]
     hashes, sessions, *list_hashes = hash_texts(connection, [lookup["event_id"], lookup["session_id"], *lists])

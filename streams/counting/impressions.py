@@ -27,7 +27,8 @@ CREATE TABLE impressions (
     logprob DOUBLE, decoding VARCHAR, extra VARCHAR, length INTEGER
 );
 """
-"""`key` is that of the impression_id in its session (`streams.counting.key_index`), `items_norm` is null if it equals `items`, `length` is the number of items."""
+"""`key` is that of the impression_id in its session (`streams.counting.key_index`), `items_norm` is null if it equals
+`items`, `length` is the number of items."""
 
 FIND_STORED = """
 WITH hits AS MATERIALIZED (
@@ -60,11 +61,14 @@ FROM impressions WHERE (key, impression_id) IN (SELECT (key, impression_id) FROM
 """
 RETRACTED_POSITIONS = """
 CREATE OR REPLACE TEMP TABLE clicked_positions AS
-SELECT DISTINCT i.day, i.query_norm, c.key, c.impression_id, c.position, coalesce(i.items_norm, i.items)[c.position + 1] AS item_norm
+SELECT DISTINCT i.day, i.query_norm, c.key, c.impression_id, c.position,
+    coalesce(i.items_norm, i.items)[c.position + 1] AS item_norm
 FROM reopened c JOIN replaced_lists i USING (key, impression_id)
 WHERE c.reason IS NULL
 """
-TAKEN_BACK = "CREATE OR REPLACE TEMP VIEW taken_back AS SELECT event_id, session_id, reason FROM reopened WHERE reason IS NOT NULL"
+TAKEN_BACK = (
+    "CREATE OR REPLACE TEMP VIEW taken_back AS SELECT event_id, session_id, reason FROM reopened WHERE reason IS NOT NULL"
+)
 DROP_REPLACED = "DELETE FROM impressions WHERE (key, impression_id) IN (SELECT (key, impression_id) FROM replaced_ids)"
 DROP_REOPENED = """
 DELETE FROM clicks

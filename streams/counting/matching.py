@@ -148,7 +148,7 @@ def _find_tracked(recent: RecentState, keys: KeyArray) -> list[pa.Table]:
 
 
 def _find_near(connection: ShardConnection, clicked: pa.Table) -> list[pa.Table]:
-    """Return the lists of these clicks that were shown shortly before them, as nearly all were (or shortly after, by the clock)."""
+    """Return the lists of these clicks that were shown shortly before them, as nearly all were, or shortly after."""
     ts_us = clicked["ts_us"].to_numpy()
     groups = group_times(ts_us)[:1]
     wanted = [_distinct(clicked.take(pa.array(rows))) for rows in groups]
@@ -230,9 +230,7 @@ def find_new_positions(
     return pa.table(columns)
 
 
-def _find_clicked(
-    connection: ShardConnection, lists: Lists, rows: Int64s, rules: CountingRules, recent: RecentState
-) -> Int64s:
+def _find_clicked(connection: ShardConnection, lists: Lists, rows: Int64s, rules: CountingRules, recent: RecentState) -> Int64s:
     """Return the positions clicked before on these lists (rows in ascending order), as row << 32 | position."""
     rows = np.unique(rows[rows.searchsorted(len(lists.own)) :])
     if not len(rows):

@@ -20,9 +20,9 @@ from streams.counting.key_index import key_sql
 FEW = 2_000
 """Pending clicks that are kept in memory, usually 2 MB at most; when there are more, each look-up reads the file."""
 
-CANDIDATE = (
-    f"rowid, -1, {key_sql('event_id')}, ts_us, key, impression_id, event_id, position, item_norm, raw, log_offset, line, session_id"
-)
+CANDIDATE = f"""
+    rowid, -1, {key_sql("event_id")}, ts_us, key, impression_id, event_id, position, item_norm, raw, log_offset, line, session_id
+"""
 READ_FEW = f"SELECT {CANDIDATE} FROM pending LIMIT {FEW + 1}"
 FIND_PENDING = f"""
 SELECT {CANDIDATE} FROM pending WHERE (key, impression_id) IN (SELECT (impression_key, impression_id) FROM wanted)

@@ -113,7 +113,7 @@ def add_rejects(
 
 
 def remove_reattributed(connection: ShardConnection) -> Counter[str]:
-    """Remove the rows of the re-attributed clicks in `taken_back` (event_id, session_id, reason); return their number by reason."""
+    """Remove the rows of re-attributed clicks in `taken_back` (event_id, session_id, reason); return their number by reason."""
     return Counter(reason for (reason,) in connection.execute(REMOVE_REATTRIBUTED).fetchall())
 
 
@@ -161,9 +161,7 @@ def _digest(reject: Reject) -> bytes:
 def digest_of(reason: str, event_id: str | None, session_id: str, raw: bytes) -> bytes:
     """Return the digest by which a bad event is known: of its reason and its id in its session, or its bytes without an id."""
     known_by = raw if event_id is None else f"{len(session_id)}:{session_id}{event_id}".encode()
-    return blake2b(
-        known_by, digest_size=16, key=reason.encode(), person=b"bytes" if event_id is None else b"session+id"
-    ).digest()
+    return blake2b(known_by, digest_size=16, key=reason.encode(), person=b"bytes" if event_id is None else b"session+id").digest()
 
 
 def _digest_keys(digests: Iterable[bytes]) -> KeyArray:

@@ -44,9 +44,7 @@ IMPRESSIONS = _schema(
     extra=pa.string(),
 )
 """`items_norm` is null where every item is its own normal form."""
-CLICKS = _schema(
-    impression_id=pa.string(), session_id=pa.string(), position=pa.int64(), item_norm=pa.string(), raw=pa.binary()
-)
+CLICKS = _schema(impression_id=pa.string(), session_id=pa.string(), position=pa.int64(), item_norm=pa.string(), raw=pa.binary())
 
 
 @dataclass(frozen=True, slots=True)

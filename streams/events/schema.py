@@ -131,9 +131,9 @@ class Impression(BaseEvent, frozen=True, tag="impression"):
     decoding: dict[str, Any] | None = None
 
     def click(self, position: int, ts: float, event_id: str | None = None) -> Click:
-        """Return a click on the item at `position` (from 0) of this list at `ts` (seconds since the epoch), in the list's session.
+        """Return a click on the item at `position` (from 0) at `ts` (seconds since the epoch), in this list's session.
 
-        Only such a click counts: not one with another session that began since. Raises IndexError for a position outside.
+        Only such a click counts, not one with another session that began since. Raises IndexError for a position outside.
         """
         return Click(
             event_id=event_id or make_event_id(),

@@ -119,8 +119,9 @@ class Shard:
 
         Without `write` the transaction may be committed later, for many batches at once: with the first batch that needs the
         file, or by `write()`, which every method calls that reads the file. Records applied before are dropped. `now` (seconds
-        since the epoch) is the clock for the check of future events, `record_times` are the times of the records in Kafka. With another topic id than the stored one the offsets start
-        over, and events counted before are duplicates by their ids. Raises OffsetGap when records are missing.
+        since the epoch) is the clock for the check of future events, `record_times` are the times of the records in Kafka. With
+        another topic id than the stored one the offsets start over, and events counted before are duplicates by their ids.
+        Raises OffsetGap when records are missing.
         """
         self._load_recent()
         if topic_id == self._totals.topic_id and self._totals.next_offset is not None:

@@ -26,7 +26,7 @@ LATER = st.sampled_from([-20 * HOUR, -HOUR, -1.0, 0.0, 0.5, 50 * HOUR, 300 * 24 
 
 @st.composite
 def recorded_logs(draw: st.DrawFn) -> list[Record]:
-    """Difficult logs with the time (microseconds) at which Kafka got each line: before the event's own where its clock is ahead."""
+    """Difficult logs with the time (microseconds) at which Kafka got each line: before its own where its clock is ahead."""
     records = []
     for line in draw(difficult_logs().flatmap(st.permutations)):
         event = parse_line(line)
