@@ -45,7 +45,8 @@ class ShardTotals:
     """A shard's totals: events = counted + duplicates + sum of quarantined + pending.
 
     `latest_us` is the shard's time (`streams.counting.acceptance`), `earlier_events` the value of `events` when the topic was
-    last created anew (another topic id). `written_offset` is the `next_offset` in the file, None if the file is of an earlier topic.
+    last created anew (another topic id). `written_offset` is the `next_offset` in the file, None if that is of an earlier
+    topic.
     """
 
     topic_id: str | None = None
