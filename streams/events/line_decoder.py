@@ -14,8 +14,8 @@ import msgspec
 
 from streams.events.normal_form import is_blank
 from streams.events.schema import (
-    DEFAULT_LIMITS,
     COMMON,
+    DEFAULT_LIMITS,
     KNOWN,
     MAX_DEPTH,
     MAX_TS_US,
