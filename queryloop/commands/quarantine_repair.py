@@ -101,13 +101,15 @@ def _read_states(settings: Settings, partition: int, lines: Sequence[Line]) -> d
     """Return the state of each line's event_id in the shard."""
     found: dict[str, Any] = {}
     for first in range(0, len(lines), IDS_A_CALL):
-        found |= _ask(settings, partition, [line.event_id for line in lines[first : first + IDS_A_CALL]])["events"]
+        found |= _ask(settings, partition, lines[first : first + IDS_A_CALL])["events"]
     return found
 
 
-def _ask(settings: Settings, partition: int, ids: list[str]) -> dict[str, Any]:
-    read = partial(dump_event_states, params=EventStatesParams(ids=ids))
-    answer = ask_shard(settings, partition, with_query("standing", {"ids": json.dumps(ids)}), read)
+def _ask(settings: Settings, partition: int, lines: Sequence[Line]) -> dict[str, Any]:
+    ids, sessions = [line.event_id for line in lines], [line.session_id for line in lines]
+    read = partial(dump_event_states, params=EventStatesParams(ids=ids, sessions=sessions))
+    asked = with_query("standing", {"ids": json.dumps(ids), "sessions": json.dumps(sessions)})
+    answer = ask_shard(settings, partition, asked, read)
     unknown = {name: {"standing": "unknown", "reason": None} for name in ids}
     states: dict[str, Any] = {"next_offset": 0, "events": unknown} if answer is None else json.loads(answer)
     return states

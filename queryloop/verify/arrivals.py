@@ -1,7 +1,8 @@
 """The lines of one partition's log as rows of a recount, in log order.
 
-Every line goes through the strict line decoder; its row has its place in the log and the latest event time before it. Decided
-here is only what the line and its place decide: malformed, invalid, too large, future, too old.
+Every line goes through the strict line decoder; its row has its place in the log and the shard's time there: the latest time
+among the lines so far, each with the earlier of its own time and its record's. Decided here is only what the line and its place
+decide: malformed, invalid, too large, future, too old.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ SCHEMAS = {
         [
             ("seq", pa.int64()),
             ("before_us", pa.int64()),
+            ("after_us", pa.int64()),
             ("ts_us", pa.int64()),
             ("event_id", pa.string()),
             ("session_id", pa.string()),
@@ -39,6 +41,7 @@ SCHEMAS = {
         [
             ("seq", pa.int64()),
             ("before_us", pa.int64()),
+            ("after_us", pa.int64()),
             ("ts_us", pa.int64()),
             ("event_id", pa.string()),
             ("impression_id", pa.string()),
@@ -50,6 +53,7 @@ SCHEMAS = {
         [
             ("seq", pa.int64()),
             ("before_us", pa.int64()),
+            ("after_us", pa.int64()),
             ("ts_us", pa.int64()),
             ("event_id", pa.string()),
             ("impression_id", pa.string()),
@@ -67,7 +71,8 @@ SCHEMAS = {
         ]
     ),
 }
-"""Rows by outcome. `seq` is the line's number in the log, `before_us` the latest event time before it; texts are normalised."""
+"""Rows by outcome. `seq` is the line's number in the log, `before_us` and `after_us` are the shard's time around it. Event
+and impression ids are those of `in_session`, texts are normalised."""
 
 TYPES = {"int64": "BIGINT", "string": "VARCHAR", "bool": "BOOLEAN", "binary": "BLOB", "list<item: string>": "VARCHAR[]"}
 TABLES = "\n".join(
@@ -84,7 +89,7 @@ class Arrivals:
     """Fills the tables of `TABLES` in `con`.
 
     `future` are the event_ids that the worker refused as future, `now_us` is the time now. After `load`, `lines` is the number of
-    lines and `latest_us` the latest event time, None where there was none.
+    lines and `latest_us` the shard's time, None where there was no event.
     """
 
     con: duckdb.DuckDBPyConnection
@@ -123,17 +128,19 @@ class Arrivals:
         if self.rules.retention_us and ts_us < before - self.rules.retention_us:
             self._quarantine(found, Reason.TOO_OLD)
             return
-        self.latest_us = max(before, ts_us)
+        recorded_us = ts_us if moment_us is None or not self.rules.record_times else moment_us
+        self.latest_us = max(before, min(ts_us, recorded_us))
         seq, self.lines = self.lines, self.lines + 1
-        row: tuple[Any, ...] = (seq, before, ts_us, found.event_id)
+        row: tuple[Any, ...] = (seq, before, self.latest_us, ts_us, in_session(found.session_id, found.event_id))
         if isinstance(found, Query):
             self._rows["queries"].append((*row, found.session_id, normal_form(found.query), found.source == "user"))
         elif isinstance(found, Impression):
             items = [normal_form(item) for item in found.items]
-            self._rows["impressions"].append((*row, found.impression_id, normal_form(found.query), items))
+            shown = in_session(found.session_id, found.impression_id)
+            self._rows["impressions"].append((*row, shown, normal_form(found.query), items))
         else:
             item = None if found.item is None else normal_form(found.item)
-            self._rows["clicks"].append((*row, found.impression_id, found.position, item))
+            self._rows["clicks"].append((*row, in_session(found.session_id, found.impression_id), found.position, item))
 
     def _is_future(self, event_id: str, ts_us: int, moment_us: int | None) -> bool:
         """Whether the worker refused the event as future by its clock, which the log does not show.
@@ -151,7 +158,7 @@ class Arrivals:
     def _quarantine(self, found: Query | Impression | Click | Reject, reason: Reason | None = None) -> None:
         seq, self.lines = self.lines, self.lines + 1
         reason = found.reason if isinstance(found, Reject) else reason
-        event_id = found.event_id
+        event_id = None if found.event_id is None else in_session(found.session_id, found.event_id)
         known_by = blake2b(found.raw if event_id is None else event_id.encode(), digest_size=16).digest()
         self._rows["refused"].append((seq, self.latest_us or 0, str(reason), event_id, known_by))
 
@@ -163,3 +170,8 @@ class Arrivals:
                 self.con.execute(f"INSERT INTO {name} FROM chunk")
                 self.con.unregister("chunk")
                 rows.clear()
+
+
+def in_session(session_id: str, name: str) -> str:
+    """Return one text for an id in its session: what another session calls the same is something else."""
+    return f"{len(session_id)}:{session_id}{name}"

@@ -17,15 +17,15 @@ import duckdb
 
 ARRIVALS = """
 WITH came AS (
-    SELECT event_id, seq, before_us, 'click' AS kind, ts_us, impression_id, position, item FROM clicks
-    UNION ALL SELECT event_id, seq, before_us, reason, 0, '', 0, NULL FROM refused WHERE event_id IS NOT NULL
-    UNION ALL SELECT event_id, seq, before_us, 'taken', ts_us, '', 0, NULL FROM queries
-    UNION ALL SELECT event_id, seq, before_us, 'taken', ts_us, '', 0, NULL FROM impressions
+    SELECT event_id, seq, before_us, after_us, 'click' AS kind, ts_us, impression_id, position, item FROM clicks
+    UNION ALL SELECT event_id, seq, before_us, before_us, reason, 0, '', 0, NULL FROM refused WHERE event_id IS NOT NULL
+    UNION ALL SELECT event_id, seq, before_us, after_us, 'taken', ts_us, '', 0, NULL FROM queries
+    UNION ALL SELECT event_id, seq, before_us, after_us, 'taken', ts_us, '', 0, NULL FROM impressions
 )
 FROM came SEMI JOIN contested USING (event_id) ORDER BY event_id, seq
 """
 VERSIONS = """
-SELECT impression_id, seq, greatest(before_us, ts_us), ts_us, event_id, items FROM versions
+SELECT impression_id, seq, after_us, ts_us, event_id, items FROM versions
 WHERE impression_id IN (SELECT impression_id FROM clicks SEMI JOIN contested USING (event_id))
 ORDER BY seq
 """
@@ -42,11 +42,12 @@ FOREVER_US = 2**62
 
 
 class Limits(NamedTuple):
-    """How long a click may follow its impression, how long it waits for one, and the latest event time, in microseconds."""
+    """How long a click may follow its impression, waits for it and may precede it, and the shard's time, in microseconds."""
 
     window_us: int
     wait_us: int
     latest_us: int
+    lead_us: int
 
 
 class Line(NamedTuple):
@@ -55,6 +56,7 @@ class Line(NamedTuple):
     event_id: str
     seq: int
     before_us: int
+    after_us: int
     kind: str
     ts_us: int
     impression_id: str
@@ -131,7 +133,7 @@ def _follow(
         now = limits._replace(latest_us=line.before_us)
         _reattribute(state, versions, now, since, line.seq)
         since = line.seq
-        if state.holder is not None and state.holder.ts_us >= max(line.before_us, line.ts_us) - retention_us:
+        if state.holder is not None and state.holder.ts_us >= line.after_us - retention_us:
             if line.kind == TAKEN:
                 decisions.duplicates.append(line.seq)
         elif line.kind == TAKEN or (line.kind == CLICK and verdict(line, versions, now, line.seq) in (*ACCEPTED, ORPHAN)):
@@ -186,7 +188,7 @@ def verdict(click: Line, versions: dict[str, list[Version]], limits: Limits, seq
 
 def _finds(click: Line, version: Version, limits: Limits) -> bool:
     in_time = version.seq < click.seq or version.arrival_us <= click.ts_us + limits.wait_us
-    return version.ts_us <= click.ts_us and in_time
+    return version.ts_us <= click.ts_us + limits.lead_us and in_time
 
 
 def _refusals(click: Line, canonical: Version, limits: Limits) -> Iterator[str]:

@@ -48,15 +48,15 @@ WITH contents AS (
 ),
 bad AS (SELECT event_id FROM refused SEMI JOIN repeated USING (event_id)),
 came AS (
-    SELECT event_id, before_us, ts_us FROM queries UNION ALL SELECT event_id, before_us, ts_us FROM impressions
-    UNION ALL SELECT event_id, before_us, ts_us FROM clicks
+    SELECT event_id, after_us, ts_us FROM queries UNION ALL SELECT event_id, after_us, ts_us FROM impressions
+    UNION ALL SELECT event_id, after_us, ts_us FROM clicks
     UNION ALL SELECT event_id, before_us, NULL FROM refused WHERE event_id IS NOT NULL
 )
 SELECT event_id FROM contents
 WHERE number > 1 OR event_id IN (SELECT event_id FROM bad) OR event_id IN (SELECT event_id FROM taken)
 UNION
 SELECT event_id FROM came SEMI JOIN repeated USING (event_id)
-GROUP BY event_id HAVING $retention > 0 AND max(greatest(before_us, coalesce(ts_us, 0))) - min(ts_us) > $retention
+GROUP BY event_id HAVING $retention > 0 AND max(after_us) - min(ts_us) > $retention
 """
 BEATEN = """
 CREATE TABLE beaten AS
@@ -68,18 +68,18 @@ STANDING = """
 CREATE TABLE standing AS
 SELECT *, DATE '1970-01-01' + (ts_us // 86400000000)::INTEGER AS day FROM versions ANTI JOIN beaten USING (seq)
 """
-# A click finds its impression when some version of it is not later than the click and arrived before the click stopped waiting.
+# A click finds its impression when some version of it is at most the lead later and arrived before the click stopped waiting.
 TIMELY_BY_OTHER = """
 CREATE TABLE timely_by_other AS
 SELECT DISTINCT c.seq
 FROM clicks c JOIN (FROM versions SEMI JOIN beaten USING (seq)) v USING (impression_id)
-WHERE v.ts_us <= c.ts_us AND (v.seq < c.seq OR v.before_us <= c.ts_us + $patience)
+WHERE v.ts_us <= c.ts_us + $lead AND (v.seq < c.seq OR v.after_us <= c.ts_us + $patience)
 """
 JUDGED = """
 CREATE TABLE judged AS
 WITH met AS (
     SELECT c.*, s.items, c.ts_us - s.ts_us AS delay_us,
-        coalesce(s.ts_us <= c.ts_us AND (s.seq < c.seq OR s.before_us <= c.ts_us + $patience), false)
+        coalesce(s.ts_us <= c.ts_us + $lead AND (s.seq < c.seq OR s.after_us <= c.ts_us + $patience), false)
             OR c.seq IN (SELECT seq FROM timely_by_other) AS timely
     FROM clicks c ANTI JOIN contested USING (event_id) LEFT JOIN standing s USING (impression_id)
 )
@@ -166,11 +166,12 @@ def recount(con: duckdb.DuckDBPyConnection, rules: CountingRules, latest_us: int
     for sql in (REPEATED, LATER, VERSIONS, TAKEN):
         con.execute(sql)
     con.execute(CONTESTED, {"retention": rules.retention_us})
-    decisions = contested.decide(con, contested.Limits(window, wait, latest), rules.retention_us)
+    decisions = contested.decide(con, contested.Limits(window, wait, latest, rules.click_lead_us), rules.retention_us)
     for sql in (BEATEN, STANDING):
         con.execute(sql)
-    con.execute(TIMELY_BY_OTHER, {"patience": wait})
-    con.execute(JUDGED, {"patience": wait, "latest": latest, "window": window})
+    lead = {"patience": wait, "lead": rules.click_lead_us}
+    con.execute(TIMELY_BY_OTHER, lead)
+    con.execute(JUDGED, {**lead, "latest": latest, "window": window})
     con.execute(CHOSEN)
     contested.add_accepted(con, decisions)
     con.execute(CLICKED)

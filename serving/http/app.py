@@ -166,7 +166,8 @@ class Endpoints:
             context=call.context,
         )
         self._impressions.emit(impression)
-        return JSONResponse({"impression_id": impression_id, **_describe_answer(request, answer)})
+        shown = {"impression_id": impression_id, "session_id": call.session_id}  # its clicks need both
+        return JSONResponse({**shown, **_describe_answer(request, answer)})
 
     async def accept_events(self, request: HttpRequest) -> Response:
         """Accept a batch of events, {"events": [...]} or NDJSON. 202: they are on disk, or acknowledged by Kafka."""

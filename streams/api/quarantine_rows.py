@@ -14,6 +14,7 @@ import msgspec
 from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_core import from_json
 
+from streams.counting.key_index import key_sql
 from streams.counting.quarantine import CLICK_REASONS
 from streams.events.schema import MAX_ID_CHARS, Reason
 from streams.store.shard import Shard
@@ -34,12 +35,18 @@ ORDER BY id DESC LIMIT $limit
 """
 COUNTS = "SELECT reason, count(*) FROM quarantine WHERE raw IS NOT NULL GROUP BY reason ORDER BY reason"
 NEXT_OFFSET = "SELECT topic_id, next_offset FROM state"
-STATES = """
-WITH wanted AS (SELECT unnest($ids::VARCHAR[]) AS event_id)
+STATES = f"""
+WITH wanted AS (SELECT unnest($ids::VARCHAR[]) AS event_id, unnest($sessions::VARCHAR[]) AS session_id)
 SELECT event_id,
-    event_id IN (SELECT s.event_id FROM seen s JOIN wanted w ON s.key = hash(w.event_id) WHERE s.event_id = w.event_id),
-    event_id IN (SELECT event_id FROM pending),
-    (SELECT reason FROM quarantine q WHERE q.event_id = wanted.event_id ORDER BY id DESC LIMIT 1)
+    (event_id, session_id) IN (
+        SELECT (w.event_id, w.session_id)
+        FROM seen s JOIN wanted w ON s.key = {key_sql("w.event_id", "w.session_id")} WHERE s.event_id = w.event_id
+    ),
+    (event_id, session_id) IN (SELECT (event_id, session_id) FROM pending),
+    (
+        SELECT reason FROM quarantine q
+        WHERE q.event_id = wanted.event_id AND q.session_id = wanted.session_id ORDER BY id DESC LIMIT 1
+    )
 FROM wanted
 """
 EventId = Annotated[str, Field(max_length=MAX_ID_CHARS)]
@@ -62,9 +69,10 @@ class RowsParams(BaseModel, frozen=True, extra="forbid"):
 
 
 class EventStatesParams(BaseModel, frozen=True, extra="forbid"):
-    """Which events: `ids` is a list of at most 50 event ids, in a query string as JSON."""
+    """Which events: `ids` is a list of at most 50 event ids, `sessions` has the session of each; in a query string as JSON."""
 
     ids: Annotated[list[EventId], BeforeValidator(_read_ids), Field(max_length=50)] = []
+    sessions: Annotated[list[EventId], BeforeValidator(_read_ids), Field(max_length=50)] = []
     local: bool = False
 
 
@@ -108,7 +116,10 @@ def _rows(con: duckdb.DuckDBPyConnection, params: RowsParams) -> dict[str, Any]:
 
 def _event_states(con: duckdb.DuckDBPyConnection, params: EventStatesParams) -> dict[str, Any]:
     topic_id, next_offset = con.execute(NEXT_OFFSET).fetchall()[0]
-    events = {name: _describe_state(*row) for name, *row in con.execute(STATES, {"ids": params.ids}).fetchall()}
+    events = {
+        name: _describe_state(*row)
+        for name, *row in con.execute(STATES, {"ids": params.ids, "sessions": params.sessions}).fetchall()
+    }
     return {"topic_id": topic_id, "next_offset": next_offset, "events": events}
 
 

@@ -1,7 +1,8 @@
 """What of a decoded batch is accepted: not applied before, neither too far ahead of the clock nor older than the retention.
 
-Each event gets its log order (`seq`) and the latest event time seen when it arrived (`arrival_us`). What depends on the order of
-arrival then depends on the log alone, not on how it was split into batches.
+Each event gets its log order (`seq`) and the shard's time when it arrived (`arrival_us`): the latest time among the events so
+far, where an event counts with its own time or with its record's, whichever is earlier (`clock_us`). What depends on the order
+of arrival then depends on the log alone, not on how it was split into batches.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from streams.counting.batch import Batch, split_values, to_numbers
+from streams.counting.record_times import NO_TIMES, RecordTimes
 from streams.events.columns import Columns
 from streams.events.line_spans import Flags, Int64s, Spans
 from streams.events.rules import CountingRules
@@ -26,7 +28,9 @@ def drop_applied(columns: Columns, next_offset: int) -> Columns:
     return Columns(kept[0], kept[1], kept[2], columns.texts, [r for r in columns.rejects if r.offset >= next_offset])
 
 
-def accept(columns: Columns, latest_us: int | None, rules: CountingRules, now_us: int) -> Batch:
+def accept(
+    columns: Columns, latest_us: int | None, rules: CountingRules, now_us: int, record_times: RecordTimes = NO_TIMES
+) -> Batch:
     """Return decoded events as a batch; those ahead of the clock `now_us` or older than the retention become rejects."""
     tables = [columns.queries, columns.impressions, columns.clicks]
     rejects = list(columns.rejects)
@@ -37,13 +41,14 @@ def accept(columns: Columns, latest_us: int | None, rules: CountingRules, now_us
         tables = _refuse_where(tables, columns.texts, ahead, rejects, Reason.FUTURE_EVENT, detail)
         ts_us = ts_us[~ahead]
     seq, reject_seq = _log_order(tables, rejects)
-    arrival, reject_arrival, after = _arrivals(ts_us, seq, reject_seq, latest_us)
+    clock_us = record_times.earlier(_concat(tables, "log_offset"), ts_us)
+    arrival, reject_arrival, after = _arrivals(clock_us, seq, reject_seq, latest_us)
     if not rules.retention_us:
         arrival, reject_arrival = arrival * 0, reject_arrival * 0
-    ordered = zip(tables, split_values(seq, tables), split_values(arrival, tables), strict=True)
+    ordered = zip(tables, *(split_values(values, tables) for values in (seq, arrival, clock_us)), strict=True)
     tables = [_add_order(*one) for one in ordered]
     if rules.retention_us and (old := ts_us < arrival - rules.retention_us).any():
-        detail = f"ts: more than {rules.retention_days} days before the latest event seen"
+        detail = f"ts: more than {rules.retention_days} days before the shard's time"
         reject_seq = np.concatenate([reject_seq, seq[old]])
         reject_arrival = np.concatenate([reject_arrival, arrival[old]])
         tables = _refuse_where(tables, columns.texts, old, rejects, Reason.TOO_OLD, detail)
@@ -66,19 +71,21 @@ def _log_order(tables: Sequence[pa.Table], rejects: Sequence[Reject]) -> tuple[I
     return seq[:events], seq[events:]
 
 
-def _arrivals(ts_us: Int64s, seq: Int64s, reject_seq: Int64s, latest_us: int | None) -> tuple[Int64s, Int64s, int | None]:
-    """Return the latest event time when each event arrived, itself included, when each reject arrived, and at the end."""
+def _arrivals(clock_us: Int64s, seq: Int64s, reject_seq: Int64s, latest_us: int | None) -> tuple[Int64s, Int64s, int | None]:
+    """Return the shard's time when each event arrived, itself included, when each reject arrived, and at the end."""
     order = seq.argsort(kind="stable")
     before = -1 if latest_us is None else latest_us
-    running = np.maximum.accumulate(np.concatenate([[before], ts_us[order]]))
-    arrival = np.empty_like(ts_us)
+    running = np.maximum.accumulate(np.concatenate([[before], clock_us[order]]))
+    arrival = np.empty_like(clock_us)
     arrival[order] = running[1:]
     of_rejects = running[seq[order].searchsorted(reject_seq)]
-    return arrival, of_rejects, int(running[-1]) if len(ts_us) else latest_us
+    return arrival, of_rejects, int(running[-1]) if len(clock_us) else latest_us
 
 
-def _add_order(table: pa.Table, seq: Int64s, arrival: Int64s) -> pa.Table:
-    return table.append_column("seq", pa.array(seq)).append_column("arrival_us", pa.array(arrival))
+def _add_order(table: pa.Table, seq: Int64s, arrival: Int64s, clock_us: Int64s) -> pa.Table:
+    for name, values in (("seq", seq), ("arrival_us", arrival), ("clock_us", clock_us)):
+        table = table.append_column(name, pa.array(values))
+    return table
 
 
 def _refuse_where(
@@ -88,7 +95,7 @@ def _refuse_where(
     kept = []
     for table, flags in zip(tables, split_values(bad, tables), strict=True):
         refused = table.filter(pa.array(flags))
-        known = (refused[name].to_pylist() for name in ("event_id", "ts_us", "log_offset", "line"))
+        known = (refused[name].to_pylist() for name in ("event_id", "ts_us", "log_offset", "line", "session_id"))
         rejects += [Reject(reason, detail, *row) for row in zip(texts.take(refused["row"].to_numpy()), *known, strict=True)]
         kept.append(table.filter(pa.array(~flags)))
     return kept

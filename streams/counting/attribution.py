@@ -1,7 +1,8 @@
 """Attribution: which impression a click belongs to, and whether it counts.
 
-A click belongs to the canonical impression of its impression_id. A click that arrives before it is pending, and when an earlier
-impression becomes canonical the clicks of its impression_id are re-attributed. So the order of arrival does not matter.
+A click belongs to the canonical impression of its impression_id in its session. A click that arrives before it is pending, and
+when an earlier impression becomes canonical the clicks of its impression_id are re-attributed. So the order of arrival does not
+matter. The visitor's clock may be behind: a click up to `CountingRules.click_lead_us` before its list counts as one at its time.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import pyarrow.compute as pc
 
 from streams.counting import clicks, impressions, quarantine, rollups, windows
 from streams.counting.batch import Batch
-from streams.counting.clicks import Candidate, ShownList
+from streams.counting.clicks import WANTED, Candidate, ListId, ShownList, to_wanted
 from streams.counting.connection import ShardConnection
 from streams.counting.key_index import KeyArray, KeySet
 from streams.counting.matching import FastPath, Lists, find_fast_path, find_lists, find_new_positions, no_fast_path
+from streams.counting.orphans import explain_orphans
 from streams.counting.pending_clicks import add_pending, pending_state, take_orphans, take_pending
 from streams.counting.quarantine import QuarantineKeys
 from streams.counting.recent_rows import RecentState
@@ -37,7 +39,7 @@ Version = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Reattributed:
-    """Event ids of clicks whose canonical impression may have changed inside the batch.
+    """Event ids (of whatever session) of clicks whose canonical impression may have changed inside the batch.
 
     `fresh` are ids of clicks of the batch, `earlier` those that have a version from before the batch.
     """
@@ -50,9 +52,9 @@ class Reattributed:
 class Change:
     """What a batch changes: the totals (negative where something was retracted) and the days whose data changed.
 
-    `accepted` (event_id: key) and `fast_path` (columns event_id, key) are the clicks that count or wait, whose quarantined
-    versions are to be withdrawn. `refused` are the clicks for quarantine, each with its delay (microseconds) after the
-    impression.
+    `accepted` (event_id and session_id: key) and `fast_path` (columns event_id, session_id, key) are the clicks that count or
+    wait, whose quarantined versions are to be withdrawn. `refused` are the clicks for quarantine, each with its delay
+    (microseconds) after the impression.
     """
 
     counted: int = 0
@@ -60,7 +62,7 @@ class Change:
     pending: int = 0
     quarantined: Counter[str] = field(default_factory=Counter)
     days: set[date] = field(default_factory=set)
-    accepted: dict[str, int] = field(default_factory=dict)
+    accepted: dict[tuple[str, str], int] = field(default_factory=dict)
     fast_path: pa.Table | None = None
     refused: list[tuple[Candidate, Reject, int]] = field(default_factory=list)
     reattributed: Reattributed = field(default_factory=Reattributed)
@@ -80,7 +82,7 @@ def attribute_batch(
     connection: ShardConnection, batch: Batch, rules: CountingRules, known_keys: KeySet, recent: RecentState
 ) -> Change:
     """Count a batch's impressions and clicks, and the pending clicks of its impressions; refused clicks are in the result."""
-    change, window_us = Change(), rules.attribution_window_us
+    change = Change()
     if not len(batch.impressions) and not len(batch.clicks):
         return change
     stored = impressions.find_stored(connection, batch.impressions, known_keys)
@@ -89,37 +91,40 @@ def attribute_batch(
     earlier = _gather_earlier_clicks(connection, batch, bool(replaced), recent)
     change.pending -= sum(click.row >= 0 for click in earlier)
     change.reattributed = _find_reattributed(batch, replaced, len(canonical), earlier, recent.quarantine_keys)
-    lists = find_lists(connection, canonical, batch.clicks, [click.impression_id for click in earlier], known_keys, recent)
+    lists = find_lists(connection, canonical, batch.clicks, to_wanted(earlier), known_keys, recent)
     _store_impressions(connection, batch, canonical, lists.own, known_keys, recent, change)
     # Whole columns show that most clicks count. The others, and those that depend on the order of arrival, go one by one.
-    fast_path = no_fast_path(batch.clicks) if replaced else find_fast_path(batch.clicks, lists, window_us, _last_arrival(batch))
+    fast_path = no_fast_path(batch.clicks) if replaced else find_fast_path(batch.clicks, lists, rules, _last_arrival(batch))
     candidates = earlier + clicks.select_candidates(batch.clicks, ~fast_path.fits)
     wanted = np.array([click.key for click in candidates], np.uint64)
     shown = _select_lists(lists.table, wanted)
     versions = _find_versions(batch.impressions, stored, wanted) if shown else {}
-    attribution = attribute_clicks(candidates, shown, versions, window_us)
-    cells = find_new_positions(connection, lists, batch.clicks, fast_path, _counted_positions(attribution), window_us, recent)
+    attribution = attribute_clicks(candidates, shown, versions, rules)
+    cells = find_new_positions(connection, lists, batch.clicks, fast_path, _counted_positions(attribution), rules, recent)
     windows.add_counts(connection, rollups.find_rolled_up(lists.own, recent.rollups), cells)
     _store_counted(connection, batch.clicks, fast_path, lists, attribution, change)
-    _record_outcomes(connection, attribution, lists, versions, recent, change)
+    _record_outcomes(connection, attribution, lists, versions, rules, recent, change)
     return change
 
 
 def attribute_clicks(
-    candidates: Sequence[Candidate], shown: dict[str, ShownList], versions: dict[str, list[Version]], window_us: int
+    candidates: Sequence[Candidate],
+    shown: dict[ListId, ShownList],
+    versions: dict[ListId, list[Version]],
+    rules: CountingRules,
 ) -> Attribution:
     """Attribute clicks, given in log order, to their lists; an event id counts once, by its first version that fits."""
     attribution, counted = Attribution(), set()
     for click in candidates:
-        own = shown.get(click.impression_id)
-        if own is None or own.ts_us > click.ts_us or _waited_too_long(click, versions.get(click.impression_id, ()), window_us):
+        own, arrived = shown.get(click.list_id), versions.get(click.list_id, ())
+        if own is None or own.ts_us > click.ts_us + rules.click_lead_us or _waited_too_long(click, arrived, rules):
             attribution.pending.append(click)
-        elif click.event_id in counted:
+        elif click.id in counted:
             attribution.repeated.append(click)
-        elif (reason := find_reason(click, own, window_us)) is not None:
+        elif (reason := find_reason(click, own, rules.attribution_window_us)) is not None:
             attribution.refused.append((click, own, reason))
         else:
-            counted.add(click.event_id)
+            counted.add(click.id)
             attribution.counted.append((click, own))
     _withdraw_refused(attribution)
     return attribution
@@ -127,8 +132,8 @@ def attribute_clicks(
 
 def _withdraw_refused(attribution: Attribution) -> None:
     """Turn refused clicks from before the batch into repeats, if another version from before it counts now."""
-    counted = {click.event_id for click, _ in attribution.counted if click.seq < 0}
-    for refused in [one for one in attribution.refused if one[0].seq < 0 and one[0].event_id in counted]:
+    counted = {click.id for click, _ in attribution.counted if click.seq < 0}
+    for refused in [one for one in attribution.refused if one[0].seq < 0 and one[0].id in counted]:
         attribution.refused.remove(refused)
         attribution.repeated.append(refused[0])
 
@@ -151,14 +156,14 @@ def quarantine_refused(
     if not change.refused:
         return Counter()
     added = quarantine.add_rejects(connection, [reject for _, reject, _ in change.refused], arrived_us, known)
-    firsts = {(row.event_id, row.reason): number for number, (_, row, _) in reversed([*enumerate(change.refused)])}
-    with_row = {firsts[name] for name in firsts.keys() & added}
+    firsts = {(*click.id, row.reason): number for number, (click, row, _) in reversed([*enumerate(change.refused)])}
+    with_row = {firsts[name] for name in firsts.keys() & set(map(tuple, added))}
     refused = [(click, str(row.reason), delay) for click, row, delay in change.refused]
     clicks.store_clicks(connection, [one for number, one in enumerate(refused) if number in with_row])
     # The others have no row of their own, and may still count once an earlier list becomes canonical.
     clicks.store_unlike(connection, [one for number, one in enumerate(refused) if number not in with_row])
     change.duplicates += len(change.refused) - len(added)
-    return Counter(str(reason) for _, reason in added)
+    return Counter(str(row.reason) for row in added)
 
 
 def find_orphans(connection: ShardConnection, before_us: int, recent: RecentState) -> list[Reject]:
@@ -168,11 +173,11 @@ def find_orphans(connection: ShardConnection, before_us: int, recent: RecentStat
     orphans = take_orphans(connection, before_us)
     first_us = pending_state(connection.con)[1]
     recent.first_pending_us = NEVER_US if first_us is None else first_us
-    detail = "impression_id: no such impression in the time before the click"
-    return [_make_reject(click, Reason.ORPHAN_CLICK, detail) for click in orphans]
+    details = explain_orphans(connection, orphans)
+    return [_make_reject(click, Reason.ORPHAN_CLICK, detail) for click, detail in zip(orphans, details, strict=True)]
 
 
-def _retract_replaced(connection: ShardConnection, replaced: list[str], recent: RecentState, change: Change) -> None:
+def _retract_replaced(connection: ShardConnection, replaced: list[ListId], recent: RecentState, change: Change) -> None:
     """Retract the stored impressions that earlier ones replace, and their counts."""
     if not replaced:
         return
@@ -208,13 +213,13 @@ def _gather_earlier_clicks(connection: ShardConnection, batch: Batch, reattribut
     awaited = recent.pending_keys.contains(batch.impressions["impression_key"].to_numpy())
     taken = []
     if awaited.any():
-        ids = batch.impressions["impression_id"].filter(pa.array(awaited)).to_pylist()
-        taken = take_pending(connection, ids, recent.pending_in_file)
+        lists = batch.impressions.select(WANTED).filter(pa.array(awaited))
+        taken = take_pending(connection, lists, recent.pending_in_file)
     return taken + (clicks.read_reattributed(connection) if reattribute else [])
 
 
 def _find_reattributed(
-    batch: Batch, replaced: list[str], canonical: int, earlier: list[Candidate], known: QuarantineKeys
+    batch: Batch, replaced: list[ListId], canonical: int, earlier: list[Candidate], known: QuarantineKeys
 ) -> Reattributed:
     """Return the clicks on lists of which the batch has several versions, or one that replaces the stored one.
 
@@ -223,7 +228,7 @@ def _find_reattributed(
     if not replaced and canonical == len(batch.impressions):
         return Reattributed()
     versions = Counter(batch.impressions["impression_id"].to_pylist())
-    changed = {*replaced, *(name for name, number in versions.items() if number > 1)}
+    changed = {*(name for _, name in replaced), *(name for name, number in versions.items() if number > 1)}
     on_changed = pc.is_in(batch.clicks["impression_id"], value_set=pa.array(list(changed), pa.string()))
     fresh = batch.clicks.select(["event_id", "key"]).filter(on_changed)
     refused = fresh["event_id"].filter(pa.array(known.ids.contains(fresh["key"].to_numpy()))).to_pylist()
@@ -235,47 +240,54 @@ def _last_arrival(batch: Batch) -> int:
     return int(batch.impressions["arrival_us"].to_numpy().max(initial=0))
 
 
-def _select_lists(lists: pa.Table, wanted: KeyArray) -> dict[str, ShownList]:
-    """Return the lists with these keys by impression_id."""
+def _select_lists(lists: pa.Table, wanted: KeyArray) -> dict[ListId, ShownList]:
+    """Return the lists with these keys."""
     rows = np.isin(lists["impression_key"].to_numpy(), wanted, kind="sort").nonzero()[0]
     if not len(rows):
         return {}
-    chosen = lists.select(["impression_id", "ts_us", "day", "query_norm", "items"]).take(pa.array(rows))
+    chosen = lists.select([*WANTED, "ts_us", "day", "query_norm", "items"]).take(pa.array(rows))
     columns = (column.to_pylist() for column in chosen.columns)
-    return {name: ShownList(row, *shown) for row, name, *shown in zip(rows.tolist(), *columns, strict=True)}
+    return {(key, name): ShownList(row, *shown) for row, key, name, *shown in zip(rows.tolist(), *columns, strict=True)}
 
 
-def _find_versions(fresh: pa.Table, stored: pa.Table, wanted: KeyArray) -> dict[str, list[Version]]:
-    """Return the versions of the impressions with these keys, with their arrival, by impression_id.
+def _find_versions(fresh: pa.Table, stored: pa.Table, wanted: KeyArray) -> dict[ListId, list[Version]]:
+    """Return the versions of the impressions with these keys, with their arrival, by list.
 
     A click counts only on an impression that arrives while the click is pending.
     """
-    versions: dict[str, list[Version]] = defaultdict(list)
+    versions: dict[ListId, list[Version]] = defaultdict(list)
     rows = np.isin(fresh["impression_key"].to_numpy(), wanted, kind="sort").nonzero()[0]
-    chosen = fresh.select(["impression_id", "ts_us", "seq", "arrival_us"]).take(pa.array(rows))
-    for name, ts_us, seq, arrival_us in zip(*(column.to_pylist() for column in chosen.columns), strict=True):
-        versions[name].append((ts_us, seq, arrival_us))
+    chosen = fresh.select([*WANTED, "ts_us", "seq", "arrival_us"]).take(pa.array(rows))
+    for key, name, ts_us, seq, arrival_us in zip(*(column.to_pylist() for column in chosen.columns), strict=True):
+        versions[key, name].append((ts_us, seq, arrival_us))
     for row in stored.to_pylist():
-        versions[row["impression_id"]].append((row["ts_us"], -2, 0))
+        versions[row["key"], row["impression_id"]].append((row["ts_us"], -2, 0))
     return versions
 
 
-def _waited_too_long(click: Candidate, versions: Iterable[Version], window_us: int) -> bool:
+def _waited_too_long(click: Candidate, versions: Iterable[Version], rules: CountingRules) -> bool:
     """Return whether a click's impression arrived only after the click expired; one from before the batch is in time."""
-    arrived = [v for v in versions if v[0] <= click.ts_us]
-    return bool(arrived) and not any(seq < click.seq or arrival_us <= click.ts_us + window_us for _, seq, arrival_us in arrived)
+    arrived = [v for v in versions if v[0] <= click.ts_us + rules.click_lead_us]
+    until_us = click.ts_us + rules.attribution_window_us
+    return bool(arrived) and not any(seq < click.seq or arrival_us <= until_us for _, seq, arrival_us in arrived)
 
 
-def _was_pending(click: Candidate, versions: Iterable[Version]) -> bool:
+def _was_pending(click: Candidate, versions: Iterable[Version], rules: CountingRules) -> bool:
     """Return whether a click of the batch arrived before every version of its impression."""
-    return not any(ts_us <= click.ts_us and seq < click.seq for ts_us, seq, _ in versions)
+    return not any(ts_us <= click.ts_us + rules.click_lead_us and seq < click.seq for ts_us, seq, _ in versions)
+
+
+def _delay_us(click: Candidate, shown: ShownList) -> int:
+    """Return a click's delay after its list, 0 when its clock was behind."""
+    return max(0, click.ts_us - shown.ts_us)
 
 
 def _record_outcomes(
     connection: ShardConnection,
     attribution: Attribution,
     lists: Lists,
-    versions: dict[str, list[Version]],
+    versions: dict[ListId, list[Version]],
+    rules: CountingRules,
     recent: RecentState,
     change: Change,
 ) -> None:
@@ -285,14 +297,14 @@ def _record_outcomes(
     change.pending += len(attribution.pending)
     change.duplicates += len(attribution.repeated)
     accepted = [*(click for click, _ in attribution.counted), *attribution.pending]
-    change.accepted |= {click.event_id: click.event_key for click in accepted}
+    change.accepted |= {click.id: click.event_key for click in accepted}
     stored_ids = lists.stored_ids() if attribution.refused else set()
     for click, shown, reason in attribution.refused:
-        was_pending = click.seq >= 0 and _was_pending(click, versions.get(click.impression_id, ()))
-        if was_pending and click.impression_id not in stored_ids:
+        was_pending = click.seq >= 0 and _was_pending(click, versions.get(click.list_id, ()), rules)
+        if was_pending and click.list_id not in stored_ids:
             # It was accepted until its list arrived in the same batch, which repaired the versions of its id refused before.
-            change.accepted[click.event_id] = click.event_key
-        change.refused.append((click, _make_reject(click, reason, _detail(click, shown, reason)), click.ts_us - shown.ts_us))
+            change.accepted[click.id] = click.event_key
+        change.refused.append((click, _make_reject(click, reason, _detail(click, shown, reason)), _delay_us(click, shown)))
 
 
 def _counted_positions(attribution: Attribution) -> list[tuple[int, int]]:
@@ -306,15 +318,15 @@ def _store_counted(
     """Store the clicks that count."""
     fast = fresh.select(["key", *clicks.COLUMNS]).append_column("delay_us", pa.array(fast_path.delay_us))
     fast = fast.filter(pa.array(fast_path.fits))
-    clicks.store_clicks(connection, [(click, None, click.ts_us - shown.ts_us) for click, shown in attribution.counted], fast)
-    change.fast_path = fast.select(["event_id", "key"])
+    clicks.store_clicks(connection, [(click, None, _delay_us(click, shown)) for click, shown in attribution.counted], fast)
+    change.fast_path = fast.select(["event_id", "session_id", "key"])
     change.counted += len(attribution.counted) + len(fast)
     change.days |= find_days(lists.table["day"].to_numpy()[fast_path.row[fast_path.fits]])
     change.days.update(shown.day for _, shown in attribution.counted)
 
 
 def _make_reject(click: Candidate, reason: Reason, detail: str) -> Reject:
-    return Reject(reason, detail, click.raw, click.event_id, click.ts_us, click.log_offset, click.line)
+    return Reject(reason, detail, click.raw, click.event_id, click.ts_us, click.log_offset, click.line, click.session_id)
 
 
 def _detail(click: Candidate, shown: ShownList, reason: Reason) -> str:

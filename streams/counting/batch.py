@@ -22,9 +22,9 @@ Value = TypeVar("Value", bound=np.generic)
 class Batch:
     """The events to count, as tables, and the rejects.
 
-    The tables have the columns of `streams.events.columns.Columns`, and `seq` and `arrival_us` (int64; 0 if nothing expires).
-    `reject_seq` and `reject_arrival_us` are the same for the rejects. `latest_us` is the latest event time up to the end of the
-    batch, None if there was no event yet.
+    The tables have the columns of `streams.events.columns.Columns`, and `seq`, `arrival_us` (0 if nothing expires) and `clock_us`
+    of `streams.counting.acceptance`. `reject_seq` and `reject_arrival_us` are the same for the rejects. `latest_us` is the
+    shard's time at the end of the batch, None if there was no event yet.
     """
 
     queries: pa.Table
@@ -51,13 +51,13 @@ def split_values(values: npt.NDArray[Value], tables: Iterable[pa.Table]) -> list
 
 
 def split_batch(batch: Batch, starts: Sequence[int], latest_us: int | None) -> list[Batch]:
-    """Split a batch at these values of `seq`, each the start of a part; `latest_us` is the latest event time before the batch."""
+    """Split a batch at these values of `seq`, each the start of a part; `latest_us` is the shard's time before the batch."""
     parts = []
     for low, high in zip([-1, *starts], [*starts, None], strict=True):
         tables = [t.filter(pa.array(_between(to_numbers(t, "seq"), low, high))) for t in batch.tables]
         chosen = _between(batch.reject_seq, low, high)
         rejects = [reject for reject, is_in in zip(batch.rejects, chosen, strict=True) if is_in]
-        times = [latest_us, *(pc.max(t["ts_us"]).as_py() for t in tables)]
+        times = [latest_us, *(pc.max(t["clock_us"]).as_py() for t in tables)]
         latest_us = max((t for t in times if t is not None), default=None)
         of_rejects = rejects, batch.reject_seq[chosen], batch.reject_arrival_us[chosen]
         parts.append(Batch(tables[0], tables[1], tables[2], batch.texts, *of_rejects, latest_us))

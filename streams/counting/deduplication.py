@@ -1,4 +1,4 @@
-"""Deduplication: an event id counts once in a shard, however often it is delivered.
+"""Deduplication: an event id counts once in its session, however often it is delivered.
 
 Every event that passed deduplication is in `seen`. Its id is occupied while an event with it counts or waits. When a click is
 refused its id becomes free, so that a repaired version is treated like a new event.
@@ -17,7 +17,7 @@ from streams.counting import quarantine
 from streams.counting.attribution import Reattributed
 from streams.counting.batch import Batch, split_values
 from streams.counting.connection import ShardConnection
-from streams.counting.key_index import KeySet, hash_texts
+from streams.counting.key_index import KeySet, hash_texts, to_session_keys
 from streams.counting.recent_rows import RecentRows, RecentState
 from streams.events.line_spans import Flags, Int64s
 from streams.events.rules import CountingRules
@@ -27,7 +27,7 @@ from streams.events.time_ranges import group_times
 TABLES = """
 CREATE TABLE seen (ts_us BIGINT, key UBIGINT, event_id VARCHAR);
 """
-"""`key` is hash(event_id)."""
+"""`key` is that of the event id in its session (`streams.counting.key_index`)."""
 
 # Joining 64-bit keys first and comparing texts only among the hits reads an eighth of what a join on the texts does. An event
 # older than the retention counts as expired, even if its day is not deleted yet.
@@ -42,7 +42,15 @@ INSERT = "INSERT INTO seen SELECT ts_us, key, event_id FROM fresh"
 
 
 NEVER = (2**62, 0)
-LOOKUP = pa.schema([("event_id", pa.string()), ("ts_us", pa.int64()), ("seq", pa.int64()), ("arrival_us", pa.int64())])
+LOOKUP = pa.schema(
+    [
+        ("event_id", pa.string()),
+        ("session_id", pa.string()),
+        ("ts_us", pa.int64()),
+        ("seq", pa.int64()),
+        ("arrival_us", pa.int64()),
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +73,14 @@ def add_keys(connection: ShardConnection, batch: Batch) -> tuple[list[pa.Table],
     `key` is that of the event id; queries also get `session_key`, impressions and clicks `impression_key`. The other table has a
     row for each event, table after table, and then for each reject: LOOKUP and `key`; `ts_us` is -1 for a reject without a time.
     """
-    queries, impressions, clicks = batch.tables
+    _, impressions, clicks = batch.tables
     lookup = pa.concat_tables([*(table.select(LOOKUP.names) for table in batch.tables), *_reject_rows(batch)]).combine_chunks()
-    others = [queries["session_id"], impressions["impression_id"], clicks["impression_id"]]
-    keys, *other_keys = hash_texts(connection, [lookup["event_id"], *others])
+    lists = [impressions["impression_id"], clicks["impression_id"]]
+    hashes, sessions, *list_hashes = hash_texts(connection, [lookup["event_id"], lookup["session_id"], *lists])
+    session_keys = to_session_keys(sessions)
+    keys = hashes ^ session_keys
+    of_queries, *of_others = split_values(session_keys, batch.tables)
+    other_keys = [of_queries, *(own ^ session for own, session in zip(list_hashes, of_others, strict=True))]
     names = ("session_key", "impression_key", "impression_key")
     keyed = [
         table.append_column("key", pa.array(own)).append_column(name, pa.array(other))
@@ -81,8 +93,9 @@ def _reject_rows(batch: Batch) -> list[pa.Table]:
     if not batch.rejects:
         return []
     ids = [reject.event_id for reject in batch.rejects]
+    sessions = [reject.session_id for reject in batch.rejects]
     times = [-1 if reject.ts_us is None else reject.ts_us for reject in batch.rejects]
-    columns = zip(LOOKUP.names, (ids, times, batch.reject_seq, batch.reject_arrival_us), strict=True)
+    columns = zip(LOOKUP.names, (ids, sessions, times, batch.reject_seq, batch.reject_arrival_us), strict=True)
     return [pa.table(dict(columns), schema=LOOKUP)]
 
 
@@ -187,11 +200,12 @@ def _find_seen(
         recent.make_unwritten_visible(connection, recent.events)
         hits = np.concatenate([hits, _look_up(connection, lookup, maybe[~is_recent], oldest_us)])
     refused = hits[recent.quarantine_keys.ids.contains(keys[hits])]
-    if len(refused):
-        ids = lookup["event_id"]
-        unoccupied = pa.array(quarantine.find_unoccupied(connection, ids.take(pa.array(refused))), pa.string())
-        hits = hits[~pc.is_in(ids.take(pa.array(hits)), value_set=unoccupied).to_numpy()]
     found[hits] = True
+    if len(refused):
+        events = lookup.select(["event_id", "session_id"]).take(pa.array(refused))
+        unoccupied = quarantine.find_unoccupied(connection, events)
+        names = zip(events["event_id"].to_pylist(), events["session_id"].to_pylist(), strict=True)
+        found[refused] = [name not in unoccupied for name in names]
     return found
 
 
@@ -246,13 +260,13 @@ def _find_duplicates_inside(events: pa.Table, occupied: Flags, retention_us: int
     if (occupied[rows[later]] | (same & ~occupied[rows[first]] & (ts_us[first] >= oldest_us[later]))).all():
         repeats[rows[later]] = True
         return repeats
-    last_new: dict[str, tuple[int, bool]] = {}
-    columns = (rows, ids.to_numpy(zero_copy_only=False), ts_us, oldest_us, occupied[rows])
-    for row, event_id, at_us, since_us, is_occupied in zip(*(column.tolist() for column in columns), strict=True):
-        before = last_new.get(event_id)
+    last_new: dict[tuple[int, str], tuple[int, bool]] = {}
+    columns = (rows, keys, ids.to_numpy(zero_copy_only=False), ts_us, oldest_us, occupied[rows])
+    for row, key, event_id, at_us, since_us, is_occupied in zip(*(column.tolist() for column in columns), strict=True):
+        before = last_new.get((key, event_id))
         repeats[row] = is_repeat = before is not None and not before[1] and before[0] >= since_us
         if before is None or not (is_occupied or is_repeat):
-            last_new[event_id] = at_us, is_occupied
+            last_new[key, event_id] = at_us, is_occupied
     return repeats
 
 
@@ -272,11 +286,11 @@ def _find_after_expiry(tables: Sequence[pa.Table], batch: Batch, retention_us: i
     if not retention_us or not len(found):
         return found
     ids = pa.array({reject.event_id for reject in batch.rejects}, pa.string()).drop_null()
-    events = pa.concat_tables([table.select(["event_id", "seq", "ts_us"]) for table in tables])
+    events = pa.concat_tables([table.select(["event_id", "session_id", "seq", "ts_us"]) for table in tables])
     same = events.filter(pc.is_in(events["event_id"], value_set=ids))
     columns = (column.to_pylist() for column in same.columns)
-    events_by_id = {event_id: (seq, ts_us) for event_id, seq, ts_us in zip(*columns, strict=True)}
+    events_by_id = {(name, session): (seq, ts_us) for name, session, seq, ts_us in zip(*columns, strict=True)}
     for row, reject in enumerate(batch.rejects):
-        seq, ts_us = events_by_id.get(reject.event_id, NEVER)
+        seq, ts_us = events_by_id.get((reject.event_id, reject.session_id), NEVER)
         found[row] = seq < batch.reject_seq[row] and ts_us < batch.reject_arrival_us[row] - retention_us
     return found

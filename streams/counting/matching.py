@@ -6,7 +6,7 @@ Nearly all clicks do. The others, and all clicks whose outcome depends on the or
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,17 +14,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from streams.counting import clicks
+from streams.counting.clicks import WANTED, ListId
 from streams.counting.connection import ShardConnection
 from streams.counting.key_index import KeyArray, KeySet
 from streams.counting.recent_rows import RecentState
 from streams.events.line_spans import Flags, Int64s
-from streams.events.rules import DAY_US, HOUR_US
+from streams.events.rules import DAY_US, HOUR_US, CountingRules
 from streams.events.schema import MAX_TS_US
 from streams.events.time_ranges import group_times
 
-COLUMNS = ["impression_key", "impression_id", "ts_us", "day", "query_norm", "items"]
+COLUMNS = [*WANTED, "ts_us", "day", "query_norm", "items"]
 NEAR_US = HOUR_US // 2
-"""The list of a click is looked up in so long a time before it first."""
+"""The list of a click is looked up in so long a time around it first."""
 FAR_US = 2 * DAY_US
 """Then in so long a time before it: a click after the attribution window is seldom days after it."""
 
@@ -42,9 +43,9 @@ class Lists:
     tracked: int
     row_of_click: Int64s
 
-    def stored_ids(self) -> set[str]:
-        """Return the impression ids of the lists from before the batch."""
-        return set(self.table["impression_id"].slice(len(self.own)).to_pylist())
+    def stored_ids(self) -> set[ListId]:
+        """Return which lists are from before the batch."""
+        return set(_list_ids(self.table.slice(len(self.own))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +61,17 @@ def find_lists(
     connection: ShardConnection,
     canonical: pa.Table,
     fresh: pa.Table,
-    others: Sequence[str],
+    others: pa.Table,
     known_keys: KeySet,
     recent: RecentState,
 ) -> Lists:
-    """Return the lists of canonical impressions, of the batch's clicks (`fresh`) and of the impression ids `others`."""
+    """Return the lists of canonical impressions, of the batch's clicks (`fresh`), and the lists `others` (WANTED)."""
     own = _own_lists(canonical)
     table = _concat_lists([own, *_find_tracked(recent, fresh["impression_key"].to_numpy())])
     tracked, row_of_click = len(table), _find_list_rows(fresh, table)
     missing = _find_missing(fresh, row_of_click, known_keys)
-    if len(missing) or others:
-        clicked = fresh.select(["impression_id", "ts_us"]).take(pa.array(missing))
+    if len(missing) or len(others):
+        clicked = fresh.select([*WANTED, "ts_us"]).take(pa.array(missing))
         found = _find_stored(connection, clicked, others, table, recent)
         table = _concat_lists([table, *found])
         row_of_click = _find_list_rows(fresh, table)
@@ -100,9 +101,14 @@ def _find_list_rows(fresh: pa.Table, lists: pa.Table) -> Int64s:
     is_key = keys[row] == wanted
     same = pc.equal(fresh["impression_id"], lists["impression_id"].take(pa.array(row))).to_numpy()
     if not same[is_key].all():  # different texts of one key
-        row_of_click = pc.index_in(fresh["impression_id"], value_set=lists["impression_id"].combine_chunks())
-        return row_of_click.fill_null(-1).to_numpy().astype(np.int64)  # type: ignore[no-any-return]
+        rows = {name: number for number, name in enumerate(_list_ids(lists))}
+        return np.array([rows.get(name, -1) for name in _list_ids(fresh)], np.int64)
     return np.where(is_key, row, -1)
+
+
+def _list_ids(rows: pa.Table) -> Iterator[ListId]:
+    """Yield which list each row is, or is of."""
+    return zip(*(rows[name].to_pylist() for name in WANTED), strict=True)
 
 
 def _find_missing(fresh: pa.Table, row_of_click: Int64s, known_keys: KeySet) -> Int64s:
@@ -112,11 +118,10 @@ def _find_missing(fresh: pa.Table, row_of_click: Int64s, known_keys: KeySet) -> 
 
 
 def _find_stored(
-    connection: ShardConnection, clicked: pa.Table, others: Sequence[str], found: pa.Table, recent: RecentState
+    connection: ShardConnection, clicked: pa.Table, others: pa.Table, found: pa.Table, recent: RecentState
 ) -> list[pa.Table]:
-    """Return from the file the lists of these clicks and of the ids `others`, except those already found."""
-    ids = [*clicked["impression_id"].chunks, pa.array(others, pa.string())]
-    wanted = _exclude(pa.table({"impression_id": pa.concat_arrays(ids)}), found)
+    """Return from the file the lists of these clicks and the lists `others`, except those already found."""
+    wanted = _exclude(pa.concat_tables([clicked.select(WANTED), others]), found)
     if not len(wanted):
         return []
     recent.make_unwritten_visible(connection, recent.lists, recent.clicked)
@@ -125,10 +130,10 @@ def _find_stored(
 
 
 def _exclude(rows: pa.Table, *lists: pa.Table) -> pa.Table:
-    """Return the rows whose impression_id is not in any of these tables."""
+    """Return the rows whose list is not in any of these tables."""
     for table in lists:
         if len(rows) and len(table):
-            rows = rows.filter(pc.invert(pc.is_in(rows["impression_id"], value_set=table["impression_id"].combine_chunks())))
+            rows = rows.filter(pc.invert(clicks.is_among(*rows.select(WANTED).columns, table)))
     return rows
 
 
@@ -143,14 +148,19 @@ def _find_tracked(recent: RecentState, keys: KeyArray) -> list[pa.Table]:
 
 
 def _find_near(connection: ShardConnection, clicked: pa.Table) -> list[pa.Table]:
-    """Return the lists of these clicks that were shown shortly before them, as nearly all were."""
+    """Return the lists of these clicks that were shown shortly before them, as nearly all were, or shortly after."""
     ts_us = clicked["ts_us"].to_numpy()
     groups = group_times(ts_us)[:1]
-    ids = [clicked["impression_id"].take(pa.array(rows)).combine_chunks().unique() for rows in groups]
+    wanted = [_distinct(clicked.take(pa.array(rows))) for rows in groups]
     return [
-        clicks.find_lists_between(connection, names, int(ts_us[rows].min()) - NEAR_US, int(ts_us[rows].max()))
-        for names, rows in zip(ids, groups, strict=True)
+        clicks.find_lists_between(connection, some, int(ts_us[rows].min()) - NEAR_US, int(ts_us[rows].max()) + NEAR_US)
+        for some, rows in zip(wanted, groups, strict=True)
     ]
+
+
+def _distinct(rows: pa.Table) -> pa.Table:
+    """Return which lists these rows are of (WANTED), each once."""
+    return rows.select(WANTED).group_by(WANTED, use_threads=False).aggregate([])
 
 
 def _find_far(connection: ShardConnection, wanted: pa.Table, clicked_us: pa.ChunkedArray) -> list[pa.Table]:
@@ -158,15 +168,15 @@ def _find_far(connection: ShardConnection, wanted: pa.Table, clicked_us: pa.Chun
     spans = [(0, MAX_TS_US)]
     if len(clicked_us):
         times = pc.min_max(clicked_us).as_py()
-        spans.insert(0, (times["min"] - FAR_US, times["max"]))
+        spans.insert(0, (times["min"] - FAR_US, times["max"] + NEAR_US))
     found: list[pa.Table] = []
     for low_us, high_us in spans:
-        names = _exclude(wanted, *found)["impression_id"].combine_chunks().unique()
-        found += clicks.find_scattered_lists(connection, names, low_us, high_us)
+        some = _distinct(_exclude(wanted, *found))
+        found += clicks.find_scattered_lists(connection, some, low_us, high_us)
     return found
 
 
-def find_fast_path(fresh: pa.Table, lists: Lists, window_us: int, last_arrival_us: int) -> FastPath:
+def find_fast_path(fresh: pa.Table, lists: Lists, rules: CountingRules, last_arrival_us: int) -> FastPath:
     """Find the clicks that fit their list, whenever within their waiting time it arrived."""
     ts_us, position = fresh["ts_us"].to_numpy(), fresh["position"].to_numpy()
     if not len(ts_us) or not len(lists.table):
@@ -179,8 +189,9 @@ def find_fast_path(fresh: pa.Table, lists: Lists, window_us: int, last_arrival_u
     inside = position < starts[row + 1] - first
     shown = items.values.take(pa.array(np.where(inside, first + position, first)))
     same = pc.fill_null(pc.equal(fresh["item_norm"].combine_chunks(), shown), True).to_numpy(zero_copy_only=False)
-    in_time = (delay_us >= 0) & (delay_us <= window_us) & (ts_us + window_us >= last_arrival_us)
-    return FastPath((lists.row_of_click >= 0) & in_time & inside & same, row, delay_us)
+    window_us = rules.attribution_window_us
+    in_time = (delay_us >= -rules.click_lead_us) & (delay_us <= window_us) & (ts_us + window_us >= last_arrival_us)
+    return FastPath((lists.row_of_click >= 0) & in_time & inside & same, row, np.maximum(delay_us, 0))
 
 
 def no_fast_path(fresh: pa.Table) -> FastPath:
@@ -195,7 +206,7 @@ def find_new_positions(
     fresh: pa.Table,
     fast_path: FastPath,
     others: Sequence[tuple[int, int]],
-    window_us: int,
+    rules: CountingRules,
     recent: RecentState,
 ) -> pa.Table:
     """Return day, query_norm, item_norm, position of each position of a list that is clicked for the first time.
@@ -207,7 +218,7 @@ def find_new_positions(
     if others:
         cells = np.concatenate([cells, np.array([row << 32 | position for row, position in others], np.int64)])
     cells = np.unique(cells)
-    cells = cells[~np.isin(cells, _find_clicked(connection, lists, cells >> 32, window_us, recent), kind="sort")]
+    cells = cells[~np.isin(cells, _find_clicked(connection, lists, cells >> 32, rules, recent), kind="sort")]
     rows, position = cells >> 32, cells & 0xFFFFFFFF
     items = lists.table["items"].combine_chunks()
     found = lists.table.select(["impression_id", "day", "query_norm"]).take(pa.array(rows))
@@ -219,7 +230,7 @@ def find_new_positions(
     return pa.table(columns)
 
 
-def _find_clicked(connection: ShardConnection, lists: Lists, rows: Int64s, window_us: int, recent: RecentState) -> Int64s:
+def _find_clicked(connection: ShardConnection, lists: Lists, rows: Int64s, rules: CountingRules, recent: RecentState) -> Int64s:
     """Return the positions clicked before on these lists (rows in ascending order), as row << 32 | position."""
     rows = np.unique(rows[rows.searchsorted(len(lists.own)) :])
     if not len(rows):
@@ -228,9 +239,12 @@ def _find_clicked(connection: ShardConnection, lists: Lists, rows: Int64s, windo
     if rows[-1] < lists.tracked:
         return clicked
     recent.make_unwritten_visible(connection, recent.clicked)
-    row_of = {lists.table["impression_id"][row].as_py(): row for row in rows[rows >= lists.tracked].tolist()}
-    found = clicks.find_clicked(connection, lists.table.take(pa.array(list(row_of.values()))), window_us)
-    return np.concatenate([clicked, np.array([row_of[name] << 32 | position for name, position in found], np.int64)])
+    untracked = rows[rows >= lists.tracked]
+    asked = lists.table.take(pa.array(untracked))
+    row_of = dict(zip(_list_ids(asked), untracked.tolist(), strict=True))
+    found = clicks.find_clicked(connection, asked, rules)
+    cells = [row_of[key, name] << 32 | position for key, name, position in found]
+    return np.concatenate([clicked, np.array(cells, np.int64)])
 
 
 def _find_recent_clicked(recent: RecentState, lists: pa.Table, rows: Int64s) -> Int64s:

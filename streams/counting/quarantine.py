@@ -1,8 +1,8 @@
 """Quarantine: events that cannot be used, each with its reason and its original bytes, to be inspected and repaired.
 
-A bad event delivered twice has one row: it is identified by its reason and event_id, or by its bytes if it has no readable id.
-Once a good version with the same event_id is accepted, its rows are withdrawn: the event is repaired. A row whose bytes were
-dropped (`raw` is null) is in no read; it only keeps the totals right until it expires.
+A bad event delivered twice has one row: it is identified by its reason, event_id and session, or by its bytes if it has no
+readable id. Once a good version with the same event_id is accepted in its session, its rows are withdrawn: the event is repaired.
+A row whose bytes were dropped (`raw` is null) is in no read; it only keeps the totals right until it expires.
 """
 
 from __future__ import annotations
@@ -11,48 +11,55 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import NamedTuple
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 
 from streams.counting.connection import ShardConnection, run_to_end
-from streams.counting.key_index import KeyArray, KeySet
+from streams.counting.key_index import KeyArray, KeySet, key_sql
 from streams.events.schema import Reason, Reject
 
 TABLES = """
 CREATE SEQUENCE quarantine_ids;
 CREATE TABLE quarantine (
     id BIGINT DEFAULT nextval('quarantine_ids'), reason VARCHAR, detail VARCHAR, event_id VARCHAR, ts_us BIGINT, raw BLOB,
-    log_offset BIGINT, line BIGINT, published BOOLEAN DEFAULT false, arrived_us BIGINT, digest BLOB
+    log_offset BIGINT, line BIGINT, published BOOLEAN DEFAULT false, arrived_us BIGINT, digest BLOB,
+    session_id VARCHAR
 );
 """
-"""`arrived_us` is the latest event time that the shard had seen before, `digest` identifies duplicates."""
+"""`arrived_us` is the shard's time after the batch, `digest` identifies duplicates, `session_id` is "" if none could be read."""
 
 CLICK_REASONS = [str(r) for r in (Reason.LATE_CLICK, Reason.ORPHAN_CLICK, Reason.POSITION_OUT_OF_RANGE, Reason.ITEM_MISMATCH)]
 """Reasons for which attribution refuses a click: its id is in `seen`, but not occupied by it."""
 
-ADD_NEW = """
-INSERT INTO quarantine (reason, detail, event_id, ts_us, raw, log_offset, line, arrived_us, digest)
-SELECT reason, detail, event_id, ts_us, raw, log_offset, line, $arrived, digest
+ADD_NEW = f"""
+INSERT INTO quarantine (reason, detail, event_id, ts_us, raw, log_offset, line, arrived_us, digest, session_id)
+SELECT reason, detail, event_id, ts_us, raw, log_offset, line, $arrived, digest, session_id
 FROM rejects
 ORDER BY log_offset, line
-RETURNING event_id, reason, hash(event_id)
+RETURNING event_id, session_id, reason, {key_sql("event_id")}
 """
 ADD_UNLESS_STORED = ADD_NEW.replace("FROM rejects", "FROM rejects WHERE digest NOT IN (SELECT digest FROM quarantine)")
-LOAD = "SELECT hash(event_id) AS key, digest FROM quarantine"
-REMOVE_REATTRIBUTED = (
-    "DELETE FROM quarantine WHERE (event_id, reason) IN (SELECT event_id, reason FROM taken_back) RETURNING reason"
-)
-WITHDRAW = "DELETE FROM quarantine WHERE event_id IN (SELECT event_id FROM accepted) RETURNING event_id, reason"
+LOAD = f"SELECT {key_sql('event_id')} AS key, digest FROM quarantine"
+REMOVE_REATTRIBUTED = """
+DELETE FROM quarantine WHERE (event_id, session_id, reason) IN (SELECT (event_id, session_id, reason) FROM taken_back)
+RETURNING reason
+"""
+WITHDRAW = """
+DELETE FROM quarantine WHERE (event_id, session_id) IN (SELECT (event_id, session_id) FROM accepted)
+RETURNING event_id, session_id, reason
+"""
 REFUSED_IDS = """
-SELECT DISTINCT event_id FROM quarantine SEMI JOIN maybe_refused USING (event_id) WHERE reason IN (SELECT unnest($reasons))
+SELECT DISTINCT event_id, session_id FROM quarantine SEMI JOIN maybe_refused USING (event_id, session_id)
+WHERE reason IN (SELECT unnest($reasons))
 """
 # An event that counts or waits may have the same id if it is more than the retention later.
 OCCUPIED_IDS = """
-SELECT event_id FROM pending SEMI JOIN refused_ids USING (event_id)
+SELECT event_id, session_id FROM pending SEMI JOIN refused_ids USING (event_id, session_id)
 UNION
-SELECT event_id FROM clicks SEMI JOIN refused_ids USING (event_id) WHERE reason IS NULL
+SELECT event_id, session_id FROM clicks SEMI JOIN refused_ids USING (event_id, session_id) WHERE reason IS NULL
 """
 
 READ = """
@@ -67,6 +74,17 @@ UNPUBLISHED = """
 SELECT id, reason, detail, event_id, ts_us, raw, log_offset, line FROM quarantine WHERE NOT published ORDER BY id LIMIT $limit
 """
 PUBLISH = "UPDATE quarantine SET published = true WHERE id IN (SELECT unnest($ids::BIGINT[]))"
+
+
+EVENT = pa.schema([("event_id", pa.string()), ("session_id", pa.string())])
+
+
+class Row(NamedTuple):
+    """Which row of the quarantine: that of this event id in its session, refused for this reason."""
+
+    event_id: str | None
+    session_id: str
+    reason: Reason
 
 
 @dataclass(slots=True)
@@ -87,8 +105,8 @@ def load_quarantine_keys(con: duckdb.DuckDBPyConnection) -> QuarantineKeys:
 
 def add_rejects(
     connection: ShardConnection, rejects: Sequence[Reject], arrived_us: int | None, known: QuarantineKeys
-) -> list[tuple[str | None, Reason]]:
-    """Store rejects; return event_id and reason of each new row. The other rejects are duplicates."""
+) -> list[Row]:
+    """Store rejects; return which new rows there are. The other rejects are duplicates."""
     distinct = {_digest(r): r for r in reversed(rejects)}
     if not distinct:
         return []
@@ -96,33 +114,35 @@ def add_rejects(
     sql = ADD_UNLESS_STORED if known.digests.contains(digests).any() else ADD_NEW
     added = connection.execute(sql, {"arrived": arrived_us}, rejects=_columns(distinct)).fetchall()
     known.digests.add(digests)
-    known.ids.add(np.array([key for _, _, key in added], np.uint64))
-    return [(event_id, Reason(reason)) for event_id, reason, _ in added]
+    known.ids.add(np.array([key for *_, key in added], np.uint64))
+    return [Row(event_id, session_id, Reason(reason)) for event_id, session_id, reason, _ in added]
 
 
 def remove_reattributed(connection: ShardConnection) -> Counter[str]:
-    """Remove the rows of the re-attributed clicks in `taken_back` (event_id, reason); return their number by reason."""
+    """Remove the rows of re-attributed clicks in `taken_back` (event_id, session_id, reason); return their number by reason."""
     return Counter(reason for (reason,) in connection.execute(REMOVE_REATTRIBUTED).fetchall())
 
 
-def withdraw(connection: ShardConnection, accepted: pa.ChunkedArray) -> list[tuple[str, Reason]]:
-    """Remove the rows of these event ids, of which a good version was accepted; return event_id and reason of each."""
-    withdrawn = connection.execute(WITHDRAW, accepted=pa.table({"event_id": accepted})).fetchall()
-    return [(event_id, Reason(reason)) for event_id, reason in withdrawn]
+def withdraw(connection: ShardConnection, accepted: pa.Table) -> list[Row]:
+    """Remove the rows of these events (EVENT), of which a good version was accepted; return which they were."""
+    withdrawn = connection.execute(WITHDRAW, accepted=accepted).fetchall()
+    return [Row(event_id, session_id, Reason(reason)) for event_id, session_id, reason in withdrawn]
 
 
-def find_unoccupied(connection: ShardConnection, event_ids: pa.ChunkedArray) -> set[str]:
-    """Return which of these ids have refused clicks, and no click that counts or waits."""
-    maybe_refused = pa.table({"event_id": event_ids})
-    refused = {
-        event_id
-        for (event_id,) in connection.execute(REFUSED_IDS, {"reasons": CLICK_REASONS}, maybe_refused=maybe_refused).fetchall()
-    }
+def find_unoccupied(connection: ShardConnection, events: pa.Table) -> set[tuple[str, str]]:
+    """Return event_id and session_id of those of these events (EVENT) that are refused clicks, where none counts or waits."""
+    found = connection.execute(REFUSED_IDS, {"reasons": CLICK_REASONS}, maybe_refused=events).fetchall()
+    refused = set(found)
     if not refused:
         return refused
-    ids = pa.table({"event_id": pa.array(sorted(refused), pa.string())})
-    occupied = {event_id for (event_id,) in connection.execute(OCCUPIED_IDS, refused_ids=ids).fetchall()}
-    return refused - occupied
+    ids = to_events(sorted(refused))
+    return refused - set(connection.execute(OCCUPIED_IDS, refused_ids=ids).fetchall())
+
+
+def to_events(ids: Sequence[tuple[str | None, str]]) -> pa.Table:
+    """Return these event ids and sessions as a table (EVENT)."""
+    columns = [pa.array([one[column] for one in ids], pa.string()) for column in (0, 1)]
+    return pa.Table.from_arrays(columns, schema=EVENT)
 
 
 def read_quarantine(con: duckdb.DuckDBPyConnection) -> pa.Table:
@@ -149,10 +169,13 @@ def drop(con: duckdb.DuckDBPyConnection, reason: Reason, before_us: int | None) 
 
 
 def _digest(reject: Reject) -> bytes:
-    known_by = reject.raw if reject.event_id is None else reject.event_id.encode()
-    return blake2b(
-        known_by, digest_size=16, key=str(reject.reason).encode(), person=b"bytes" if reject.event_id is None else b"id"
-    ).digest()
+    return digest_of(str(reject.reason), reject.event_id, reject.session_id, reject.raw)
+
+
+def digest_of(reason: str, event_id: str | None, session_id: str, raw: bytes) -> bytes:
+    """Return the digest by which a bad event is known: of its reason and its id in its session, or its bytes without an id."""
+    known_by = raw if event_id is None else f"{len(session_id)}:{session_id}{event_id}".encode()
+    return blake2b(known_by, digest_size=16, key=reason.encode(), person=b"bytes" if event_id is None else b"session+id").digest()
 
 
 def _digest_keys(digests: Iterable[bytes]) -> KeyArray:
@@ -171,5 +194,6 @@ def _columns(rejects: dict[bytes, Reject]) -> pa.Table:
             "log_offset": pa.array([r.offset for r in rows], pa.int64()),
             "line": pa.array([r.line for r in rows], pa.int64()),
             "digest": pa.array(list(rejects), pa.binary()),
+            "session_id": pa.array([r.session_id for r in rows], pa.string()),
         }
     )

@@ -44,7 +44,7 @@ IMPRESSIONS = _schema(
     extra=pa.string(),
 )
 """`items_norm` is null where every item is its own normal form."""
-CLICKS = _schema(impression_id=pa.string(), position=pa.int64(), item_norm=pa.string(), raw=pa.binary())
+CLICKS = _schema(impression_id=pa.string(), session_id=pa.string(), position=pa.int64(), item_norm=pa.string(), raw=pa.binary())
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +114,7 @@ def _impression_columns(impressions: Sequence[Impression]) -> dict[str, Any]:
 def _click_columns(clicks: Sequence[Click]) -> dict[str, Any]:
     return _shared_columns(clicks) | {
         "impression_id": [c.impression_id for c in clicks],
+        "session_id": [c.session_id for c in clicks],
         "position": [c.position for c in clicks],
         "item_norm": [None if c.item is None else normalise(c.item) for c in clicks],
         "raw": [c.raw or encode(c) for c in clicks],

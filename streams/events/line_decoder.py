@@ -150,7 +150,8 @@ def _check_event(
     ts_us = to_micros(event.ts)
     fault = _find_fault(event, ts_us, len(line), limits, horizon)
     if fault is not None:
-        return Reject(fault[0], fault[1], line, event.event_id, ts_us if 0 <= ts_us < MAX_TS_US else None, offset, number)
+        known_us = ts_us if 0 <= ts_us < MAX_TS_US else None
+        return Reject(fault[0], fault[1], line, event.event_id, known_us, offset, number, event.session_id)
     known = event.__dict__
     known["ts_us"], known["raw"], known["offset"], known["line"] = ts_us, line, offset, number
     if extra:
@@ -197,12 +198,27 @@ def _find_impression_fault(event: Impression, limits: EventSettings) -> tuple[Re
 
 
 class _EventId(msgspec.Struct):
-    """The part of a refused event that is still read."""
+    """The id of a refused event, which is still read."""
 
     event_id: Id | None = None
 
 
+class _Session(msgspec.Struct):
+    """The session of a line, whatever else is wrong with it."""
+
+    session_id: str = ""
+
+
 _event_id_decoder = msgspec.json.Decoder(_EventId)
+_session_decoder = msgspec.json.Decoder(_Session)
+
+
+def read_session(line: bytes) -> str:
+    """Return a line's session, "" where it has none that can be read. It decides the line's partition in a replay."""
+    try:
+        return _session_decoder.decode(line).session_id
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return ""
 
 
 def _reject(reason: Reason, detail: str, line: bytes, offset: int, number: int) -> Reject:
@@ -210,4 +226,4 @@ def _reject(reason: Reason, detail: str, line: bytes, offset: int, number: int) 
         event_id = _event_id_decoder.decode(line).event_id
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         event_id = None
-    return Reject(reason, detail, line, event_id, None, offset, number)
+    return Reject(reason, detail, line, event_id, None, offset, number, read_session(line))

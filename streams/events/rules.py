@@ -17,6 +17,10 @@ HOUR_US = 3_600_000_000
 class CountingRules:
     """How one shard counts; all times are event times.
 
+    A click up to `click_lead_us` before its list counts as if it came with it: the visitor's clock is behind the server's. With
+    `record_times` the time of the shard moves by the earlier of an event's own time and the time of its Kafka record, so that an
+    event with a wrong time does not move it; without, by event time alone.
+
     `retention_days` 0 keeps everything: no event is too old, and clicks wait for their impression until `Shard.finish` (replay of
     an isolated log). `compact_rows` is how many rows a past day gains before it is compacted; no count depends on it.
     """
@@ -25,6 +29,8 @@ class CountingRules:
     attribution_window_us: int = 24 * HOUR_US
     session_gap_us: int = HOUR_US // 2
     future_tolerance_us: int = 24 * HOUR_US
+    click_lead_us: int = HOUR_US // 12
+    record_times: bool = True
     compact_rows: int = 400_000
 
     @property

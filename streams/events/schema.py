@@ -66,6 +66,13 @@ class EventSettings(BaseModel, frozen=True, extra="forbid"):
     future_tolerance_s: float = Field(
         default=86_400.0, ge=0, le=36_500 * 86_400, description="seconds an event may be ahead of the clock"
     )
+    click_lead_s: float = Field(
+        default=300.0,
+        ge=0,
+        le=86_400,
+        description="seconds a click's time may be before its list's, when the visitor's clock is behind the server's; such a "
+        "click counts as one at the time of its list",
+    )
 
 
 DEFAULT_LIMITS = EventSettings()
@@ -128,6 +135,22 @@ class Impression(BaseEvent, frozen=True, tag="impression"):
     logprob: float | None = None
     decoding: dict[str, Any] | None = None
 
+    def click(self, position: int, ts: float, event_id: str | None = None) -> Click:
+        """Return a click on the item at `position` (from 0) at `ts` (seconds since the epoch), in this list's session.
+
+        Only such a click counts, not one with another session that began since. Raises IndexError for a position outside.
+        """
+        return Click(
+            event_id=event_id or make_event_id(),
+            ts=ts,
+            session_id=self.session_id,
+            user_id=self.user_id,
+            query=self.query,
+            impression_id=self.impression_id,
+            position=position,
+            item=self.items[position],
+        )
+
 
 class Click(BaseEvent, frozen=True, tag="click"):
     """A click on the recommendation at `position` (from 0) of an impression."""
@@ -152,7 +175,10 @@ REQUIRED: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """An event for quarantine. `detail` is printable ASCII; `raw` is the line itself, may be hostile and is never logged."""
+    """An event for quarantine. `detail` is printable ASCII; `raw` is the line itself, may be hostile and is never logged.
+
+    `session_id` is "" for a line without a readable one.
+    """
 
     reason: Reason
     detail: str
@@ -161,6 +187,7 @@ class Reject:
     ts_us: int | None
     offset: int
     line: int
+    session_id: str = ""
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import msgspec
 
+from streams.events.line_decoder import read_session as session_of
 from streams.events.schema import SPACE, to_micros
 from streams.importers.formats import find_files
 from streams.importers.forms import find_document
@@ -30,15 +31,10 @@ __all__ = ["LogFile", "LogFileError", "Place", "read_log", "session_of", "time_o
 Unit = Literal["line", "row", "answered row"]
 
 
-class _Session(msgspec.Struct):
-    session_id: str = ""
-
-
 class _Time(msgspec.Struct):
     ts: float | datetime | None = None
 
 
-_session_decoder = msgspec.json.Decoder(_Session)
 _time_decoder = msgspec.json.Decoder(_Time)
 
 
@@ -103,14 +99,6 @@ def read_log(path: Path, mapping: Mapping | None = None) -> Iterator[bytes]:
     """Yield the event lines of a log without their line breaks, blank ones left out. Raises LogFileError."""
     with LogFile(path, mapping) as log:
         yield from log
-
-
-def session_of(line: bytes) -> str:
-    """The line's session, "" where it has none: such a line is no event, and for the agents to judge."""
-    try:
-        return _session_decoder.decode(line).session_id
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return ""
 
 
 def time_of(line: bytes) -> int | None:

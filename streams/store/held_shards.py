@@ -238,8 +238,15 @@ class HeldShards:
         if shard is None or offset_range.generation != log_identity.generation:
             return None
         began = time.perf_counter()
-        offsets = {"first_offset": offset_range.first_offset, "next_offset": offset_range.next_offset}
-        applied = shard.apply(columns, topic_id=log_identity.topic_id, now=self._clock(), write=False, **offsets)
+        applied = shard.apply(
+            columns,
+            topic_id=log_identity.topic_id,
+            first_offset=offset_range.first_offset,
+            next_offset=offset_range.next_offset,
+            now=self._clock(),
+            write=False,
+            record_times=offset_range.record_times,
+        )
         self._record_progress(offset_range, len(columns), time.perf_counter() - began)
         return applied
 

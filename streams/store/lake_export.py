@@ -24,16 +24,18 @@ from streams.store.shard import Shard
 
 IMPRESSIONS = """
 WITH labels AS (
-    SELECT impression_id, position, min(ts_us) AS click_ts
+    SELECT key, impression_id, position, min(ts_us) AS click_ts
     FROM clicks
     WHERE reason IS NULL
         AND key IN (SELECT key FROM impressions WHERE day = $day AND ts_us >= $low_us AND ts_us < $high_us)
-    GROUP BY impression_id, position
+    GROUP BY key, impression_id, position
 ),
-clicked AS (SELECT impression_id, map_from_entries(list((position, click_ts))) AS times FROM labels GROUP BY impression_id),
+clicked AS (
+    SELECT key, impression_id, map_from_entries(list((position, click_ts))) AS times FROM labels GROUP BY key, impression_id
+),
 shown AS (
-    SELECT i.*, list_transform(range(len(items)), lambda p: times[p]) AS click_ts_us
-    FROM impressions i LEFT JOIN clicked USING (impression_id)
+    SELECT i.*, list_transform(range(len(items)), lambda p: times[p] + greatest(ts_us - times[p], 0)) AS click_ts_us
+    FROM impressions i LEFT JOIN clicked USING (key, impression_id)
     WHERE day = $day AND ts_us >= $low_us AND ts_us < $high_us
 )
 SELECT impression_id, event_id, ts_us, session_id, user_id, query, query_norm, task, items,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from streams.counting.record_times import NO_TIMES, RecordTimes
+
 
 @dataclass(frozen=True, slots=True)
 class OffsetRange:
     """The offsets first_offset <= offset < next_offset of one partition, which hold `records` records.
 
     `timestamp_ms` is the latest Kafka timestamp among them, None without records; `generation` is the number of the seek after
-    which they were fetched.
+    which they were fetched. `record_times` are the timestamps of all of them.
     """
 
     partition: int
@@ -19,3 +21,4 @@ class OffsetRange:
     records: int
     timestamp_ms: int | None
     generation: int
+    record_times: RecordTimes = NO_TIMES

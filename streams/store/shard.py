@@ -23,9 +23,10 @@ from streams.counting.acceptance import accept, drop_applied
 from streams.counting.batch import Batch, split_batch
 from streams.counting.connection import ShardConnection
 from streams.counting.recent_rows import RecentState, load_recent_state
+from streams.counting.record_times import NO_TIMES, RecordTimes
 from streams.events.columns import Columns
 from streams.events.rules import CountingRules
-from streams.events.schema import Reason, Reject
+from streams.events.schema import Reject
 from streams.store import compaction
 from streams.store.buffer_pool import LIMIT, BufferPool
 from streams.store.maintenance import Maintenance, MaintenanceSlice, MaintenanceTotals
@@ -120,13 +121,15 @@ class Shard:
         next_offset: int,
         now: float,
         write: bool = True,
+        record_times: RecordTimes = NO_TIMES,
     ) -> Applied:
         """Count the events of the records first_offset <= offset < next_offset, in one transaction with the offsets.
 
         Without `write` the transaction may be committed later, for many batches at once: with the first batch that needs the
         file, or by `write()`, which every method calls that reads the file. Records applied before are dropped. `now` (seconds
-        since the epoch) is the clock for the check of future events. With another topic id than the stored one the offsets start
-        over, and events counted before are duplicates by their ids. Raises OffsetGap when records are missing.
+        since the epoch) is the clock for the check of future events, `record_times` are the times of the records in Kafka. With
+        another topic id than the stored one the offsets start over, and events counted before are duplicates by their ids.
+        Raises OffsetGap when records are missing.
         """
         self._load_recent()
         if topic_id == self._totals.topic_id and self._totals.next_offset is not None:
@@ -138,7 +141,8 @@ class Shard:
             if first_offset < expected:
                 columns = drop_applied(columns, expected)
         moved = move(self._totals, topic_id, next_offset)
-        parts = [accept(columns, moved.latest_us, self._rules, round(now * 1_000_000))]
+        times = record_times if self._rules.record_times else NO_TIMES
+        parts = [accept(columns, moved.latest_us, self._rules, round(now * 1_000_000), times)]
         before = self._totals
         while not self._count_parts(moved, parts, write):
             self._load_recent()
@@ -321,7 +325,7 @@ class Shard:
     def _repair(
         self,
         deduplicated: deduplication.Deduplicated,
-        rejected: list[tuple[str | None, Reason]],
+        rejected: list[quarantine.Row],
         change: attribution.Change,
         recent: RecentState,
     ) -> None:
@@ -329,22 +333,23 @@ class Shard:
         fresh, after_expiry = deduplicated.fresh, deduplicated.rejects_after_expiry
         withdrawn = self._withdraw(fresh, change, recent)
         rejected += quarantine.add_rejects(self._connection, after_expiry, fresh.latest_us, recent.quarantine_keys)
-        change.quarantined.subtract(str(reason) for _, reason in withdrawn)
-        change.quarantined.update(str(reason) for _, reason in rejected)
+        change.quarantined.subtract(str(row.reason) for row in withdrawn)
+        change.quarantined.update(str(row.reason) for row in rejected)
         change.duplicates += int(deduplicated.duplicates.sum()) + deduplicated.duplicate_rejects + len(withdrawn)
         change.duplicates += len(fresh.rejects) + len(after_expiry) - len(rejected)
 
-    def _withdraw(self, fresh: Batch, change: attribution.Change, recent: RecentState) -> list[tuple[str, Reason]]:
-        """Withdraw the quarantine rows of accepted events, and delete the refused clicks among them; return event_id, reason."""
+    def _withdraw(self, fresh: Batch, change: attribution.Change, recent: RecentState) -> list[quarantine.Row]:
+        """Withdraw the quarantine rows of accepted events, delete the refused clicks among them, and return which rows."""
         tables = [fresh.queries, fresh.impressions, *([change.fast_path] if change.fast_path else [])]
         event_keys = [*(table["key"].to_numpy() for table in tables), np.array([*change.accepted.values()], np.uint64)]
         maybe = recent.quarantine_keys.ids.contains(np.concatenate(event_keys))
         if not maybe.any():
             return []
-        ids = [chunk for table in tables for chunk in table["event_id"].chunks] + [pa.array([*change.accepted], pa.string())]
-        withdrawn = quarantine.withdraw(self._connection, pa.chunked_array(ids).filter(pa.array(maybe)))
-        if versions := [event_id for event_id, reason in withdrawn if reason in quarantine.CLICK_REASONS]:
-            clicks.delete_refused(self._connection, versions)
+        names = quarantine.EVENT.names
+        events = pa.concat_tables([*(table.select(names) for table in tables), quarantine.to_events([*change.accepted])])
+        withdrawn = quarantine.withdraw(self._connection, events.filter(pa.array(maybe)))
+        if versions := [row[:2] for row in withdrawn if row.reason in quarantine.CLICK_REASONS]:
+            clicks.delete_refused(self._connection, quarantine.to_events(versions))
         return withdrawn
 
     def _expire_pending(
@@ -353,7 +358,7 @@ class Shard:
         """Quarantine the pending clicks with ts < before_us as orphans, and return them."""
         orphans = attribution.find_orphans(self._connection, before_us, recent)
         added = quarantine.add_rejects(self._connection, orphans, latest_us, recent.quarantine_keys)
-        change.quarantined.update(str(reason) for _, reason in added)
+        change.quarantined.update(str(row.reason) for row in added)
         change.duplicates += len(orphans) - len(added)
         change.pending -= len(orphans)
         return orphans

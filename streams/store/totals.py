@@ -15,7 +15,7 @@ from streams.counting.attribution import Change
 from streams.counting.connection import ShardConnection
 from streams.counting.pending_clicks import pending_state
 
-LAYOUT = 3
+LAYOUT = 4
 """Number of the table layout; a file with another one is upgraded or refused."""
 
 TABLES = f"""
@@ -44,8 +44,9 @@ ROW = pa.schema([("topic_id", pa.string()), ("quarantined", pa.string()), *((nam
 class ShardTotals:
     """A shard's totals: events = counted + duplicates + sum of quarantined + pending.
 
-    `latest_us` is the latest event time, `earlier_events` the value of `events` when the topic was last created anew (another
-    topic id). `written_offset` is the `next_offset` in the file, None if the file is of an earlier topic.
+    `latest_us` is the shard's time (`streams.counting.acceptance`), `earlier_events` the value of `events` when the topic was
+    last created anew (another topic id). `written_offset` is the `next_offset` in the file, None if that is of an earlier
+    topic.
     """
 
     topic_id: str | None = None

@@ -14,14 +14,16 @@ from dataclasses import dataclass, replace
 from operator import attrgetter, itemgetter
 from typing import Any, TypeVar
 
+import numpy as np
 from aiokafka.consumer.fetcher import READ_COMMITTED, Fetcher, FetchResult, PartitionRecords
 from aiokafka.errors import CorruptRecordException
 from faust.types import TP
 
+from streams.counting.record_times import NO_TIMES, RecordTimes
 from streams.store.offset_range import OffsetRange
 
 Records = list[tuple[int, bytes | None]]
-OFFSET_AND_VALUE = attrgetter("offset", "value")
+OFFSET_VALUE_AND_TIME = attrgetter("offset", "value", "timestamp")
 Run = TypeVar("Run")
 One = TypeVar("One")
 
@@ -34,9 +36,10 @@ class UnreadableBatch(RuntimeError):
 class FetchedRun:
     """One partition's records of one fetch, with first_offset <= offset < next_offset, as pairs (offset, value).
 
-    A tombstone's value is None. `timestamp_ms` is the Kafka timestamp of the last record, None without records. `generation` is
-    the number of the seek before the fetch: a run from before the last seek is dropped, since its records are fetched again.
-    `missing` is the first offset in this range whose record the log has lost, None without one.
+    A tombstone's value is None. `times_ms` has the Kafka timestamp of each record (-1: it has none), `timestamp_ms` is the latest
+    one, None without records. `generation` is the number of the seek before the fetch: a run from before the last seek is
+    dropped, since its records are fetched again. `missing` is the first offset in
+    this range whose record the log has lost, None without one.
     """
 
     partition: int
@@ -46,6 +49,7 @@ class FetchedRun:
     timestamp_ms: int | None = None
     generation: int = 0
     missing: int | None = None
+    times_ms: Sequence[int] = ()
 
     @property
     def size(self) -> int:
@@ -62,7 +66,17 @@ def to_offset_range(runs: Sequence[FetchedRun]) -> OffsetRange:
     first, last = runs[0], runs[-1]
     timestamp_ms = max((run.timestamp_ms for run in runs if run.timestamp_ms is not None), default=None)
     records = sum(len(run.records) for run in runs)
-    return OffsetRange(first.partition, first.first_offset, last.next_offset, records, timestamp_ms, first.generation)
+    offsets = first.first_offset, last.next_offset
+    return OffsetRange(first.partition, *offsets, records, timestamp_ms, first.generation, _record_times(runs))
+
+
+def _record_times(runs: Sequence[FetchedRun]) -> RecordTimes:
+    timed = [run for run in runs if run.times_ms]
+    if not timed:
+        return NO_TIMES
+    offsets = np.array([offset for run in timed for offset, _ in run.records], np.int64)
+    times_us = np.concatenate([np.array(run.times_ms, np.int64) for run in timed]) * 1000
+    return RecordTimes(offsets, np.maximum(times_us, -1))
 
 
 async def fetch_runs(fetcher: Fetcher, partitions: Collection[TP], timeout: float) -> dict[TP, FetchedRun]:
@@ -136,21 +150,23 @@ def unpack_run(partition: int, fetched: PartitionRecords) -> FetchedRun:
     """
     fetch_offset, first, timestamp_ms = fetched.next_fetch_offset, None, None
     records: Records = []
+    times_ms: list[int] = []
     passed: list[range] = []
     for batch, counts in committed_batches(fetched):
         base_offset = max(fetch_offset, getattr(batch, "base_offset", fetch_offset))  # the oldest message format has none
         first = base_offset if first is None else first
         if counts:
-            unpacked = unpack_batch(fetched, batch, fetch_offset, OFFSET_AND_VALUE)
+            unpacked = unpack_batch(fetched, batch, fetch_offset, OFFSET_VALUE_AND_TIME)
             if unpacked is None:
                 break
             timestamp_ms = getattr(batch, "max_timestamp", timestamp_ms)
-            records += unpacked
+            records += [(offset, value) for offset, value, _ in unpacked]
+            times_ms += [-1 if time_ms is None else time_ms for *_, time_ms in unpacked]
         else:
             passed.append(range(base_offset, batch.next_offset))
     covered = range(fetch_offset if first is None else first, fetched.next_fetch_offset)
     missing = find_missing(covered, list(map(itemgetter(0), records)), passed)
-    return FetchedRun(partition, records, covered.start, covered.stop, timestamp_ms, missing=missing)
+    return FetchedRun(partition, records, covered.start, covered.stop, timestamp_ms, missing=missing, times_ms=times_ms)
 
 
 def committed_batches(fetched: PartitionRecords) -> Iterator[tuple[Any, bool]]:

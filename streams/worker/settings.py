@@ -91,6 +91,8 @@ class WorkerSettings(BaseModel, frozen=True, extra="forbid"):
             attribution_window_us=round(self.attribution_window_s * 1_000_000),
             session_gap_us=round(self.session_gap_s * 1_000_000),
             future_tolerance_us=round(events.future_tolerance_s * 1_000_000),
+            click_lead_us=round(events.click_lead_s * 1_000_000),
+            record_times=self.clock_file is None,  # Kafka's times are of another clock than the file's
             compact_rows=self.compact_rows,
         )
 

@@ -156,7 +156,7 @@ def repaired_logs(draw: st.DrawFn) -> list[bytes]:
             continue
         match draw(st.sampled_from(["broken", "moved", "later"])):
             case "broken":
-                versions.append(json.dumps({name: value for name, value in event.items() if name != "session_id"}).encode())
+                versions.append(json.dumps({name: value for name, value in event.items() if name != "query"}).encode())
             case "moved" if event["type"] == "click":
                 versions.append(json.dumps(event | {"position": draw(st.integers(0, 3)), "item": None}).encode())
             case _ if event["type"] == "click":

@@ -23,17 +23,20 @@ CONTROLS = [code for code in range(0xA0) if unicodedata.category(chr(code)) == "
 NUMBER_SIGNS = {*range(0x600, 0x606), 0x6DD, 0x70F, 0x890, 0x891, 0x8E2}
 FORMATS = [code for code in range(0xAD, 0xFFFC) if unicodedata.category(chr(code)) == "Cf" and code not in NUMBER_SIGNS]
 NOT_SEEN = {*CONTROLS, *FORMATS, 0x34F, 0x115F, 0x1160, 0x3164, 0xFFA0} - {0x200C, 0x200D, 0x180E}
+LEAD_US = 5 * 60 * 10**6
 NEEDED = {"impression": {"impression_id", "items"}, "click": {"impression_id", "position"}}
 
 Event = dict[str, Any]
+Name = tuple[str, str]
+"""An id in its session: what another session calls the same is something else."""
 
 
 @dataclass
 class Recount:
     """What a log counts: impressions by id with the positions clicked, co-occurring pairs, quarantined (event_id, reason)."""
 
-    impressions: dict[str, Event] = field(default_factory=dict)
-    clicked: dict[tuple[str, int], int] = field(default_factory=dict)
+    impressions: dict[Name, Event] = field(default_factory=dict)
+    clicked: dict[tuple[Name, int], int] = field(default_factory=dict)
     pairs: list[tuple[date, str, str]] = field(default_factory=list)
     quarantined: Counter[tuple[str | None, str]] = field(default_factory=Counter)
     counted: int = 0
@@ -65,11 +68,11 @@ class Ledger:
     id and reason share a row. `canonical` is the earliest impression of each impression_id.
     """
 
-    accepted: dict[str, Event] = field(default_factory=dict)
-    clicks_on: dict[str, dict[str, Event]] = field(default_factory=lambda: defaultdict(dict))
-    quarantine: dict[str | bytes, set[str]] = field(default_factory=lambda: defaultdict(set))
+    accepted: dict[Name, Event] = field(default_factory=dict)
+    clicks_on: dict[Name, dict[Name, Event]] = field(default_factory=lambda: defaultdict(dict))
+    quarantine: dict[Name | bytes, set[str]] = field(default_factory=lambda: defaultdict(set))
     refused: list[Event] = field(default_factory=list)
-    canonical: dict[str, Event] = field(default_factory=dict)
+    canonical: dict[Name, Event] = field(default_factory=dict)
 
     def receive(self, line: bytes) -> None:
         """Count, keep waiting or refuse one line."""
@@ -78,7 +81,7 @@ class Ledger:
         except ValueError:
             self.quarantine[line].add("malformed")
             return
-        name = event.get("event_id")
+        name = name_of(event) if "event_id" in event else None
         if name in self.accepted:
             return
         needed = {"type", "event_id", "ts", "session_id", "query"} | NEEDED.get(event.get("type"), set())
@@ -95,21 +98,21 @@ class Ledger:
 
     def show(self, event: Event) -> None:
         """Make an impression the canonical one, if it is the earliest of its id, and judge that id's clicks anew."""
-        shown = event["impression_id"]
+        shown = list_of(event)
         before = self.canonical.get(shown)
         if before and (before["us"], before["event_id"]) < (event["us"], event["event_id"]):
             return
         self.canonical[shown] = event
         accepted = list(self.clicks_on.pop(shown, {}).values())
-        refused = [e for e in self.refused if e["impression_id"] == shown]
-        self.refused = [e for e in self.refused if e["impression_id"] != shown]
-        still_refused = {(e["event_id"], e["reason"]) for e in self.refused}
-        for name, reason in {(click["event_id"], click["reason"]) for click in refused} - still_refused:
+        refused = [e for e in self.refused if list_of(e) == shown]
+        self.refused = [e for e in self.refused if list_of(e) != shown]
+        still_refused = {(name_of(e), e["reason"]) for e in self.refused}
+        for name, reason in {(name_of(click), click["reason"]) for click in refused} - still_refused:
             self.quarantine[name].remove(reason)
         for click in accepted:
-            del self.accepted[click["event_id"]]
+            del self.accepted[name_of(click)]
         for click in accepted + refused:
-            if click["event_id"] not in self.accepted:
+            if name_of(click) not in self.accepted:
                 self.judge(click)
 
     def judge(self, click: Event) -> None:
@@ -118,14 +121,14 @@ class Ledger:
         if reason is None:
             self.accept(click)
         else:
-            self.quarantine[click["event_id"]].add(reason)
+            self.quarantine[name_of(click)].add(reason)
             self.refused.append(click | {"reason": reason})
 
     def fault(self, click: Event) -> str | None:
         """Say what is wrong with a click; nothing is while it waits for its impression."""
         if self.waits(click):
             return None
-        shown = self.canonical[click["impression_id"]]
+        shown = self.canonical[list_of(click)]
         if click["us"] - shown["us"] > ATTRIBUTION_US:
             return "late_click"
         if click["position"] >= len(shown["items"]):
@@ -135,18 +138,18 @@ class Ledger:
         return None
 
     def waits(self, click: Event) -> bool:
-        """Say whether no impression of the click's impression_id at its time or before has been received."""
-        shown = self.canonical.get(click["impression_id"])
-        return shown is None or shown["us"] > click["us"]
+        """Say whether no impression of the click's list, at its time, before it or a little after it, has been received."""
+        shown = self.canonical.get(list_of(click))
+        return shown is None or shown["us"] > click["us"] + LEAD_US
 
     def accept(self, event: Event) -> None:
         """Let an event count or wait: what quarantine has of its id is repaired."""
-        name = event["event_id"]
+        name = name_of(event)
         self.accepted[name] = event
         if event["type"] == "click":
-            self.clicks_on[event["impression_id"]][name] = event
+            self.clicks_on[list_of(event)][name] = event
         if self.quarantine.pop(name, None):
-            self.refused = [click for click in self.refused if click["event_id"] != name]
+            self.refused = [click for click in self.refused if name_of(click) != name]
 
     def finish(self) -> Recount:
         """Return the counts when the log has ended: a click that still waits is an orphan."""
@@ -154,16 +157,26 @@ class Ledger:
         events = sorted(self.accepted.values(), key=lambda e: (e["us"], e["event_id"]))
         for click in (e for e in events if e["type"] == "click"):
             if self.waits(click):
-                self.quarantine[click["event_id"]].add("orphan_click")
+                self.quarantine[name_of(click)].add("orphan_click")
                 continue
             result.counted += 1
-            result.clicked.setdefault((click["impression_id"], click["position"]), click["us"])
+            result.clicked.setdefault((list_of(click), click["position"]), click["us"])
         queries = [e for e in events if e["type"] == "query"]
         result.pairs = pair(queries)
         result.counted += len(queries) + len(self.canonical)
         for name, reasons in self.quarantine.items():
-            result.quarantined.update((None if isinstance(name, bytes) else name, reason) for reason in reasons)
+            result.quarantined.update((None if isinstance(name, bytes) else name[1], reason) for reason in reasons)
         return result
+
+
+def name_of(event: Event) -> Name:
+    """The event's id in its session."""
+    return event.get("session_id", ""), event["event_id"]
+
+
+def list_of(event: Event) -> Name:
+    """The list of an impression or a click: its impression_id in its session."""
+    return event["session_id"], event["impression_id"]
 
 
 def recount(lines: Iterable[bytes]) -> Recount:

@@ -30,6 +30,9 @@
   };
   const QUEUE = "queryloop.queue";
   const SESSION = "queryloop.session";
+  const LISTS = "queryloop.lists";
+  const MAX_LISTS = 200;
+  const shown = new Map(); // lists of this page by impression id, whichever connection showed them
 
   function makeId() {
     const bytes = root.crypto.getRandomValues(new Uint8Array(16));
@@ -61,7 +64,6 @@
       this.storage = options.storage === undefined ? findStorage() : options.storage;
       this.count = { emitted: 0, delivered: 0, refused: 0, dropped: 0, beacons: 0, retries: 0 };
       this.queue = [];
-      this.shown = new Map();
       this.sending = null;
       this.timer = null;
       this.failures = 0;
@@ -77,22 +79,60 @@
     /* A list that was shown. Returns its impression id, for `click`. */
     impression(query, items, more) {
       const id = (more && more.impression_id) || makeId();
-      this.shown.set(id, { query: query, items: Array.from(items) });
-      if (this.shown.size > 200) this.shown.delete(this.shown.keys().next().value);
-      this.emit({ type: "impression", impression_id: id, query: query, items: Array.from(items) }, more);
+      const session = (more && more.session_id) || this.sessionId();
+      this.remember(id, { session: session, query: query, items: Array.from(items) });
+      this.emit({ type: "impression", impression_id: id, query: query, items: Array.from(items), session_id: session }, more);
       return id;
+    }
+
+    /* A list that POST /v1/recommend answered: its impression is counted already, its clicks are to be sent. Returns its id. */
+    recommended(query, answer) {
+      const session = answer.session_id || this.sessionId();
+      this.remember(answer.impression_id, { session: session, query: query, items: Array.from(answer.items) });
+      return answer.impression_id;
     }
 
     /* A click on the item at `position` (from 0). For a list that was not shown by this page give `query` (and `item`). */
     click(impressionId, position, more) {
-      const list = this.shown.get(impressionId);
+      const list = shown.get(impressionId);
       const known = list ? { query: list.query, item: list.items[position] } : {};
-      return this.emit(Object.assign({ type: "click", impression_id: impressionId, position: position }, known), more);
+      const current = this.sessionId(); // a click is a sign of life, also of the session that is not its list's
+      const session = (list && list.session) || this.keptLists().get(impressionId) || (more && more.session_id) || current;
+      const made = Object.assign({ type: "click", impression_id: impressionId, position: position }, known, more);
+      return this.emit(made, { session_id: session });
+    }
+
+    /* A click counts only with the session of its list, which may have ended since, or another page may have shown it. */
+    remember(id, list) {
+      shown.delete(id);
+      shown.set(id, list);
+      if (shown.size > MAX_LISTS) shown.delete(shown.keys().next().value);
+      if (!this.storage) return;
+      try {
+        const kept = Array.from(this.keptLists().set(id, list.session));
+        this.storage.setItem(LISTS, JSON.stringify(kept.slice(-MAX_LISTS)));
+      } catch (error) {
+        this.storage = null; // full or forbidden: go on in memory
+      }
+    }
+
+    /* The sessions of the lists that pages of this site have shown last, by impression id. */
+    keptLists() {
+      try {
+        const kept = JSON.parse((this.storage && this.storage.getItem(LISTS)) || "[]");
+        return new Map(kept.filter((one) => typeof one[0] === "string" && typeof one[1] === "string"));
+      } catch (error) {
+        return new Map();
+      }
+    }
+
+    sessionId() {
+      return this.options.sessionId || this.session();
     }
 
     emit(event, more) {
       const made = Object.assign(
-        { event_id: makeId(), ts: Date.now() / 1000, session_id: this.options.sessionId || this.session() },
+        { event_id: makeId(), ts: Date.now() / 1000, session_id: this.sessionId() },
         this.options.userId ? { user_id: this.options.userId } : {},
         event,
         more

@@ -187,3 +187,56 @@ async function until(holds) {
   }
   assert.fail("did not happen within 5 s");
 }
+
+test("a click has the session of its list: after 30 minutes, after a login, and on another page", async (t) => {
+  const seen = await collector(t);
+  const storage = memory();
+  t.mock.timers.enable({ apis: ["Date"], now: 1767607200000 });
+  const loop = Queryloop.connect({ url: seen.url, storage });
+  const shown = loop.impression("later", ["a", "b"]);
+  t.mock.timers.tick(31 * 60 * 1000);
+  loop.click(shown, 0);
+  loop.query("a new session");
+  const loggedIn = Queryloop.connect({ url: seen.url, storage, sessionId: "user-7" });
+  loggedIn.click(shown, 1, { session_id: "user-7" });
+  loggedIn.query("logged in");
+  await loop.flush();
+  await loggedIn.flush();
+  const events = [...seen.events.values()];
+  const [list] = events.filter((event) => event.type === "impression");
+  const clicks = events.filter((event) => event.type === "click");
+  assert.deepEqual(clicks.map((event) => event.session_id), [list.session_id, list.session_id]);
+  assert.deepEqual(clicks.map((event) => event.item), ["a", "b"]);
+  const queries = new Map(events.filter((event) => event.type === "query").map((event) => [event.query, event.session_id]));
+  assert.notEqual(queries.get("a new session"), list.session_id);
+  assert.equal(queries.get("logged in"), "user-7");
+});
+
+test("another page of the site knows the session of a list from storage, and many lists stay bounded", async (t) => {
+  const storage = memory();
+  storage.setItem("queryloop.lists", JSON.stringify([["constructor", "s0"], ["elsewhere", "s1"], [1, 2], null]));
+  const seen = await collector(t);
+  const loop = Queryloop.connect({ url: seen.url, storage });
+  loop.click("elsewhere", 0, { query: "q" });
+  storage.setItem("queryloop.lists", JSON.stringify([["elsewhere", "s1"]]));
+  loop.click("elsewhere", 0, { query: "q" });
+  loop.click("__proto__", 0, { query: "q", session_id: "own" });
+  for (let number = 0; number < 230; number += 1) loop.remember("list-" + number, { session: "s" + number, query: "q", items: [] });
+  loop.click("list-40", 0, { query: "q" });
+  await loop.flush();
+  const clicks = [...seen.events.values()].filter((event) => event.type === "click");
+  const current = JSON.parse(storage.getItem("queryloop.session")).id;
+  assert.deepEqual(clicks.map((event) => event.session_id), [current, "s1", "own", "s40"]);
+  assert.equal(JSON.parse(storage.getItem("queryloop.lists")).length, 200);
+});
+
+test("clicks on a list that the recommender answered need no more than its answer", async (t) => {
+  const seen = await collector(t);
+  const loop = Queryloop.connect({ url: seen.url, storage: null });
+  const shown = loop.recommended("lisbon", { impression_id: "L", session_id: "s9", items: ["a", "b"] });
+  loop.click(shown, 1);
+  await loop.flush();
+  const [click, ...others] = [...seen.events.values()];
+  assert.equal(others.length, 0);
+  assert.deepEqual([click.type, click.impression_id, click.session_id, click.query, click.item], ["click", "L", "s9", "lisbon", "b"]);
+});

@@ -68,7 +68,7 @@ def test_recommend_answers_a_list_and_emits_its_impression(tmp_path: Path) -> No
 def test_event_time_is_now_by_default_and_ids_are_the_products_if_given(served: AppUnderTest) -> None:
     async def scenario(client: httpx.AsyncClient) -> None:
         answer = await client.post("/v1/recommend", json={**CALL, "impression_id": "mine"})
-        assert answer.json()["impression_id"] == "mine"
+        assert (answer.json()["impression_id"], answer.json()["session_id"]) == ("mine", CALL["session_id"])
         assert served.sink.events[0].ts == NOW
 
     served.run(scenario)

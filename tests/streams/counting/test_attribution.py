@@ -55,7 +55,7 @@ def test_the_list_of_a_click_is_found_however_long_ago_it_was_shown(tmp_path: Pa
     ("clicked", "reason"),
     [
         (click("c", START + 24 * HOUR + 0.000001), "late_click"),
-        (click("c", START - 0.000001), "orphan_click"),
+        (click("c", START - 300.000001), "orphan_click"),
         (click("c", START + 1, "absent"), "orphan_click"),
         (click("c", START + 1, position=2), "position_out_of_range"),
         (click("c", START + 1, position=2**31 - 1), "position_out_of_range"),
@@ -180,7 +180,8 @@ def test_with_a_retention_the_counts_depend_on_the_log_alone_not_on_the_batching
 @settings(max_examples=40, deadline=None)
 @given(log=difficult_logs().flatmap(st.permutations), batch=st.integers(1, 30), write=st.booleans(), keys=st.integers(1, 3))
 def test_nothing_depends_on_different_texts_having_different_keys(log: list[bytes], batch: int, write: bool, keys: int) -> None:
-    assert outcome(log, batch, write, f"system.main.hash(x) % {keys}") == outcome(log, batch)
+    hashed = f"CASE WHEN x IN ('s', 't', '') THEN system.main.hash(x) ELSE system.main.hash(x) % {keys} END"  # sessions have keys
+    assert outcome(log, batch, write, hashed) == outcome(log, batch)
 
 
 @pytest.mark.parametrize("write", [False, True])

@@ -15,7 +15,7 @@ from streams.counting import key_index
 from streams.counting.acceptance import accept
 from streams.counting.connection import ShardConnection
 from streams.counting.deduplication import add_keys
-from streams.counting.key_index import KeySet, hash_texts, load_keys
+from streams.counting.key_index import KeySet, hash_texts, load_keys, to_session_keys
 from streams.events.columns import to_columns
 from streams.events.schema import Decoded, Reason, Reject
 from streams.store.shard import CountingRules, Shard
@@ -47,16 +47,20 @@ def test_runs_are_merged_so_that_there_are_few() -> None:
     assert held.contains(np.arange(0, 100_000, 7, dtype=np.uint64)).all()
 
 
-def test_keys_are_the_hashes_in_the_tables(tmp_path: Path) -> None:
+def test_keys_are_the_hashes_in_the_tables_each_in_its_session(tmp_path: Path) -> None:
     path = tmp_path / "shard.duckdb"
     shard = Shard.open(path, CountingRules(retention_days=0))
     feed(shard, [query("e1", START), impression("e2", START, "i"), click("e3", START, "i"), click("e4", START, "absent")])
     shard.close()
     with duckdb.connect(str(path)) as con:
         known = load_keys(con)
-        events, shown = hash_texts(
-            ShardConnection(con), [pa.array(["e1", "e2", "e3", "e4", "e5"]), pa.chunked_array([["i"], ["absent"]])]
+        events, shown, sessions = hash_texts(
+            ShardConnection(con),
+            [pa.array(["e1", "e2", "e3", "e4", "e5"]), pa.chunked_array([["i"], ["absent"]]), pa.array(["s", "t"])],
         )
+    own, other = to_session_keys(sessions)
+    assert not known.seen.contains(events ^ other).any()
+    events, shown = events ^ own, shown ^ own
     assert known.seen.contains(events).tolist() == [True, True, True, True, False]
     assert known.impressions.contains(shown).tolist() == [True, False]
 
@@ -108,13 +112,13 @@ def test_a_line_without_an_id_may_share_its_key_with_an_event(tmp_path: Path, mo
 
 
 def test_a_batch_gets_the_keys_of_its_events_and_then_of_its_rejects(tmp_path: Path) -> None:
-    rejects = [Reject(Reason.INVALID, "", b"{}", None, None, 3, 1), Reject(Reason.INVALID, "", b"{}", "e1", START, 0, 5)]
+    rejects = [Reject(Reason.INVALID, "", b"{}", None, None, 3, 1), Reject(Reason.INVALID, "", b"{}", "e1", START, 0, 5, "s")]
     columns = to_columns(Decoded([], [], [], rejects))
     batch = accept(columns, None, CountingRules(), START)
     with duckdb.connect(str(tmp_path / "keys.duckdb")) as con:
         tables, lookup = add_keys(ShardConnection(con), batch)
-        (hashed,) = hash_texts(ShardConnection(con), [pa.array(["e1"])])
+        hashed, session = hash_texts(ShardConnection(con), [pa.array(["e1"]), pa.array(["s"])])
     assert lookup.select(["event_id", "ts_us"]).to_pydict() == {"event_id": [None, "e1"], "ts_us": [-1, START]}
     assert lookup["seq"].to_pylist() == batch.reject_seq.tolist() == [23, 6]
-    assert lookup["key"][1].as_py() == hashed[0]
+    assert lookup["key"][1].as_py() == hashed[0] ^ to_session_keys(session)[0]
     assert [table.num_rows for table in tables] == [0, 0, 0]

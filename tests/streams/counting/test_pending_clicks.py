@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 
 import duckdb
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,10 +17,11 @@ from streams.counting.connection import ShardConnection
 from streams.counting.pending_clicks import PendingInFile, add_pending, pending_state, take_orphans, take_pending
 
 LISTS = ("a", "b", "c", "d")
+KEYS = {name: number for number, name in enumerate((*LISTS, "none"))}
 
 
 def candidate(number: int, impression_id: str) -> Candidate:
-    return Candidate(-1, 0, number, number, number, impression_id, f"e{number}", 0, None, b"{}", number, 0)
+    return Candidate(-1, 0, number, number, KEYS[impression_id], impression_id, f"e{number}", 0, None, b"{}", number, 0, "s")
 
 
 @pytest.fixture
@@ -30,7 +32,9 @@ def connection() -> Iterator[ShardConnection]:
 
 
 def taken(connection: ShardConnection, in_file: PendingInFile, *impression_ids: str) -> list[str]:
-    return [click.event_id for click in take_pending(connection, impression_ids, in_file)]
+    lists = {"impression_key": [KEYS[name] for name in impression_ids], "impression_id": impression_ids}
+    found = take_pending(connection, pa.table(lists, clicks.WANTED_SCHEMA), in_file)
+    return [click.event_id for click in found]
 
 
 def test_pending_clicks_are_taken_once_those_of_the_file_before_deferred_ones(connection: ShardConnection) -> None:

@@ -45,7 +45,7 @@ def test_a_bad_event_has_one_row_after_a_restart_too(tmp_path: Path) -> None:
 
 
 def test_a_reject_with_a_new_key_is_added_without_reading_the_quarantine(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quarantine, "ADD_UNLESS_STORED", "SELECT 'read', 'malformed', hash($arrived)")
+    monkeypatch.setattr(quarantine, "ADD_UNLESS_STORED", "SELECT 'read', '', 'malformed', hash($arrived)")
     feed(shard, [JUNK])
     feed(shard, [b"{"], start=1)
     assert shard.totals().quarantined == {"malformed": 2}
@@ -64,9 +64,16 @@ def test_a_bad_event_among_good_ones_affects_nothing_else(shard: Shard) -> None:
 
 
 def test_a_repaired_event_with_the_same_id_counts(shard: Shard) -> None:
-    feed(shard, [b'{"type":"query","event_id":"e1","ts":1.0,"query":"q"}', query("e1", START)])
+    feed(shard, [b'{"type":"query","event_id":"e1","ts":1.0,"session_id":"s"}', query("e1", START)])
     assert (shard.totals().counted, shard.totals().duplicates, shard.totals().quarantined) == (1, 1, {})
     assert len(shard.quarantine()) == 0
+
+
+@pytest.mark.parametrize("session", ["", '"session_id":"t",'])
+def test_an_event_of_another_session_or_of_none_repairs_nothing(shard: Shard, session: str) -> None:
+    """Whether both are in one shard depends on the number of partitions."""
+    feed(shard, [f'{{"type":"query",{session}"event_id":"e1","ts":1.0}}'.encode(), query("e1", START)])
+    assert (shard.totals().counted, shard.totals().duplicates, shard.totals().quarantined) == (1, 0, {"invalid": 1})
 
 
 def test_rows_are_published_once(shard: Shard) -> None:

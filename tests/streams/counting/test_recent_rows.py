@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from hypothesis import given, settings
 
+from streams.counting.key_index import SESSION_KEY, key_sql
 from streams.counting.recent_rows import FEW_ROWS, RUN_ROWS, RecentRows, load_recent_state
 from streams.store.shard import CountingRules, Shard
 from tests.support.logs import START, click, dirty_days, feed, impression, query, read
@@ -98,7 +99,8 @@ def test_an_opened_shard_loads_pending_keys_dirty_days_and_the_last_hours_querie
     feed(shard, [old, query("e2", START), query("e3", START, source="recommendation"), clicked, impression("e5", START, "i")])
     totals = shard.totals()
     recent = load_recent_state(shard.reader(), totals.latest_us, rules)
-    keys = read(shard, "SELECT hash('absent') AS waiting, hash('i') AS shown, hash('s') AS session")
+    waiting, shown, session = key_sql("'absent'", "'s'"), key_sql("'i'", "'s'"), SESSION_KEY.format(session="'s'")
+    keys = read(shard, f"SELECT {waiting} AS waiting, {shown} AS shown, {session} AS session")
     assert recent.pending_keys.contains(keys["waiting"].to_numpy()).all()
     assert not recent.pending_keys.contains(keys["shown"].to_numpy()).any()
     assert recent.first_pending_us == round(START * 1e6)

@@ -164,6 +164,21 @@ def test_every_event_of_the_shared_logs_is_good(name: str) -> None:
             assert (read.event_id, read.ts, read.session_id) == (plain["event_id"], plain["ts"], plain["session_id"])
 
 
+def test_a_click_made_from_its_list_has_the_session_of_the_list() -> None:
+    line = (
+        b'{"type":"impression","event_id":"e","ts":1,"session_id":"s1","user_id":"u","query":"q",'
+        b'"impression_id":"i","items":["a","b"]}'
+    )
+    shown = parse_line(line)
+    assert isinstance(shown, Impression)
+    clicked = shown.click(1, ts=9000.0, event_id="c")
+    assert (clicked.session_id, clicked.user_id, clicked.query, clicked.impression_id) == ("s1", "u", "q", "i")
+    assert (clicked.event_id, clicked.ts, clicked.position, clicked.item) == ("c", 9000.0, 1, "b")
+    assert len(shown.click(0, ts=1.0).event_id) == 32
+    with pytest.raises(IndexError):
+        shown.click(2, ts=1.0)
+
+
 def test_importing_the_schema_is_cheap() -> None:
     heavy = {"torch", "faust", "duckdb", "pyarrow", "kafka", "numpy"}
     code = f"import sys, streams.events, streams.events.line_decoder; print({heavy!r} & set(sys.modules))"

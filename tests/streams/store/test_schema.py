@@ -1,4 +1,4 @@
-"""A shard's file of the previous layout is upgraded and goes on counting."""
+"""A shard's file of an earlier layout is upgraded and goes on counting."""
 
 from __future__ import annotations
 
@@ -17,14 +17,27 @@ LOG = [
     impression("e1", START + 1, "i", ["a", "b"], query="red"),
     click("c1", START + 2, "i", 1),
     impression("e2", START + 86_400, "j", ["c"], query="blue"),
+    click("waits", START + 4, "k", 1),
+    click("outside", START + 4, "i", 9),
+    b'{"type":"click","event_id":"bad","session_id":"s"}',
 ]
 MORE = [
+    *LOG,  # delivered again
     click("c2", START + 3, "i", 0),
     impression("e3", START + 5, "k", ["a", "b"], query="red"),
     impression("e0", START, "i", ["d"]),
 ]
+# In layout 3 an id was the same thing in every session.
+TO_LAYOUT_3 = (
+    "UPDATE seen SET key = hash(event_id)",
+    "UPDATE queries SET session_key = hash(session_id)",
+    *(f"UPDATE {table} SET key = hash(impression_id)" for table in ("impressions", "clicks", "pending")),
+    *(f"ALTER TABLE {table} DROP COLUMN session_id" for table in ("clicks", "pending", "quarantine")),
+    "UPDATE quarantine SET digest = 'before'",
+    "UPDATE state SET layout = 3",
+)
 # Layout 2 had deltas for every list and no roll-ups.
-DOWNGRADE = (
+TO_LAYOUT_2 = (
     "INSERT INTO window_deltas SELECT day, query_norm, item_norm, position, 1, 0 FROM window_cells WHERE impressions = 1",
     "DROP VIEW window_cells",
     "DROP VIEW standing_lists",
@@ -34,19 +47,19 @@ DOWNGRADE = (
 )
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """A file of layout 2."""
+@pytest.fixture(params=[2, 3])
+def path(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A file of layout 2 or 3."""
     shard = Shard.open(tmp_path / "old.duckdb", RULES)
     feed(shard, LOG)
     shard.close()
     with duckdb.connect(str(tmp_path / "old.duckdb")) as con:
-        for sql in DOWNGRADE:
+        for sql in (*TO_LAYOUT_3, *(TO_LAYOUT_2 if request.param == 2 else ())):
             con.execute(sql)
     return tmp_path / "old.duckdb"
 
 
-def test_a_file_of_layout_2_is_upgraded_and_goes_on_counting(path: Path, tmp_path: Path) -> None:
+def test_a_file_of_an_earlier_layout_is_upgraded_and_goes_on_counting(path: Path, tmp_path: Path) -> None:
     old, new = Shard.open(path, RULES), Shard.open(tmp_path / "new.duckdb", RULES)
     feed(new, LOG)
     for more in ([], MORE):
@@ -61,13 +74,13 @@ def test_a_file_of_layout_2_is_upgraded_and_goes_on_counting(path: Path, tmp_pat
 
 
 def test_opening_it_for_reading_only_does_not_upgrade_it(path: Path) -> None:
-    with pytest.raises(StoreError, match=r"old\.duckdb has layout 2, this version reads 3: start a worker on it once"):
+    with pytest.raises(StoreError, match=r"old\.duckdb has layout \d, this version reads 4: start a worker on it once"):
         Shard.open(path, RULES, read_only=True)
 
 
 def test_an_older_or_newer_layout_is_refused(path: Path) -> None:
-    for layout in (1, 4):
+    for layout in (1, 5):
         with duckdb.connect(str(path)) as con:
             con.execute("UPDATE state SET layout = ?", [layout])
-        with pytest.raises(StoreError, match=f"layout {layout}, this version reads 3: replay its topic"):
+        with pytest.raises(StoreError, match=f"layout {layout}, this version reads 4: replay its topic"):
             Shard.open(path, RULES)

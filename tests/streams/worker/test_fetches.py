@@ -59,6 +59,21 @@ def test_all_batches_of_a_response_are_one_run(compression: int) -> None:
     assert (run.first_offset, run.next_offset, run.timestamp_ms, run.size) == (7, 10, 5009, 2)
 
 
+def test_each_record_has_its_own_time() -> None:
+    run = unpack_run(0, fetched(batch(7, [b"a", None]) + batch(9, [b"c"]), 8))
+    assert run.times_ms == [5008, 5009]
+    times = to_offset_range([run]).record_times
+    assert (times.offsets.tolist(), times.times_us.tolist()) == ([8, 9], [5_008_000, 5_009_000])
+
+
+def test_records_of_a_topic_with_append_time_have_that_of_the_broker() -> None:
+    appended = bytearray(batch(7, [b"a", b"b"]))
+    appended[22] |= 8  # the timestamp type among the batch's attributes
+    appended[35:43] = (9000).to_bytes(8, "big")
+    appended[17:21] = calc_crc32c(bytes(appended[21:])).to_bytes(4, "big")
+    assert unpack_run(0, fetched(bytes(appended), 7)).times_ms == [9000, 9000]
+
+
 def test_records_before_the_fetch_offset_are_left_out() -> None:
     run = unpack_run(3, fetched(batch(5, [b"a", b"b", b"c"]), 6))
     assert (run.partition, run.records, run.first_offset, run.next_offset) == (3, [(6, b"b"), (7, b"c")], 6, 8)

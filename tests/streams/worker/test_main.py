@@ -6,6 +6,7 @@ import base64
 import json
 import signal
 import socket
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -179,6 +180,20 @@ def assert_shards_are_free(settings: StreamsSettings, data_dir: Path) -> None:
         shard = Shard.open(shard_path(data_dir, partition), CountingRules())
         assert shard.position() is not None
         shard.close()
+
+
+def test_a_clock_that_is_ahead_ends_nobodys_waiting(broker: Broker, unique: str, tmp_path: Path) -> None:
+    settings = make_settings(broker.bootstrap, unique, tmp_path, retention_days=30)
+    settings = settings.model_copy(update={"kafka": settings.kafka.model_copy(update={"partitions": 1})})
+    create_topics(broker.bootstrap, settings.kafka)
+    now = float(round(time.time()))
+    waits, ahead = click("c", now - 20, "L"), query("ahead", now + 86_390, session_id="ahead")
+    with WorkerProcess(settings, tmp_path / "worker.log") as worker:
+        for line in (waits, ahead, impression("i", now - 30, "L")):
+            shards = await_applied(worker, settings, emit(settings, [line]))
+        assert (total(shards, "counted"), total(shards, "pending"), quarantined(shards)) == (3, 0, {})
+        assert now - 60 <= shards[0]["latest_ts"] <= time.time() + 60
+        worker.stop()
 
 
 def test_a_clean_stop_gives_the_partitions_to_another_worker_at_once(kafka_broker: Broker, unique: str, tmp_path: Path) -> None:
