@@ -155,6 +155,6 @@ def make_settings(data: DataSettings, *layers: Sections) -> StreamsSettings:
     try:
         return StreamsSettings.model_validate({"data": data, **merged})
     except ValidationError as error:
-        faults = [dict(one) for one in error.errors(include_url=False)]
-        problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {explain_error(one, StreamsSettings)}" for one in faults)
+        faults: list[dict[str, Any]] = [dict(one) for one in error.errors(include_url=False)]
+        problems = "; ".join(f"{'.'.join(str(part) for part in one['loc'])}: {explain_error(one, StreamsSettings)}" for one in faults)
         raise ValueError(f"settings of the test: {problems}") from None

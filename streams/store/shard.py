@@ -26,7 +26,7 @@ from streams.counting.recent_rows import RecentState, load_recent_state
 from streams.counting.record_times import NO_TIMES, RecordTimes
 from streams.events.columns import Columns
 from streams.events.rules import CountingRules
-from streams.events.schema import Reject
+from streams.events.schema import Reason, Reject
 from streams.store import compaction
 from streams.store.buffer_pool import LIMIT, BufferPool
 from streams.store.maintenance import Maintenance, MaintenanceSlice, MaintenanceTotals
