@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from queryloop.commands.status import read_running
 from streams.api.client import HttpError, get_json
 from streams.emitter.record_batches import partition_of
 from streams.events.rules import DAY_US
@@ -75,9 +74,8 @@ class AgeCheck:
         return 0 < self.running.retention_days * DAY_US < latest - event.ts_us
 
 
-def find_running(settings: Settings, topic_id: str | None = None) -> RunningSystem | str:
-    """Return the running system, or why there is none to compare with. With a `topic_id` it must count that topic."""
-    url = read_running(settings.data.dir).get("worker") or settings.worker.local_url
+def find_running(settings: Settings, url: str, topic_id: str | None = None) -> RunningSystem | str:
+    """Return the running system of the worker at `url`, or why there is none. With a `topic_id` it must count that topic."""
     try:
         shards = _ask(settings, url, "metrics")
     except HttpError as error:
@@ -104,7 +102,7 @@ def await_outcome(
             moved_at, last = clock(), total
         if not applied:
             wait(POLL_S)
-    after = find_running(settings)
+    after = find_running(settings, before.url)
     return subtract(before.shards, after.shards if isinstance(after, RunningSystem) else {}, applied)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -80,18 +80,17 @@ class ForeignLog:
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         """Yield the mapping's rows. DuckDB works on another thread, so that Ctrl-C need not wait for the end of a batch."""
-        reader = self._rows.to_arrow_reader(BATCH_ROWS)
         with ThreadPoolExecutor(1, "mapping") as threads:
-            while True:
-                pending = threads.submit(next, reader, None)
-                try:
-                    batch = pending.result()
-                except BaseException:
-                    self._con.interrupt()
-                    raise
-                if batch is None:
-                    return
+            reader = self._await(threads.submit(self._rows.to_arrow_reader, BATCH_ROWS))
+            while (batch := self._await(threads.submit(next, reader, None))) is not None:
                 yield batch
+
+    def _await(self, pending: Future[Any]) -> Any:
+        try:
+            return pending.result()
+        except BaseException:
+            self._con.interrupt()
+            raise
 
     def close(self) -> None:
         """Close the database and remove what was written."""
