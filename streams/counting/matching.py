@@ -133,7 +133,7 @@ def _exclude(rows: pa.Table, *lists: pa.Table) -> pa.Table:
     """Return the rows whose list is not in any of these tables."""
     for table in lists:
         if len(rows) and len(table):
-            rows = rows.filter(pc.invert(clicks.is_among(*rows.select(WANTED).columns, table)))
+            rows = rows.filter(pc.invert(clicks.is_among(rows["impression_key"], rows["impression_id"], table)))
     return rows
 
 

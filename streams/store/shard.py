@@ -22,6 +22,7 @@ from streams.counting import attribution, clicks, cooccurrence, deduplication, k
 from streams.counting.acceptance import accept, drop_applied
 from streams.counting.batch import Batch, split_batch
 from streams.counting.connection import ShardConnection
+from streams.counting.quarantine import Row
 from streams.counting.recent_rows import RecentState, load_recent_state
 from streams.counting.record_times import NO_TIMES, RecordTimes
 from streams.events.columns import Columns
@@ -325,7 +326,7 @@ class Shard:
     def _repair(
         self,
         deduplicated: deduplication.Deduplicated,
-        rejected: list[quarantine.Row],
+        rejected: list[Row],
         change: attribution.Change,
         recent: RecentState,
     ) -> None:
@@ -338,7 +339,7 @@ class Shard:
         change.duplicates += int(deduplicated.duplicates.sum()) + deduplicated.duplicate_rejects + len(withdrawn)
         change.duplicates += len(fresh.rejects) + len(after_expiry) - len(rejected)
 
-    def _withdraw(self, fresh: Batch, change: attribution.Change, recent: RecentState) -> list[quarantine.Row]:
+    def _withdraw(self, fresh: Batch, change: attribution.Change, recent: RecentState) -> list[Row]:
         """Withdraw the quarantine rows of accepted events, delete the refused clicks among them, and return which rows."""
         tables = [fresh.queries, fresh.impressions, *([change.fast_path] if change.fast_path else [])]
         event_keys = [*(table["key"].to_numpy() for table in tables), np.array([*change.accepted.values()], np.uint64)]
