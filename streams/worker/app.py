@@ -28,6 +28,7 @@ from streams.worker.pipeline import Pipeline
 from streams.worker.settings import StreamsSettings
 from streams.worker.topic_watch import TopicWatch
 from streams.worker.transport import WorkerApp
+from streams.worker.waiting_shards import take_waiting_shards
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,6 @@ MAX_BUFFERED_RUNS = 2
 MAINTAIN_EVERY_S = 1.0
 TOPIC_CHECK_EVERY_S = 10.0
 COMMIT_EVERY_S = 5.0
-TAKE_EVERY_S = 1.0
 
 
 def make_app(settings: StreamsSettings, bootstrap: str, shards: HeldShards) -> WorkerApp:
@@ -69,6 +69,7 @@ def make_app(settings: StreamsSettings, bootstrap: str, shards: HeldShards) -> W
     _maintain_shards(app, settings, shards)
     _watch_topic(app, settings.kafka, shards, topic_watch)
     _collect_garbage(app)
+    take_waiting_shards(app, shards)
     return app
 
 
@@ -129,16 +130,11 @@ def _watch_topic(app: WorkerApp, kafka: KafkaSettings, shards: HeldShards, topic
         except TopicUnfit as error:
             await app.crash(error)
 
-    async def take_waiting() -> None:
-        if shards.waiting and await shards.open_waiting():
-            await app.consumer.perform_seek()
-
     async def commit() -> None:
         await commit_offsets(app, kafka.topic, shards, committed)
 
     app.timer(TOPIC_CHECK_EVERY_S, name="watch-topic")(watch)
     app.timer(COMMIT_EVERY_S, name="commit-offsets")(commit)
-    app.timer(TAKE_EVERY_S, name="take-waiting-shards")(take_waiting)
 
 
 async def commit_offsets(app: WorkerApp, topic: str, shards: HeldShards, committed: dict[TP, int]) -> None:
