@@ -156,5 +156,6 @@ def make_settings(data: DataSettings, *layers: Sections) -> StreamsSettings:
         return StreamsSettings.model_validate({"data": data, **merged})
     except ValidationError as error:
         faults: list[dict[str, Any]] = [dict(one) for one in error.errors(include_url=False)]
-        problems = "; ".join(f"{'.'.join(str(part) for part in one['loc'])}: {explain_error(one, StreamsSettings)}" for one in faults)
+        keys = [".".join(str(part) for part in one["loc"]) for one in faults]
+        problems = "; ".join(f"{key}: {explain_error(one, StreamsSettings)}" for key, one in zip(keys, faults, strict=True))
         raise ValueError(f"settings of the test: {problems}") from None

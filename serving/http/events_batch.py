@@ -17,8 +17,9 @@ from streams.events.schema import SPACE, printable
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 ENVELOPE = 'the body must be {"events": [...]}, or one event a line with Content-Type application/x-ndjson'
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{},"]', re.DOTALL)
-_KEY_BEFORE = re.compile(rb'"events"[ \t\r\n]*:[ \t\r\n]*$')
 _PAIRS = {b"]": b"[", b"}": b"{"}
+_OPEN = frozenset(_PAIRS.values())
+_BRACKETS = frozenset({*_PAIRS, *_OPEN, b","})
 
 
 class BatchError(ValueError):
@@ -77,11 +78,13 @@ def _split_by_brackets(body: bytes, error: Exception) -> list[bytes]:
 
 def _find_list(body: bytes) -> int | None:
     """Return where the list of events begins, after its bracket; None when there is none."""
-    depth = 0
+    depth, key, key_end = 0, b"", 0
     for token in _TOKEN.finditer(body):
-        if token[0] == b"[" and depth == 1 and _KEY_BEFORE.search(body, max(token.start() - 64, 0), token.start()):
+        if token[0] == b"[" and depth == 1 and key == b'"events"' and body[key_end : token.start()].strip(SPACE) == b":":
             return token.end()
-        depth += (token[0] in b"[{") - (token[0] in b"]}")
+        if token[0] not in _BRACKETS:
+            key, key_end = token[0], token.end()
+        depth += (token[0] in _OPEN) - (token[0] in _PAIRS)
     return None
 
 

@@ -48,9 +48,9 @@ MISSING_HEADER = "Queryloop-Missing"
 def add_routes(app: faust.App, key: SecretStr | None, fan_out: FanOut, is_stopping: Callable[[], bool] = lambda: False) -> None:
     """Add the worker's routes to Faust's web server; with a `key`, all but /healthz and /readyz require it.
 
-    /readyz answers 200 while reads have every shard, this worker's and those of the others. `is_stopping` returns whether the worker
-    is about to end, which /healthz and /readyz then say. Every answer names the worker's data folder, its path only to those who
-    have the key.
+    /readyz answers 200 while reads have every shard, this worker's and those of the others. `is_stopping` returns whether the
+    worker is about to end, which /healthz and /readyz then say. Every answer names the worker's data folder, its path only to
+    those who have the key.
     """
     folder = find_data_folder(fan_out.shards.data_dir)
 

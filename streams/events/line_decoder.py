@@ -133,8 +133,8 @@ def _classify_error(error: msgspec.ValidationError, line: bytes) -> tuple[Reason
 def _name_missing_fields(line: bytes) -> str:
     """Return all fields that an event lacks; the decoder stops at the first."""
     fields = _object_decoder.decode(line)
-    tag = msgspec.json.decode(fields["type"]) if "type" in fields else ""
-    missing = [name for name in REQUIRED.get(tag, COMMON) if name not in fields]
+    kind = msgspec.json.decode(fields["type"], type=str) if "type" in fields else ""
+    missing = [name for name in REQUIRED.get(kind, COMMON) if name not in fields]
     return f"{_MISSING}{'s' if len(missing) > 1 else ''} {', '.join(f'`{name}`' for name in missing)}"
 
 

@@ -94,7 +94,7 @@ def test_the_worker_is_reached_by_the_others_with_a_key(compose: dict[str, Any])
     assert worker["QUERYLOOP_WORKER_URL"] == "http://streams:6066"
     for service in rooms(compose):
         for key in ("QUERYLOOP_WORKER_KEY", "QUERYLOOP_SERVING_KEY"):
-            assert re.fullmatch(r"\$\{%s:\?.+\}" % key, service["environment"][key])
+            assert re.fullmatch(rf"\$\{{{key}:\?.+\}}", service["environment"][key])
 
 
 def test_kafka_keeps_the_log_as_long_as_shards_keep_days_and_as_the_broker_of_up_does(compose: dict[str, Any]) -> None:

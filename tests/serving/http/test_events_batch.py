@@ -7,7 +7,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from serving.http.events_batch import BatchError, _split_by_brackets, split_batch, split_lines
 
@@ -43,6 +43,7 @@ def test_a_bad_event_leaves_the_other_99_as_they_are(bad: bytes, index: int) -> 
     assert split_batch(b'{"sent": "now", "events": [' + b" ,\n".join(events) + b'], "by": [1]}', 100) == events
 
 
+@settings(deadline=None)
 @given(st.lists(VALUES, max_size=6), st.dictionaries(st.text(max_size=3), VALUES, max_size=3), st.none() | st.integers(0, 3))
 def test_brackets_split_valid_json_as_its_parser_does(events: list[Any], more: dict[str, Any], indent: int | None) -> None:
     more = {key: value for key, value in more.items() if key != "events"}
@@ -52,6 +53,13 @@ def test_brackets_split_valid_json_as_its_parser_does(events: list[Any], more: d
     ):
         found = _split_by_brackets(body.encode("utf-8", "surrogatepass"), ValueError())
         assert [json.loads(event) for event in found] == events
+
+
+def test_the_list_is_found_by_its_key_alone() -> None:
+    body = b'{"a\\"events": ["\\ud83d"], "b": "events", "c": ["events"], "events" : [1]}'
+    with pytest.raises(BatchError, match="beside the events"):
+        split_batch(body, 10)
+    assert _split_by_brackets(body.replace(b"\\ud83d", b"x"), ValueError()) == [b"1"]
 
 
 @pytest.mark.parametrize(
