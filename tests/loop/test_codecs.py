@@ -100,9 +100,6 @@ def test_every_codec_is_counted_and_verified(broker: Broker, unique: str, tmp_pa
     assert verified.returncode == 0, verified.stdout + verified.stderr
 
 
-@pytest.mark.parametrize(
-    ("codec", "name"), [(5, "Unknown compression codec 0x05"), (4, "DecompressionError")], ids=["unknown", "broken"]
-)
 def test_records_that_cannot_be_unpacked_end_worker_and_verify_with_their_place(
     embedded_broker: Broker, unique: str, tmp_path: Path
 ) -> None:

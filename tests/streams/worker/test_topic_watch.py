@@ -52,13 +52,13 @@ def test_a_topic_that_got_more_partitions_cannot_be_counted_on(bootstrap: str, u
     create_topics(bootstrap, kafka)
     before = kafka.model_copy(update={"partitions": 2})
     with pytest.raises(TopicUnfit, match=f"topic {unique} has 3 partitions, and is counted in 2 shards"):
-        asyncio.run(TopicWatch(bootstrap, before, Shards()).is_same())  # type: ignore[arg-type]
+        asyncio.run(TopicWatch(before.at(bootstrap), Shards()).is_same())  # type: ignore[arg-type]
 
 
 def test_a_topic_that_is_compacted_meanwhile_cannot_be_counted_on(kafka_broker: Broker, unique: str) -> None:
     kafka = KafkaSettings(topic=unique, quarantine_topic=f"{unique}.quarantine", partitions=1)
     create_topics(kafka_broker.bootstrap, kafka)
-    watch = TopicWatch(kafka_broker.bootstrap, kafka, Shards())  # type: ignore[arg-type]
+    watch = TopicWatch(kafka.at(kafka_broker.bootstrap), Shards())  # type: ignore[arg-type]
     assert asyncio.run(watch.is_same())
     with KafkaAdminClient(bootstrap_servers=kafka_broker.bootstrap) as admin:
         admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, unique, {"cleanup.policy": "compact,delete"})])
