@@ -51,9 +51,7 @@ def read_status(settings: Settings) -> dict[str, Any]:
     own = find_data_folder(settings.data.dir)
     return {
         "up": running or None,
-        "streams": _read_worker(
-            worker, settings.worker.key, own if "worker" in running else expected_folder(settings, "worker")
-        ),
+        "streams": _read_worker(worker, settings.worker.key, own if "worker" in running else expected_folder(settings, "worker")),
         "serving": fetch(
             f"{serving}/readyz", settings.serving.key, own if "serving" in running else expected_folder(settings, "serving")
         ),
