@@ -46,11 +46,10 @@ SCHEMAS: Mapping[str, Schema] = {
     },
     "Readiness": {
         "type": "object",
-        "required": ["ready", "release", "error"],
+        "required": ["ready", "release", "loading", "failed", "error"],
         "properties": {
-            "ready": {"type": "boolean"},
-            "release": {"type": ["string", "null"]},
-            "error": {"type": ["string", "null"]},
+            **{name: {"type": "boolean"} for name in ("ready", "failed")},
+            **{name: {"type": ["string", "null"]} for name in ("release", "loading", "error")},
         },
     },
     "Health": {"type": "object", "required": ["ok"], "properties": {"ok": {"const": True}}},

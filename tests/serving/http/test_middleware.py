@@ -80,7 +80,8 @@ def test_a_stopping_app_is_not_ready_answers_and_closes_connections(tmp_path: Pa
         assert "connection" not in (await client.get("/readyz")).headers
         served.stopping.set()
         ready = await client.get("/readyz")
-        assert (ready.status_code, ready.json()) == (503, {"ready": False, "release": "r0000", "error": "stopping"})
+        said = ready.json()
+        assert (ready.status_code, said["ready"], said["release"], said["error"]) == (503, False, "r0000", "stopping")
         answer = await client.post("/v1/recommend", json={"query": "shoes", "session_id": "s"})
         assert (answer.status_code, answer.headers["connection"]) == (200, "close")
         assert (await client.get("/healthz")).status_code == 200
