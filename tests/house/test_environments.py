@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 UV = Path(sys.executable).parent / "uv"
-FREE_PORTS = {"QUERYLOOP_WORKER_PORT": "1", "QUERYLOOP_SERVING_PORT": "1"}  # nothing of ours listens on port 1
+FREE_PORTS = {"QUERYLOOP_WORKER_PORT": "1", "QUERYLOOP_SERVING_PORT": "2"}  # nothing of ours listens there
 EVENTS = [
     {"type": "impression", "event_id": "i1", "impression_id": "m1", "query": "lisbon", "items": ["lisbon weather"]},
     {"type": "click", "event_id": "c1", "impression_id": "m1", "query": "lisbon", "position": 0},

@@ -77,10 +77,12 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, dic
             data=DataSettings(dir=place / "data"),
             kafka=KafkaSettings(),
             worker=WorkerSettings(port=port),
-            serving=ServingSettings(port=port),
         )
-        alone = to_environ(settings) | {"QUERYLOOP_KAFKA_BOOTSTRAP": "127.0.0.1:1"}
-        ended = run_all({"worker": ["streams"], "serving": ["serving"]}, alone, place)
+        environ = to_environ(settings) | {"QUERYLOOP_KAFKA_BOOTSTRAP": "127.0.0.1:1"}
+        ended = run_all({"worker": ["streams"]}, environ, place)
+        served = settings.model_copy(update={"worker": WorkerSettings(), "serving": ServingSettings(port=port)})
+        environ = to_environ(served) | {"QUERYLOOP_KAFKA_BOOTSTRAP": "127.0.0.1:1"}
+        ended |= run_all({"serving": ["serving"]}, environ, place)
         ended |= run_all(
             {"broker": ["queryloop", "broker", "--port", str(port)], "up": ["queryloop", "up"]}, to_environ(settings), place
         )

@@ -127,7 +127,7 @@ def test_a_corrupt_release_is_named_and_the_exit_code_says_so(elsewhere: Path, c
 
 def test_status_says_what_is_down(elsewhere: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUERYLOOP_WORKER_PORT", "1")
-    monkeypatch.setenv("QUERYLOOP_SERVING_PORT", "1")
+    monkeypatch.setenv("QUERYLOOP_SERVING_PORT", "2")
     ledger = Ledger(elsewhere / "data" / "ledger.sqlite", clock=lambda: 100.0)
     ledger.start(run := ledger.request("ctr"), pid=1)
     ledger.finish(run, State.FAILED, {"detail": "[red]no clicks[/red]"})

@@ -42,6 +42,7 @@ def test_recommend_answers_a_list_and_emits_its_impression(tmp_path: Path) -> No
         assert isinstance(impression, Impression)
         assert body == {
             "impression_id": impression.impression_id,
+            "session_id": "s1",
             "release": "r0000",
             "task": "suggest",
             "items": ["item 0", "item 1", "item 2"],
