@@ -11,6 +11,7 @@ says why it refuses a login.
 from __future__ import annotations
 
 import socket
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -105,7 +106,8 @@ def _closing_on_failure() -> Iterator[Callable[..., KafkaNetClient]]:
     def make(**configs: Any) -> KafkaNetClient:
         made.append(KafkaNetClient(**configs))
         manager = made[-1]._manager
-        manager._connect = partial(_connect_and_note, manager, failures)
+        # A proxy, for a reference would be a cycle, and what a closed client leaves would wait for the garbage collector.
+        manager._connect = partial(_connect_and_note, weakref.proxy(manager), failures)
         return made[-1]
 
     try:
