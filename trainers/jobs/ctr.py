@@ -32,10 +32,15 @@ def run(settings: TrainerSettings) -> Outcome:
     log.info("event=stage job=ctr stage=training as_of=%s at_once=%d", as_of, at_once)
     calls = [partial(train_part, settings, as_of, part) for part in parts]
     trained = dict(zip(parts, run_apart(calls, at_once, max(1, count_cores() // at_once)), strict=True))
-    detail = ", ".join(f"{part} auc {figures['auc']:.3f}" for part, figures in trained.items())
+    detail = ", ".join(f"{part} {describe_auc(figures['auc'])}" for part, figures in trained.items())
     return Outcome(
         f"{detail} on {trained['predictor']['lists'] + trained['judge']['lists']} lists", {"as_of": str(as_of), **trained}
     )
+
+
+def describe_auc(auc: float | None) -> str:
+    """Return an AUC in words; held-out sessions without a click, or with clicks alone, have none."""
+    return "without an auc (all held-out positions alike)" if auc is None else f"auc {auc:.3f}"
 
 
 def newest_day(lake: Lake) -> date:
