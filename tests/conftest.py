@@ -37,6 +37,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 KAFKA_IMAGE = "apache/kafka:4.3.1"
 
 
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Name longer bytes by their argument: compressed ones have the time in them, and two test processes must name tests alike."""
+    return argname if isinstance(val, bytes) and len(val) > 15 else None
+
+
 def docker_answers() -> bool:
     """Whether a Docker engine runs here."""
     if shutil.which("docker") is None:
