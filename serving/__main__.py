@@ -87,7 +87,7 @@ def serve(root: ServingRoot, emitter: Emitter, listener: socket.socket) -> int:
 
     keep_freed_memory()
     threading.Thread(target=import_engine, name="import", daemon=True).start()
-    metrics, stopping = ServingMetrics(), threading.Event()
+    metrics, stopping = ServingMetrics(root.tasks), threading.Event()
     with emitter:
         app = create_app(root, make_slot(root, metrics), emitter, metrics, stopping=stopping)
         server = DrainingServer(configure(app, root.serving), stopping, root.serving.drain_s)

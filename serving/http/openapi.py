@@ -85,6 +85,12 @@ def describe_app(app: FastAPI, root: ServingRoot) -> None:
     app.openapi = lambda: document  # type: ignore[method-assign]
 
 
+def list_answers(app: FastAPI) -> dict[str, list[str]]:
+    """Return the statuses that each route of a described app answers, by path."""
+    routes = app.openapi()["paths"]
+    return {path: sorted({status for one in methods.values() for status in one["responses"]}) for path, methods in routes.items()}
+
+
 def _describe_answers(path: str, root: ServingRoot) -> Schema:
     reads_body = path in (RECOMMEND_PATH, EVENTS_PATH)
     answers = {

@@ -166,10 +166,7 @@ class Slot:
         with self._lock:
             old, self._live = self._live, bundle
         self._recover()
-        self._metrics.swaps.inc()
-        self._metrics.release.labels(bundle.release.id).set(1)
-        if old is not None:  # only now: who reads meanwhile sees two releases rather than none
-            self._metrics.release.remove(old.release.id)
+        self._metrics.go_live(bundle.release.id)
         log.info("event=release_live release=%s before=%s", bundle.release.id, old.release.id if old else None)
         del old
         gc.collect()

@@ -1,0 +1,69 @@
+"""The trainers' HTTP: metrics for those who have the key, health for everybody, and a port that is named when it is taken."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from datetime import UTC, datetime
+from pathlib import Path
+
+import aiohttp
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from tests.support.prometheus import read_value
+from trainers.jobs.http import PortBusy, listening, make_app, read_metrics
+from trainers.jobs.ledger import Ledger
+from trainers.jobs.timetable import DueTimes, TimetableSettings
+
+Answer = tuple[int, str]
+
+
+def ask(path: str, settings: TimetableSettings, *, key: str | None = None, lives: bool = True, text: bytes = b"a 1\n") -> Answer:
+    """Return status and body of a request to the HTTP of these settings."""
+
+    async def scenario() -> Answer:
+        app = make_app(settings.key, lambda: text, lambda: lives)
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        async with listening(app, settings) as (host, port), aiohttp.ClientSession(f"http://{host}:{port}") as client:
+            async with client.get(path, headers=headers) as answer:
+                return answer.status, await answer.text()
+
+    return asyncio.run(scenario())
+
+
+def test_metrics_are_answered_without_a_key_on_loopback() -> None:
+    assert ask("/metrics", TimetableSettings(port=0)) == (200, "a 1\n")
+
+
+@pytest.mark.parametrize(("key", "status"), [("right", 200), ("wrong", 401), (None, 401), ("r\u00efght", 401)])
+def test_with_a_key_metrics_want_it_and_health_does_not(key: str | None, status: int) -> None:
+    settings = TimetableSettings(port=0, key=SecretStr("right"))
+    assert ask("/metrics", settings, key=key)[0] == status
+    assert ask("/healthz", settings, key=key)[0] == 200
+
+
+def test_health_follows_the_heartbeat() -> None:
+    assert ask("/healthz", TimetableSettings(port=0), lives=False) == (503, "no heartbeat")
+
+
+def test_another_address_than_loopback_wants_a_key() -> None:
+    with pytest.raises(ValidationError, match=r"timetable\.host = 0\.0\.0\.0 is not loopback: set timetable\.key"):
+        TimetableSettings(host="0.0.0.0")
+
+
+def test_a_port_that_is_taken_is_named_with_its_setting() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(PortBusy, match=rf"{port}.*timetable\.port"):
+            ask("/metrics", TimetableSettings(port=port))
+
+
+def test_the_metrics_are_of_the_ledger_the_due_times_and_the_disk(tmp_path: Path) -> None:
+    due_times = DueTimes(TimetableSettings(ctr="0 3 * * *", index="off"), Ledger(tmp_path / "ledger.sqlite"))
+    now = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    text = read_metrics(due_times, tmp_path / "not yet", now.timestamp).decode()
+    at = datetime(2026, 1, 2, 3, tzinfo=UTC).timestamp()
+    assert read_value(text, "queryloop_job_next_due_timestamp_seconds", job="ctr") == at
+    assert read_value(text, "queryloop_job_next_due_timestamp_seconds", job="index") is None
+    assert 0 < (read_value(text, "queryloop_data_disk_free_bytes") or 0) <= (read_value(text, "queryloop_data_disk_size_bytes") or 0)
