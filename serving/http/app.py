@@ -201,10 +201,12 @@ class Endpoints:
     async def readiness(self) -> Response:
         """Answer 200 when lists can be served, else 503 with the reason in `error`.
 
-        `loading` is the release that is being loaded; `failed` says that a promoted one could not be, `error` why."""
+        `loading` is the release that is being loaded; `failed` says that a promoted one could not be, `missing` that none
+        can be, since a package is not installed; `error` says why."""
         live, failed = self._slot.release, self._slot.error
         ready = live is not None and not self._stopping.is_set()
-        answer = {"ready": ready, "release": live, "loading": self._slot.loading, "failed": failed is not None}
+        answer: dict[str, Any] = {"ready": ready, "release": live, "loading": self._slot.loading, "failed": failed is not None}
+        answer["missing"] = self._slot.missing is not None
         error = "stopping" if self._stopping.is_set() else failed if live else self._slot.reason
         return JSONResponse({**answer, "error": error}, 200 if ready else 503, self._name_folder())
 

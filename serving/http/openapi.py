@@ -46,9 +46,9 @@ SCHEMAS: Mapping[str, Schema] = {
     },
     "Readiness": {
         "type": "object",
-        "required": ["ready", "release", "loading", "failed", "error"],
+        "required": ["ready", "release", "loading", "failed", "missing", "error"],
         "properties": {
-            **{name: {"type": "boolean"} for name in ("ready", "failed")},
+            **{name: {"type": "boolean"} for name in ("ready", "failed", "missing")},
             **{name: {"type": ["string", "null"]} for name in ("release", "loading", "error")},
         },
     },

@@ -89,7 +89,7 @@ class FanOut:
         return {"worker": self.name, "memory_bytes": read_memory(), **sizes}
 
     def describe_worker(self) -> dict[str, Any]:
-        """Return this process's name, memory, build, disk, number of new topics, and timings of apply and write, as JSON values."""
+        """Return this process's name, memory, build, disk, new topics, and timings of apply and write, as JSON values."""
         applies, writes = self.shards.apply_timings, self.shards.write_timings
         return {
             "name": self.name,

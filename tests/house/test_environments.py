@@ -15,7 +15,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 UV = Path(sys.executable).parent / "uv"
-FREE_PORTS = {"QUERYLOOP_WORKER_PORT": "1", "QUERYLOOP_SERVING_PORT": "2"}  # nothing of ours listens there
+# Nothing of ours listens on these.
+FREE_PORTS = {"QUERYLOOP_WORKER_PORT": "1", "QUERYLOOP_SERVING_PORT": "2", "QUERYLOOP_TIMETABLE_PORT": "3"}
 EVENTS = [
     {"type": "impression", "event_id": "i1", "impression_id": "m1", "query": "lisbon", "items": ["lisbon weather"]},
     {"type": "click", "event_id": "c1", "impression_id": "m1", "query": "lisbon", "position": 0},

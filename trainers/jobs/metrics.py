@@ -27,16 +27,16 @@ def _all_families(
     totals: Mapping[tuple[Kind, State], RunTotals], due: Mapping[Kind, datetime], process: Mapping[str, Any], now: float
 ) -> Iterator[Metric]:
     ended = [((kind, state), totals.get((kind, state), NONE).runs) for kind in KINDS for state in ENDED]
-    yield counter("job_runs", "Runs in the ledger that ended, by how they ended.", ["job", "state"], ended)
+    yield counter("job_runs", "Runs in the ledger that ended, by how they ended.", ["kind", "state"], ended)
     success = {kind: totals.get((kind, State.SUCCEEDED), NONE).last_end for kind in KINDS}
     about = "When a run last succeeded, in seconds since the epoch; 0: never."
-    yield gauge("job_last_success_timestamp_seconds", about, ["job"], [((kind,), success[kind] or 0) for kind in KINDS])
+    yield gauge("job_last_success_timestamp_seconds", about, ["kind"], [((kind,), success[kind] or 0) for kind in KINDS])
     about = "When the job is due next, in seconds since the epoch; a job that is off is due never."
-    yield gauge("job_next_due_timestamp_seconds", about, ["job"], [((kind,), at.timestamp()) for kind, at in due.items()])
+    yield gauge("job_next_due_timestamp_seconds", about, ["kind"], [((kind,), at.timestamp()) for kind, at in due.items()])
     for state, about in ((State.REQUESTED, "Requested runs that wait for their start."), (State.RUNNING, "Runs in progress.")):
         runs = [((kind,), totals.get((kind, state), NONE).runs) for kind in KINDS]
-        yield gauge("job_waiting" if state is State.REQUESTED else "job_running", about, ["job"], runs)
+        yield gauge("job_waiting" if state is State.REQUESTED else "job_running", about, ["kind"], runs)
     started = {kind: totals.get((kind, State.RUNNING), NONE).first_start for kind in KINDS}
     ages = [((kind,), 0.0 if at is None else max(now - at, 0.0)) for kind, at in started.items()]
-    yield gauge("job_running_seconds", "How long the run in progress has taken so far, 0 without one.", ["job"], ages)
+    yield gauge("job_running_seconds", "How long the run in progress has taken so far, 0 without one.", ["kind"], ages)
     yield from describe_processes({(): process})

@@ -91,6 +91,14 @@ def test_the_metrics_name_the_live_release_alone(data: Path) -> None:
         assert named_releases(metrics) == [name]
 
 
+def test_where_packages_are_missing_no_release_is_loaded_and_the_reason_names_what_to_install(data: Path) -> None:
+    slot = Slot(data, Loader(), ServingMetrics(), missing="models need torch: pip install it")
+    registry.promote(data, "r0000")
+    slot.start()
+    slot.stop()
+    assert (slot.release, slot.loading, slot.error, slot.reason) == (None, None, None, "models need torch: pip install it")
+
+
 def test_no_scrape_during_swaps_names_two_releases_or_none(data: Path) -> None:
     metrics, over = ServingMetrics(), threading.Event()
     slot = Slot(data, Loader(), metrics)

@@ -25,9 +25,12 @@ def ask(path: str, settings: TimetableSettings, *, key: str | None = None, lives
     async def scenario() -> Answer:
         app = make_app(settings.key, lambda: text, lambda: lives)
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        async with listening(app, settings) as (host, port), aiohttp.ClientSession(f"http://{host}:{port}") as client:
-            async with client.get(path, headers=headers) as answer:
-                return answer.status, await answer.text()
+        async with (
+            listening(app, settings) as (host, port),
+            aiohttp.ClientSession() as client,
+            client.get(f"http://{host}:{port}{path}", headers=headers) as answer,
+        ):
+            return answer.status, await answer.text()
 
     return asyncio.run(scenario())
 
@@ -64,6 +67,8 @@ def test_the_metrics_are_of_the_ledger_the_due_times_and_the_disk(tmp_path: Path
     now = datetime(2026, 1, 1, 12, tzinfo=UTC)
     text = read_metrics(due_times, tmp_path / "not yet", now.timestamp).decode()
     at = datetime(2026, 1, 2, 3, tzinfo=UTC).timestamp()
-    assert read_value(text, "queryloop_job_next_due_timestamp_seconds", job="ctr") == at
-    assert read_value(text, "queryloop_job_next_due_timestamp_seconds", job="index") is None
-    assert 0 < (read_value(text, "queryloop_data_disk_free_bytes") or 0) <= (read_value(text, "queryloop_data_disk_size_bytes") or 0)
+    assert read_value(text, "queryloop_job_next_due_timestamp_seconds", kind="ctr") == at
+    assert read_value(text, "queryloop_job_next_due_timestamp_seconds", kind="index") is None
+    assert (
+        0 < (read_value(text, "queryloop_data_disk_free_bytes") or 0) <= (read_value(text, "queryloop_data_disk_size_bytes") or 0)
+    )

@@ -60,29 +60,29 @@ def test_names_types_labels_and_values_are_those_that_dashboards_know(ledger: Le
 def test_a_failed_run_is_counted_and_leaves_the_last_success(ledger: Ledger, clock: Clock) -> None:
     fill(ledger, clock)
     text = render(ledger, clock())
-    assert read_value(text, "queryloop_job_runs_total", job="ctr", state="failed") == 1
-    assert read_value(text, "queryloop_job_last_success_timestamp_seconds", job="ctr") == 1_100
+    assert read_value(text, "queryloop_job_runs_total", kind="ctr", state="failed") == 1
+    assert read_value(text, "queryloop_job_last_success_timestamp_seconds", kind="ctr") == 1_100
 
 
 def test_a_run_in_progress_shows_how_long_it_has_taken(ledger: Ledger, clock: Clock) -> None:
     fill(ledger, clock)
     text = render(ledger, clock())
-    assert read_value(text, "queryloop_job_running", job="policy") == 1
-    assert read_value(text, "queryloop_job_running_seconds", job="policy") == 500
-    assert read_value(text, "queryloop_job_waiting", job="policy") == 1
-    assert read_value(text, "queryloop_job_running_seconds", job="ctr") == 0
+    assert read_value(text, "queryloop_job_running", kind="policy") == 1
+    assert read_value(text, "queryloop_job_running_seconds", kind="policy") == 500
+    assert read_value(text, "queryloop_job_waiting", kind="policy") == 1
+    assert read_value(text, "queryloop_job_running_seconds", kind="ctr") == 0
 
 
 def test_a_job_that_is_off_is_never_due(ledger: Ledger) -> None:
     text = render(ledger, 0)
-    assert read_value(text, "queryloop_job_next_due_timestamp_seconds", job="ctr") == DUE["ctr"].timestamp()
-    assert read_value(text, "queryloop_job_next_due_timestamp_seconds", job="policy") is None
+    assert read_value(text, "queryloop_job_next_due_timestamp_seconds", kind="ctr") == DUE["ctr"].timestamp()
+    assert read_value(text, "queryloop_job_next_due_timestamp_seconds", kind="policy") is None
 
 
 def test_every_series_is_there_before_the_first_run(ledger: Ledger) -> None:
     text = render(ledger, 0)
     assert read_families(text).keys() == read_families(EXPOSED).keys()
-    for job in KINDS:
-        assert read_value(text, "queryloop_job_last_success_timestamp_seconds", job=job) == 0
+    for kind in KINDS:
+        assert read_value(text, "queryloop_job_last_success_timestamp_seconds", kind=kind) == 0
         for state in ("succeeded", "failed", "skipped"):
-            assert read_value(text, "queryloop_job_runs_total", job=job, state=state) == 0
+            assert read_value(text, "queryloop_job_runs_total", kind=kind, state=state) == 0
