@@ -4,35 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from streams.runtime.metric_families import read_process
 from streams.runtime.processes import describe_busy_port, port_is_free
-from trainers.jobs.metrics import render_metrics
 
 if TYPE_CHECKING:
     from aiohttp import web
     from pydantic import SecretStr
-
-    from trainers.jobs.timetable import DueTimes, TimetableSettings
 
 METRICS, HEALTH = "/metrics", "/healthz"
 
 
 class PortBusy(OSError):
     """The address cannot be listened on; the text names it and the setting."""
-
-
-def read_metrics(due_times: DueTimes, data_dir: Path, clock: Callable[[], float] = time.time) -> bytes:
-    """Return the metrics of the ledger and the timetable as they are now."""
-    now = clock()
-    due = {kind: due_times.next(kind, datetime.fromtimestamp(now, UTC)) for kind in due_times.kinds()}
-    return render_metrics(due_times.ledger.count_runs(), due, read_process(data_dir), now)
 
 
 def make_app(key: SecretStr | None, read: Callable[[], bytes], lives: Callable[[], bool]) -> web.Application:
@@ -58,17 +44,16 @@ def make_app(key: SecretStr | None, read: Callable[[], bytes], lives: Callable[[
 
 
 @asynccontextmanager
-async def listening(app: web.Application, settings: TimetableSettings) -> AsyncIterator[tuple[str, int]]:
-    """Serve the application during the block; yields its address. Raises PortBusy."""
+async def listening(app: web.Application, host: str, port: int) -> AsyncIterator[tuple[str, int]]:
+    """Serve the application during the block, on any free port if it is 0; yields its address. Raises PortBusy."""
     from aiohttp import web
 
-    if settings.port and not port_is_free(settings.host, settings.port):
-        raise PortBusy(f"{describe_busy_port(settings.host, settings.port)}: stop what runs there, or set timetable.port")
+    if port and not port_is_free(host, port):
+        raise PortBusy(f"{describe_busy_port(host, port)}: stop what runs there, or set timetable.port")
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:
-        await web.TCPSite(runner, settings.host, settings.port).start()
-        host, port = runner.addresses[0][:2]
-        yield host, port
+        await web.TCPSite(runner, host, port).start()
+        yield runner.addresses[0][0], runner.addresses[0][1]
     finally:
         await runner.cleanup()

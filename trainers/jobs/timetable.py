@@ -174,6 +174,16 @@ class DueTimes:
         return f"{self.settings.line(kind)} {self.settings.zone}"
 
 
+def read_metrics(due_times: DueTimes, data_dir: Path) -> bytes:
+    """Return the metrics of the ledger and the timetable as they are now, in Prometheus' text format."""
+    from streams.runtime.metric_families import read_process
+    from trainers.jobs.metrics import render_metrics
+
+    now = due_times.clock()
+    due = {kind: due_times.next(kind, datetime.fromtimestamp(now, UTC)) for kind in due_times.kinds()}
+    return render_metrics(due_times.ledger.count_runs(), due, read_process(data_dir), now)
+
+
 def plan(due_times: DueTimes, poll: Callable[[], None]) -> AsyncIOScheduler:
     """Return the scheduler, not yet started, with a request for each kind at its times, and the poll."""
     from apscheduler.schedulers.asyncio import AsyncIOScheduler
@@ -205,7 +215,7 @@ def plan(due_times: DueTimes, poll: Callable[[], None]) -> AsyncIOScheduler:
 
 async def run_until_signal(settings: TimetableSettings, jobs: Jobs) -> None:
     """Run until SIGTERM or SIGINT; then end the job processes and record them. Raises PortBusy."""
-    from trainers.jobs.http import listening, make_app, read_metrics
+    from trainers.jobs.http import listening, make_app
 
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -213,7 +223,7 @@ async def run_until_signal(settings: TimetableSettings, jobs: Jobs) -> None:
         loop.add_signal_handler(number, stopping.set)
     due_times = DueTimes(settings, jobs.ledger)
     app = make_app(settings.key, lambda: read_metrics(due_times, jobs.data_dir), jobs.ledger.daemon_lives)
-    async with listening(app, settings) as (host, port):
+    async with listening(app, settings.host, settings.port) as (host, port):
         log.info("event=listening host=%s port=%d", host, port)
         await _run_jobs(due_times, jobs, stopping)
 

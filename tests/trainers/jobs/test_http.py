@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from datetime import UTC, datetime
-from pathlib import Path
 
 import aiohttp
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from tests.support.prometheus import read_value
-from trainers.jobs.http import PortBusy, listening, make_app, read_metrics
-from trainers.jobs.ledger import Ledger
-from trainers.jobs.timetable import DueTimes, TimetableSettings
+from trainers.jobs.http import PortBusy, listening, make_app
+from trainers.jobs.timetable import TimetableSettings
 
 Answer = tuple[int, str]
 
@@ -26,7 +22,7 @@ def ask(path: str, settings: TimetableSettings, *, key: str | None = None, lives
         app = make_app(settings.key, lambda: text, lambda: lives)
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         async with (
-            listening(app, settings) as (host, port),
+            listening(app, settings.host, settings.port) as (host, port),
             aiohttp.ClientSession() as client,
             client.get(f"http://{host}:{port}{path}", headers=headers) as answer,
         ):
@@ -60,15 +56,3 @@ def test_a_port_that_is_taken_is_named_with_its_setting() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(PortBusy, match=rf"{port}.*timetable\.port"):
             ask("/metrics", TimetableSettings(port=port))
-
-
-def test_the_metrics_are_of_the_ledger_the_due_times_and_the_disk(tmp_path: Path) -> None:
-    due_times = DueTimes(TimetableSettings(ctr="0 3 * * *", index="off"), Ledger(tmp_path / "ledger.sqlite"))
-    now = datetime(2026, 1, 1, 12, tzinfo=UTC)
-    text = read_metrics(due_times, tmp_path / "not yet", now.timestamp).decode()
-    at = datetime(2026, 1, 2, 3, tzinfo=UTC).timestamp()
-    assert read_value(text, "queryloop_job_next_due_timestamp_seconds", kind="ctr") == at
-    assert read_value(text, "queryloop_job_next_due_timestamp_seconds", kind="index") is None
-    assert (
-        0 < (read_value(text, "queryloop_data_disk_free_bytes") or 0) <= (read_value(text, "queryloop_data_disk_size_bytes") or 0)
-    )
