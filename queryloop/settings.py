@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from itertools import combinations
 from pathlib import Path
 from typing import Self
 
@@ -26,8 +27,10 @@ class Settings(TrainerSettings, ServingRoot, StreamsSettings, frozen=True, extra
     def _check_together(self) -> Self:
         if self.product.task not in self.tasks:
             raise ValueError(f"product.task = {self.product.task!r} is none of the tasks: {', '.join(sorted(self.tasks))}")
-        if (self.serving.host, self.serving.port) == (self.worker.host, self.worker.port):
-            raise ValueError(f"serving.port and worker.port are both {self.worker.port} on {self.worker.host}")
+        listening = [(name, getattr(self, name)) for name in ("serving", "worker", "timetable")]
+        for (one, first), (other, second) in combinations(listening, 2):
+            if first.port and (first.host, first.port) == (second.host, second.port):
+                raise ValueError(f"{one}.port and {other}.port are both {first.port} on {first.host}")
         return self
 
 

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise SettingsError("kafka.bootstrap: serving needs a broker, as host:port (QUERYLOOP_KAFKA_BOOTSTRAP)")
         record_settings("serving", root, root.data.dir, arguments.config)
         listener = bind(root.serving)
-        require_torch(root.serving.threads)
+        set_threads(root.serving.threads)
         emitter = open_emitter(root)
     except (SettingsError, OSError, ImportError, OutboxError) as error:
         print(f"python -m serving: {error}", file=sys.stderr)
@@ -69,12 +69,15 @@ def open_emitter(root: ServingRoot) -> Emitter:
     return Emitter(root.kafka, root.emitter.model_copy(update={"outbox_dir": folder}), topic=root.kafka.topic, limits=root.events)
 
 
-def require_torch(threads: int) -> None:
-    """Import torch and set its threads. Raises ImportError naming the extra to install."""
-    try:
-        import torch
-    except ImportError as error:
-        raise ImportError("serving runs on torch: pip install 'queryloop[cpu]' (or gpu)") from error
+def set_threads(threads: int) -> None:
+    """Set the threads of torch, where it is installed: without it events are taken and lists are refused."""
+    from serving.models_extra import find_missing
+
+    if missing := find_missing():
+        log.warning("event=models_missing detail=%r", missing)
+        return
+    import torch
+
     torch.set_num_threads(threads)
 
 
@@ -83,11 +86,13 @@ def serve(root: ServingRoot, emitter: Emitter, listener: socket.socket) -> int:
     from serving.http.app import create_app
     from serving.http.server import DrainingServer
     from serving.metrics import ServingMetrics
+    from serving.models_extra import find_missing
     from serving.releases.loader import import_engine
 
     keep_freed_memory()
-    threading.Thread(target=import_engine, name="import", daemon=True).start()
-    metrics, stopping = ServingMetrics(), threading.Event()
+    if not find_missing():
+        threading.Thread(target=import_engine, name="import", daemon=True).start()
+    metrics, stopping = ServingMetrics(root.tasks), threading.Event()
     with emitter:
         app = create_app(root, make_slot(root, metrics), emitter, metrics, stopping=stopping)
         server = DrainingServer(configure(app, root.serving), stopping, root.serving.drain_s)
@@ -109,6 +114,7 @@ def ignore_signals() -> None:
 
 def make_slot(root: ServingRoot, metrics: ServingMetrics) -> Slot:
     """Return the slot over the data folder's releases, loading them by the settings."""
+    from serving.models_extra import find_missing
     from serving.releases.loader import load_bundle
     from serving.releases.slot import Slot
 
@@ -119,6 +125,7 @@ def make_slot(root: ServingRoot, metrics: ServingMetrics) -> Slot:
         metrics,
         poll_s=serving.poll_s,
         retry_s=serving.retry_s,
+        missing=find_missing(),
     )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from serving.metrics import Form
 from serving.policy.engines import Decoding, Engine, Generation
 from serving.policy.lists import name_auxiliary, repair_items
 from serving.policy.tasks import Task, clean_text, render_prompt
@@ -49,7 +50,7 @@ class Recommendation:
     logprob: float | None
     decoding: Decoding | None
     related: tuple[str, ...]
-    form: Literal["well_formed", "repaired", "fallback"]
+    form: Form
     tokens: int
 
 

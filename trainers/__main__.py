@@ -16,6 +16,7 @@ from types import FrameType
 
 from streams.runtime.logs import configure_logs
 from streams.runtime.settings import DataSettings, SettingsError, load_settings
+from trainers.jobs.http import PortBusy
 from trainers.jobs.ledger import KINDS, Ledger, LedgerError
 from trainers.jobs.processes import ENVIRON
 from trainers.jobs.timetable import TimetableSettings
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 2
-    except LedgerError as error:
+    except (LedgerError, PortBusy) as error:
         print(error, file=sys.stderr)
         return 1
 

@@ -111,7 +111,7 @@ def make_settings(given: Settings, plan: DemoPlan, work: Path) -> Settings:
         "emitter": {"linger_ms": 400.0},
         "serving": {"port": 0, "deadline_s": 25.0, "threads": 1},
         "tasks": {"suggest": {"template": TEMPLATE, "max_item_tokens": 16}},
-        "timetable": {"ctr": "off", "index": "off", "policy": "off", "poll_s": 0.2, "publish_index": False},
+        "timetable": {"port": 0, "ctr": "off", "index": "off", "policy": "off", "poll_s": 0.2, "publish_index": False},
         "policy": {"annotations": work / "annotations.jsonl"},
     }
     for name, values in plan.overrides.items():

@@ -44,6 +44,8 @@ def describe_release(answer: dict[str, Any]) -> Readiness:
         return Readiness(True, f"lists are answered by {answer['release']}")
     if answer.get("loading"):
         return Readiness(False, f"loading {answer['loading']}")
+    if answer.get("missing"):
+        return Readiness(True, f"events are accepted; lists are refused (503): {answer['error']}")
     if answer.get("failed"):
         return Readiness(False, str(answer["error"]))
     return Readiness(True, NO_RELEASE)

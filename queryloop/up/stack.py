@@ -29,6 +29,7 @@ from streams.runtime.processes import Child, ProcessError, describe_busy_port, f
 from streams.runtime.settings import RECORD
 from streams.runtime.settings_records import record_path, record_settings
 from streams.store.counted_log import check_log
+from streams.store.shard_registry import http_url
 from trainers.jobs.ledger import Ledger, LedgerError
 from trainers.jobs.processes import count_cores
 
@@ -51,6 +52,7 @@ class Urls:
 
     serving: str
     worker: str
+    trainers: str
 
 
 class Stack:
@@ -80,8 +82,9 @@ class Stack:
 
     @property
     def urls(self) -> Urls:
-        serving, worker = self.settings.serving, self.settings.worker
-        return Urls(f"http://{serving.host}:{serving.port}", worker.local_url)
+        serving, timetable = self.settings.serving, self.settings.timetable
+        trainers = http_url(timetable.host, timetable.port)
+        return Urls(f"http://{serving.host}:{serving.port}", self.settings.worker.local_url, trainers)
 
     @property
     def restarts(self) -> dict[str, int]:
@@ -187,13 +190,18 @@ def _with_ports(settings: Settings) -> Settings:
     """Return the settings with a free port wherever the port is 0."""
     changed = {
         name: section.model_copy(update={"port": section.port or free_port(section.host)})
-        for name, section in (("serving", settings.serving), ("worker", settings.worker))
+        for name, section in (("serving", settings.serving), ("worker", settings.worker), ("timetable", settings.timetable))
     }
     return settings.model_copy(update=changed)
 
 
 def _refuse_busy_ports(settings: Settings, rooms: Sequence[str]) -> None:
-    for room, name, section in (("streams", "worker", settings.worker), ("serving", "serving", settings.serving)):
+    sections = (
+        ("streams", "worker", settings.worker),
+        ("serving", "serving", settings.serving),
+        ("trainers", "timetable", settings.timetable),
+    )
+    for room, name, section in sections:
         if room in rooms and not port_is_free(section.host, section.port):
             raise UpError(
                 f"{describe_busy_port(section.host, section.port)}: stop what runs there, or choose another one with "

@@ -15,7 +15,7 @@ import msgspec
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
-from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
@@ -35,8 +35,8 @@ from serving.http.events_request import BatchResult, accept_events
 from serving.http.impressions import EventSink, ImpressionLog, make_impression
 from serving.http.media_types import NDJSON, CheckMediaType, read_media_type
 from serving.http.micro_batcher import Batcher, BusyError, DeadlineError
-from serving.http.middleware import CheckKeys, CloseConnections, CountRequests, LimitBody
-from serving.http.openapi import describe_app
+from serving.http.middleware import OTHER, CheckKeys, CloseConnections, CountRequests, LimitBody
+from serving.http.openapi import describe_app, list_answers
 from serving.http.recommend_request import CallError, RecommendCall, read_request, read_time
 from serving.metrics import ServingMetrics
 from serving.policy.engines import Decoding
@@ -46,6 +46,7 @@ from serving.releases.slot import NoReleaseError, Slot
 from serving.settings import ServingRoot
 from streams.events.schema import printable
 from streams.runtime.data_folder import find_data_folder
+from streams.runtime.metric_families import read_process
 from streams.runtime.validation_errors import explain_error
 
 PATHS = frozenset({RECOMMEND_PATH, EVENTS_PATH, SNIPPET_PATH, SCHEMA_PATH, "/v1/releases", "/healthz", "/readyz", "/metrics"})
@@ -75,6 +76,7 @@ def create_app(
     _add_read(app, "/readyz", endpoints.readiness)
     _add_read(app, "/metrics", endpoints.render_metrics)
     describe_app(app, root)
+    metrics.begin_requests({OTHER: ("404", "405"), **list_answers(app)})
     app.add_exception_handler(RequestValidationError, _explain)
     app.add_exception_handler(HTTPException, _refuse)
     app.add_exception_handler(Exception, _fail)
@@ -199,10 +201,12 @@ class Endpoints:
     async def readiness(self) -> Response:
         """Answer 200 when lists can be served, else 503 with the reason in `error`.
 
-        `loading` is the release that is being loaded; `failed` says that a promoted one could not be, `error` why."""
+        `loading` is the release that is being loaded; `failed` says that a promoted one could not be, `missing` that none
+        can be, since a package is not installed; `error` says why."""
         live, failed = self._slot.release, self._slot.error
         ready = live is not None and not self._stopping.is_set()
-        answer = {"ready": ready, "release": live, "loading": self._slot.loading, "failed": failed is not None}
+        answer: dict[str, Any] = {"ready": ready, "release": live, "loading": self._slot.loading, "failed": failed is not None}
+        answer["missing"] = self._slot.missing is not None
         error = "stopping" if self._stopping.is_set() else failed if live else self._slot.reason
         return JSONResponse({**answer, "error": error}, 200 if ready else 503, self._name_folder())
 
@@ -213,9 +217,11 @@ class Endpoints:
 
     async def render_metrics(self) -> Response:
         """Answer the metrics in Prometheus' text format."""
-        for state, count in asdict(self._sink.counters()).items():
-            self._metrics.emitter.labels(state).set(count)
-        return Response(generate_latest(self._metrics.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+        def render() -> bytes:
+            return self._metrics.render(self._sink.counters(), read_process(self._root.data.dir))
+
+        return Response(await asyncio.to_thread(render), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     def _answer_batch(self, requests: Sequence[Request]) -> Sequence[Recommendation]:
         """Answer a batch, in the batch thread, by the release that is live at its start; each answer names it."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from serving.metrics import ServingMetrics
+from serving.metrics import EMITTER_CLOSED, QUEUE_FULL, ServingMetrics
 from serving.policy.tasks import clean_session, clean_text
 from serving.recommend import Recommendation, Request
 from streams.emitter.emitter import Counters, QueueFull
@@ -79,11 +79,11 @@ class ImpressionLog:
         try:
             self._sink.emit(impression)
         except QueueFull as error:
-            return self._count_lost("queue_full", str(error))
+            return self._count_lost(QUEUE_FULL, str(error))
         except EventError as error:
             return self._count_lost(error.reason.value, error.detail)
         except RuntimeError as error:
-            return self._count_lost("emitter_closed", str(error))
+            return self._count_lost(EMITTER_CLOSED, str(error))
         self._metrics.impressions.inc()
         return True
 

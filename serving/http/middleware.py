@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"}) | browsers.OPEN_PATHS
 """Paths that need no key: health checks, the snippet and the schema."""
+OTHER = "other"
+"""The path under which requests to unknown paths are counted."""
 DISCARDED = 64
 """How many times the limit is read and discarded before a connection is closed: most clients read the answer only after they have
 sent everything, and see a broken connection instead of the 413 when it is closed before."""
@@ -36,7 +38,7 @@ class CountRequests:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        path = scope["path"] if scope["path"] in self.paths else "other"
+        path = scope["path"] if scope["path"] in self.paths else OTHER
         began, status = perf_counter(), "500"
 
         async def note(message: Message) -> None:

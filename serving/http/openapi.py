@@ -46,9 +46,9 @@ SCHEMAS: Mapping[str, Schema] = {
     },
     "Readiness": {
         "type": "object",
-        "required": ["ready", "release", "loading", "failed", "error"],
+        "required": ["ready", "release", "loading", "failed", "missing", "error"],
         "properties": {
-            **{name: {"type": "boolean"} for name in ("ready", "failed")},
+            **{name: {"type": "boolean"} for name in ("ready", "failed", "missing")},
             **{name: {"type": ["string", "null"]} for name in ("release", "loading", "error")},
         },
     },
@@ -83,6 +83,12 @@ def describe_app(app: FastAPI, root: ServingRoot) -> None:
     document["paths"][EVENTS_PATH]["post"]["requestBody"] = _describe_events_body(root)
     _limit_call(components["schemas"]["RecommendCall"], root)
     app.openapi = lambda: document  # type: ignore[method-assign]
+
+
+def list_answers(app: FastAPI) -> dict[str, list[str]]:
+    """Return the statuses that each route of a described app answers, by path."""
+    routes = app.openapi()["paths"]
+    return {path: sorted({status for one in methods.values() for status in one["responses"]}) for path, methods in routes.items()}
 
 
 def _describe_answers(path: str, root: ServingRoot) -> Schema:

@@ -50,7 +50,9 @@ Load = Callable[[Release], Bundle]
 
 
 class Slot:
-    """Has the live bundle. `load` returns a warmed one and may raise anything; `clock` gives seconds."""
+    """Has the live bundle. `load` returns a warmed one and may raise anything; `clock` gives seconds.
+
+    `missing` says what has to be installed before any release can be loaded: then none ever is."""
 
     def __init__(
         self,
@@ -61,7 +63,9 @@ class Slot:
         poll_s: float = 0.5,
         retry_s: float = 30.0,
         clock: Callable[[], float] = monotonic,
+        missing: str | None = None,
     ) -> None:
+        self.missing = missing
         self.error: str | None = None
         self._root = root
         self._load = load
@@ -84,8 +88,10 @@ class Slot:
 
     @property
     def reason(self) -> str:
-        """Why nothing is live: a release failed to load, is loading, or none is promoted."""
+        """Why nothing is live: a package is missing, a release failed to load, is loading, or none is promoted."""
         loading = self._loading
+        if self.missing:
+            return self.missing
         if self.error or loading is None:
             return self.error or f"no release is promoted yet in {self._root / 'releases'}"
         return f"release {loading[0]} is loading, for {self._clock() - loading[1]:.0f} s now"
@@ -98,6 +104,8 @@ class Slot:
 
     def start(self) -> None:
         """Start to watch the rollout, in a thread. A promoted release counts as loading from here on."""
+        if self.missing:
+            return
         with suppress(ReleaseError):  # the first check says what is wrong with the rollout
             if champion := read_rollout(self._root).champion:
                 self._loading = (champion, self._clock())
@@ -166,10 +174,7 @@ class Slot:
         with self._lock:
             old, self._live = self._live, bundle
         self._recover()
-        self._metrics.swaps.inc()
-        self._metrics.release.labels(bundle.release.id).set(1)
-        if old is not None:  # only now: who reads meanwhile sees two releases rather than none
-            self._metrics.release.remove(old.release.id)
+        self._metrics.go_live(bundle.release.id)
         log.info("event=release_live release=%s before=%s", bundle.release.id, old.release.id if old else None)
         del old
         gc.collect()

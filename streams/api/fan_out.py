@@ -18,6 +18,7 @@ from streams.api.click_rates import PriorCache
 from streams.api.lag import describe_lag
 from streams.api.metrics import describe_histogram
 from streams.api.peers import Peers
+from streams.runtime.metric_families import read_process
 from streams.store.held_shards import HeldShards, shard_path
 from streams.store.progress import LogEnd, Progress
 from streams.store.shard import ShardTotals
@@ -88,12 +89,13 @@ class FanOut:
         return {"worker": self.name, "memory_bytes": read_memory(), **sizes}
 
     def describe_worker(self) -> dict[str, Any]:
-        """Return this process's name, memory, number of new topics, and timings of applying and writing, as JSON values."""
+        """Return this process's name, memory, build, disk, new topics, and timings of apply and write, as JSON values."""
         applies, writes = self.shards.apply_timings, self.shards.write_timings
         return {
             "name": self.name,
             "memory_bytes": read_memory(),
             "new_topics": self.shards.new_topics,
+            "process": read_process(self.shards.data_dir),
             "apply_events": describe_histogram(applies.events),
             "apply_seconds": describe_histogram(applies.seconds),
             "write_events": describe_histogram(writes.events),

@@ -99,10 +99,12 @@ def read_quarantine(con: duckdb.DuckDBPyConnection, reason: Reason | None, limit
 
 
 def read_tables(con: duckdb.DuckDBPyConnection) -> dict[str, Any]:
-    """Return the rows of each table (deleted rows not yet vacuumed included), and the first, the last and the number of days."""
+    """Return the rows of each table (deleted rows not yet vacuumed included), the first, the last and the number of days, and
+    the number of events read from the log."""
     first, last, number = con.execute(DAYS).fetchall()[0]
     days = {"first": first and first.isoformat(), "last": last and last.isoformat(), "number": number}
-    return {"rows": dict(con.execute(ROWS).fetchall()), "days": days}
+    events = con.execute("SELECT events FROM state").fetchall()[0][0]
+    return {"rows": dict(con.execute(ROWS).fetchall()), "days": days, "events": events}
 
 
 def window_days(as_of: date) -> dict[str, Any]:

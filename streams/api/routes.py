@@ -69,7 +69,8 @@ def add_routes(app: faust.App, key: SecretStr | None, fan_out: FanOut, is_stoppi
             parts = Parts(await METRICS.parts(fan_out, params, fan_out.partitions))
         else:
             parts = await gather_parts(fan_out, METRICS, params)
-        body = render_metrics(parts.found, parts.missing)
+        # In a thread: 64 partitions take 20 to 40 ms, in which this loop would fetch and answer nothing.
+        body = await asyncio.to_thread(render_metrics, parts.found, parts.missing)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
     async def counts(page: Any, request: Any, partition: str) -> Any:

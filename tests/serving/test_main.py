@@ -22,6 +22,7 @@ import pytest
 from fastapi import FastAPI
 
 from serving.__main__ import bind, configure, main
+from serving.metrics import WAITING
 from serving.releases import registry
 from serving.settings import ServingSettings
 from streams.brokers.broker import Broker
@@ -181,7 +182,8 @@ def test_a_real_process_serves_swaps_and_stops(tmp_path: Path, embedded_broker: 
 
 
 def emitter_events(client: httpx.Client, state: str) -> float | None:
-    return read_value(client.get("/metrics").text, "queryloop_emitter_events", state=state)
+    name = "queryloop_emitter_waiting_events" if state in WAITING else "queryloop_emitter_events_total"
+    return read_value(client.get("/metrics").text, name, state=state)
 
 
 def test_events_that_were_answered_202_survive_the_process_and_an_outage_of_the_broker(

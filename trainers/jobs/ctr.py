@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from serving.models_extra import require_models
 from streams.lake.files import Lake
 from streams.lake.reader import days
 from streams.runtime import artifacts
@@ -29,6 +30,7 @@ def run(settings: TrainerSettings) -> Outcome:
     parts: tuple[Part, ...] = ("predictor", "judge")
     for part in parts:
         _check_enough(settings, as_of, part)
+    require_models()
     log.info("event=stage job=ctr stage=training as_of=%s at_once=%d", as_of, at_once)
     calls = [partial(train_part, settings, as_of, part) for part in parts]
     trained = dict(zip(parts, run_apart(calls, at_once, max(1, count_cores() // at_once)), strict=True))

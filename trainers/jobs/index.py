@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from index.build import build_index
+from serving.models_extra import require_models
 from serving.releases import registry
 from streams.lake.reader import read_cooccurrence, read_queries
 from streams.runtime import artifacts
@@ -32,6 +33,7 @@ def run(settings: TrainerSettings) -> Outcome:
             f"no query followed another in the {WINDOW_DAYS} days up to {newest}: the lake has {queries.num_rows} queries in "
             f"{sessions} sessions. Two different ones of a session, within worker.session_gap_s, are needed"
         )
+    require_models()
     meta: dict[str, Any] = {"as_of": str(newest + timedelta(days=1)), "days": WINDOW_DAYS}
 
     def fill(folder: Path) -> None:

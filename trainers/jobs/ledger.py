@@ -54,6 +54,7 @@ RUNNING = "SELECT id FROM runs WHERE kind = ? AND state = 'running'"
 READ_RUN = f"SELECT {COLUMNS} FROM runs WHERE id = ?"
 READ_RUNS = f"SELECT {COLUMNS} FROM runs WHERE (?1 IS NULL OR kind = ?1) ORDER BY id DESC LIMIT ?2"
 READ_REQUESTED = f"SELECT {COLUMNS} FROM runs WHERE state = 'requested' ORDER BY id"
+COUNT_RUNS = "SELECT kind, state, count(*), min(started_at), max(ended_at) FROM runs GROUP BY kind, state"
 BEAT = (
     "INSERT INTO heartbeat (one, pid, at) VALUES (1, ?, ?) ON CONFLICT (one) DO UPDATE SET pid = excluded.pid, at = excluded.at"
 )
@@ -94,6 +95,15 @@ class Run:
     @property
     def ended(self) -> bool:
         return self.state not in (State.REQUESTED, State.RUNNING)
+
+
+@dataclass(frozen=True)
+class RunTotals:
+    """The runs of one kind in one state: how many, the first start and the last end in seconds since the epoch."""
+
+    runs: int = 0
+    first_start: float | None = None
+    last_end: float | None = None
 
 
 @dataclass(frozen=True)
@@ -160,6 +170,11 @@ class Ledger:
         """Return the newest runs first."""
         with self._connect() as database:
             return [_read(row) for row in database.execute(READ_RUNS, (kind, limit))]
+
+    def count_runs(self) -> dict[tuple[Kind, State], RunTotals]:
+        """Return the totals of all runs by kind and state."""
+        with self._connect() as database:
+            return {(kind, State(state)): RunTotals(*rest) for kind, state, *rest in database.execute(COUNT_RUNS)}
 
     def requested(self) -> list[Run]:
         """Return the runs that wait, oldest first."""

@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from serving.models_extra import require_models
 from serving.policy.engines import Decoding
 from serving.releases import registry
 from streams.runtime import artifacts
@@ -54,6 +55,7 @@ class Scorers:
 
 def run(settings: TrainerSettings) -> Outcome:
     """Run a cold start where nothing is live, else one iteration. Raises Skipped or JobError when something is missing."""
+    require_models()
     champion = registry.read_rollout(settings.data.dir).champion
     if champion is None:
         return start_cold(settings)

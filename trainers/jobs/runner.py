@@ -8,6 +8,7 @@ import sys
 from importlib import import_module
 from types import ModuleType
 
+from serving.models_extra import ModelsMissing
 from trainers.jobs.ledger import Kind, Ledger, State
 from trainers.jobs.outcomes import JobError, Outcome, Skipped
 from trainers.jobs.processes import BUSY, hold_kind, record
@@ -52,5 +53,5 @@ def _attempt(kind: Kind, settings: TrainerSettings) -> tuple[State, Outcome]:
         return State.SUCCEEDED, run(kind, settings)
     except Skipped as reason:
         return State.SKIPPED, Outcome(str(reason))
-    except (JobError, BaseFault) as error:
+    except (JobError, BaseFault, ModelsMissing) as error:
         return State.FAILED, Outcome(str(error))

@@ -22,7 +22,7 @@ from trainers.policy.sft import SftSettings
 from trainers.predictor.training import CtrSettings
 
 DECODING = frozenset({"serving.temperature", "serving.top_p", "serving.redraws"})
-OTHERS_OWN = ("data.", "events.", "timetable.", "serving.")
+OTHERS_OWN = ("data.", "events.", "timetable.", "serving.", "kafka.", "emitter.", "worker.", "product.")
 
 
 def affects_jobs(key: str) -> bool:

@@ -16,11 +16,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, SecretStr, field_validator, model_validator
 
 from streams.runtime.processes import Child
+from streams.runtime.settings import is_loopback
 from trainers.jobs.due_times import check_line, check_zone, last_due, next_due
 from trainers.jobs.ledger import KINDS, Kind, Ledger, Run
 from trainers.jobs.processes import hold_kind, record_end, start_job
@@ -52,6 +53,11 @@ class TimetableSettings(BaseModel, frozen=True, extra="forbid"):
         "once if the last of them is no older than this",
     )
     poll_s: float = Field(default=1.0, gt=0, le=60, description="seconds between two looks for requested runs")
+    host: str = Field(
+        default="127.0.0.1", description="address of the trainers' HTTP (/metrics, /healthz); another than loopback needs a key"
+    )
+    port: int = Field(default=6067, ge=0, le=65535, description="port of the trainers' HTTP, 0 for any free one")
+    key: SecretStr | None = Field(default=None, description="key that the trainers' /metrics requires")
     publish_index: bool = Field(default=True, description="whether a new index goes live at once, with the policy that is live")
 
     @field_validator("ctr", "index", "policy")
@@ -63,6 +69,12 @@ class TimetableSettings(BaseModel, frozen=True, extra="forbid"):
     @classmethod
     def _check_zone(cls, zone: str) -> str:
         return check_zone(zone)
+
+    @model_validator(mode="after")
+    def _require_key_off_loopback(self) -> Self:
+        if self.key is None and not is_loopback(self.host):
+            raise ValueError(f"timetable.host = {self.host} is not loopback: set timetable.key, or keep 127.0.0.1")
+        return self
 
     def line(self, kind: Kind) -> str:
         return str(getattr(self, kind))
@@ -162,6 +174,16 @@ class DueTimes:
         return f"{self.settings.line(kind)} {self.settings.zone}"
 
 
+def read_metrics(due_times: DueTimes, data_dir: Path) -> bytes:
+    """Return the metrics of the ledger and the timetable as they are now, in Prometheus' text format."""
+    from streams.runtime.metric_families import read_process
+    from trainers.jobs.metrics import render_metrics
+
+    now = due_times.clock()
+    due = {kind: due_times.next(kind, datetime.fromtimestamp(now, UTC)) for kind in due_times.kinds()}
+    return render_metrics(due_times.ledger.count_runs(), due, read_process(data_dir), now)
+
+
 def plan(due_times: DueTimes, poll: Callable[[], None]) -> AsyncIOScheduler:
     """Return the scheduler, not yet started, with a request for each kind at its times, and the poll."""
     from apscheduler.schedulers.asyncio import AsyncIOScheduler
@@ -192,18 +214,27 @@ def plan(due_times: DueTimes, poll: Callable[[], None]) -> AsyncIOScheduler:
 
 
 async def run_until_signal(settings: TimetableSettings, jobs: Jobs) -> None:
-    """Run until SIGTERM or SIGINT; then end the job processes and record them."""
+    """Run until SIGTERM or SIGINT; then end the job processes and record them. Raises PortBusy."""
+    from trainers.jobs.http import listening, make_app
+
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     due_times = DueTimes(settings, jobs.ledger)
+    app = make_app(settings.key, lambda: read_metrics(due_times, jobs.data_dir), jobs.ledger.daemon_lives)
+    async with listening(app, settings.host, settings.port) as (host, port):
+        log.info("event=listening host=%s port=%d", host, port)
+        await _run_jobs(due_times, jobs, stopping)
+
+
+async def _run_jobs(due_times: DueTimes, jobs: Jobs, stopping: asyncio.Event) -> None:
     scheduler = plan(due_times, jobs.poll)
     scheduler.start()
     jobs.fail_lost_runs()
     due_times.make_up()
     jobs.poll()
-    log.info("event=timetable_started %s", " ".join(f'{kind}="{settings.line(kind)}"' for kind in KINDS))
+    log.info("event=timetable_started %s", " ".join(f'{kind}="{due_times.settings.line(kind)}"' for kind in KINDS))
     try:
         await stopping.wait()
     finally:

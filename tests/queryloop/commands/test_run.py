@@ -18,6 +18,7 @@ from streams.runtime.settings import load_settings
 from streams.runtime.settings_records import record_settings
 from tests.support.clocks import Clock
 from trainers.jobs.ledger import Ledger, Run, State
+from trainers.jobs.settings import affects_jobs
 
 
 def write(folder: Path, text: str) -> Path:
@@ -35,6 +36,15 @@ def daemon(tmp_path: Path) -> Ledger:
     ledger = Ledger(tmp_path / "ledger.sqlite")
     ledger.beat(os.getpid())
     return ledger
+
+
+def test_only_settings_that_change_what_a_job_does_are_compared_with_the_daemons() -> None:
+    assert [
+        key for key in ("worker.port", "kafka.port", "emitter.linger_ms", "timetable.port", "product.task") if affects_jobs(key)
+    ] == []
+    assert all(
+        affects_jobs(key) for key in ("search.beam", "policy.base", "lake.url", "serving.temperature", "events.default_task")
+    )
 
 
 def test_a_run_with_edited_settings_is_refused_naming_them_and_what_to_do(

@@ -36,6 +36,10 @@ def test_a_worker_is_ready_with_all_shards_open(lag: dict[str, object], expected
             Readiness(False, "release r0000 cannot go live: cut"),
         ),
         ({"ready": False, "loading": None, "failed": False, "error": "no release"}, Readiness(True, NO_RELEASE)),
+        (
+            {"ready": False, "release": None, "loading": None, "failed": False, "missing": True, "error": "models need torch"},
+            Readiness(True, "events are accepted; lists are refused (503): models need torch"),
+        ),
     ],
 )
 def test_a_server_loads_has_failed_or_waits_for_a_first_release(answer: dict[str, object], expected: Readiness) -> None:

@@ -35,7 +35,8 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 90.0) -> None:
 
 def settings_in(folder: Path) -> Settings:
     base = Settings(data=DataSettings(dir=folder), worker=WorkerSettings(port=free_port()), kafka=KafkaSettings(port=0))
-    return base.model_copy(update={"serving": base.serving.model_copy(update={"port": 0})})
+    free = {name: getattr(base, name).model_copy(update={"port": 0}) for name in ("serving", "timetable")}
+    return base.model_copy(update=free)
 
 
 def alive(pids: list[int]) -> list[int]:
@@ -159,7 +160,12 @@ def test_ending_a_watcher_that_never_began_is_harmless() -> None:
 def queryloop_up(folder: Path) -> Iterator[tuple[subprocess.Popen[str], list[int], list[str]]]:
     """The real command with all rooms, once it is ready, the pids of all that it started, and what it has said."""
     bare = {name: value for name, value in os.environ.items() if not name.startswith("QUERYLOOP_")}
-    ports = {"QUERYLOOP_SERVING_PORT": "0", "QUERYLOOP_WORKER_PORT": str(free_port()), "QUERYLOOP_KAFKA_PORT": str(free_port())}
+    ports = {
+        "QUERYLOOP_SERVING_PORT": "0",
+        "QUERYLOOP_TIMETABLE_PORT": "0",
+        "QUERYLOOP_WORKER_PORT": str(free_port()),
+        "QUERYLOOP_KAFKA_PORT": str(free_port()),
+    }
     environ = {**bare, **ports, "QUERYLOOP_DATA_DIR": str(folder), "QUERYLOOP_CONFIG": os.devnull}
     command = [sys.executable, "-m", "queryloop", "up"]
     with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:

@@ -389,6 +389,6 @@ def test_metrics_count_requests_by_route(served: AppUnderTest) -> None:
         assert read_value(answer.text, "queryloop_requests_total", path="other", status="404") == 2
         assert read_value(answer.text, "queryloop_request_seconds_count", path="other") == 2
         assert read_value(answer.text, "queryloop_release_info", release="r0000") == 1
-        assert read_value(answer.text, "queryloop_emitter_events", state="emitted") == 0
+        assert read_value(answer.text, "queryloop_emitter_events_total", state="emitted") == 0
 
     served.run(scenario)

@@ -20,8 +20,11 @@ from serving.releases import registry
 from serving.releases.loader import load_bundle
 from serving.releases.registry import Release
 from serving.releases.slot import Bundle, NoReleaseError, Slot
+from streams.emitter.counters import Counters
 from streams.runtime import artifacts
+from streams.runtime.metric_families import read_process
 from tests.support.models import make_tiny_policy
+from tests.support.prometheus import read_families
 from tests.support.scripted_engine import ScriptedEngine
 
 
@@ -88,8 +91,38 @@ def test_the_metrics_name_the_live_release_alone(data: Path) -> None:
         assert named_releases(metrics) == [name]
 
 
+def test_where_packages_are_missing_no_release_is_loaded_and_the_reason_names_what_to_install(data: Path) -> None:
+    slot = Slot(data, Loader(), ServingMetrics(), missing="models need torch: pip install it")
+    registry.promote(data, "r0000")
+    slot.start()
+    slot.stop()
+    assert (slot.release, slot.loading, slot.error, slot.reason) == (None, None, None, "models need torch: pip install it")
+
+
+def test_no_scrape_during_swaps_names_two_releases_or_none(data: Path) -> None:
+    metrics, over = ServingMetrics(), threading.Event()
+    slot = Slot(data, Loader(), metrics)
+    registry.promote(data, "r0000")
+    slot.check()
+    seen: list[list[str]] = []
+
+    def scrape() -> None:
+        while not over.is_set():
+            seen.append(named_releases(metrics))
+
+    with ThreadPoolExecutor(1) as pool:
+        scraping = pool.submit(scrape)
+        for name in ("r0001", "r0002", "r0000") * 5:
+            registry.promote(data, name)
+            slot.check()
+        over.set()
+        scraping.result()
+    assert {len(names) for names in seen} == {1}
+
+
 def named_releases(metrics: ServingMetrics) -> list[str]:
-    return [sample.labels["release"] for family in metrics.release.collect() for sample in family.samples]
+    families = read_families(metrics.render(Counters(), read_process(Path())).decode())
+    return [str(dict(labels)["release"]) for _, labels in families["queryloop_release_info"][2]]
 
 
 def test_a_batch_keeps_the_release_it_started_with(data: Path) -> None:

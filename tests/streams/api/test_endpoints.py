@@ -175,8 +175,8 @@ def test_metrics_hold_every_shard_and_with_local_those_of_one_worker(group: Grou
             assert read_value(whole, "queryloop_click_delay_seconds_count", partition=str(number))
         assert all(read_value(whole, "queryloop_apply_events_count", worker=name) for name in ("one", "two"))
         assert read_value(whole, "queryloop_partitions_missing") == 0
-        assert len(read_families(local)["queryloop_counted"][2]) == 1
-        malformed = [read_value(whole, "queryloop_quarantined", partition=str(n), reason="malformed") for n in (0, 1)]
+        assert len(read_families(local)["queryloop_counted_events"][2]) == 1
+        malformed = [read_value(whole, "queryloop_quarantined_events", partition=str(n), reason="malformed") for n in (0, 1)]
         assert 1 in malformed
 
 

@@ -148,7 +148,7 @@ def assert_pages(settings: StreamsSettings, shards: list[dict[str, Any]]) -> Non
     """/metrics has the same totals, /healthz and /readyz answer that all is well, and Faust's own pages are disabled."""
     metrics = get(settings, "/metrics")
     for shard in shards:
-        assert read_value(metrics, "queryloop_counted", partition=str(shard["partition"])) == shard["counted"]
+        assert read_value(metrics, "queryloop_counted_events", partition=str(shard["partition"])) == shard["counted"]
     assert get(settings, "/healthz") == "ok"
     assert json.loads(get(settings, "/readyz")) == {"ready": True, "state": "ok", "missing": []}
     for path in ("/router/", "/table/", "/graph/"):
@@ -294,7 +294,7 @@ def test_a_log_that_is_lost_under_a_running_worker_is_noticed_and_its_successor_
         shards = list(shards_of(settings).values())
         assert (total(shards, "counted"), total(shards, "duplicates")) == (315, 180)
         assert (read_status(settings) or {})["new_topics"] >= 1
-        assert (read_value(get(settings, "/metrics"), "queryloop_new_topics", worker="worker-0") or 0) >= 1
+        assert (read_value(get(settings, "/metrics"), "queryloop_new_topics_total", worker="worker-0") or 0) >= 1
         worker.stop()
 
 

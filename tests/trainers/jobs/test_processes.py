@@ -24,7 +24,7 @@ def ledger(tmp_path: Path) -> Ledger:
 
 def environ(folder: Path) -> dict[str, str]:
     bare = {name: value for name, value in os.environ.items() if not name.startswith("QUERYLOOP_")}
-    return {**bare, "QUERYLOOP_DATA_DIR": str(folder), "QUERYLOOP_CONFIG": os.devnull}
+    return {**bare, "QUERYLOOP_DATA_DIR": str(folder), "QUERYLOOP_CONFIG": os.devnull, "QUERYLOOP_TIMETABLE_PORT": "0"}
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:

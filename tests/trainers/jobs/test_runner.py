@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import sys
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -239,3 +240,13 @@ def test_an_iteration_with_too_few_usable_lists_says_how_many_there_are_and_why(
         Skipped, match=r"158 lists, 157 of the task 'ad', which is not in the settings; 1 different queries of the 1"
     ):
         run("policy", other)
+
+
+def test_without_the_packages_of_models_a_job_fails_and_names_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert run_recorded("policy", small_settings(tmp_path)) == 1
+    (ended,) = Ledger(tmp_path / "ledger.sqlite").runs()
+    assert ended.state is State.FAILED
+    assert "models need torch, not installed here: pip install 'queryloop[cpu]'" in ended.outcome["detail"]

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from tests.support.prometheus import read_value
 from trainers.jobs.ledger import Kind, Ledger, Run, State
 from trainers.jobs.processes import hold_kind
-from trainers.jobs.timetable import DueTimes, Jobs, TimetableSettings, plan
+from trainers.jobs.timetable import DueTimes, Jobs, TimetableSettings, plan, read_metrics
 
 
 @dataclass
@@ -229,3 +230,15 @@ def test_a_run_that_a_person_requested_after_the_missed_time_is_enough(tmp_path:
 def test_a_line_that_is_no_cron_line_is_refused(line: str) -> None:
     with pytest.raises(ValidationError, match="index"):
         TimetableSettings(index=line)
+
+
+def test_the_metrics_are_of_the_ledger_the_due_times_and_the_disk(tmp_path: Path) -> None:
+    settings, now = TimetableSettings(ctr="0 3 * * *", index="off"), datetime(2026, 1, 1, 12, tzinfo=UTC)
+    due_times = DueTimes(settings, Ledger(tmp_path / "ledger.sqlite"), now.timestamp)
+    text = read_metrics(due_times, tmp_path / "not yet").decode()
+    at = datetime(2026, 1, 2, 3, tzinfo=UTC).timestamp()
+    assert read_value(text, "queryloop_job_next_due_timestamp_seconds", kind="ctr") == at
+    assert read_value(text, "queryloop_job_next_due_timestamp_seconds", kind="index") is None
+    assert (
+        0 < (read_value(text, "queryloop_data_disk_free_bytes") or 0) <= (read_value(text, "queryloop_data_disk_size_bytes") or 0)
+    )
