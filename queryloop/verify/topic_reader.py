@@ -44,7 +44,8 @@ class _Fetched:
 
 
 def _to_log_record(record: Any) -> LogRecord:
-    return record.offset, None if record.timestamp < 0 else record.timestamp * 1000, record.value
+    time_ms = record.timestamp  # None in the oldest message format
+    return record.offset, None if time_ms is None or time_ms < 0 else time_ms * 1000, record.value
 
 
 def _unpack(partition: int, fetched: PartitionRecords) -> _Fetched:

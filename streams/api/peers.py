@@ -69,8 +69,7 @@ class Peers:
         try:
             async with self._open().get(url, headers=self._headers, allow_redirects=False) as answer:
                 status, body = answer.status, await answer.read()
-                if stranger := find_data_folder(self.registry.data_dir).find_stranger(answer.headers):
-                    log.warning("event=peer_stale worker=%s url=%s error=%r", holder.worker, holder.url, stranger)
+                if self._is_stranger(holder, answer.headers):
                     return {}
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             log.warning("event=peer_silent worker=%s partitions=%s error=%r", holder.worker, partitions, error)
@@ -85,7 +84,9 @@ class Peers:
         limits = aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S, sock_read=EXPORT_TIMEOUT_S)
         try:
             async with self._open().get(url, headers=self._headers, allow_redirects=False, timeout=limits) as answer:
-                if answer.status != HTTPStatus.OK:
+                if self._is_stranger(holder, answer.headers):
+                    return file, frozenset()
+                if answer.status != HTTPStatus.OK or PARTITIONS_HEADER not in answer.headers:
                     log.warning("event=peer_refused worker=%s status=%d", holder.worker, answer.status)
                     return file, frozenset()
                 with await asyncio.to_thread(file.open, "wb") as target:
@@ -95,6 +96,13 @@ class Peers:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             log.warning("event=peer_silent worker=%s partitions=%s error=%r", holder.worker, partitions, error)
             return file, frozenset()
+
+    def _is_stranger(self, holder: ShardHolder, headers: Mapping[str, str]) -> bool:
+        """Return whether an answer is of a process on another data folder: the port of a stale entry may be its now."""
+        stranger = find_data_folder(self.registry.data_dir).find_stranger(headers)
+        if stranger:
+            log.warning("event=peer_stale worker=%s url=%s error=%r", holder.worker, holder.url, stranger)
+        return stranger is not None
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:

@@ -102,11 +102,16 @@ class Outbox:
         """Bytes of the segments with undelivered lines."""
         return sum(one.size for one in self.segments if one.next > self.mark.next)
 
+    @property
+    def is_segment_full(self) -> bool:
+        """Whether the next lines begin a new segment."""
+        return self.segments[-1].size >= self._segment_bytes
+
     def append(self, lines: Sequence[Line]) -> None:
         """Write lines under the next numbers, as one frame, without fsync. Raises OSError, and then none of them is kept."""
         if not self.is_there():
             raise FileNotFoundError(errno.ENOENT, "was removed or moved", str(self.segments[-1].path))
-        if self.segments[-1].size >= self._segment_bytes:
+        if self.is_segment_full:
             self._start_next_segment()
         segment = self.segments[-1]
         data = encode_frame(self.next, lines)

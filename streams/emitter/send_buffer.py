@@ -224,6 +224,8 @@ class SendBuffer:
 
     def _append(self, outbox: Outbox, lines: list[Line]) -> None:
         """Append lines; on a full disk delete delivered ones, the oldest first, for as long as that may help."""
+        if outbox.is_segment_full:
+            self.sync()  # the next segment syncs this one too; here a failure is noted for the lines before it
         while True:
             try:
                 outbox.append(lines)

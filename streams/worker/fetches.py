@@ -37,7 +37,7 @@ class FetchedRun:
     """One partition's records of one fetch, with first_offset <= offset < next_offset, as pairs (offset, value).
 
     A tombstone's value is None. `times_ms` has the Kafka timestamp of each record (-1: it has none), `timestamp_ms` is the latest
-    one, None without records. `generation` is the number of the seek before the fetch: a run from before the last seek is
+    one, None where none has one. `generation` is the number of the seek before the fetch: a run from before the last seek is
     dropped, since its records are fetched again. `missing` is the first offset in
     this range whose record the log has lost, None without one.
     """
@@ -148,7 +148,7 @@ def unpack_run(partition: int, fetched: PartitionRecords) -> FetchedRun:
 
     Raises CorruptRecordException for a wrong checksum, UnreadableBatch for an unknown codec or compressed data that is broken.
     """
-    fetch_offset, first, timestamp_ms = fetched.next_fetch_offset, None, None
+    fetch_offset, first = fetched.next_fetch_offset, None
     records: Records = []
     times_ms: list[int] = []
     passed: list[range] = []
@@ -159,24 +159,29 @@ def unpack_run(partition: int, fetched: PartitionRecords) -> FetchedRun:
             unpacked = unpack_batch(fetched, batch, fetch_offset, OFFSET_VALUE_AND_TIME)
             if unpacked is None:
                 break
-            timestamp_ms = getattr(batch, "max_timestamp", timestamp_ms)
             records += [(offset, value) for offset, value, _ in unpacked]
             times_ms += [-1 if time_ms is None else time_ms for *_, time_ms in unpacked]
         else:
             passed.append(range(base_offset, batch.next_offset))
     covered = range(fetch_offset if first is None else first, fetched.next_fetch_offset)
     missing = find_missing(covered, list(map(itemgetter(0), records)), passed)
+    latest_ms = max(times_ms, default=-1)
+    timestamp_ms = None if latest_ms < 0 else latest_ms
     return FetchedRun(partition, records, covered.start, covered.stop, timestamp_ms, missing=missing, times_ms=times_ms)
 
 
 def committed_batches(fetched: PartitionRecords) -> Iterator[tuple[Any, bool]]:
     """Yield each record batch of a response, and whether its records count; the response's position moves past it.
 
-    Transaction markers and the records of aborted transactions do not count.
+    Transaction markers and the records of aborted transactions do not count. It ends before a batch with a wrong checksum when
+    others came before it, which are then delivered first. Raises CorruptRecordException when that batch is the first.
     """
+    begin = fetched.next_fetch_offset
     while fetched._records.has_next():
         batch = fetched._records.next_batch()
         if fetched._check_crcs and not batch.validate_crc():
+            if fetched.next_fetch_offset > begin:
+                return
             place = f"partition {fetched._tp.partition} at offset {fetched.next_fetch_offset}"
             raise CorruptRecordException(f"invalid checksum in {place}")
         yield batch, not _is_aborted(fetched, batch) and not batch.is_control_batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import tempfile
 import threading
 import uuid
@@ -10,13 +11,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import example, given, settings
 from kafka.errors import KafkaError, KafkaTimeoutError
 
+from streams.emitter.counters import SendCounters
 from streams.emitter.delivery import DEFAULT_FORMAT
 from streams.emitter.outbox import Outbox
 from streams.emitter.record_batches import Line
+from streams.emitter.send_buffer import SendBuffer
 from streams.emitter.sender import Sender, SenderSettings
+from tests.support.failing_disk import FailingDisk
 from tests.streams.emitter.test_delivery import Promise
 
 PARTITIONS = 2
@@ -157,3 +162,18 @@ def test_every_line_arrives_and_none_is_overtaken(script: list[tuple[str, int]],
             assert arrived == sorted(arrived), "first copies are in order"
         assert sorted({number for _, number in simulation.log}) == list(range(simulation.emitted))
         simulation.outbox.close()
+
+
+def test_an_fsync_that_fails_before_a_new_segment_leaves_the_lines_before_it_unstored(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    disk = FailingDisk(monkeypatch)
+    outbox = Outbox(tmp_path, 16, 0.0)  # each frame has a segment of its own
+    buffer = SendBuffer(outbox, SendCounters(), threading.Condition(), 1000, drop_oldest=False, drop=None)
+    assert buffer.add([Line(b"first", "s", 0.0)], 0)
+    disk.sync_error = errno.EIO
+    buffer.add([Line(b"second", "s", 0.0)], 0)
+    disk.sync_error = 0
+    buffer.sync()
+    assert buffer.unstored_end(1) == 1, "no later fsync says anything about the lines before the failed one"
+    outbox.close()

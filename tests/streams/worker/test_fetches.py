@@ -12,6 +12,7 @@ from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult, PartitionReco
 from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import calc_crc32c
 from aiokafka.structs import TopicPartition
@@ -122,6 +123,40 @@ def test_a_wrong_checksum_is_an_error() -> None:
     data[-3] ^= 1
     with pytest.raises(CorruptRecordException, match="partition 0 at offset 0"):
         unpack_run(0, fetched(bytes(data), 0))
+
+
+def test_what_is_before_a_wrong_checksum_is_delivered_first() -> None:
+    damaged = bytearray(batch(8, [b"value"]))
+    damaged[-3] ^= 1
+    run = unpack_run(0, fetched(batch(7, [b"a"]) + bytes(damaged), 7))
+    assert (run.records, run.next_offset) == ([(7, b"a")], 8)
+
+
+def old_messages(magic: int, codec: int, first: int, values: list[bytes]) -> bytes:
+    """Messages of the formats before Kafka 0.11, as a broker keeps them: compressed ones are wrapped in one message."""
+    builder = LegacyRecordBatchBuilder(magic, codec, 1 << 20)
+    for number, value in enumerate(values):
+        builder.append(number if codec else first + number, timestamp=5000 + number, key=b"k", value=value)
+    built = bytearray(builder.build())
+    if codec:  # the wrapper has the offset of its last message, which is outside the checksum
+        built[:8] = (first + len(values) - 1).to_bytes(8, "big")
+    return bytes(built)
+
+
+@pytest.mark.parametrize("codec", range(4), ids=["plain", "gzip", "snappy", "lz4"])
+def test_messages_of_the_old_formats_are_read_with_their_times(codec: int) -> None:
+    run = unpack_run(0, fetched(old_messages(1, codec, 7, [b"a", b"b", b"c"]), 8))
+    assert (run.records, run.times_ms) == ([(8, b"b"), (9, b"c")], [5001, 5002])
+    assert (run.first_offset, run.next_offset, run.timestamp_ms, run.missing) == (8, 10, 5002, None)
+
+
+def test_records_without_a_time_give_no_time() -> None:
+    run = unpack_run(0, fetched(old_messages(0, 0, 0, [b"a", b"b"]), 0))
+    assert (run.records, run.times_ms, run.timestamp_ms) == ([(0, b"a"), (1, b"b")], [-1, -1], None)
+    timeless = bytearray(batch(0, [b"a"]))
+    timeless[27:35] = timeless[35:43] = (-1).to_bytes(8, "big", signed=True)
+    timeless[17:21] = calc_crc32c(bytes(timeless[21:])).to_bytes(4, "big")
+    assert unpack_run(0, fetched(bytes(timeless), 0)).timestamp_ms is None
 
 
 def mislabelled(first: int, codec: int) -> bytes:
