@@ -38,7 +38,7 @@ KAFKA_IMAGE = "apache/kafka:4.3.1"
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
-    """Name longer bytes by their argument: compressed ones have the time in them, and two test processes must name tests alike."""
+    """Name longer bytes by their argument: compressed ones have the time in them, and test processes must name a test alike."""
     return argname if isinstance(val, bytes) and len(val) > 15 else None
 
 
