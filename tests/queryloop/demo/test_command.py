@@ -65,7 +65,7 @@ def test_the_loop_goes_round_and_counts_what_the_product_sent(tmp_path: Path, ru
     assert set(report) == {"releases", "requests", "events", "swaps", "seconds"}
     assert report["requests"]["failed"] == 0
     assert report["requests"]["answered"] >= 2000
-    assert [one["id"] for one in report["releases"]] == ["r0000", "r0001", "r0002"]
+    assert [one["release"] for one in report["releases"]] == ["r0000", "r0001", "r0002"]
     assert report["releases"][0]["true_click_rate"] > 0
     assert len(report["swaps"]) == sum(one["promoted"] for one in report["releases"]) - 1
     for refused in (one for one in report["releases"] if not one["promoted"]):
