@@ -22,7 +22,7 @@ MAX_PRIORS = 4
 DEFAULT_RATE = 0.05
 """The click rate of a window without data: of the order that lists of suggestions have, and overruled by little data."""
 PSEUDO_IMPRESSIONS = 20.0
-"""How many impressions the default rate weighs, the global rate in a position's, and a position's in a cell's while it has few."""
+"""How many impressions the default rate weighs, the global rate in a position's, and a position's in a cell's while few are."""
 ENOUGH_IMPRESSIONS = 100
 """A position with fewer says nothing yet of how its cells differ, nor which clicks to expect at it."""
 MIN_EXPECTED_CLICKS = 1.0
@@ -52,7 +52,7 @@ correlations AS (
     SELECT position, clicked, total,
         CASE WHEN mean > 0 AND mean < 1 AND total > cells
             THEN (spread / (mean * (1 - mean)) - cells) / (total - cells) ELSE 0 END AS rho,
-        (sum(clicked) OVER () + {DEFAULT_RATE} * {PSEUDO_IMPRESSIONS}) / (sum(total) OVER () + {PSEUDO_IMPRESSIONS}) AS global_rate
+        (sum(clicked) OVER () + {DEFAULT_RATE * PSEUDO_IMPRESSIONS}) / (sum(total) OVER () + {PSEUDO_IMPRESSIONS}) AS global_rate
     FROM moments
 )
 SELECT position, (clicked + global_rate * {PSEUDO_IMPRESSIONS}) / (total + {PSEUDO_IMPRESSIONS}) AS mean,
