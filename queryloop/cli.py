@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -22,6 +23,8 @@ WITH_PACKAGE = ("up", "demo", "torture")
 """Commands with a package of their own, in its file `command`; the others are files of `queryloop.commands`."""
 MAX_TEXT_CHARS = 4096
 FIRST_WINDOW = date(1970, 1, 15)
+MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What the machine refuses, a full disk above all: no defect of ours, so its own text is said instead of a trace."""
 BROKER_HELP = "embedded: in memory, nothing to install; kafka: real Apache Kafka, durable (default: kafka.broker)"
 
 
@@ -44,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return Exit.FAILED
     except Exception as error:
         known = error.code if isinstance(error, CommandError) else _expected(error)
+        if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
+            known = Exit.FAILED
         if known is None:
             raise
         text, code = str(error), known

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,6 +126,17 @@ def test_an_interrupt_is_json_under_json(
 
     monkeypatch.setattr("queryloop.commands.config.masked", interrupt)
     assert run("config", capsys=capsys) == (Exit.INTERRUPTED, {"error": "interrupted", "exit_code": 130})
+
+
+def test_a_full_disk_is_said_in_one_line(
+    stopped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "data/ledger.sqlite")
+
+    monkeypatch.setattr("queryloop.commands.config.masked", fail)
+    assert cli.main(["config"]) == Exit.FAILED
+    assert capsys.readouterr().err == "queryloop: [Errno 28] No space left on device: 'data/ledger.sqlite'\n"
 
 
 @given(st.text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,7 @@ def test_each_row_says_who_made_it_what_changed_and_how_it_was_judged(released: 
 def test_the_table_is_readable_at_80_columns(released: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = on_terminal(monkeypatch, 80)
     assert cli.main(["releases"]) == Exit.DONE
-    lines = terminal.getvalue().splitlines()
+    lines = re.sub(r"\x1b\[[\d;]*m", "", terminal.getvalue()).splitlines()
     assert max(map(len, lines)) <= 80
     assert sum(line.strip().startswith(("r0000 ", "r0001 ", "r0002 ")) for line in lines) >= 3
     assert "…" not in terminal.getvalue()
