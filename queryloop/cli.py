@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from queryloop.exits import MEANINGS, CommandError, Exit
+from queryloop.output import print_error
 
 BROKERS = ("embedded", "kafka")
 KINDS = ("ctr", "index", "policy")
@@ -19,29 +23,46 @@ WITH_PACKAGE = ("up", "demo", "torture")
 """Commands with a package of their own, in its file `command`; the others are files of `queryloop.commands`."""
 MAX_TEXT_CHARS = 4096
 FIRST_WINDOW = date(1970, 1, 15)
+MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What the machine refuses, a full disk above all: no defect of ours, so its own text is said instead of a trace."""
 BROKER_HELP = "embedded: in memory, nothing to install; kafka: real Apache Kafka, durable (default: kafka.broker)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code (`queryloop.exits`)."""
-    options = make_parser().parse_args(argv)
-    # Read by OpenMP when torch is first imported: spinning idle threads starve the others on a busy machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    """Run one command and return its exit code (`queryloop.exits`). Raises SystemExit after --help and for wrong usage."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    _prepare_process()
+    try:
+        options = make_parser().parse_args(words)
+    except UsageError as error:
+        error.print(as_json="--json" in words)
+        raise
+    as_json = getattr(options, "json", False)
     try:
         return int(import_module(options.module).run(options))
     except KeyboardInterrupt:
-        return _print_error("interrupted", Exit.INTERRUPTED)
+        text, code = "interrupted", Exit.INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.FAILED
-    except CommandError as error:
-        return _print_error(str(error), error.code)
     except Exception as error:
-        code = _expected(error)
-        if code is None:
+        known = error.code if isinstance(error, CommandError) else _expected(error)
+        if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
+            known = Exit.FAILED
+        if known is None:
             raise
-        return _print_error(str(error), code)
+        text, code = str(error), known
+    print_error(text, code, as_json=as_json)
+    return code
+
+
+def _prepare_process() -> None:
+    # Read by OpenMP when torch is first imported: spinning idle threads starve the others on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    # A script's `queryloop up &` inherits SIGINT ignored, and Python then leaves it so: `kill -INT` would do nothing.
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _expected(error: Exception) -> Exit | None:
@@ -66,14 +87,32 @@ def _expected(error: Exception) -> Exit | None:
     return next((meanings[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in meanings), None)
 
 
-def _print_error(text: str, code: Exit) -> Exit:
-    print(f"queryloop: {text}", file=sys.stderr)
-    return code
+class UsageError(SystemExit):
+    """Words that are no command; ends the process with the code for wrong usage where nobody catches it."""
+
+    def __init__(self, text: str, usage: str) -> None:
+        super().__init__(int(Exit.USAGE))
+        self._text, self._usage = text, usage
+
+    def print(self, *, as_json: bool) -> None:
+        """Print what is wrong, for people below a line of usage."""
+        if not as_json:
+            sys.stderr.write(self._usage)
+        print_error(self._text, Exit.USAGE, as_json=as_json)
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises UsageError, so that wrong usage is printed as --json asks; argparse itself prints text and exits."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError."""
+        command = self.prog.removeprefix("queryloop").strip()
+        raise UsageError(f"{command}: {message}" if command else message, self.format_usage())
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; the options of each name the `module` whose `run` does it."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="queryloop",
         description="A streaming feedback loop for generative query recommendation.",
         epilog=f"example: queryloop demo --seed 3\n\n{MEANINGS}",
@@ -185,6 +224,7 @@ def _add_releases(commands: Any) -> None:
     parser = _add(commands, "releases", "list releases, or change which one answers", "queryloop releases rollback")
     parser.add_argument("step", nargs="?", choices=("list", "promote", "rollback"), default="list", help="default: list")
     parser.add_argument("id", nargs="?", help="the release to promote")
+    parser.add_argument("--history", action="store_true", help="list every promotion and rollback: when, and by whom")
     _add_json(parser)
 
 

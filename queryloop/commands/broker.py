@@ -22,7 +22,11 @@ def run_broker(settings: Settings, port: int | None) -> int:
     with choose_broker(settings.kafka, settings.data.dir, port) as broker:
         create_topics(broker.bootstrap, settings.kafka)
         print(broker.describe())
-        print(f"export QUERYLOOP_KAFKA_BOOTSTRAP={broker.bootstrap}", flush=True)
+        print(f"export QUERYLOOP_KAFKA_BOOTSTRAP={broker.bootstrap}")
+        print(
+            f"topic {settings.kafka.topic}; products and workers take that line into their environment; Ctrl-C stops it",
+            flush=True,
+        )
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         try:
             signal.sigwait(signals)

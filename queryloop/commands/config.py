@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, SecretStr
 
 from queryloop.exits import Exit
+from queryloop.output import print_answer
 from queryloop.settings import check_places, read_settings
 
 MASK = "**********"
@@ -19,7 +20,10 @@ def run(options: argparse.Namespace) -> int:
     settings = read_settings(options)
     check_places(settings)
     tables = masked(settings)
-    print(json.dumps(tables, indent=2, ensure_ascii=False) if options.json else to_toml(tables), end="\n" if options.json else "")
+    if options.json:
+        print_answer(tables)
+    else:
+        print(to_toml(tables), end="")
     return Exit.DONE
 
 

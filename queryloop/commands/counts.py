@@ -6,20 +6,17 @@ The worker is the one that `queryloop up` runs, else the one of the settings, el
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-import rich.table
-from rich.console import Console
-from rich.markup import escape
-
 from queryloop.commands.asked_folder import expected_folder, explain_stranger
 from queryloop.commands.status import read_running
 from queryloop.exits import CommandError, Exit
+from queryloop.output import print_answer
 from queryloop.settings import Settings, read_settings
+from queryloop.tables import print_line, print_table
 from streams.api.client import HttpError, WrongFolder, get_json
 from streams.runtime.data_folder import DataFolder, find_data_folder
 from streams.store.shard_registry import ShardRegistry
@@ -32,11 +29,15 @@ Answer = dict[str, Any]
 
 @dataclass(frozen=True)
 class Table:
-    """How one command shows an answer: the columns of its table, the rows for them, and the line below."""
+    """How one command shows an answer: each field of a row with its heading, the name of the rows, the line below.
 
-    columns: tuple[str, ...]
-    rows: Callable[[Answer], Sequence[Answer]]
+    `texts` are the fields that may fold on a terminal. `convert` makes the command's answer of the worker's."""
+
+    columns: Mapping[str, str]
+    rows: str
     summary: Callable[[Answer], str]
+    texts: Collection[str] = ()
+    convert: Callable[[Answer], Answer] = lambda answer: answer
 
 
 def show_counts(options: argparse.Namespace, read: str, table: Table) -> int:
@@ -48,9 +49,9 @@ def show_counts(options: argparse.Namespace, read: str, table: Table) -> int:
     parameters = {name: str(value) for name, value in given.items() if value is not None}
     if options.partial:
         parameters["partial"] = "true"
-    answer = ask_worker(read_settings(options), f"/v1/{read}", parameters)
+    answer = table.convert(ask_worker(read_settings(options), f"/v1/{read}", parameters))
     if options.json:
-        print(json.dumps(answer, indent=2, ensure_ascii=False))
+        print_answer(answer)
     else:
         _print(answer, table)
     return Exit.DONE
@@ -90,21 +91,8 @@ def find_workers(settings: Settings) -> Iterator[tuple[str, DataFolder | None]]:
 
 
 def _print(answer: Answer, table: Table) -> None:
-    console = Console()
-    shown = rich.table.Table(*table.columns)
-    for row in table.rows(answer):
-        shown.add_row(*(cell(row[name]) for name in table.columns))
-    console.print(shown)
-    console.print(table.summary(answer), soft_wrap=True, highlight=False)
+    rows = [[row.get(name) for name in table.columns] for row in answer[table.rows]]
+    print_table(list(table.columns.values()), rows, {table.columns[name] for name in table.texts})
+    print_line(table.summary(answer))
     if answer["missing"]:
-        console.print(f"[red]without the partitions {', '.join(map(str, answer['missing']))}[/]: no worker answers for them")
-
-
-def cell(value: Any) -> str:
-    """Return a value as text for a terminal, characters that would control the terminal escaped."""
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-    text = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in str(value))
-    return escape(text)
+        print_line((f"without the partitions {', '.join(map(str, answer['missing']))}", "red"), ": no worker answers for them")

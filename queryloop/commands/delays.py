@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from queryloop.commands.counts import Answer, Table, cell, show_counts
+from queryloop.commands.counts import Answer, Table, show_counts
+from queryloop.tables import cell
 
 
 def run(options: argparse.Namespace) -> int:
     """Show the click delays as a histogram with percentiles. Raises SettingsError, CommandError."""
-    return show_counts(options, "delays", Table(("upto_s", "clicks"), lambda answer: answer["buckets"], _summarise))
+    return show_counts(options, "delays", Table({"upto_s": "up to [s]", "clicks": "clicks"}, "buckets", _summarise))
 
 
 def _summarise(answer: Answer) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from trainers.jobs.ledger import Ledger, Run
 
@@ -41,10 +41,10 @@ class JobProgress:
     def _show(self) -> None:
         now = self._clock()
         if self._status is not None:
-            self._status.update(escape(self._describe(now)))
+            self._status.update(Text(self._describe(now)))
         elif now - self._last >= LINE_EVERY_S:
             self._last = now
-            self._console.print(escape(self._describe(now)), soft_wrap=True, highlight=False)
+            self._console.print(Text(self._describe(now)), soft_wrap=True)
 
     def _describe(self, now: float) -> str:
         run = self._ledger.run(self._number)

@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import argparse
 import base64
-import json
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from queryloop.commands.quarantine_drop import drop
 from queryloop.commands.quarantine_repair import check_lines, send_again
 from queryloop.commands.shard_reads import ask_shard
 from queryloop.exits import CommandError, Exit
+from queryloop.output import print_answer, rfc3339
 from queryloop.settings import Settings, read_settings
 from streams.api.client import with_query
 from streams.api.quarantine_rows import RowsParams, dump_rows
@@ -50,7 +51,7 @@ def fetch_rows(settings: Settings, partition: int, params: RowsParams) -> dict[s
     answer = ask_shard(settings, partition, with_query("quarantine", parameters), partial(dump_rows, params=params))
     if answer is None:
         return None
-    found: dict[str, Any] = json.loads(answer)
+    found: dict[str, Any] = msgspec.json.decode(answer)
     return found | {"rows": [{"row": f"{partition}:{row['id']}", **row} for row in found["rows"]]}
 
 
@@ -64,8 +65,8 @@ def _list(settings: Settings, reason: Reason | None, limit: int, *, as_json: boo
     counts = sum((Counter(part["counts"]) for part in parts), Counter())
     rows = sorted((row for part in parts for row in part["rows"]), key=lambda row: -(row["ts_us"] or 0))[:limit]
     if as_json:
-        shown = [{name: value for name, value in row.items() if name != "raw"} for row in rows]
-        print(json.dumps({"counts": dict(sorted(counts.items())), "rows": shown}, indent=2))
+        shown = [describe_row({name: value for name, value in row.items() if name != "raw"}) for row in rows]
+        print_answer({"counts": dict(sorted(counts.items())), "rows": shown})
         return Exit.DONE
     print("\n".join(f"{number:>10,}  {name}" for name, number in sorted(counts.items())) or "quarantine is empty")
     for row in rows:
@@ -83,6 +84,8 @@ def _fetch_counts(settings: Settings, partition: int) -> dict[str, int] | None:
 def _show(settings: Settings, name: str, *, raw: bool, as_json: bool) -> int:
     row = find_row(settings, name)
     original = base64.b64decode(row["raw"])
+    if raw and as_json:
+        raise CommandError("--raw prints bytes; --json has them in raw_base64", Exit.USAGE)
     if raw:
         if sys.stdout.isatty():
             raise CommandError("the original bytes may contain terminal commands: redirect --raw to a file", Exit.USAGE)
@@ -90,13 +93,29 @@ def _show(settings: Settings, name: str, *, raw: bool, as_json: bool) -> int:
         sys.stdout.buffer.flush()
         return Exit.DONE
     if as_json:
-        print(json.dumps(row, indent=2))
+        print_answer(describe_row(row))
         return Exit.DONE
     fields = {key: row[key] for key in ("row", "reason", "detail", "event_id", "offset", "line", "published")}
     fields |= {"ts": _time(row["ts_us"]), "bytes": len(original), "raw": escaped(original)}
     for key, value in fields.items():
         print(f"{key:<10} {escaped(str(value).encode()) if key == 'event_id' else value}")
     return Exit.DONE
+
+
+def describe_row(row: Row) -> Row:
+    """Return a row as `--json` prints it: named by `row` alone, its time as `ts`, its bytes as base64 and, in UTF-8, as text."""
+    shown = {name: value for name, value in row.items() if name not in ("id", "ts_us", "raw")}
+    shown |= {"ts": None if row["ts_us"] is None else row["ts_us"] / 1e6}
+    if "raw" in row:
+        shown |= {"raw_base64": row["raw"], "raw": _decode(base64.b64decode(row["raw"]))}
+    return shown
+
+
+def _decode(raw: bytes) -> str | None:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def escaped(raw: bytes) -> str:
@@ -136,7 +155,7 @@ def _replay(settings: Settings, options: argparse.Namespace) -> int:
     events = check_lines(list(_named_lines(settings, options)), settings.events, time.time())
     outcomes = send_again(events, settings)
     if options.json:
-        print(json.dumps({"sent": len(outcomes), "outcomes": outcomes}, indent=2))
+        print_answer({"sent": len(outcomes), "outcomes": outcomes})
     else:
         _print_outcomes(outcomes)
     return Exit.FAILED if any(one["outcome"] == "quarantined" for one in outcomes) else Exit.DONE
@@ -169,7 +188,9 @@ def _print_outcomes(outcomes: Sequence[Row]) -> None:
         print(f"{one['from']}  {printable(one['event_id'])}  {one['outcome']}{why}")
     numbers = Counter(one["outcome"] for one in outcomes)
     print(", ".join(f"{number} {name}" for name, number in sorted(numbers.items())) or "nothing to send")
+    if numbers["waits"]:
+        print("waits: a click that counts once its impression has arrived, or is quarantined again as orphan_click")
 
 
 def _time(ts_us: int | None) -> str:
-    return "-" if ts_us is None else datetime.fromtimestamp(ts_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return "-" if ts_us is None else rfc3339(ts_us // 1_000_000)

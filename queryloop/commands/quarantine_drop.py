@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import getpass
 import json
-import socket
 from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from queryloop.exits import CommandError, Exit
+from queryloop.output import print_answer
 from streams.api.client import HttpError, post, with_query
 from streams.api.quarantine_drop import DropParams, drop_rows
+from streams.runtime.audit import name_user
 from streams.store.held_shards import shard_path
 from streams.store.shard import Shard, StoreError
 from streams.store.shard_registry import ShardRegistry
@@ -31,18 +31,13 @@ def drop(settings: Settings, options: argparse.Namespace, fetch_counts: Callable
         number = sum(counts.get(options.reason, 0) for counts in found)
         older = f", those before {options.before} of them," if options.before else ""
         raise CommandError(f"{number:,} rows have the reason {options.reason}{older}: --yes removes them for good", Exit.USAGE)
-    by = f"{getpass.getuser()}@{socket.gethostname()}"
+    by = name_user()
     params = DropParams(reason=options.reason, before=options.before, by=by)
     dropped = {number: _drop(settings, number, params) for number in range(settings.kafka.partitions)}
     total = sum(dropped.values())
     if options.json:
-        print(
-            json.dumps(
-                {"reason": options.reason, "before": options.before, "by": by, "dropped": total, "shards": dropped},
-                indent=2,
-                default=str,
-            )
-        )
+        shards = [{"shard": number, "dropped": rows} for number, rows in dropped.items()]
+        print_answer({"reason": options.reason, "before": options.before, "by": by, "dropped": total, "shards": shards})
     else:
         print(f"{total:,} rows of the reason {options.reason} dropped; recorded in {settings.data.dir / 'audit.jsonl'}")
     return Exit.DONE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from contextlib import ExitStack
@@ -13,6 +12,7 @@ from typing import Any
 
 from queryloop.commands.status import read_running
 from queryloop.exits import CommandError, Exit
+from queryloop.output import print_answer
 from queryloop.replay.descriptions import describe_delivery, describe_isolated, describe_preview, describe_refused
 from queryloop.replay.replay import Pacing, replay, replay_isolated
 from queryloop.replay.running import AgeCheck, RunningSystem, await_outcome, find_running
@@ -67,7 +67,7 @@ def _check(options: argparse.Namespace, settings: Settings, log: Path, mapping: 
     found = _preview(log, settings, mapping, running)
     compared = isinstance(running, RunningSystem)
     if options.json:
-        print(json.dumps(_preview_json(found, running), indent=2))
+        print_answer(_preview_json(options.log.name, found, running))
     else:
         print(describe_preview(options.log.name, found, mapping is not None))
         said = f"compared with the worker at {running.url}" if isinstance(running, RunningSystem) else f"events' age: {running}"
@@ -75,10 +75,10 @@ def _check(options: argparse.Namespace, settings: Settings, log: Path, mapping: 
     return Exit.FAILED if found.reasons else Exit.DONE
 
 
-def _preview_json(found: Preview, running: RunningSystem | str) -> dict[str, Any]:
+def _preview_json(name: str, found: Preview, running: RunningSystem | str) -> dict[str, Any]:
     refused = [{**asdict(one.place), "reason": one.reason, "detail": one.detail} for one in found.first_refused]
     url = running.url if isinstance(running, RunningSystem) else None
-    return asdict(found) | {"first_refused": refused, "running": url}
+    return {"log": name, **asdict(found), "first_refused": refused, "running": url}
 
 
 def _preview(log: Path, settings: Settings, mapping: Mapping | None, running: RunningSystem | str) -> Preview:
@@ -90,12 +90,11 @@ def _preview(log: Path, settings: Settings, mapping: Mapping | None, running: Ru
 def _isolated(options: argparse.Namespace, settings: Settings, log: Path, mapping: Mapping | None) -> Exit:
     worker_settings = StreamsSettings(**{name: getattr(settings, name) for name in StreamsSettings.model_fields})
     summary = replay_isolated(log, options.as_of, options.out, settings.kafka.broker, worker_settings, settings.emitter, mapping)
-    text = (
-        json.dumps(summary, indent=2, default=str)
-        if options.json
-        else describe_isolated(summary, options.out, mapping is not None)
-    )
-    print(text)
+    if options.json:
+        tables = [{"as_of": day, **rows} for day, rows in summary["rows"].items()]
+        print_answer({name: value for name, value in summary.items() if name not in ("rows", "as_of")} | {"tables": tables})
+    else:
+        print(describe_isolated(summary, options.out, mapping is not None))
     return Exit.DONE
 
 
@@ -127,7 +126,11 @@ def _running(options: argparse.Namespace, settings: Settings, log: Path, mapping
     unknown = None if isinstance(running, RunningSystem) else running
     summary = {"log": options.log.name, "bootstrap": bootstrap, **asdict(counters), "positions": positions}
     summary |= {"outcome": None if outcome is None else asdict(outcome), "unknown": unknown}
-    print(json.dumps(summary, indent=2, default=str) if options.json else describe_delivery(summary))
+    if options.json:
+        shards = [{"shard": number, "next_offset": offset} for number, offset in sorted(positions.items())]
+        print_answer({name: value for name, value in summary.items() if name != "positions"} | {"shards": shards})
+    else:
+        print(describe_delivery(summary))
     if outcome is None:
         return Exit.DONE
     return Exit.FAILED if outcome.quarantined else Exit.DONE if outcome.applied else Exit.INCOMPLETE

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
-
-from rich.console import Console
-from rich.markup import escape
+from typing import Any
 
 from queryloop.commands.job_progress import JobProgress
 from queryloop.exits import CommandError, Exit
+from queryloop.output import print_answer
 from queryloop.settings import Settings, read_settings
+from queryloop.tables import print_line
 from streams.runtime.environment import to_environ
 from streams.runtime.settings_records import find_differences, read_record
 from trainers.jobs.ledger import Kind, Ledger, Run, State
@@ -39,9 +39,9 @@ def run_job(settings: Settings, kind: Kind, *, as_json: bool, daemons_own: bool 
     else:
         run = _run_here(ledger, kind, settings)
     if as_json:
-        print(json.dumps({"run": run.id, "kind": run.kind, "state": run.state, "outcome": run.outcome, "log": run.log}, indent=2))
+        print_answer(run_as_json(run) | {"log": run.log})
     else:
-        Console().print(describe_run(run), soft_wrap=True)
+        print_line(describe_run(run))
     return CODES.get(run.state, Exit.FAILED)
 
 
@@ -61,13 +61,19 @@ def refuse_other_settings(settings: Settings) -> None:
     )
 
 
+def run_as_json(run: Run) -> dict[str, Any]:
+    """Return a run as `run` and `status` print it with --json."""
+    times = {"started_ts": run.started_at, "ended_ts": run.ended_at}
+    return {"run": run.id, "kind": run.kind, "state": run.state, **times, "outcome": run.outcome}
+
+
 def describe_run(run: Run) -> str:
-    """Return a run in one line of rich markup."""
+    """Return a run in one line."""
     took = f" in {run.ended_at - run.started_at:.0f} s" if run.ended_at and run.started_at else ""
     figures = {key: value for key, value in run.outcome.items() if key != "detail" and not isinstance(value, dict | list)}
     shown = ", ".join(f"{key} {_short(value)}" for key, value in figures.items() if value is not None)
     outcome = " - ".join(filter(None, (str(run.outcome.get("detail", "")), shown)))
-    return escape(f"{run.kind} job {run.id} {run.state}{took}" + (f": {outcome}" if outcome else ""))
+    return f"{run.kind} job {run.id} {run.state}{took}" + (f": {outcome}" if outcome else "")
 
 
 def _short(value: object) -> str:

@@ -7,24 +7,26 @@ import json
 from pathlib import Path
 from typing import Any
 
-import psutil
 from pydantic import SecretStr
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from queryloop.commands.asked_folder import Section, expected_folder, explain_stranger
+from queryloop.commands.run import run_as_json
 from queryloop.exits import Exit
+from queryloop.output import print_answer, rfc3339
 from queryloop.settings import Settings, read_settings
+from queryloop.tables import print_line, print_table
 from queryloop.up.readiness import ask_worker
 from serving.releases.registry import ReleaseError, read_rollout
-from streams.api.client import HttpError, WrongFolder, get_json
+from streams.api.client import NOBODY_LISTENS, HttpError, WrongFolder, get_json
 from streams.runtime.data_folder import DataFolder, find_data_folder
+from streams.runtime.processes import find_start, is_running
 from streams.runtime.settings_records import find_differences, read_records
 from trainers.jobs.ledger import Ledger
 
 TIMEOUT_S = 3.0
 NOT_READY = 503
+NOT_RUNNING = "not running (start `queryloop up`)"
+RESTARTING = "not running (`queryloop up` starts it again)"
 
 
 def run(options: argparse.Namespace) -> int:
@@ -36,7 +38,7 @@ def show_status(settings: Settings, *, as_json: bool) -> int:
     """Print the status; the exit code is 3 when the worker, the server or the trainers are down or not ready."""
     found = read_status(settings)
     if as_json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print_answer(found)
     else:
         _print_status(found)
     alive = all(found[room].get("up") and found[room].get("ready", True) for room in ("streams", "serving", "trainers"))
@@ -55,7 +57,7 @@ def read_status(settings: Settings) -> dict[str, Any]:
         "serving": fetch(
             f"{serving}/readyz", settings.serving.key, own if "serving" in running else expected_folder(settings, "serving")
         ),
-        "trainers": _read_trainers(settings.data.dir),
+        "trainers": _read_trainers(settings.data.dir, RESTARTING if running else NOT_RUNNING),
         "rollout": _read_rollout(settings.data.dir),
         "settings": _read_settings_records(settings),
     }
@@ -68,12 +70,12 @@ def _read_settings_records(settings: Settings) -> list[dict[str, Any]]:
             "process": record.process,
             "pid": record.pid,
             "file": record.file,
-            "read_at": record.read_at.isoformat(timespec="seconds"),
+            "read_ts": record.read_at.timestamp(),
             "hash": record.hash,
             "differences": {key: {"process": before, "now": now} for key, (before, now) in found.items()},
         }
         for record in read_records(settings.data.dir)
-        if psutil.pid_exists(record.pid)
+        if find_start(record.pid) is not None
         for found in [find_differences(record, settings)]
     ]
 
@@ -84,7 +86,13 @@ def _read_worker(url: str, key: SecretStr | None, folder: DataFolder | None) -> 
     if not status["up"]:
         return status
     readiness = ask_worker(url, key)
+    for name in ("shards", "waiting"):
+        status[name] = [{"shard": one["partition"], **_without(one, "partition")} for one in status.get(name, [])]
     return {**status, "ready": readiness.ready, "state": readiness.text}
+
+
+def _without(values: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key != name}
 
 
 def read_running(folder: Path) -> dict[str, Any]:
@@ -93,7 +101,7 @@ def read_running(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     written: dict[str, Any] = json.loads(path.read_text())
-    return written if psutil.pid_exists(int(written["pid"])) else {}
+    return written if is_running(int(written["pid"]), written.get("started")) else {}
 
 
 def fetch(url: str, key: SecretStr | None, folder: DataFolder | None = None) -> dict[str, Any]:
@@ -109,20 +117,18 @@ def fetch(url: str, key: SecretStr | None, folder: DataFolder | None = None) -> 
     except HttpError as error:
         status = {"status": error.status} if error.status else {}
         loading = {"loading": error.answer["loading"]} if error.answer.get("loading") else {}
-        return {"up": False, "url": url, **status, **loading, "error": error.reason}
+        reason = NOT_RUNNING if error.reason == NOBODY_LISTENS else error.reason
+        return {"up": False, "url": url, **status, **loading, "error": reason}
 
 
-def _read_trainers(folder: Path) -> dict[str, Any]:
+def _read_trainers(folder: Path, not_running: str) -> dict[str, Any]:
     path = folder / "ledger.sqlite"
     if not path.exists():
-        return {"up": False, "error": f"{path} does not exist: nothing was trained here yet", "runs": []}
+        return {"up": False, "error": not_running, "runs": []}
     ledger = Ledger(path)
-    runs = [
-        {"id": r.id, "kind": r.kind, "state": r.state, "started_at": r.started_at, "ended_at": r.ended_at, "outcome": r.outcome}
-        for r in ledger.runs(limit=10)
-    ]
+    runs = [run_as_json(run) for run in ledger.runs(limit=10)]
     lives = ledger.daemon_lives()
-    return {"up": lives, **({} if lives else {"error": "the timetable's daemon writes no heartbeat"}), "runs": runs}
+    return {"up": lives, **({} if lives else {"error": not_running}), "runs": runs}
 
 
 def _read_rollout(folder: Path) -> dict[str, Any]:
@@ -134,50 +140,50 @@ def _read_rollout(folder: Path) -> dict[str, Any]:
 
 
 def _print_status(found: dict[str, Any]) -> None:
-    console = Console()
     for room in ("streams", "serving", "trainers"):
-        state = found[room]
-        console.print(f"{room:9} {_describe_room(state)}", soft_wrap=True)
+        print_line(f"{room:9} ", *_describe_room(found[room]))
     rollout, loading = found["rollout"], found["serving"].get("loading")
     champion = str(rollout.get("error") or rollout.get("champion") or "none yet")
-    console.print(f"release   {escape(champion)}{f', loading {escape(loading)}' if loading else ''}", soft_wrap=True)
+    print_line(f"release   {champion}{f', loading {loading}' if loading else ''}")
     for record in found["settings"]:
         if differing := ", ".join(record["differences"]):
-            line = f"{record['process']} runs on settings read at {record['read_at']}, other than now: {differing}"
-            console.print(f"settings  [yellow]{escape(line)}[/]", soft_wrap=True, highlight=False)
+            read_at = rfc3339(int(record["read_ts"]))
+            said = f"{record['process']} runs on settings read at {read_at}, other than now: {differing}"
+            print_line("settings  ", (said, "yellow"))
     if shards := found["streams"].get("shards"):
-        console.print(_shard_table(shards))
+        _print_shards(shards)
     if runs := found["trainers"]["runs"]:
-        console.print(_run_table(runs))
+        print_table(("run", "job", "state", "seconds", "detail"), list(map(_run_row, runs)), texts=("detail",))
 
 
-def _describe_room(state: dict[str, Any]) -> str:
-    """Return a room's state with rich's markup; a room that answers 503 runs and is not ready."""
+def _describe_room(state: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return a room's state as texts with their styles; a room that answers 503 runs and is not ready."""
     if state.get("up"):
-        return (
-            f"[green]{escape(state.get('state', 'up'))}[/]"
-            if state.get("ready", True)
-            else f"[yellow]{escape(state['state'])}[/]"
-        )
+        return [(str(state.get("state", "up")), "green" if state.get("ready", True) else "yellow")]
     if state.get("loading"):
-        return f"[yellow]loading {escape(str(state['loading']))}[/]"
-    status = state.get("status")
-    word = "[red]down[/]" if status is None else "[yellow]not ready[/]" if status == NOT_READY else f"[red]HTTP {status}[/]"
-    return f"{word}: {escape(str(state.get('error', '')))}"
+        return [(f"loading {state['loading']}", "yellow")]
+    error, status = str(state.get("error", "")), state.get("status")
+    if error in (NOT_RUNNING, RESTARTING):
+        return [(error, "red")]
+    word = ("down", "red") if status is None else ("not ready", "yellow") if status == NOT_READY else (f"HTTP {status}", "red")
+    return [word, (f": {error}", "")]
 
 
-def _shard_table(shards: list[dict[str, Any]]) -> Table:
-    table = Table("shard", "events", "counted", "duplicates", "quarantined", "pending", "days in the lake")
-    for shard in shards:
-        numbers = (shard[name] for name in ("partition", "events", "counted", "duplicates"))
-        bad = sum(shard["quarantined"].values())
-        table.add_row(*(str(n) for n in numbers), str(bad), str(shard["pending"]), str(len(shard["days_exported"])))
-    return table
+def _print_shards(shards: list[dict[str, Any]]) -> None:
+    columns = ("shard", "events", "counted", "duplicates", "quarantined", "pending", "days in lake")
+    rows = [
+        [
+            *(shard[name] for name in ("shard", "events", "counted", "duplicates")),
+            sum(shard["quarantined"].values()),
+            shard["pending"],
+            len(shard["days_exported"]),
+        ]
+        for shard in shards
+    ]
+    print_table(columns, rows)
 
 
-def _run_table(runs: list[dict[str, Any]]) -> Table:
-    table = Table("run", "job", "state", "seconds", "detail")
-    for run in runs:
-        seconds = f"{run['ended_at'] - run['started_at']:.0f}" if run["ended_at"] and run["started_at"] else ""
-        table.add_row(str(run["id"]), run["kind"], run["state"], seconds, escape(str(run["outcome"].get("detail", ""))))
-    return table
+def _run_row(run: dict[str, Any]) -> list[Any]:
+    started, ended = run["started_ts"], run["ended_ts"]
+    seconds = f"{ended - started:.0f}" if ended and started else None
+    return [run["run"], run["kind"], run["state"], seconds, run["outcome"].get("detail", "")]

@@ -9,8 +9,8 @@ from queryloop.commands.counts import Answer, Table, show_counts
 
 def run(options: argparse.Namespace) -> int:
     """Show the successors of a query, most frequent first. Raises SettingsError, CommandError."""
-    columns = ("next_query", "count", "share")
-    return show_counts(options, "successors", Table(columns, lambda answer: answer["rows"], _summarise))
+    columns = {"next_query": "next query", "count": "count", "share": "share"}
+    return show_counts(options, "successors", Table(columns, "rows", _summarise, texts=("next_query",)))
 
 
 def _summarise(answer: Answer) -> str:

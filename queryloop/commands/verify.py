@@ -151,7 +151,7 @@ def _print_json(verdicts: Sequence[Verdict], source: str, seconds: float) -> Non
     sys.stdout.write(text[: text.rindex("}")].rstrip() + ',\n  "differences": [')
     keys = ({"shard": verdict.partition, **row} for verdict in verdicts for row in rows(verdict.differences))
     for number, row in enumerate(keys):
-        sys.stdout.write(("," if number else "") + "\n    " + json.dumps(row, ensure_ascii=False))
+        sys.stdout.write(("," if number else "") + "\n    " + json.dumps(row))
     sys.stdout.write("]\n}\n")
 
 
@@ -162,7 +162,7 @@ def _summary(verdict: Verdict) -> dict[str, Any]:
         "events": verdict.lines,
         "first_day": verdict.days[0].isoformat() if verdict.days else None,
         "last_day": verdict.days[-1].isoformat() if verdict.days else None,
-        "left_out": {day.isoformat(): why for day, why in sorted(verdict.left_out.items())},
+        "left_out": [{"day": day.isoformat(), "reason": why} for day, why in sorted(verdict.left_out.items())],
         "doubts": verdict.doubts,
         "differing_keys": len(verdict.differences),
         "account": {name: {"live": live, "recounted": recounted} for name, (live, recounted) in verdict.account.items()},

@@ -5,13 +5,28 @@ from __future__ import annotations
 import argparse
 
 from queryloop.commands.counts import Answer, Table, show_counts
+from queryloop.exits import CommandError, Exit
+
+COLUMNS = {
+    "query": "query",
+    "item": "item",
+    "position": "position",
+    "impressions": "shown",
+    "clicks": "clicks",
+    "raw_ctr": "raw CTR",
+    "smoothed_ctr": "smoothed",
+    "coec": "COEC",
+}
 
 
 def run(options: argparse.Namespace) -> int:
     """Show the windows of a query, an item or both. Raises SettingsError, CommandError."""
-    columns = ("query", "item", "position", "impressions", "clicks", "raw_ctr", "smoothed_ctr", "coec")
-    return show_counts(options, "windows", Table(columns, lambda answer: answer["rows"], _summarise))
+    if options.query is None and options.item is None:
+        raise CommandError('say which windows: --query "red shoes", --item "red boots", or both', Exit.USAGE)
+    return show_counts(options, "windows", Table(COLUMNS, "rows", _summarise, texts=("query", "item")))
 
 
 def _summarise(answer: Answer) -> str:
-    return f"{answer['total']} cells in the 14 days before {answer['as_of']}"
+    said = f"{answer['total']} cells in the 14 days before {answer['as_of']}"
+    unknown = any(row["coec"] is None for row in answer["rows"])
+    return f"{said}; COEC – where its positions have too few impressions or clicks yet (docs/events.md)" if unknown else said

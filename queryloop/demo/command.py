@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import shutil
 import signal
 import sys
@@ -15,18 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from queryloop.demo.loop import run_stack
 from queryloop.demo.milestones import MilestoneError
 from queryloop.demo.plan import choose_plan, make_settings
 from queryloop.demo.report import Measured, describe_gate, summarise, write_report
 from queryloop.demo.stages import Stages
 from queryloop.exits import Exit
+from queryloop.output import print_answer, print_error
 from queryloop.product.world import draw_world
 from queryloop.settings import read_settings
+from queryloop.tables import print_line, print_table
 from queryloop.up.stack import UpError
 
 
@@ -42,18 +39,24 @@ def run(options: argparse.Namespace) -> int:
                 # Without this stage itself: how long it takes is not known before it is written.
                 report = write_report(replace(measured, spans=stages.spans[:-1]), out)
         except (MilestoneError, UpError) as error:
-            stages.print_line(f"queryloop demo: stage “{stages.current}” failed: {error}\nlogs: {work / 'logs'}")
-            return Exit.FAILED
+            return _end(stages, f"stage “{stages.current}” failed: {error}\nlogs: {work / 'logs'}", Exit.FAILED, options)
         except (KeyboardInterrupt, asyncio.CancelledError):
-            stages.print_line(f"stopped in stage “{stages.current}”; nothing is left running")
             shutil.rmtree(work, ignore_errors=True)
-            return Exit.INTERRUPTED
+            return _end(stages, f"stopped in stage “{stages.current}”; nothing is left running", Exit.INTERRUPTED, options)
     _show(report, measured, out, as_json=options.json)
     if wrong := find_differences(measured):
         print("queryloop demo: " + "; ".join(wrong) + f"\nlogs: {work / 'logs'}", file=sys.stderr)
         return Exit.FAILED
     shutil.rmtree(work, ignore_errors=True)
     return Exit.DONE
+
+
+def _end(stages: Stages, text: str, code: Exit, options: argparse.Namespace) -> Exit:
+    """Say above the bars why the demo ends early, with --json also as its answer."""
+    stages.print_line(f"queryloop demo: {text}")
+    if options.json:
+        print_error(text, code, as_json=True)
+    return code
 
 
 def find_differences(measured: Measured) -> list[str]:
@@ -88,23 +91,28 @@ def _interruptible() -> Iterator[None]:
 def _show(report: dict[str, Any], measured: Measured, out: Path, *, as_json: bool) -> None:
     """Print the report to stdout."""
     if as_json:
-        print(json.dumps(report, indent=2, ensure_ascii=False))
+        print_answer(report)
         return
-    console = Console(highlight=False)
-    table = Table(title=f"Queryloop demo, seed {measured.seed}", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for name in ("release", "true rate", "AEC predictor", "AEC judge", "well formed", "tokens", "repeats", "gate"):
-        table.add_column(name, justify="left" if name in ("release", "gate") else "right")
-    for one in report["releases"]:
-        numbers = [one[name] for name in ("true_click_rate", "aec_predictor", "aec_judge", "well_formed", "mean_tokens")]
-        cells = ["–" if value is None else f"{value:.3f}" for value in [*numbers, one["duplicate_rate"]]]
-        table.add_row(one["id"], *cells, describe_gate(one["gate"]).partition(":")[0])
-    console.print(table)
+    print_line(f"Queryloop demo, seed {measured.seed}")
+    measures = ("true_click_rate", "aec_predictor", "aec_judge", "well_formed", "mean_tokens", "duplicate_rate")
+    names = ("release", "true rate", "AEC predictor", "AEC judge", "well formed", "tokens", "repeats", "gate")
+    rows = [
+        [one["release"], *(_round(one[name]) for name in measures), describe_gate(one["gate"]).partition(":")[0]]
+        for one in report["releases"]
+    ]
+    print_table(names, rows)
     for one in report["releases"]:
         for reason in one["gate"].get("reasons", []):
-            console.print(f"{one['id']}: {reason}", markup=False, soft_wrap=True)
+            print_line(f"{one['release']}: {reason}")
     requests, events = report["requests"], report["events"]
-    console.print(f"{requests['answered']} lists answered, {requests['failed']} calls failed, ", end="", markup=False)
-    console.print(f"p50 {requests['p50_ms']} ms, p99 {requests['p99_ms']} ms", markup=False)
-    console.print(f"{events['counted']} events counted; the product's own totals say {measured.totals.counted}", markup=False)
-    console.print(summarise(report), markup=False)
-    console.print(f"{out / 'report.html'} and report.json in {sum(report['seconds'].values()):.0f} s", markup=False)
+    print_line(
+        f"{requests['answered']} lists answered, {requests['failed']} calls failed, p50 {requests['p50_ms']} ms, "
+        f"p99 {requests['p99_ms']} ms"
+    )
+    print_line(f"{events['counted']} events counted; the product's own totals say {measured.totals.counted}")
+    print_line(summarise(report))
+    print_line(f"{out / 'report.html'} and report.json in {sum(report['seconds'].values()):.0f} s")
+
+
+def _round(value: float | None) -> str | None:
+    return None if value is None else f"{value:.3f}"

@@ -71,7 +71,7 @@ def describe_release(release: ReleaseRecord, releases: Sequence[ReleaseRecord], 
     """Return one entry of `releases`; what was not measured (a release that never served or passed no gate) is null."""
     measures = _measures_of(release, releases)
     return {
-        "id": release.id,
+        "release": release.id,
         "true_click_rate": round(rates[release.id], 5) if release.id in rates else None,
         **{name: measures.get(name) for name in MEASURES},
         "promoted": release.promoted,
@@ -120,8 +120,8 @@ def summarise(report: Mapping[str, Any]) -> str:
     first, last = served[0], served[-1]
     gain = last["true_click_rate"] / first["true_click_rate"]
     return (
-        f"The true click rate rose from {first['true_click_rate']:.3f} ({first['id']}) to {last['true_click_rate']:.3f} "
-        f"({last['id']}): {gain:.2f} times."
+        f"The true click rate rose from {first['true_click_rate']:.3f} ({first['release']}) to {last['true_click_rate']:.3f} "
+        f"({last['release']}): {gain:.2f} times."
     )
 
 
@@ -164,7 +164,7 @@ def describe_gate(gate: Mapping[str, Any]) -> str:
 
 def _plot_promises(report: Mapping[str, Any]) -> str:
     groups = {
-        one["id"]: {
+        one["release"]: {
             "true click rate": one["true_click_rate"],
             "AEC by the predictor": one["aec_predictor"],
             "AEC by the judge": one["aec_judge"],

@@ -29,7 +29,7 @@ class Stages:
         self.spans: list[Span] = []
         self.started = clock()
         self._expected, self._clock = expected, clock
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, markup=False, emoji=False, highlight=False)
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(40), TimeElapsedColumn(), _Left(), console=self._console, transient=True
         )

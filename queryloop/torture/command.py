@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import signal
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from queryloop.exits import Exit
+from queryloop.output import print_answer
 from queryloop.torture.harness import TortureError
 from queryloop.torture.report import Result, render
 from queryloop.torture.run import Options, run_torture
@@ -23,7 +23,10 @@ def run(options: argparse.Namespace) -> int:
     asked = Options(**{name: getattr(options, name) for name in Options.__dataclass_fields__})
     asked.check()
     result = torture(asked)
-    print(json.dumps(result.as_dict(), indent=2) if options.json else render(result))
+    if options.json:
+        print_answer(result.as_dict())
+    else:
+        print(render(result))
     return Exit.DONE if result.equal else Exit.FAILED
 
 

@@ -25,7 +25,9 @@ def run_verify(settings: StreamsSettings, *, log_was_lost: bool) -> tuple[bool, 
     command = [sys.executable, "-m", "queryloop", "verify", "--json"]
     done = subprocess.run(command, env=to_environ(settings), capture_output=True, text=True, timeout=LIMIT_S, check=False)
     if done.returncode not in (Exit.DONE, Exit.FAILED, Exit.INCOMPLETE) or not done.stdout:
-        raise TortureError(f"queryloop verify ended with code {done.returncode}: {done.stderr[-2000:]}")
+        raise TortureError(f"queryloop verify ended with code {done.returncode}: {(done.stderr or done.stdout)[-2000:]}")
     verdict: dict[str, Any] = json.loads(done.stdout)
+    if "error" in verdict:
+        raise TortureError(f"queryloop verify ended with code {done.returncode}: {verdict['error']}")
     enough = (Exit.DONE, Exit.INCOMPLETE) if log_was_lost else (Exit.DONE,)
     return done.returncode in enough, {**verdict, "exit": done.returncode, "differences": verdict["differences"][:SHOWN]}

@@ -25,7 +25,7 @@ from streams.brokers.topics import KafkaSettings, TopicError, create_topics
 from streams.runtime.atomic_files import replace_file
 from streams.runtime.data_folder import open_data_folder
 from streams.runtime.environment import to_environ
-from streams.runtime.processes import Child, ProcessError, describe_busy_port, free_port, port_is_free
+from streams.runtime.processes import Child, ProcessError, describe_busy_port, find_start, free_port, port_is_free
 from streams.runtime.settings import RECORD
 from streams.runtime.settings_records import record_path, record_settings
 from streams.store.counted_log import check_log
@@ -254,7 +254,7 @@ def _lock_folder(data_dir: Path) -> Iterator[None]:
 @contextmanager
 def _publish_address(path: Path, bootstrap: str, urls: Urls) -> Iterator[None]:
     """Write the stack's addresses for other commands on this machine to read, and remove the file on exit."""
-    content = json.dumps({"pid": os.getpid(), "bootstrap": bootstrap, **asdict(urls)}) + "\n"
+    content = json.dumps({"pid": os.getpid(), "started": find_start(os.getpid()), "bootstrap": bootstrap, **asdict(urls)}) + "\n"
     replace_file(path, content.encode(), durable=False)
     try:
         yield

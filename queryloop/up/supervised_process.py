@@ -81,16 +81,20 @@ class Supervisor:
             return
         elif self.child.returncode == UNREADABLE:
             self._given_up = True
-            self._print_line(
-                f"{self.room.name} ended with code {UNREADABLE} and is not started again, its log says why: {self.room.log}"
-            )
+            self._print_line(f"{self._describe_end(self.child)}; it is not started again; log: {self.room.log}")
         else:
             self._failures = 1 if now - self._started > STEADY_S else self._failures + 1
             pause = pause_after(self._failures)
             self._due = now + pause
-            self._print_line(
-                f"{self.room.name} ended with code {self.child.returncode}, starts again in {pause:g} s; log: {self.room.log}"
-            )
+            self._print_line(f"{self._describe_end(self.child)}; it starts again in {pause:g} s; log: {self.room.log}")
+
+    def _describe_end(self, child: Child) -> str:
+        """Return how the process ended, with the reason that it logged last where no signal killed it."""
+        code = child.returncode or 0
+        if code < 0:
+            return f"{self.room.name} was killed by signal {-code}"
+        reason = child.last_line()
+        return f"{self.room.name} ended with code {code}" + (f": {reason}" if reason else "")
 
     def stop(self) -> None:
         """End the process by SIGTERM, and by SIGKILL after the grace period."""

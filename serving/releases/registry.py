@@ -2,7 +2,8 @@
 
 A release is an immutable folder `releases/<id>` in the data folder. Its manifest names artifact folders, relative to the data
 folder, with the checksum of each one's own manifest, so no part can be replaced unnoticed. `releases/rollout.json` names
-the champion and is replaced atomically. Nothing is ever deleted here: a folder may be in use.
+the champion and is replaced atomically; who changed it, and when, is in the data folder's `audit.jsonl`. Nothing is ever
+deleted here: a folder may be in use.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import msgspec
 
 from streams.runtime import artifacts
 from streams.runtime.atomic_files import new_folder, replace_file
+from streams.runtime.audit import append_audit, find_actor, read_audit
 
 _T = TypeVar("_T")
 _MANIFEST = "manifest.json"
@@ -83,14 +85,17 @@ def publish(
 ) -> Release:
     """Publish a release of artifacts in the data folder `root`, under the next id; the rollout is not changed.
 
+    `meta` gets who published it, as `by`, and the `run` of a job.
+
     Raises ReleaseError for an artifact outside `root`, ArtifactError for one that is incomplete."""
     folders = {"policy": policy, "predictor": predictor, "judge": judge, "index": index}
     parts = {kind: _describe_part(root, folder) for kind, folder in folders.items() if folder is not None}
-    releases = root / "releases"
+    releases, actor = root / "releases", find_actor()
     releases.mkdir(parents=True, exist_ok=True)
+    made = {"by": actor.by, "run": actor.run, **(meta or {})}
     with _lock(releases):
         name = _next_id(releases)
-        manifest = _Manifest(name, datetime.now(UTC), parts, dict(gate or {}), dict(meta or {}))
+        manifest = _Manifest(name, datetime.now(UTC), parts, dict(gate or {}), made)
         with new_folder(releases / name) as folder:
             (folder / _MANIFEST).write_bytes(_encode(manifest))
     return read_release(root, name)
@@ -157,6 +162,7 @@ def promote(root: Path, name: str) -> Rollout:
         if rollout.champion == name:
             return rollout
         waiting = None if rollout.challenger == name else rollout.challenger
+        _record(root, "promote", name, rollout)
         return _replace_rollout(root, Rollout(champion=name, challenger=waiting, previous=rollout.champion))
 
 
@@ -174,9 +180,21 @@ def rollback(root: Path) -> Rollout:
         if rollout.previous is None:
             raise ReleaseError(f"{root / 'releases' / _ROLLOUT}: there is no previous release to go back to")
         read_release(root, rollout.previous)
+        _record(root, "rollback", rollout.previous, rollout)
         return _replace_rollout(
             root, Rollout(champion=rollout.previous, challenger=rollout.challenger, previous=rollout.champion)
         )
+
+
+def read_history(root: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return each promotion and rollback, oldest first: ts, action, release, before, by, run; and how many lines are damaged."""
+    return read_audit(root, "promote", "rollback")
+
+
+def _record(root: Path, action: str, release: str, rollout: Rollout) -> None:
+    """Append a change of the champion to the audit file, before it is made: so none is made that is not recorded."""
+    actor = find_actor()
+    append_audit(root, action, {"release": release, "before": rollout.champion, "by": actor.by, "run": actor.run})
 
 
 def _describe_part(root: Path, folder: Path) -> Part:

@@ -22,6 +22,7 @@ ADVICE: dict[int | None, str] = {
     None: "; start the worker, or set worker.host and worker.port to where it listens",
     HTTPStatus.UNAUTHORIZED: "; set QUERYLOOP_WORKER_KEY to its worker.key",
 }
+NOBODY_LISTENS = "nothing listens there"
 OPENER = build_opener(ProxyHandler({}))
 """Without a proxy: a worker is on this machine or in its network. It follows the 307 to another worker with the same key."""
 
@@ -64,7 +65,9 @@ def _ask(request: Request, timeout_s: float, folder: DataFolder | None) -> bytes
     try:
         status, body, headers = _open(request, timeout_s)
     except (OSError, HTTPException) as error:
-        raise HttpError(request.full_url, str(getattr(error, "reason", error)) or repr(error)) from error
+        cause = getattr(error, "reason", error)
+        reason = NOBODY_LISTENS if isinstance(cause, ConnectionRefusedError) else str(cause) or repr(error)
+        raise HttpError(request.full_url, reason) from error
     if folder is not None and (stranger := folder.find_stranger(headers)) is not None:
         raise WrongFolder(request.full_url, stranger, status)
     if status != HTTPStatus.OK:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import logging
-import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 from pydantic import AwareDatetime, BaseModel, Field
 
 from streams.events.schema import Reason, printable, to_micros
+from streams.runtime.audit import append_audit
 from streams.store.shard import Shard
 
 log = logging.getLogger(__name__)
-
-AUDIT = "audit.jsonl"
 
 
 class DropParams(BaseModel, frozen=True, extra="forbid"):
@@ -33,8 +29,6 @@ def drop_rows(shard: Shard, *, data_dir: Path, partition: int, params: DropParam
     dropped = shard.drop_quarantined(params.reason, before_us)
     by, reason, before = printable(params.by), str(params.reason), None if params.before is None else params.before.isoformat()
     log.warning("event=quarantine_dropped partition=%d reason=%s before=%s rows=%d by=%r", partition, reason, before, dropped, by)
-    ts = datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    what = {"ts": ts, "action": "quarantine_drop", "by": by, "partition": partition, "reason": reason, "before": before}
-    with (data_dir / AUDIT).open("ab") as audit:  # one write: appends of several workers do not mix
-        audit.write(msgspec.json.encode(what | {"rows": dropped}) + b"\n")
+    what = {"by": by, "partition": partition, "reason": reason, "before": before, "rows": dropped}
+    append_audit(data_dir, "quarantine_drop", what)
     return dropped

@@ -14,8 +14,11 @@ from pathlib import Path
 from types import TracebackType
 
 TAIL_BYTES = 4000
+LINE_CHARS = 300
 KEEP_BUFFERS = {"MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "134217728"}
 """Environment that keeps glibc from returning big buffers to the system and faulting them in again at every pass."""
+START_PRECISION_S = 1.0
+"""Start times that psutil reads twice differ by less: it adds the kernel's ticks to a time of boot that is adjusted."""
 NON_EPHEMERAL_PORTS = (20_000, 32_000)
 """A range below the ports that Linux (from 32768) and other systems (from 49152) give to outgoing connections."""
 # Runs in the child before its own program: the kernel kills the child when the thread that started it ends (PR_SET_PDEATHSIG =
@@ -80,6 +83,29 @@ def describe_busy_port(host: str, port: int) -> str:
     return f"port {port} on {host} is in use{' by ' if names else ''}{', '.join(names)}"
 
 
+def find_start(pid: int) -> float | None:
+    """Return when the process of this number started (seconds since the epoch); None where none runs, or only its remains."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
+    except psutil.NoSuchProcess:
+        return None
+
+
+def name_machine() -> str:
+    """Return a name of this machine, or of the container where process numbers are its own: they mean nothing in another."""
+    space = Path("/proc/self/ns/pid")
+    return f"{socket.gethostname()} {space.readlink() if space.is_symlink() else ''}".strip()
+
+
+def is_running(pid: int, started: float | None) -> bool:
+    """Return whether the process of this number runs, and is the one that started then: numbers are used again."""
+    found = find_start(pid)
+    return found is not None and (started is None or abs(found - started) < START_PRECISION_S)
+
+
 def accepts(host: str, port: int) -> bool:
     """Return whether something accepts a TCP connection there."""
     try:
@@ -129,6 +155,11 @@ class Child:
     def tail(self) -> str:
         """Return the last lines of the log, for error texts."""
         return self.log.read_bytes()[-TAIL_BYTES:].decode("utf-8", "replace").strip()
+
+    def last_line(self) -> str:
+        """Return the last line of the log as printable text, for a message of one line; empty where there is none."""
+        lines = self.tail().replace("\r", "\n").splitlines() if self.log.exists() else []
+        return "".join(one for one in lines[-1] if one.isprintable())[:LINE_CHARS] if lines else ""
 
     def wait_until(self, ready: Callable[[], bool], timeout_s: float, what: str, poll_s: float = 0.02) -> None:
         """Poll `ready` until it is true. Raises ProcessError when the process ends first or the time is over."""

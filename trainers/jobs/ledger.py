@@ -15,6 +15,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from streams.runtime.processes import find_start, is_running, name_machine
+
 Kind = Literal["ctr", "index", "policy"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 BUSY_TIMEOUT_S = 10.0
@@ -33,10 +35,12 @@ CREATE TABLE IF NOT EXISTS runs (
     log TEXT
 );
 CREATE INDEX IF NOT EXISTS runs_by_state ON runs (state, kind);
-CREATE TABLE IF NOT EXISTS heartbeat (
+CREATE TABLE IF NOT EXISTS daemon (
     one INTEGER PRIMARY KEY CHECK (one = 1),
     pid INTEGER NOT NULL,
-    at REAL NOT NULL
+    at REAL NOT NULL,
+    machine TEXT NOT NULL,
+    started REAL
 );
 CREATE TABLE IF NOT EXISTS planned (
     kind TEXT PRIMARY KEY,
@@ -55,13 +59,11 @@ READ_RUN = f"SELECT {COLUMNS} FROM runs WHERE id = ?"
 READ_RUNS = f"SELECT {COLUMNS} FROM runs WHERE (?1 IS NULL OR kind = ?1) ORDER BY id DESC LIMIT ?2"
 READ_REQUESTED = f"SELECT {COLUMNS} FROM runs WHERE state = 'requested' ORDER BY id"
 COUNT_RUNS = "SELECT kind, state, count(*), min(started_at), max(ended_at) FROM runs GROUP BY kind, state"
-BEAT = (
-    "INSERT INTO heartbeat (one, pid, at) VALUES (1, ?, ?) ON CONFLICT (one) DO UPDATE SET pid = excluded.pid, at = excluded.at"
-)
-READ_HEARTBEAT = "SELECT pid, at FROM heartbeat"
+BEAT = "INSERT OR REPLACE INTO daemon (one, pid, at, machine, started) VALUES (1, ?, ?, ?, ?)"
+READ_HEARTBEAT = "SELECT pid, at, machine, started FROM daemon"
 PLAN = "INSERT INTO planned (kind, line, since) VALUES (?1, ?2, ?3) ON CONFLICT (kind) DO UPDATE SET line = ?2, since = ?3"
 READ_PLANNED = "SELECT since FROM planned WHERE kind = ? AND line = ?"
-STOP_HEARTBEAT = "DELETE FROM heartbeat WHERE pid = ?"
+STOP_HEARTBEAT = "DELETE FROM daemon WHERE pid = ?"
 
 
 class LedgerError(RuntimeError):
@@ -108,13 +110,22 @@ class RunTotals:
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """The daemon's last heartbeat."""
+    """The daemon's last heartbeat: its process, the time, the machine (`streams.runtime.processes.name_machine`), and when
+    the process started; None where that could not be read."""
 
     pid: int
     at: float
+    machine: str
+    started: float | None
 
     def fresh(self, now: float) -> bool:
         return now - self.at < HEARTBEAT_FRESH_S
+
+    def process_runs(self) -> bool:
+        """Return whether the process still runs; of one on another machine, or in another container, only its beats tell."""
+        if self.started is None or self.machine != name_machine():
+            return True
+        return is_running(self.pid, self.started)
 
 
 class Ledger:
@@ -184,7 +195,7 @@ class Ledger:
     def beat(self, pid: int) -> None:
         """Write the daemon's heartbeat."""
         with self._change() as database:
-            database.execute(BEAT, (pid, self._clock()))
+            database.execute(BEAT, (pid, self._clock(), name_machine(), find_start(pid)))
 
     def stop_beating(self, pid: int) -> None:
         """Remove the heartbeat of a daemon that stops; that of another one is kept."""
@@ -194,7 +205,7 @@ class Ledger:
     def heartbeat(self) -> Heartbeat | None:
         with self._connect() as database:
             row = database.execute(READ_HEARTBEAT).fetchone()
-        return Heartbeat(int(row[0]), float(row[1])) if row else None
+        return Heartbeat(*row) if row else None
 
     def plan(self, kind: Kind, line: str) -> None:
         """Record that every due time of this timetable line up to now is dealt with."""
@@ -208,9 +219,9 @@ class Ledger:
         return float(row[0]) if row else None
 
     def daemon_lives(self) -> bool:
-        """Return whether a daemon wrote a heartbeat within the last ten seconds."""
+        """Return whether a daemon wrote a heartbeat within the last ten seconds, and was not killed since."""
         beat = self.heartbeat()
-        return beat is not None and beat.fresh(self._clock())
+        return beat is not None and beat.fresh(self._clock()) and beat.process_runs()
 
     @contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:

@@ -9,6 +9,7 @@ from importlib import import_module
 from types import ModuleType
 
 from serving.models_extra import ModelsMissing
+from streams.runtime.audit import Actor, acting
 from trainers.jobs.ledger import Kind, Ledger, State
 from trainers.jobs.outcomes import JobError, Outcome, Skipped
 from trainers.jobs.processes import BUSY, hold_kind, record
@@ -41,7 +42,7 @@ def run_recorded(kind: Kind, settings: TrainerSettings, run_id: int | None = Non
         for lost in ledger.fail_lost(kind):
             log.warning("event=run_lost run=%d kind=%s", lost, kind)
         begun = ledger.start(ledger.request(kind) if run_id is None else run_id, os.getpid())
-        with record(ledger, begun):
+        with record(ledger, begun), acting(Actor(f"job {kind}", begun.id)):
             state, outcome = _attempt(kind, settings)
         ledger.finish(begun.id, state, outcome.record())
     log.info("event=job_ended kind=%s run=%d state=%s detail=%r", kind, begun.id, state, outcome.detail)

@@ -77,7 +77,7 @@ def test_json_is_the_workers_own_answer(serve: Serve, capsys: pytest.CaptureFixt
             {"as_of": "2021-04-01", "followed": 3, "total": 1, "rows": [{"next_query": "n", "count": 3, "share": 1.0}]},
             "followed 3 times by 1 queries",
         ),
-        (["lag"], {"records": None, "seconds": 2.5, "shards": {}}, "behind by - records, 2.5 seconds"),
+        (["lag"], {"records": None, "seconds": 2.5, "shards": {}}, "behind the log by – records, 2.5 seconds"),
         (
             ["delays"],
             {"clicks": 1, "p50_s": 1.0, "p90_s": 2.0, "p99_s": 3.0, "buckets": [{"upto_s": 1.0, "clicks": 1}]},
@@ -107,7 +107,7 @@ def test_a_workers_refusal_is_printed(
     serve: Serve, capsys: pytest.CaptureFixture[str], status: int, code: Exit, error: str, printed: str
 ) -> None:
     serve(status, {"error": error})
-    assert cli.main(["windows"]) == code
+    assert cli.main(["windows", "--query", "q"]) == code
     assert printed in capsys.readouterr().err
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from streams.store.shard import CountingRules, Shard
 from streams.worker.settings import StreamsSettings
 from tests.queryloop.commands.test_verify import write_config
 from tests.streams.worker.test_main import await_applied, emit, make_settings
+from tests.support.command_table import check_answer
 from tests.support.logs import START, click, day, impression, query, read
 
 DAY = 86_400
@@ -50,8 +52,9 @@ class Product:
 
     def printed(self, *arguments: str) -> dict[str, Any]:
         self.capsys.readouterr()
-        self.run("quarantine", *arguments, "--json")
+        code = self.run("quarantine", *arguments, "--json")
         answer: dict[str, Any] = json.loads(self.capsys.readouterr().out)
+        check_answer(f"quarantine {arguments[0]}", code, answer)
         return answer
 
     def text(self, *arguments: str) -> str:
@@ -88,6 +91,8 @@ def test_a_fixed_event_counts_once_on_its_day(product: Product, tmp_path: Path) 
     name = product.row("invalid")
     raw = product.text("show", name, "--raw").encode()
     assert raw == BROKEN
+    shown = product.printed("show", name)
+    assert (shown["raw"].encode(), base64.b64decode(shown["raw_base64"])) == (BROKEN, BROKEN)
 
     fixed = tmp_path / "fix.jsonl"
     fixed.write_bytes(raw)
@@ -155,7 +160,8 @@ def test_a_folder_without_shards_is_not_an_empty_quarantine(
     (tmp_path / "q.toml").write_text(f'[data]\ndir = "{tmp_path}"\n')
     command = ["--config", str(tmp_path / "q.toml"), "quarantine", "list", *how]
     assert main(command) == Exit.UNAVAILABLE
-    assert f"there are no shards in {tmp_path / 'shards'}" in capfd.readouterr().err
+    said = capfd.readouterr()
+    assert f"there are no shards in {tmp_path / 'shards'}" in (said.out if how else said.err)
     Shard.open(shard_path(tmp_path, 0), CountingRules()).close()
     assert main(command) == Exit.DONE
     assert not capfd.readouterr().err

@@ -99,7 +99,7 @@ def test_the_last_line_of_a_log_cannot_control_a_terminal(tmp_path: Path) -> Non
 
 def test_an_outcome_is_one_line_without_the_names_of_its_parts() -> None:
     skipped = Run(1, "index", State.SKIPPED, 0.0, 1.0, 1.0, 1, {"detail": "there is nothing [bold] to index"}, None)
-    assert describe_run(skipped) == r"index job 1 skipped in 0 s: there is nothing \[bold] to index"
+    assert describe_run(skipped) == "index job 1 skipped in 0 s: there is nothing [bold] to index"
     done = Run(
         2, "policy", State.SUCCEEDED, 0.0, 1.0, 61.0, 1, {"detail": "r0001 live", "release": "r0001", "gate": {}, "x": None}, None
     )

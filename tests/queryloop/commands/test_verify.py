@@ -26,6 +26,7 @@ from streams.runtime.processes import free_port
 from streams.store.held_shards import shard_path
 from streams.worker.settings import StreamsSettings
 from tests.streams.worker.test_main import await_applied, emit, make_settings
+from tests.support.command_table import check_answer
 from tests.support.logs import START, click, day, impression, query
 
 DAY = 86_400
@@ -103,6 +104,7 @@ def test_equal_then_one_changed_row_is_named(counted: Counted, capsys: pytest.Ca
     counted.change(1, f"INSERT INTO window_deltas VALUES (DATE '{today}', 'red shoes 1', 'a', 0, 0, 1)")
     assert counted.verify("--json") == Exit.FAILED
     printed = answer(capsys)
+    check_answer("verify", Exit.FAILED, printed)
     assert printed["differing"] == 1
     [row] = printed["differences"]
     assert (row["shard"], row["kind"], row["day"], row["query"], row["item"]) == (1, "window", str(today), "red shoes 1", "a")

@@ -53,7 +53,7 @@ def test_the_json_has_the_documented_keys() -> None:
     assert set(report) == {"releases", "requests", "events", "swaps", "seconds"}
     for release in report["releases"]:
         assert set(release) == {
-            *("id", "true_click_rate", "aec_predictor", "aec_judge", "well_formed"),
+            *("release", "true_click_rate", "aec_predictor", "aec_judge", "well_formed"),
             *("mean_tokens", "duplicate_rate", "promoted", "gate"),
         }
     assert report["requests"] == {"answered": 90, "failed": 0, "p50_ms": 45.0, "p99_ms": 90.0}
@@ -64,7 +64,7 @@ def test_the_json_has_the_documented_keys() -> None:
 
 def test_the_true_click_rate_is_the_mean_of_the_click_model_over_the_lists_a_release_served() -> None:
     what = measured()
-    found = {one["id"]: one["true_click_rate"] for one in make_report(what)["releases"]}
+    found = {one["release"]: one["true_click_rate"] for one in make_report(what)["releases"]}
     for release in ("r0000", "r0002"):
         lists = [one for one in what.totals.shown if one.release == release]
         expected = statistics.mean(list_click_probability(WORLD, one.query, one.items) for one in lists)

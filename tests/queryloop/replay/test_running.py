@@ -23,6 +23,7 @@ from streams.store.shard import Shard
 from streams.worker.settings import StreamsSettings
 from tests.queryloop.commands.test_verify import write_config
 from tests.streams.worker.test_main import await_applied, emit, make_settings
+from tests.support.command_table import check_answer
 from tests.support.logs import NOW, START, click, feed, impression, query
 
 DAY = 86_400.0
@@ -75,6 +76,7 @@ def test_what_is_too_old_for_the_system_is_said_and_nothing_is_sent(system: Syst
 def test_what_was_sent_late_all_the_same_ends_with_another_code(system: System, tmp_path: Path) -> None:
     code, out, err = system.replay(write(tmp_path, *OLD, *NEW), "--allow-late", "--json")
     assert (code, "2 lines are too old" in err) == (Exit.FAILED, True)
+    check_answer("replay", code, json.loads(out))
     outcome = json.loads(out)["outcome"]
     assert outcome == {
         "applied": True, "events": 4, "counted": 2, "duplicates": 0, "pending": 0, "quarantined": {"too_old": 2}

@@ -18,6 +18,7 @@ from queryloop.cli import main
 from queryloop.exits import Exit
 from streams.brokers.jars import missing_tool
 from streams.runtime.processes import Child
+from tests.support.command_table import check_answer
 
 needs_kafka = pytest.mark.skipif(
     bool(missing_tool()) and not os.environ.get("REQUIRE_KAFKA"), reason=f"real Kafka cannot run here: {missing_tool()}"
@@ -47,6 +48,7 @@ def torture(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, dic
 
 def assert_all_counted(code: int, told: dict[str, Any], events: int, scratch: Path) -> None:
     assert code == Exit.DONE, told
+    check_answer("torture", code, told)
     assert told["equal"] is True and told["differences"] == []
     assert told["verify"]["equal"] is True
     assert told["verify"]["events"] >= events, "the product that was killed may have sent some lines twice"

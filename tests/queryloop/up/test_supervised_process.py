@@ -22,6 +22,10 @@ class FakeChild:
 
     returncode: int | None = None
     stopped_after: float | None = None
+    logged: str = ""
+
+    def last_line(self) -> str:
+        return self.logged
 
     def stop(self, grace_s: float) -> int:
         self.stopped_after = grace_s
@@ -61,7 +65,7 @@ def test_a_crashed_process_is_restarted_after_a_pause_and_reported_once(room: Su
     assert len(room.children) == 1
     room.supervisor.check(6.0)
     assert (len(room.children), room.supervisor.restarts) == (2, 1)
-    assert room.printed == ["serving ended with code -9, starts again in 1 s; log: serving.log"]
+    assert room.printed == ["serving was killed by signal 9; it starts again in 1 s; log: serving.log"]
 
 
 def test_the_pause_grows_while_it_fails_and_shrinks_when_it_ran_for_a_minute(room: Supervised) -> None:
@@ -81,11 +85,19 @@ def test_the_pause_grows_while_it_fails_and_shrinks_when_it_ran_for_a_minute(roo
 
 
 def test_a_worker_that_cannot_read_the_log_is_not_started_again_and_that_is_said_once(room: Supervised) -> None:
-    room.children[0].returncode = 65
+    room.children[0].returncode, room.children[0].logged = 65, "event=log_unreadable offset=7"
     for now in (1.0, 2.0, 100.0):
         room.supervisor.check(now)
     assert len(room.children) == 1
-    assert room.printed == ["serving ended with code 65 and is not started again, its log says why: serving.log"]
+    assert room.printed == [
+        "serving ended with code 65: event=log_unreadable offset=7; it is not started again; log: serving.log"
+    ]
+
+
+def test_the_reason_that_a_process_logged_last_is_said_with_its_end(room: Supervised) -> None:
+    room.children[0].returncode, room.children[0].logged = 1, "the disk is full: /data/shards"
+    room.supervisor.check(1.0)
+    assert room.printed == ["serving ended with code 1: the disk is full: /data/shards; it starts again in 1 s; log: serving.log"]
 
 
 def test_pauses_have_a_bound() -> None:

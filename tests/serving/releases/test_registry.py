@@ -12,6 +12,7 @@ import pytest
 from serving.releases import registry
 from serving.releases.registry import ReleaseError, Rollout
 from streams.runtime import artifacts
+from streams.runtime.audit import Actor, acting, name_user
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def test_a_release_names_its_parts(tmp_path: Path, policy: Path) -> None:
     assert (made.policy.resolve(), made.predictor, made.judge) == (policy.resolve(), None, None)
     assert made.index is not None
     assert made.index.resolve() == index.resolve()
-    assert (made.gate, made.meta) == ({"passed": True}, {"note": "first"})
+    assert (made.gate, made.meta) == ({"passed": True}, {"by": name_user(), "run": None, "note": "first"})
     registry.verify(tmp_path, made)
     assert str(tmp_path) not in (made.path / "manifest.json").read_text(), "the data folder may be moved"
 
@@ -183,3 +184,28 @@ def test_readers_never_see_half_a_rollout(tmp_path: Path, policy: Path) -> None:
             assert {seen.champion, seen.previous} <= {"r0000", "r0001", None}
     for one in flips:
         one.result()
+
+
+def test_every_promotion_and_rollback_is_recorded_with_time_and_who(tmp_path: Path, policy: Path) -> None:
+    first, second = (registry.publish(tmp_path, policy=policy).id for _ in range(2))
+    registry.promote(tmp_path, first)
+    with acting(Actor("job policy", 3)):
+        registry.promote(tmp_path, second)
+        registry.promote(tmp_path, second)
+    registry.rollback(tmp_path)
+    changes, damaged = registry.read_history(tmp_path)
+    assert damaged == 0
+    assert [(one["action"], one["release"], one["before"], one["by"], one["run"]) for one in changes] == [
+        ("promote", first, None, name_user(), None),
+        ("promote", second, first, "job policy", 3),
+        ("rollback", first, second, name_user(), None),
+    ]
+    assert all(one["ts"].endswith("Z") for one in changes)
+
+
+def test_what_cannot_be_recorded_is_not_promoted(tmp_path: Path, policy: Path) -> None:
+    made = registry.publish(tmp_path, policy=policy)
+    (tmp_path / "audit.jsonl").mkdir()
+    with pytest.raises(IsADirectoryError):
+        registry.promote(tmp_path, made.id)
+    assert registry.read_rollout(tmp_path).champion is None

@@ -98,7 +98,8 @@ def test_windows_are_sums_over_all_shards_with_rates_from_the_sums(group: Group)
             for row in answer["rows"]:
                 assert row["raw_ctr"] == row["clicks"] / row["impressions"]
                 assert row["smoothed_ctr"] == pytest.approx(float(smoothed[row["query"], row["item"], row["position"]]))
-                assert row["coec"] == pytest.approx(float(coec[row["query"], row["item"]] or 0))
+                wanted = coec[row["query"], row["item"]]
+                assert row["coec"] == (None if wanted is None else pytest.approx(float(wanted)))
             shown = [row["impressions"] for row in answer["rows"]]
             assert shown == sorted(shown, reverse=True)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -107,6 +109,29 @@ def test_the_daemon_is_alive_while_its_heartbeat_is_fresh(ledger: Ledger, clock:
     assert ledger.daemon_lives()
     ledger.stop_beating(pid=5)
     assert ledger.heartbeat() is None
+
+
+def test_a_daemon_that_was_killed_is_not_alive_though_its_heartbeat_is_fresh(ledger: Ledger) -> None:
+    with subprocess.Popen(["sleep", "60"]) as daemon:
+        ledger.beat(daemon.pid)
+        assert ledger.daemon_lives()
+        daemon.kill()
+        daemon.wait()
+        assert not ledger.daemon_lives()
+
+
+def test_another_process_of_the_same_number_is_not_the_daemon(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainers.jobs.ledger.find_start", lambda pid: 12345.0)
+    ledger.beat(os.getpid())
+    assert not ledger.daemon_lives()
+
+
+def test_of_a_daemon_in_another_container_its_heartbeat_tells(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as there:
+        there.setattr("trainers.jobs.ledger.name_machine", lambda: "trainers pid:[1]")
+        there.setattr("trainers.jobs.ledger.find_start", lambda pid: 12345.0)
+        ledger.beat(1)
+    assert ledger.daemon_lives()
 
 
 def test_the_newest_runs_come_first(ledger: Ledger) -> None:
