@@ -106,7 +106,9 @@ def _find_running(settings: Settings, bootstrap: str | None) -> RunningSystem | 
     """Return the running system that counts the broker's topic, or why there is none."""
     url = read_running(settings.data.dir).get("worker") or settings.worker.local_url
     try:
-        return find_running(settings, url, None if bootstrap is None else topic_id(bootstrap, settings.kafka.topic))
+        return find_running(
+            settings, url, None if bootstrap is None else topic_id(settings.kafka.at(bootstrap), settings.kafka.topic)
+        )
     except TopicError as error:
         return str(error)
 

@@ -23,6 +23,7 @@ from streams.brokers.connection import Address, bootstrap_of
 from streams.emitter.counters import Counters
 from streams.emitter.delivery import Connect, RecordFormat
 from streams.emitter.emitter_run import EmitterRun, RunSettings
+from streams.emitter.left_outboxes import FORKED, take_left
 from streams.emitter.outbox import Outbox, OutboxError, OutboxInUseError
 from streams.emitter.process_hooks import add_emitter, add_run, remove_run
 from streams.emitter.record_batches import MAX_RECORD_BYTES, Line
@@ -240,10 +241,12 @@ class Emitter:
 
 
 def open_outbox(settings: EmitterSettings) -> Outbox | None:
-    """Open the outbox that the settings name, None without one. Raises OutboxError."""
+    """Open the outbox that the settings name, with what forked children left in theirs; None without one. Raises OutboxError."""
     if settings.outbox_dir is None:
         return None
-    return Outbox(settings.outbox_dir, settings.outbox_max_bytes, settings.outbox_keep_s)
+    outbox = Outbox(settings.outbox_dir, settings.outbox_max_bytes, settings.outbox_keep_s)
+    take_left(outbox)
+    return outbox
 
 
 def open_forked_outbox(settings: EmitterSettings) -> Outbox | None:
@@ -255,7 +258,7 @@ def open_forked_outbox(settings: EmitterSettings) -> Outbox | None:
         return None
     for number in range(MAX_FORKS):
         with suppress(OutboxInUseError):
-            return Outbox(settings.outbox_dir / f"fork-{number}", settings.outbox_max_bytes, settings.outbox_keep_s)
+            return Outbox(settings.outbox_dir / f"{FORKED}{number}", settings.outbox_max_bytes, settings.outbox_keep_s)
     raise OutboxError(f"{MAX_FORKS} processes already use subfolders of {settings.outbox_dir}: set emitter.outbox_dir")
 
 
