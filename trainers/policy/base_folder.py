@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 CONFIG, INDEX, WEIGHTS, ADAPTER = "config.json", "model.safetensors.index.json", "model.safetensors", "adapter_config.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+METADATA = "__metadata__"
 LFS_POINTER = b"version https://git-lfs"
 MAX_HEADER_BYTES = 100_000_000
 DONE = "Name a folder with config.json, tokenizer.json and model.safetensors, a hub id, or 'scratch'"
@@ -28,8 +29,14 @@ class BaseFault(ValueError):
 
 def check_folder(base: str | Path) -> None:
     """Check a base that is a folder, or looks like a path. Raises BaseFault; a hub's id is not looked up."""
-    folder = Path(base).expanduser()
-    if not folder.exists():
+    try:
+        folder = Path(base).expanduser()
+        there = folder.exists()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BaseFault(base, f"is no path: {error}. {DONE}") from error
+    if not str(base).strip():
+        raise BaseFault(base, f"is empty. {DONE}")
+    if not there:
         if looks_like_path(str(base)):
             raise BaseFault(base, f"the folder does not exist. {DONE}")
         return
@@ -49,7 +56,7 @@ def _faults(folder: Path) -> Iterator[str]:
     names = {path.name for path in folder.iterdir()}
     if not names:
         yield f"the folder is empty. {DONE}"
-    if ADAPTER in names and CONFIG not in names:
+    if ADAPTER in names:  # with it, transformers would load the base that the adapter names, not this folder
         yield f"{folder / ADAPTER}: the folder is a LoRA adapter; merge it into its base model and save that"
     if CONFIG not in names:
         yield f"{folder / CONFIG} is missing: copy it from where the model comes from"
@@ -87,30 +94,56 @@ def _read_json(path: Path) -> dict[str, Any] | str:
 
 
 def _weight_faults(folder: Path, names: set[str]) -> Iterator[str]:
-    if INDEX in names:
-        index = _read_json(folder / INDEX)
-        parts = set(map(str, index.get("weight_map", {}).values())) if isinstance(index, dict) else set()
-        if not parts:
-            yield index if isinstance(index, str) else f"{folder / INDEX} names no file. Download it again"
-        yield from (f"{folder / part} is missing, {INDEX} names it: download it" for part in sorted(parts - names))
-    elif WEIGHTS not in names:
+    """Yield what is wrong with the weights: one file, or the parts that an index names where there is none."""
+    if WEIGHTS in names:
+        yield from _safetensors_faults(folder / WEIGHTS, ())
+    elif INDEX in names:
+        yield from _part_faults(folder, _read_json(folder / INDEX))
+    else:
         pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
         others = f"{pickled[0]} is not read, since unpickling runs code; convert it to safetensors" if pickled else DONE
         yield f"{folder / WEIGHTS} is missing: {others}"
-    for path in sorted(folder.glob("model*.safetensors")):
-        if fault := _safetensors_fault(path):
-            yield fault
 
 
-def _safetensors_fault(path: Path) -> str | None:
-    """Return what is wrong with a file of weights: its header, or its length against the header's."""
+def _part_faults(folder: Path, index: dict[str, Any] | str) -> Iterator[str]:
+    if isinstance(index, str):
+        yield index
+        return
+    places = index.get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(part, str) for part in places.values()):
+        yield f"{folder / INDEX} names no file for each tensor. Download it again"
+        return
+    for part in sorted(set(places.values())):
+        if not (folder / part).exists():
+            yield f"{folder / part} is missing, {INDEX} names it: download it"
+        yield from _safetensors_faults(folder / part, [name for name, other in places.items() if other == part])
+
+
+def _safetensors_faults(path: Path, tensors: Iterable[str]) -> Iterator[str]:
+    """Yield what is wrong with a file of weights: its header, its length against the header's, tensors that are not in it."""
     try:
         header, start = read_header(path)
-    except ValueError as error:
-        return f"{path} is cut or damaged ({error}): download it again"
-    ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
-    length, wanted = path.stat().st_size, start + max(ends, default=0)
-    return f"{path} is cut: {length} bytes, its header says {wanted}. Download it again" if length != wanted else None
+        wanted = start + max((_end_of(header[name]) for name in header if name != METADATA), default=0)
+    except (ValueError, RecursionError) as error:
+        yield f"{path} is cut or damaged ({error}): download it again"
+    except OSError as error:
+        yield f"{path} cannot be read: {error.strerror}. Download it again"
+    else:
+        if (length := path.stat().st_size) != wanted:
+            yield f"{path} is cut: {length} bytes, its header says {wanted}. Download it again"
+        yield from (
+            f"{path} lacks the tensor {name}, {INDEX} says it is there: download both again"
+            for name in tensors
+            if name not in header
+        )
+
+
+def _end_of(tensor: Any) -> int:
+    """Return where a tensor ends, in bytes after the header. Raises ValueError for an entry that does not say so."""
+    match tensor:
+        case {"data_offsets": [int(), int(end)]}:
+            return end
+    raise ValueError("an entry of its header does not say where the tensor lies")
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:

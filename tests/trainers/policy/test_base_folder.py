@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from tests.support.models import make_tiny_policy
 from trainers.policy.base import check_base, load_policy
-from trainers.policy.base_folder import BaseFault, check_folder
+from trainers.policy.base_folder import BaseFault, check_folder, read_header
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 269060552\n"
 
@@ -59,6 +60,36 @@ def adapter(folder: Path) -> None:
     (folder / "config.json").rename(folder / "adapter_config.json")
 
 
+def linked_to_nothing(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(folder / "blobs" / "gone")
+
+
+def as_folder(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()
+
+
+def with_header(header: object) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        text = json.dumps(header).encode() if not isinstance(header, bytes) else header
+        (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+
+    return spoil
+
+
+def with_index(weight_map: object, cut: int = 0) -> Callable[[Path], None]:
+    """The weights as one part with another name, which `weight_map` says holds which tensors."""
+
+    def spoil(folder: Path) -> None:
+        part = (folder / "model.safetensors").rename(folder / "part.safetensors")
+        with part.open("rb+") as file:
+            file.truncate(part.stat().st_size - cut)
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+    return spoil
+
+
 FILES = [
     (empty, ("the folder is empty", "config.json")),
     (without("config.json"), ("config.json is missing",)),
@@ -76,6 +107,18 @@ FILES = [
     (pickled, ("pytorch_model.bin", "safetensors")),
     (in_parts, ("model-00001-of-00002.safetensors is missing",)),
     (adapter, ("adapter_config.json", "LoRA adapter")),
+    (written("adapter_config.json", '{"base_model_name_or_path": "x/y"}'), ("adapter_config.json", "LoRA adapter")),
+    (linked_to_nothing, ("model.safetensors cannot be read", "Download it again")),
+    (as_folder, ("model.safetensors cannot be read", "Download it again")),
+    (with_header({"w": 1}), ("model.safetensors is cut or damaged", "where the tensor lies")),
+    (with_header({"w": {"data_offsets": None}}), ("model.safetensors is cut or damaged", "where the tensor lies")),
+    (with_header({"w": {"data_offsets": ["0", "4"]}}), ("model.safetensors is cut or damaged", "where the tensor lies")),
+    (with_header(b"[" * 50_000), ("model.safetensors is cut or damaged",)),
+    (with_index([]), ("index.json names no file",)),
+    (with_index({"w": 1}), ("index.json names no file",)),
+    (with_index({"lm_head.weight": "part.safetensors"}, cut=7), ("part.safetensors is cut",)),
+    (with_index({"absent": "part.safetensors"}), ("part.safetensors lacks the tensor absent", "index.json")),
+    (with_index({"w": "sub/part.safetensors"}), ("sub/part.safetensors is missing",)),
 ]
 
 
@@ -95,6 +138,23 @@ def test_a_spoiled_folder_is_refused_by_its_file(
 def test_a_path_without_a_folder_is_not_asked_of_the_hub(base: str) -> None:
     with pytest.raises(BaseFault, match="the folder does not exist"):
         check_folder(base)
+
+
+@pytest.mark.parametrize("base", ["", " ", "~nobody-of-that-name/model", "x" * 5000])
+def test_what_can_be_no_path_is_said_in_one_sentence(base: str) -> None:
+    with pytest.raises(BaseFault, match=r"^policy\.base = '.*' *: is (empty|no path)|the folder does not exist"):
+        check_folder(base)
+
+
+def test_parts_may_lie_in_a_folder_below_and_be_links(good: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(good, tmp_path / "base"))
+    (folder / "parts").mkdir()
+    (folder / "model.safetensors").rename(tmp_path / "blob")
+    (folder / "parts" / "one.safetensors").symlink_to(tmp_path / "blob")
+    header, _ = read_header(tmp_path / "blob")
+    places = {name: "parts/one.safetensors" for name in header if name != "__metadata__"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    check_folder(folder)
 
 
 def test_a_good_folder_and_a_hubs_id_pass(good: Path) -> None:
