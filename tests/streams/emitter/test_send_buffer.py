@@ -21,8 +21,8 @@ from streams.emitter.outbox import Outbox
 from streams.emitter.record_batches import Line
 from streams.emitter.send_buffer import SendBuffer
 from streams.emitter.sender import Sender, SenderSettings
-from tests.support.failing_disk import FailingDisk
 from tests.streams.emitter.test_delivery import Promise
+from tests.support.failing_disk import FailingDisk
 
 PARTITIONS = 2
 
