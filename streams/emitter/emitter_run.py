@@ -118,10 +118,10 @@ class EmitterRun:
             return flushed or kept
 
     def abandon(self) -> None:
-        """Let the thread end by itself once no event needs it: nobody holds the emitter any more. Never waits."""
+        """Let the thread end by itself once it has delivered what it can: nobody holds the emitter any more. Never waits."""
         if self._process_id == os.getpid():
             with self.condition:
-                self.sender.is_abandoned = True
+                self.sender.abandoned_at = self.settings.clock()
                 self.condition.notify()
 
     def leave_to_parent(self) -> None:

@@ -23,6 +23,8 @@ from streams.emitter.store_markers import StoreMarkers, refuse
 log = logging.getLogger(__name__)
 
 IDLE_S = 1.0
+ABANDONED_S = 5.0
+"""Seconds that a garbage-collected emitter waits for a broker when its events are on disk anyway, as closing does."""
 FOREVER = float("inf")
 CHUNK_LINES = 1000
 CHUNK_BYTES = 262_144
@@ -64,7 +66,9 @@ class Sender:
         self.counters = SendCounters()
         self.queue: deque[Line | Marker] = deque()
         self.positions: dict[int, int] = {}
-        self.idle = self.closing = self.is_abandoned = False
+        self.idle = self.closing = False
+        self.abandoned_at: float | None = None
+        """When the emitter was garbage-collected, by the clock."""
         self.has_stores = False
         """Whether a store marker was put into the queue."""
         self.lost_none = False
@@ -152,11 +156,12 @@ class Sender:
             self._stores.settle(self._low_watermark(), can_wait=ready)
 
     def _end_if_abandoned(self) -> None:
-        """End when the emitter was garbage-collected and none of its events needs this thread any more."""
-        if self.is_abandoned:
+        """End when the emitter was garbage-collected and its events are delivered, or safe on disk and nobody takes them."""
+        if self.abandoned_at is not None:
+            is_late = self._clock() - self.abandoned_at >= ABANDONED_S
             with self._condition:
                 counters = self.counters.snapshot(has_outbox=self._has_outbox)
-                self.closing = self.closing or counters.buffered == counters.on_disk
+                self.closing = self.closing or counters.buffered == (counters.on_disk if is_late else 0)
 
     def _accept_queued(self, ready: bool) -> None:
         """Wait until there is something to do, then move the queue into the send buffer."""

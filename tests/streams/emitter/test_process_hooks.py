@@ -13,6 +13,7 @@ import pytest
 from streams.brokers.broker import Broker
 from streams.brokers.topics import KafkaSettings, create_topics
 from streams.emitter.emitter import Emitter, EmitterSettings, OutboxError
+from streams.events.schema import Query
 from tests.streams.emitter.test_emitter import ids, read, wait_until
 
 BEGIN = """
@@ -243,6 +244,29 @@ def test_a_collected_emitter_ends_its_thread_and_frees_its_outbox(tmp_path: Path
     emitter = Emitter(AWAY, EmitterSettings(outbox_dir=tmp_path))
     del emitter
     wait_until(lambda: is_free(tmp_path), 20)
+
+
+def test_a_collected_emitter_delivers_what_it_has(embedded_broker: Broker, unique: str, tmp_path: Path) -> None:
+    topic = make_topic(embedded_broker, unique)
+
+    def emit() -> None:
+        emitter = Emitter(embedded_broker.bootstrap, EmitterSettings(outbox_dir=tmp_path), topic=topic)
+        for name in "abc":
+            emitter.emit(Query(event_id=name, ts=1.6e9, session_id=name, query="q"))
+
+    emit()
+    wait_until(lambda: is_free(tmp_path), 20)
+    assert sorted(ids(read(embedded_broker.bootstrap, topic))) == ["a", "b", "c"]
+
+
+def test_a_collected_emitter_waits_for_no_broker_longer_than_closing_does(tmp_path: Path) -> None:
+    emitter = Emitter(AWAY, EmitterSettings(outbox_dir=tmp_path))
+    emitter.emit(Query(event_id="a", ts=1.6e9, session_id="a", query="q"))
+    del emitter
+    wait_until(lambda: is_free(tmp_path), 30)
+    with Emitter(AWAY, EmitterSettings(outbox_dir=tmp_path)) as emitter:
+        assert emitter.counters().recovered == 1
+        emitter.close(0)
 
 
 def is_free(folder: Path) -> bool:
