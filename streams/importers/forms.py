@@ -46,9 +46,7 @@ FORMS = (
     _form(rb"PK(\x03\x04|\x05\x06)", "a zip archive", "`unzip FILE` and replay the files in it"),
     _form(rb"7z\xbc\xaf\x27\x1c", "a 7z archive", "`7z x FILE` and replay the files in it"),
     _form(rb"Rar!\x1a\x07", "a rar archive", "unpack it and replay the files in it"),
-    _form(
-        rb".{257}ustar|.{100}([0-7]{6,7}[ \0]{1,2}){3}[0-7]{11}[ \0]", "a tar archive", "`tar -xf FILE` and replay the folder"
-    ),
+    _form(rb".{257}ustar|.{100}([0-7]{6,7}[ \0]{1,2}){3}[0-7]{11}[ \0]", "a tar archive", "`tar -xf FILE` and replay the folder"),
     _form(rb"Obj\x01", "an Avro file", TO_LINES),
     _form(rb"ORC.{0,4}[\0-\x08]", "an ORC file", TO_LINES),
     _form(rb"ARROW1|FEA1", "an Arrow (Feather) file", "write it as Parquet"),
