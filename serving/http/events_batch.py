@@ -12,10 +12,10 @@ from collections.abc import Iterator
 import msgspec
 
 from streams.events.line_spans import DECODE_ERRORS
-from streams.events.schema import SPACE, printable
+from streams.events.schema import BOM, SPACE, printable, strip_line
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 ENVELOPE = 'the body must be {"events": [...]}, or one event a line with Content-Type application/x-ndjson'
+_TWICE = 'the body has "events" twice'
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{},"]', re.DOTALL)
 _PAIRS = {b"]": b"[", b"}": b"{"}
 _OPEN = frozenset(_PAIRS.values())
@@ -39,17 +39,20 @@ _batch_decoder = msgspec.json.Decoder(_Batch)
 
 def split_lines(body: bytes, max_events: int) -> list[bytes]:
     """Return the lines of an NDJSON body, blank ones left out. Raises BatchError for more than `max_events`."""
-    lines = (line.strip(SPACE) for line in body.removeprefix(BYTE_ORDER_MARK).split(b"\n"))
-    return _bounded([line for line in lines if line], max_events)
+    return _bounded([line for line in map(strip_line, body.split(b"\n")) if line], max_events)
 
 
 def split_batch(body: bytes, max_events: int) -> list[bytes]:
     """Return the events of a body {"events": [...]}, each as its own JSON or what should be JSON.
 
-    Raises BatchError when the body is none, when its brackets or quotes do not match, or when it has more than `max_events`."""
-    body = body.removeprefix(BYTE_ORDER_MARK)
+    Raises BatchError when the body is none, when its brackets or quotes do not match, when it has "events" twice, or when it has
+    more than `max_events`."""
+    body = body.removeprefix(BOM)
     try:
-        return _bounded(list(map(bytes, _batch_decoder.decode(body).events)), max_events)
+        events = _batch_decoder.decode(body).events
+        if body.count(b'"events"') > 1 and _count_lists(body) > 1:  # JSON's readers take the last one, without a word
+            raise BatchError(422, _TWICE)
+        return _bounded(list(map(bytes, events)), max_events)
     except DECODE_ERRORS as error:
         return _bounded(_split_by_brackets(body, error), max_events)
 
@@ -71,21 +74,29 @@ def _split_by_brackets(body: bytes, error: Exception) -> list[bytes]:
     except DECODE_ERRORS as outside:
         raise BatchError(422, f"{ENVELOPE}; beside the events: {printable(str(outside))}") from outside
     if rest.events:
-        raise BatchError(422, 'the body has "events" twice')
+        raise BatchError(422, _TWICE)
     found = [body[low:high].strip(SPACE) for low, high in (*events, (last, end))]
     return found if found != [b""] else []
 
 
 def _find_list(body: bytes) -> int | None:
     """Return where the list of events begins, after its bracket; None when there is none."""
+    return next(_find_lists(body), None)
+
+
+def _count_lists(body: bytes) -> int:
+    return sum(1 for _ in _find_lists(body))
+
+
+def _find_lists(body: bytes) -> Iterator[int]:
+    """Yield where each list under the body's own key "events" begins, after its bracket."""
     depth, key, key_end = 0, b"", 0
     for token in _TOKEN.finditer(body):
         if token[0] == b"[" and depth == 1 and key == b'"events"' and body[key_end : token.start()].strip(SPACE) == b":":
-            return token.end()
+            yield token.end()
         if token[0] not in _BRACKETS:
             key, key_end = token[0], token.end()
         depth += (token[0] in _OPEN) - (token[0] in _PAIRS)
-    return None
 
 
 def _split_list(body: bytes, start: int) -> Iterator[tuple[int, int]]:

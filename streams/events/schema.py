@@ -31,6 +31,8 @@ MICROSECOND = timedelta(microseconds=1)
 MAX_DETAIL_CHARS = 200
 SPACE = b" \t\r\n"
 """What JSON calls white space."""
+BOM = b"\xef\xbb\xbf"
+"""The byte order mark in UTF-8, with which some programs begin what they write."""
 
 Id = Annotated[str, Meta(min_length=1, max_length=MAX_ID_CHARS)]
 Text = Annotated[str, Meta(min_length=1)]
@@ -213,6 +215,16 @@ class Decoded:
                 self.clicks.append(found)
             case _:
                 self.rejects.append(found)
+
+
+def strip_line(line: bytes) -> bytes:
+    """Return a line of a file or a body without white space around it and without byte order marks in front.
+
+    Where files are put one behind the other, each keeps its mark, so that one stands before a line in the middle."""
+    stripped = line.strip(SPACE)
+    while stripped.startswith(BOM):
+        stripped = stripped[len(BOM) :].lstrip(SPACE)
+    return stripped
 
 
 def to_micros(ts: float | datetime) -> int:

@@ -25,7 +25,7 @@ def read_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
     import pyarrow as pa
 
     times = [number for number, field in enumerate(batch.schema) if _is_time(field)]
-    maps = any(pa.types.is_map(field.type) for field in batch.schema)
+    maps = any("map<" in str(field.type) for field in batch.schema)  # also within lists and structs
     names = {batch.schema.field(number).name for number in times}
     for number in times:
         batch = batch.set_column(number, batch.schema.field(number).name, _micros(batch.column(number)))

@@ -7,8 +7,9 @@ from glob import glob
 from pathlib import Path
 from typing import Literal
 
+from streams.events.schema import BOM
 from streams.importers.forms import find_document, is_object
-from streams.importers.sources import BOM, HEAD_BYTES, TABLES, Kind, LogFileError, Source, bare_name, unreadable
+from streams.importers.sources import HEAD_BYTES, TABLES, Kind, LogFileError, Source, bare_name, unreadable
 
 Format = Literal["table", "ndjson", "array", "parquet"]
 

@@ -5,7 +5,9 @@ A replay carries bad lines, since the worker judges them. A file that is no log 
 
 from __future__ import annotations
 
+import json
 import re
+from itertools import pairwise
 from typing import NamedTuple
 
 import msgspec
@@ -44,7 +46,7 @@ FORMS = (
     _form(rb"PK(\x03\x04|\x05\x06)", "a zip archive", "`unzip FILE` and replay the files in it"),
     _form(rb"7z\xbc\xaf\x27\x1c", "a 7z archive", "`7z x FILE` and replay the files in it"),
     _form(rb"Rar!\x1a\x07", "a rar archive", "unpack it and replay the files in it"),
-    _form(rb".{257}ustar", "a tar archive", "`tar -xf FILE` and replay the folder"),
+    _form(rb".{257}ustar|.{100}([0-7]{6,7}[ \0]{1,2}){3}[0-7]{11}[ \0]", "a tar archive", "`tar -xf FILE` and replay the folder"),
     _form(rb"Obj\x01", "an Avro file", TO_LINES),
     _form(rb"ORC.{0,4}[\0-\x08]", "an ORC file", TO_LINES),
     _form(rb"ARROW1|FEA1", "an Arrow (Feather) file", "write it as Parquet"),
@@ -94,6 +96,8 @@ def find_document(head: bytes, whole: bool) -> tuple[str, str] | None:
     `whole` says that `head` is all of the file. A bad first line is no document: what follows it must fit as well.
     """
     text = head.strip(SPACE)
+    if _is_run_of_objects(text):
+        return "JSON objects without a line feed between them", "`jq -c . FILE` writes an object a line"
     lines = [line for line in (one.strip(SPACE) for one in text.split(b"\n", 3)) if line]
     if not text.startswith((b"{", b"[")) or (len(lines) > 1 and _is_json(lines[0])) or not _spans_lines(text, lines, whole):
         return None
@@ -118,7 +122,24 @@ def _spans_lines(text: bytes, lines: list[bytes], whole: bool) -> bool:
         return len(lines) > 1 or text.startswith(b"[")
     if len(lines) < 2:
         return not whole and re.match(rb"\[\s*\{", text) is not None
-    return lines[0].endswith((b"{", b"[", b",")) and not is_object(lines[1])
+    return lines[0].endswith((b"{", b"[", b",")) and not is_object(lines[1]) and not _has_objects_in_a_row(text)
+
+
+def _has_objects_in_a_row(text: bytes) -> bool:
+    """Whether two lines that follow each other are objects, which in one document a comma would part."""
+    return any(is_object(one) and is_object(two) for one, two in pairwise(text.split(b"\n")))
+
+
+def _is_run_of_objects(text: bytes) -> bool:
+    """Whether a beginning without a line feed holds two objects with nothing, or no line feed, between them."""
+    if b"\n" in text or not text.startswith(b"{") or is_object(text):
+        return False
+    try:
+        first, end = json.JSONDecoder().raw_decode(text.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return False
+    rest = text.decode("utf-8", "replace")[end:]
+    return isinstance(first, dict) and re.match(r"[\s\x1e\0,;]*\{", rest) is not None
 
 
 def _is_json(text: bytes) -> bool:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Literal, Self
 import msgspec
 
 from streams.events.line_decoder import read_session as session_of
-from streams.events.schema import SPACE, to_micros
+from streams.events.schema import BOM, SPACE, to_micros
 from streams.importers.formats import find_files
 from streams.importers.forms import find_document
-from streams.importers.sources import BOM, HEAD_BYTES, TABLES, LogFileError, Source, bare_name, unreadable
+from streams.importers.sources import HEAD_BYTES, TABLES, LogFileError, Source, bare_name, unreadable
 from streams.importers.unmapped import read_unmapped
 
 if TYPE_CHECKING:

@@ -31,6 +31,10 @@ def read_parquet(source: Source) -> Iterator[tuple[int, bytes]]:
     names = file.schema_arrow.names
     if missing := [name for name in NEEDED if name not in names]:
         raise LogFileError(f"{source.path} has no column {', '.join(missing)}; its columns are {', '.join(names)}")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise LogFileError(f"{source.path} has the column {', '.join(twice)} twice: rename one of them")
+    if (kind := file.schema_arrow.field("ts").type) in (pa.float16(), pa.float32()):
+        raise LogFileError(f"{source.path}: ts is {kind}, which holds times to minutes only: write it as double or timestamp")
     return _read_lines(source, file)
 
 

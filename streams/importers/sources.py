@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Literal, Self, cast
 
-from streams.events.schema import SPACE
+from streams.events.schema import BOM, strip_line
 from streams.importers.forms import find_fault
 
 Kind = Literal["plain", "gzip", "zstd", "parquet"]
@@ -26,7 +26,6 @@ HEAD_BYTES = 64 << 10
 MAX_LINE_BYTES = 4 << 20
 """A longer line is cut here: no record holds it, and a file without line breaks must not fill the memory."""
 
-BOM = b"\xef\xbb\xbf"
 COMPRESSED = (".gz", ".zst")
 TABLES = (".csv", ".tsv")
 
@@ -74,9 +73,11 @@ class Source:
         return _decompress(self.raw, self.kind)
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
-        """Yield the lines with their numbers from 1, without white space around them, no blank ones. Raises LogFileError."""
+        """Yield the lines with their numbers from 1, without white space around them, no blank ones. Raises LogFileError.
+
+        A line has no byte order mark in front either: files that are put one behind the other keep theirs in the middle."""
         for number, line in self.numbered_lines():
-            if stripped := line.strip(SPACE):
+            if stripped := strip_line(line):
                 yield number, stripped
 
     def numbered_lines(self) -> Iterator[tuple[int, bytes]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from streams.events.schema import SPACE
+from streams.events.schema import strip_line
 from streams.importers.formats import Part
 from streams.importers.forms import is_object
 from streams.importers.sources import LogFileError, Source, bare_name
@@ -55,10 +55,11 @@ def rewrite_lines(files: Sequence[StagedFile], folder: Path) -> int:
             refuse = _writer(refused, file)
             with Source(file.path) as source, file.rewritten.open("wb") as good:
                 for number, line in source.numbered_lines():
-                    if is_object(line):
+                    stripped = strip_line(line)
+                    if is_object(stripped):
                         kept += 1
-                        good.write(line + b"\n")
-                    elif line.strip(SPACE):
+                        good.write(stripped + b"\n")
+                    elif stripped:
                         lost += 1
                         refuse(number, line, "not a JSON object")
     if not kept:

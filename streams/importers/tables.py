@@ -19,7 +19,8 @@ from pyarrow import compute
 from pyarrow import csv as arrow_csv
 from pyarrow.parquet import ParquetWriter
 
-from streams.importers.sources import BOM, LogFileError, Source
+from streams.events.schema import BOM
+from streams.importers.sources import LogFileError, Source
 
 DELIMITERS = "\t,;|"
 MAX_ROW_BYTES = 16 << 20

@@ -100,3 +100,19 @@ def test_too_many_events_are_refused() -> None:
 
 def test_a_byte_order_mark_is_no_fault() -> None:
     assert split_batch(b'\xef\xbb\xbf{"events": [1]}', 1) == split_lines(b"\xef\xbb\xbf1", 1) == [b"1"]
+
+
+def test_byte_order_marks_before_lines_are_no_fault() -> None:
+    mark = b"\xef\xbb\xbf"
+    assert split_lines(mark + GOOD + b"\r\n" + mark + b"\n" + mark + b" " + GOOD, 2) == [GOOD, GOOD]
+
+
+@pytest.mark.parametrize("more", [b'"events": []', b'"events": [2]', b'"a": {"events": [2]}, "events": [3]'])
+def test_a_batch_with_two_lists_is_refused_since_one_would_be_lost(more: bytes) -> None:
+    with pytest.raises(BatchError, match='the body has "events" twice'):
+        split_batch(b'{"events": [1], ' + more + b"}", 100)
+
+
+def test_the_word_events_elsewhere_is_no_second_list() -> None:
+    body = b'{"b": {"events": [1]}, "events": [{"events": [2]}, "events", ["events"]], "c": "events", "d": ["events", [4]]}'
+    assert split_batch(body, 100) == [b'{"events": [2]}', b'"events"', b'["events"]']

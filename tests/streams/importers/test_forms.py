@@ -89,6 +89,11 @@ UNREADABLE: list[tuple[str, bytes | Callable[[Path], bytes], str]] = [
     ("log.txt", "поиск, запрос\n".encode("cp1251") * 9, "text in another encoding than UTF-8"),
     ("log.jsonl", json.dumps(json.loads(LINES[0]), indent=2).encode(), "JSON documents of several lines"),
     ("log.jsonl", b"\n".join(json.dumps(json.loads(line), indent=1).encode() for line in LINES * 200), "JSON documents"),
+    ("log.jsonl", json.dumps({"events": [json.loads(line) for line in LINES]}, indent=1).encode(), "JSON documents"),
+    ("log.jsonl", b'{"events": [\n' + b",\n".join(LINES) + b"\n]}", "JSON documents"),
+    *(("log.jsonl", mark.encode().join(LINES), "JSON objects without a line feed") for mark in ("", "\r", "\x85", "\u2028")),
+    ("log.jsonl", b" ".join(LINES * 400), "JSON objects without a line feed between them"),
+    ("log.tar", tarred().replace(b"ustar", bytes(5)), "a tar archive"),
 ]  # fmt: skip
 ARRAYS = [
     json.dumps([json.loads(line) for line in LINES]).encode(),
@@ -126,11 +131,12 @@ def test_one_json_array_is_refused_without_a_mapping_and_read_with_one(content: 
 
 @pytest.mark.parametrize(
     "bad",
-    [b"[broken", b"[1]", b"{", b"[", b"{not json", b'{"type":"query",', b"\x00\xff\xfe binary\x1b[31m", b"BZh", b"ORC,a"],
+    [b'{"type":"query",\n{"a":[', b"[\n{,", b"{}{}", b"{}\r{}",
+     b"[broken", b"[1]", b"{", b"[", b"{not json", b'{"type":"query",', b"\x00\xff\xfe binary\x1b[31m", b"BZh", b"ORC,a"],
 )  # fmt: skip
 def test_a_bad_first_line_does_not_make_a_log_unreadable(bad: bytes, tmp_path: Path) -> None:
     path = put(tmp_path, "log.jsonl", bad + b"\n" + TEXT)
-    assert list(read_log(path)) == [bad, *LINES]
+    assert list(read_log(path)) == [*bad.split(b"\n"), *LINES]
 
 
 def test_every_file_of_a_folder_is_checked_before_the_first_line(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pyarrow import parquet
 
 import streams.importers.sources
 from streams.events.line_decoder import parse_line
+from streams.events.schema import strip_line
 from streams.importers.log_files import LogFile, LogFileError, Place, read_log, session_of, time_of
 from streams.importers.sources import Source
 from tests.support.logs import START, click, impression, query
@@ -66,6 +67,13 @@ def test_a_log_is_told_by_its_first_bytes_not_by_its_name(name: str, pack: Any, 
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd])
+def test_files_put_one_behind_the_other_keep_their_byte_order_marks_and_lose_no_line(pack: Any, tmp_path: Path) -> None:
+    marked = b"\xef\xbb\xbf"
+    (tmp_path / "log").write_bytes(pack(marked + LINES[0] + b"\n") + pack(marked + b"\r\n") + pack(marked * 2 + b" " + LINES[1]))
+    assert list(read_log(tmp_path / "log")) == LINES[:2]
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd])
 def test_an_empty_log_has_no_line(pack: Any, tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(pack(b""))
     assert list(read_log(tmp_path / "log")) == []
@@ -78,7 +86,7 @@ def test_blocks_of_any_size_give_the_same_lines(lines: list[bytes], block: int, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streams.importers.sources, "BLOCK_BYTES", block)
         patch.setattr(streams.importers.sources, "find_fault", lambda head, packed: None)  # the lines may be binary
-        assert list(read_log(path)) == [b"x", *(line for one in lines if (line := one.strip(b" \t\r\n")))]
+        assert list(read_log(path)) == [b"x", *(line for one in lines if (line := strip_line(one)))]
 
 
 def test_a_line_without_end_is_cut_and_the_next_one_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,6 +123,26 @@ def test_a_log_says_how_far_it_is_read(tmp_path: Path) -> None:
 def test_parquet_rows_are_the_same_events(kind: pa.DataType | None, tmp_path: Path) -> None:
     path = as_parquet(LINES, tmp_path / "log", **({} if kind is None else {"ts": kind}))
     assert events(list(read_log(path))) == events(LINES)
+
+
+def test_parquet_maps_are_objects_wherever_they_stand(tmp_path: Path) -> None:
+    inner = pa.map_(pa.string(), pa.int64())
+    context = pa.array([None, {"m": [("a", 1)], "l": [[("b", 2)]]}, None], pa.struct([("m", inner), ("l", pa.list_(inner))]))
+    table = parquet.read_table(as_parquet(LINES, tmp_path / "plain")).append_column("context", context)
+    parquet.write_table(table, tmp_path / "log")
+    assert json.loads(list(read_log(tmp_path / "log"))[1])["context"] == {"m": {"a": 1}, "l": [{"b": 2}]}
+
+
+def test_parquet_whose_columns_cannot_say_what_is_meant_is_refused(tmp_path: Path) -> None:
+    table = parquet.read_table(as_parquet(LINES, tmp_path / "plain"))
+    narrow = table.set_column(table.column_names.index("ts"), "ts", table["ts"].cast(pa.float32()))
+    for name, spoiled, said in (
+        ("a", narrow, "ts is float, which"),
+        ("b", table.append_column("query", table["query"]), "query twice"),
+    ):
+        parquet.write_table(spoiled, tmp_path / name)
+        with pytest.raises(LogFileError, match=said):
+            LogFile(tmp_path / name)
 
 
 def test_parquet_keeps_maps_unknown_fields_and_bad_rows(tmp_path: Path) -> None:

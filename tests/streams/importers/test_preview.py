@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -127,18 +128,25 @@ def test_what_cannot_be_replayed_ends_with_2_and_nothing_is_sent(
     assert said in capsys.readouterr().err
 
 
-BLANK = [b"", b" ", b"\t", b"\r", b" \t\r"]
+BLANK = [b"", b" ", b"\t", b"\r", b" \t\r", b"\xef\xbb\xbf", b" \xef\xbb\xbf\r"]
+IN_FRONT = re.compile(rb"\A(?:[ \t\r\n]|\xef\xbb\xbf)+")
 BAD = [
     b"{not json",
     b"[1]",
     b"7",
-    b"\xef\xbb\xbf",
+    b"\xef\xbb",
+    b"{} \xef\xbb\xbf",
     b"\x0c",
     b"\xff",
     b'{"type":"query","event_id":"short"}',
     query("f", NOW + 9 * 86_400),
 ]
-GOOD = [query("q", START), b"  " + click("c", START, position=1).replace(b": 1", b": 1.0") + b" \r", impression("i", START)]
+GOOD = [
+    query("q", START),
+    b"\xef\xbb\xbf" + query("p", START),
+    b"  " + click("c", START, position=1).replace(b": 1", b": 1.0") + b" \r",
+    impression("i", START),
+]
 BREAKS = st.sampled_from([b"\n", b"\r\n"])
 
 
@@ -161,6 +169,6 @@ def test_a_check_names_exactly_the_lines_that_the_worker_refuses(
     assert [(one.reason, one.detail) for one in found.first_refused] == [(one.reason, one.detail) for one in refused]
     assert found.reasons == Counter(str(one.reason) for one in refused)
     assert found.lines == sum(found.types.values()) + len(refused)
-    written = (mark + end.join([*GOOD, *drawn])).removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    assert [written[one.place.number - 1].strip(b" \t\r\n") for one in found.first_refused] == [one.raw for one in refused]
-    assert found.lines == sum(bool(line.strip(b" \t\r\n")) for line in written)
+    written = [IN_FRONT.sub(b"", line).rstrip(b" \t\r\n") for line in (mark + end.join([*GOOD, *drawn])).split(b"\n")]
+    assert [written[one.place.number - 1] for one in found.first_refused] == [one.raw for one in refused]
+    assert found.lines == sum(map(bool, written))
