@@ -14,6 +14,7 @@ import msgspec
 from streams.events.line_spans import DECODE_ERRORS
 from streams.events.schema import BOM, SPACE, printable, strip_line
 
+GZIP = b"\x1f\x8b"
 ENVELOPE = 'the body must be {"events": [...]}, or one event a line with Content-Type application/x-ndjson'
 _TWICE = 'the body has "events" twice'
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{},"]', re.DOTALL)
@@ -67,7 +68,7 @@ def _split_by_brackets(body: bytes, error: Exception) -> list[bytes]:
     """Return the events of a body that is no JSON because of `error`. Raises BatchError where that is not in an event."""
     start = _find_list(body)
     if start is None:
-        raise BatchError(422, f"{ENVELOPE}: {printable(str(error))}")
+        raise BatchError(422, f"{ENVELOPE}: {_describe_body(body, error)}")
     *events, (last, end) = _split_list(body, start)
     try:
         rest = _batch_decoder.decode(body[:start] + body[end:])
@@ -77,6 +78,12 @@ def _split_by_brackets(body: bytes, error: Exception) -> list[bytes]:
         raise BatchError(422, _TWICE)
     found = [body[low:high].strip(SPACE) for low, high in (*events, (last, end))]
     return found if found != [b""] else []
+
+
+def _describe_body(body: bytes, error: Exception) -> str:
+    if body.startswith(GZIP):
+        return "it is gzip: send Content-Encoding: gzip"
+    return printable(str(error)) if body.strip(SPACE) else "it is empty"
 
 
 def _find_list(body: bytes) -> int | None:

@@ -6,6 +6,7 @@ Every client of ours takes its options from here, so that a listener that one of
 from __future__ import annotations
 
 import logging
+import re
 import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"]
+ADDRESS = re.compile(r"\s*(\[[0-9A-Fa-f:.%\w]+\]|[^\s:/\[\],]+):(?P<port>\d{1,5})\s*")
 SASL_KEYS = ("sasl_mechanism", "sasl_username", "sasl_password", "sasl_token_file")
 TLS_KEYS = ("ssl_ca_file", "ssl_cert_file", "ssl_key_file", "ssl_key_password")
 FROM_ENVIRONMENT: dict[str, JsonValue] = {ENVIRONMENT_ONLY: True}
@@ -162,6 +164,14 @@ def _load_certificate(context: ssl.SSLContext, connection: KafkaConnection, cert
             f"kafka.ssl_cert_file = {str(certificate)!r} and kafka.ssl_key_file = {str(key)!r} cannot be used together: {error}"
             f"{'' if password is None else ' (or QUERYLOOP_KAFKA_SSL_KEY_PASSWORD is wrong)'}"
         ) from None
+
+
+def checked_bootstrap(bootstrap: str) -> str:
+    """Return addresses of brokers as they are. Raises ValueError when one of them is no host:port."""
+    for address in bootstrap.split(","):
+        if not (found := ADDRESS.fullmatch(address)) or not 0 < int(found["port"]) < 65_536:
+            raise ValueError(f"{address!r} is no host:port; write host:port of each broker, separated by commas")
+    return bootstrap
 
 
 def bootstrap_of(address: Address) -> str:

@@ -6,7 +6,6 @@ A topic's id, not its name, identifies the log: a broker that lost its disk has 
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
-from streams.brokers.connection import Address, KafkaConnection, bootstrap_of, client_options
+from streams.brokers.connection import Address, KafkaConnection, bootstrap_of, checked_bootstrap, client_options
 from streams.brokers.failures import explain, explain_reason, principal
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NAME = r"^[a-zA-Z0-9._-]{1,249}$"
-ADDRESS = re.compile(r"\s*(\[[0-9A-Fa-f:.%\w]+\]|[^\s:/\[\],]+):(?P<port>\d{1,5})\s*")
 TIMEOUT_S = 30.0
 KAFKA_SESSION_S = 6.0
 DEAD_NODES = 4
@@ -106,10 +104,7 @@ class KafkaSettings(KafkaConnection, frozen=True, extra="forbid"):
     @field_validator("bootstrap")
     @classmethod
     def _check_addresses(cls, bootstrap: str | None) -> str | None:
-        for address in (bootstrap or "").split(",") if bootstrap is not None else ():
-            if not (found := ADDRESS.fullmatch(address)) or not 0 < int(found["port"]) < 65_536:
-                raise ValueError(f"{address!r} is no host:port; write host:port of each broker, separated by commas")
-        return bootstrap
+        return None if bootstrap is None else checked_bootstrap(bootstrap)
 
     @model_validator(mode="after")
     def _check_topics(self) -> Self:

@@ -19,7 +19,7 @@ from typing import Literal, Self
 import msgspec
 from pydantic import BaseModel, Field, model_validator
 
-from streams.brokers.connection import Address, bootstrap_of
+from streams.brokers.connection import Address, bootstrap_of, checked_bootstrap
 from streams.emitter.counters import Counters
 from streams.emitter.delivery import Connect, RecordFormat
 from streams.emitter.emitter_run import EmitterRun, RunSettings
@@ -29,7 +29,7 @@ from streams.emitter.process_hooks import add_emitter, add_run, remove_run
 from streams.emitter.record_batches import MAX_RECORD_BYTES, Line
 from streams.emitter.sender import OnFailure, SenderSettings
 from streams.events.line_decoder import parse_line
-from streams.events.schema import DEFAULT_LIMITS, Event, EventError, EventSettings, Reason, Reject, encode, printable
+from streams.events.schema import DEFAULT_LIMITS, BaseEvent, Event, EventError, EventSettings, Reason, Reject, encode, printable
 
 __all__ = ["Counters", "Emitter", "EmitterSettings", "OutboxError", "QueueFull", "checked_line"]
 
@@ -101,7 +101,7 @@ class Emitter:
     `bootstrap` is host:port of a plaintext listener, or the settings of a connection (`KafkaConnection`) with TLS or a login.
     In a forked child it starts afresh at the first event, with an outbox of its own in a subfolder. `on_failure(lines, reason)`
     is called from the background thread for events that could not be delivered. Raises OutboxError when `emitter.outbox_dir`
-    cannot be used or another process uses it.
+    cannot be used or another process uses it, ValueError for an address that is no host:port.
     """
 
     def __init__(
@@ -115,6 +115,7 @@ class Emitter:
         connect: Connect | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        checked_bootstrap(bootstrap_of(bootstrap))
         self._settings = settings = settings or EmitterSettings()
         self._limits = limits
         self._clock = clock
@@ -140,6 +141,8 @@ class Emitter:
 
     def emit(self, event: Event) -> None:
         """Check and buffer one event. Raises EventError (no consumer would accept it), QueueFull, RuntimeError when closed."""
+        if not isinstance(event, BaseEvent):
+            raise TypeError(f"emit takes a Query, Impression or Click of streams.events, not {type(event).__name__}")
         self._enqueue(encode(event) if event.raw else checked_line(event, self._limits), event.session_id)
 
     def emit_line(self, line: bytes, session_id: str) -> None:

@@ -40,6 +40,7 @@ _encoder = msgspec.json.Encoder()
 _TOO_LONG = re.compile(r"Expected `(?:str|array)` of length <= ")
 _UNKNOWN = "Object contains unknown field"
 _MISSING = "Object missing required field"
+_ESCAPE = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL)
 _FRACTION = "Expected `int`, got `float` - at `$.position`"
 
 
@@ -67,7 +68,7 @@ def _decode_line(line: bytes) -> tuple[Event, bytes]:
         if not str(error).startswith(_UNKNOWN):
             raise EventError(*_classify_error(error, line)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _malformed(error) from error
+        raise _malformed(error, line) from error
     return _decode_with_extra(line)
 
 
@@ -93,11 +94,23 @@ def _require_json(line: bytes) -> None:
         line.decode()
         _raw_decoder.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _malformed(error) from error
+        raise _malformed(error, line) from error
 
 
-def _malformed(error: Exception) -> EventError:
-    return EventError(Reason.MALFORMED, f"not JSON in UTF-8: {printable(str(error))}")
+def _malformed(error: Exception, line: bytes) -> EventError:
+    return EventError(Reason.MALFORMED, f"not JSON in UTF-8: {_describe_fault(error, line)}")
+
+
+def _describe_fault(error: Exception, line: bytes) -> str:
+    """Return why a line cannot be read. msgspec counts bytes from a text's start, and calls half an emoji truncated."""
+    try:
+        line.decode()
+    except UnicodeDecodeError as found:
+        return f"byte {found.start} (0x{line[found.start]:02x}) is not UTF-8"
+    said = str(error)
+    halves = (found[1] for found in _ESCAPE.finditer(line) if found[1])
+    half = next(halves, b"") if "truncated" in said or "surrogate" in said else b""
+    return f"'{half.decode()}' is half of a surrogate pair" if half else printable(said)
 
 
 def _decode_with_extra(line: bytes) -> tuple[Event, bytes]:
@@ -108,7 +121,7 @@ def _decode_with_extra(line: bytes) -> tuple[Event, bytes]:
     except msgspec.ValidationError as error:
         raise EventError(*_classify_error(error, line)) from error
     except RecursionError as error:
-        raise _malformed(error) from error
+        raise _malformed(error, line) from error
     return event, _encoder.encode({name: fields[name] for name in sorted(fields.keys() - known)})
 
 

@@ -8,7 +8,7 @@ from typing import Self
 from pydantic import BaseModel, Field, SecretStr, model_validator
 
 from streams.brokers.topics import KafkaSettings
-from streams.events.rules import CountingRules
+from streams.events.rules import WINDOW_DAYS, CountingRules
 from streams.events.schema import EventSettings
 from streams.lake.files import LakeSettings
 from streams.runtime.settings import DataSettings, is_loopback
@@ -41,7 +41,9 @@ class WorkerSettings(BaseModel, frozen=True, extra="forbid"):
         description="seconds between SIGTERM, when /healthz begins to answer 503, and the closing of the HTTP port; counting "
         "goes on meanwhile. For a load balancer before several workers: workers themselves find each other without one",
     )
-    retention_days: int = Field(default=30, ge=0, le=36_500, description="days of event time that are kept, 0 for ever")
+    retention_days: int = Field(
+        default=30, ge=0, le=36_500, description="days of event time that are kept, 15 at least; 0 for ever"
+    )
     attribution_window_s: float = Field(
         default=86_400.0, gt=0, le=366 * 86_400, description="longest time from an impression to a click that counts for it"
     )
@@ -70,6 +72,15 @@ class WorkerSettings(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(
                 f"worker.attribution_window_s = {self.attribution_window_s:g} is longer than worker.retention_days = "
                 f"{self.retention_days}: an impression is gone before its last click may arrive"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_days(self) -> Self:
+        if 0 < self.retention_days <= WINDOW_DAYS:
+            raise ValueError(
+                f"worker.retention_days = {self.retention_days} is less than {WINDOW_DAYS + 1}: windows are of the {WINDOW_DAYS} "
+                "days before a day, and would lack what is gone; 0 keeps all days"
             )
         return self
 

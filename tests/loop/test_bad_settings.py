@@ -122,6 +122,7 @@ def test_an_empty_text_in_the_file_is_refused_for_every_setting(tmp_path: Path) 
         ("[kafka]\nmin_insync = 3\nreplication = 2", ("kafka.min_insync", "kafka.replication")),
         ("[kafka]\nbroker = 'kafka'\nsession_timeout_s = 2", ("kafka.session_timeout_s",)),
         ("[worker]\nretention_days = 1\nattribution_window_s = 90000", ("worker.attribution_window_s", "worker.retention_days")),
+        ("[worker]\nretention_days = 14", ("worker.retention_days = 14", "15")),
         ("[emitter]\nlinger_ms = 30000\ndelivery_timeout_s = 30", ("emitter.linger_ms", "emitter.delivery_timeout_s")),
         ("[serving]\nbatch_wait_ms = 1000\ndeadline_s = 0.5", ("serving.batch_wait_ms", "serving.deadline_s")),
         ("[serving]\nkey = 'same-secret'\nwrite_key = 'same-secret'", ("serving.write_key", "serving.key")),

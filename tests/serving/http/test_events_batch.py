@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from typing import Any
 
@@ -65,7 +66,9 @@ def test_the_list_is_found_by_its_key_alone() -> None:
 @pytest.mark.parametrize(
     ("body", "problem"),
     [
-        (b"", "the body must be"),
+        (b"", "the body must be .*: it is empty"),
+        (b" \n", "the body must be .*: it is empty"),
+        (gzip.compress(b'{"events": []}'), "the body must be .*: it is gzip: send Content-Encoding: gzip"),
         (b"[]", "the body must be"),
         (b'{"events": 3}', "the body must be"),
         (b'{"event": []}', "the body must be"),

@@ -307,3 +307,18 @@ def test_an_event_that_workers_would_refuse_is_refused_by_emit(event: Query | Im
 def test_the_limits_of_an_event_are_settable() -> None:
     with pytest.raises(EventError):
         checked_line(query(0, text="abcd"), EventSettings(max_query_chars=3, max_line_bytes=300))
+
+
+@pytest.mark.parametrize("bootstrap", ["", "broker", "broker:", "broker:99999", "a:1,b", "http://broker:9092"])
+def test_an_address_without_a_port_is_refused_at_once(bootstrap: str) -> None:
+    with pytest.raises(ValueError, match="no host:port"):
+        Emitter(bootstrap)
+
+
+def test_what_is_no_event_is_refused_with_what_is_one() -> None:
+    emitter = Emitter(f"127.0.0.1:{free_port()}")
+    for event in ({"type": "query"}, b"{}", "{}", None):
+        with pytest.raises(TypeError, match=r"emit takes a Query, Impression or Click of streams\.events, not "):
+            emitter.emit(event)  # type: ignore[arg-type]
+    assert emitter.counters() == Counters()
+    emitter.close(0)

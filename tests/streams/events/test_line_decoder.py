@@ -128,6 +128,26 @@ def test_what_is_not_json_in_utf8_is_malformed(raw: bytes) -> None:
     assert refused(raw).reason is Reason.MALFORMED
 
 
+@pytest.mark.parametrize("more", [b"", b'"own": 1, '])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (rb"\ud800", r"'\ud800' is half of a surrogate pair"),
+        (rb"a \uD83D b", r"'\uD83D' is half of a surrogate pair"),
+        (rb"\ude00", r"'\ude00' is half of a surrogate pair"),
+        (rb"\ud83d\ude00 \\ude00 \ude00", r"'\ude00' is half of a surrogate pair"),
+    ],
+)
+def test_half_an_emoji_is_named(text: bytes, said: str, more: bytes) -> None:
+    assert said in refused(b'{%b"type":"query","event_id":"e","ts":1,"session_id":"s","query":"%b"}' % (more, text)).detail
+
+
+@pytest.mark.parametrize("more", [b"", b'"own": 1, '])
+def test_a_byte_that_is_not_utf8_is_named_with_its_place_in_the_line(more: bytes) -> None:
+    raw = b'{%b"type":"query","event_id":"e","ts":1,"session_id":"s","query":"caf\xe9"}' % more
+    assert f"byte {raw.index(0xE9)} (0xe9) is not UTF-8" in refused(raw).detail
+
+
 @pytest.mark.parametrize(
     ("raw", "field"),
     [

@@ -81,7 +81,7 @@ def test_sections_of_other_rooms_are_skipped(tmp_path: Path) -> None:
     ("text", "mentioned"),
     [
         ("[kafka]\npartitions = 'four'", ["kafka.partitions", "'four'", "whole number", "queryloop.toml"]),
-        ("[kafka]\npartitoins = 4", ["kafka.partitoins", "did you mean partitions?", "bootstrap, broker, "]),
+        ("[kafka]\npartitoins = 4", ["kafka.partitoins", "did you mean partitions?", "bootstrap, "]),
         ("[kafak]\na = 1", ["[kafak]", "did you mean kafka?", "timetable"]),
         ("[kafka]\nbroker = 'rabbit'", ["kafka.broker", "'rabbit'", '"embedded", "kafka"']),
         ("[serving]\nport = 70000", ["serving.port", "70000", "65535"]),
@@ -154,3 +154,8 @@ def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(SettingsError, match="cannot be read"):
         load_settings(Root, path, {})
+
+
+def test_a_byte_order_mark_of_an_editor_is_no_fault(tmp_path: Path) -> None:
+    (tmp_path / "queryloop.toml").write_bytes(b"\xef\xbb\xbf[serving]\nport = 9\n")
+    assert load_settings(Root, tmp_path / "queryloop.toml", environ={}).serving.port == 9
