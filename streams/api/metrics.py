@@ -106,10 +106,10 @@ def _state_families(shards: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator
 
 
 def _count_unexported(part: Mapping[str, Any]) -> int:
-    days = part["state"]["days"]
+    days: Mapping[str, Any] = part["state"]["days"]
     if not days["number"]:
         return 0
-    return int(days["number"]) - sum(days["first"] <= day <= days["last"] for day in part["status"]["days_exported"])
+    return int(days["number"]) - sum(bool(days["first"] <= day <= days["last"]) for day in part["status"]["days_exported"])
 
 
 def _delay_family(shards: Sequence[tuple[str, Mapping[str, Any]]]) -> Metric:
