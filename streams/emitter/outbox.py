@@ -220,6 +220,8 @@ class Outbox:
         try:
             self.sync()
         finally:
+            if self._lock >= 0:
+                fcntl.flock(self._lock, fcntl.LOCK_UN)  # a child that was just forked may still have a copy of the handle
             self.release()
 
     def release(self) -> None:

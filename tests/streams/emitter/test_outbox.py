@@ -93,6 +93,14 @@ def test_two_processes_cannot_share_a_folder(tmp_path: Path) -> None:
     Outbox(tmp_path, MAX_BYTES, 60).close()
 
 
+def test_a_closed_outbox_is_free_though_a_forked_child_has_not_closed_its_copy_of_the_lock_yet(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path, 1000, 0.0)
+    copy = os.dup(outbox._lock)
+    outbox.close()
+    Outbox(tmp_path, 1000, 0.0).close()
+    os.close(copy)
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutboxError, match=r"file/outbox cannot be made.*emitter\.outbox_dir"):
