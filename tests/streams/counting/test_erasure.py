@@ -159,7 +159,7 @@ def test_what_another_session_calls_by_the_same_ids_stays(shard: Shard) -> None:
     assert table_rows(shard.windows(AFTER)) == [("shoes", "a", 0, 1, 1)]
     feed(shard, log, start=len(log))
     assert (shard.totals().counted, shard.totals().quarantined) == (3, {"position_out_of_range": 1})
-    assert_verified(shard, log, SESSION)
+    assert_verified(shard, log * 2, SESSION)
 
 
 def test_a_quarantined_event_whose_bytes_were_dropped_goes_with_its_session(shard: Shard) -> None:
