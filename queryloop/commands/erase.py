@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import json
 import os
 import time
 from collections import Counter
@@ -21,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from queryloop.commands.erase_lineage import find_learned
 from queryloop.commands.erase_places import erase_from_shards, erase_lake, erase_outboxes, find_partitions
 from queryloop.exits import CommandError, Exit
+from queryloop.output import clean, print_answer, rfc3339
 from queryloop.settings import Settings, read_settings
 from streams.events.erasures import Subject, Tombstone, find_erasure, write_erasure
 from streams.events.schema import MAX_ID_CHARS, MAX_TS_US
@@ -47,8 +47,8 @@ class Outcome:
     @property
     def rows(self) -> dict[str, Any]:
         """The rows by place as JSON values."""
-        shards = {str(number): rows for number, rows in self.shards.items()}
-        return {"shards": shards, "lake": self.lake, "outboxes": self.outboxes}
+        shards = [{"shard": number, "rows": rows} for number, rows in self.shards.items()]
+        return {"shards": shards, "lake": self.lake, "outbox_lines": self.outboxes}
 
     @property
     def total(self) -> int:
@@ -129,7 +129,7 @@ def _record(settings: Settings, tombstone: Tombstone, outcome: Outcome, now: dat
     """Add this run to the tombstone: when it was, what it removed, and of which days; never the id."""
     tombstone.state = "started" if outcome.in_use else "done"
     days = [day.isoformat() for day in sorted(outcome.days)]
-    tombstone.runs = [*tombstone.runs, {"ts": _rfc3339(now), "rows": outcome.rows, "days": days}]
+    tombstone.runs = [*tombstone.runs, {"ts": rfc3339(now.timestamp()), "rows": outcome.rows, "days": days}]
     write_erasure(settings.data.dir, tombstone)
 
 
@@ -142,13 +142,13 @@ def _report(
     days: list[date],
 ) -> int:
     answer = {
-        "id": None if tombstone is None else tombstone.id,
-        "ts": _rfc3339(now),
+        "erasure": None if tombstone is None else tombstone.id,
+        "ts": rfc3339(now.timestamp()),
         "kind": "session" if options.session is not None else "user",
         "hash": None if tombstone is None else tombstone.hash,
         "dry_run": options.dry_run,
         "state": "dry run" if tombstone is None else tombstone.state,
-        "rows": outcome.rows,
+        **outcome.rows,
         "total": outcome.total,
         "days": [day.isoformat() for day in days],
         "learned": find_learned(settings.data.dir, days),
@@ -156,7 +156,7 @@ def _report(
         "not_reached": list(NOT_REACHED),
     }
     if options.json:
-        print(json.dumps(answer, indent=2, ensure_ascii=False))
+        print_answer(answer)
     else:
         _print_text(answer, outcome)
     return Exit.INCOMPLETE if outcome.in_use else Exit.DONE
@@ -167,21 +167,20 @@ def _print_text(answer: dict[str, Any], outcome: Outcome) -> None:
     for rows in outcome.shards.values():
         of_shards.update(rows)
     verb = "has" if answer["dry_run"] else "lost"
-    print(f"{answer['kind']} {answer['id'] or '(dry run: nothing is changed)'}")
+    print(f"{answer['kind']} {answer['erasure'] or '(dry run: nothing is changed)'}")
     for place, found in (("shards", of_shards), ("lake", outcome.lake), ("outboxes", {"lines": outcome.outboxes})):
         print(f"  {place:9} {verb} " + (", ".join(f"{number:,} {name}" for name, number in sorted(found.items())) or "nothing"))
     learned = answer["learned"]
     for one in learned["artifacts"]:
-        print(f"  learned from these days: {one['kind']} {one['id']}" + ("" if one["days"] else " (its days are not recorded)"))
+        print(
+            f"  learned from these days: {one['kind']} {one['artifact']}"
+            + ("" if one["days"] else " (its days are not recorded)")
+        )
     for one in learned["releases"]:
-        print(f"  release {one['id']} has {', '.join(one['parts'])} of them")
+        print(f"  release {one['release']} has {', '.join(one['parts'])} of them")
     for folder in answer["in_use"]:
-        print(f"  not done: a process uses the outbox {folder}; what it delivers is dropped. Stop it and run this again")
+        print(f"  not done: a process uses the outbox {clean(folder)}; what it delivers is dropped. Stop it and run this again")
     print(f"not reached: {'; '.join(NOT_REACHED)} (docs/erasure.md)")
-
-
-def _rfc3339(moment: datetime) -> str:
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _progress() -> Progress:

@@ -20,8 +20,8 @@ def find_learned(data_dir: Path, days: Collection[date]) -> dict[str, list[dict[
         return {"artifacts": [], "releases": []}
     folders = sorted(path.parent for path in (data_dir / "artifacts").glob(f"*/*/{MANIFEST}"))
     found = {folder.resolve(): one for folder in folders if _may_know(one := read_manifest(folder), days)}
-    releases = [{"id": release.id, "parts": _find_parts(data_dir, release, found)} for release in list_releases(data_dir)]
-    artifacts = [{"kind": one.kind, "id": one.id, "days": _describe_days(one)} for one in found.values()]
+    releases = [{"release": release.id, "parts": _find_parts(data_dir, release, found)} for release in list_releases(data_dir)]
+    artifacts = [{"kind": one.kind, "artifact": one.id, "days": _describe_days(one)} for one in found.values()]
     return {"artifacts": artifacts, "releases": [one for one in releases if one["parts"]]}
 
 

@@ -26,6 +26,7 @@ from streams.store.shard import CountingRules, Shard
 from streams.worker.settings import StreamsSettings
 from tests.queryloop.commands.test_verify import write_config
 from tests.streams.worker.test_main import await_applied, emit, get, make_settings
+from tests.support.command_table import check_answer
 from tests.support.logs import START, day, feed, impression, query, read
 
 RULES = CountingRules(session_cap=20)
@@ -60,6 +61,7 @@ class Stopped:
         self.capsys.readouterr()
         assert main(["--config", str(self.config), "erase", *arguments, "--json"]) == code
         printed: dict[str, Any] = json.loads(self.capsys.readouterr().out)
+        check_answer("erase", code, printed)
         return printed
 
     def everything(self) -> bytes:
@@ -79,13 +81,13 @@ def stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Stopped:
 
 def test_a_stopped_shard_loses_the_session_and_no_file_keeps_its_id(stopped: Stopped) -> None:
     counted = stopped.erase("--session", "sess-1", "--dry-run")
-    assert (counted["dry_run"], counted["id"], counted["total"]) == (True, None, 4)
+    assert (counted["dry_run"], counted["erasure"], counted["total"]) == (True, None, 4)
     assert not (stopped.data / "erasures").exists()
     done = stopped.erase("--session", "sess-1")
-    assert (done["rows"], done["total"], done["state"], done["kind"]) == (counted["rows"], 4, "done", "session")
+    assert (done["shards"], done["total"], done["state"], done["kind"]) == (counted["shards"], 4, "done", "session")
     assert b"sess-1" not in stopped.everything() and b"sess-2" in stopped.everything()
     again = stopped.erase("--session", "sess-1")
-    assert (again["id"], again["total"], again["days"]) == (done["id"], 0, [str(day(START))])
+    assert (again["erasure"], again["total"], again["days"]) == (done["erasure"], 0, [str(day(START))])
 
 
 def test_a_user_is_erased_as_well_and_the_text_form_says_what_was_where(stopped: Stopped) -> None:
@@ -120,7 +122,7 @@ def test_an_outbox_in_use_is_incomplete_and_a_free_one_is_erased(stopped: Stoppe
     assert (found["state"], found["in_use"]) == ("started", [str(outbox.folder)])
     outbox.close()
     found = stopped.erase("--session", "sess-1")
-    assert (found["state"], found["rows"]["outboxes"], found["in_use"]) == ("done", 4, [])
+    assert (found["state"], found["outbox_lines"], found["in_use"]) == ("done", 4, [])
 
 
 def test_two_erasures_at_once_are_refused(stopped: Stopped) -> None:
@@ -142,8 +144,8 @@ def test_what_learned_from_those_days_is_listed(stopped: Stopped) -> None:
     for predictor in (older, knows):
         registry.publish(stopped.data, policy=policy, predictor=predictor)
     learned = stopped.erase("--session", "sess-1")["learned"]
-    assert learned["artifacts"] == [{"kind": "predictor", "id": knows.name, "days": ["2020-08-31", "2020-09-13"]}]
-    assert learned["releases"] == [{"id": "r0001", "parts": ["predictor"]}]
+    assert learned["artifacts"] == [{"kind": "predictor", "artifact": knows.name, "days": ["2020-08-31", "2020-09-13"]}]
+    assert learned["releases"] == [{"release": "r0001", "parts": ["predictor"]}]
 
 
 def test_an_isolated_replay_knows_what_was_erased(stopped: Stopped, tmp_path: Path) -> None:
