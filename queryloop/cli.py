@@ -82,6 +82,7 @@ def _expected(error: Exception) -> Exit | None:
         "ArtifactError": Exit.FAILED,
         "LedgerError": Exit.FAILED,
         "StoreError": Exit.FAILED,
+        "ErasureError": Exit.FAILED,
     }
     # Compared by name: importing the classes would cost what --help must not.
     return next((meanings[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in meanings), None)
@@ -124,7 +125,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, help="print the version and leave")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     first = (_add_up, _add_demo, _add_replay, _add_broker, _add_run, _add_releases)
-    for add in (*first, _add_status, _add_config, _add_reads, _add_verify, _add_torture, _add_quarantine):
+    for add in (*first, _add_status, _add_config, _add_reads, _add_verify, _add_torture, _add_quarantine, _add_erase):
         add(commands)
     return parser
 
@@ -281,6 +282,19 @@ def _add_quarantine(commands: Any) -> None:
     gone.add_argument("--yes", action="store_true", help="do it; else the number of rows is said and nothing is removed")
     for step in (rows, row, again, gone):
         _add_json(step)
+
+
+def _add_erase(commands: Any) -> None:
+    about = "remove a session or a user from counts, lake, outboxes and quarantine, and keep their events out from then on"
+    parser = _add(commands, "erase", about, "queryloop erase --user 4711 --dry-run")
+    whom = parser.add_mutually_exclusive_group(required=True)
+    whom.add_argument("--session", metavar="ID", help="a session_id: for ever")
+    whom.add_argument("--user", metavar="ID", help="a user_id: the events up to now")
+    parser.add_argument("--dry-run", action="store_true", help="change nothing: print how many rows there are")
+    parser.add_argument(
+        "--outbox", type=Path, action="append", default=[], metavar="DIR", help="an outbox elsewhere; may be given again"
+    )
+    _add_json(parser)
 
 
 def _add_config(commands: Any) -> None:

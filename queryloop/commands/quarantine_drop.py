@@ -60,7 +60,7 @@ def _drop(settings: Settings, partition: int, params: DropParams) -> int:
 
 def _drop_in_file(settings: Settings, partition: int, change: Callable[[Shard], int]) -> int:
     try:
-        shard = Shard.open(shard_path(settings.data.dir, partition), settings.worker.rules(settings.events))
+        shard = Shard.open(shard_path(settings.data.dir, partition), settings.rules)
     except StoreError as error:
         raise CommandError(f"shard {partition}: {error}", Exit.UNAVAILABLE) from error
     try:

@@ -59,7 +59,7 @@ def ask_shard(settings: Settings, partition: int, what: str, read: Callable[[Sha
 
 
 def _read_file(settings: Settings, partition: int, read: Callable[[Shard], T]) -> T:
-    rules = settings.worker.rules(settings.events)
+    rules = settings.rules
     shard = Shard.open(shard_path(settings.data.dir, partition), rules, read_only=True)
     try:
         return read(shard)

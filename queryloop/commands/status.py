@@ -170,12 +170,13 @@ def _describe_room(state: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _print_shards(shards: list[dict[str, Any]]) -> None:
-    columns = ("shard", "events", "counted", "duplicates", "quarantined", "pending", "days in lake")
+    columns = ("shard", "events", "counted", "duplicates", "quarantined", "pending", "left out", "days in lake")
     rows = [
         [
             *(shard[name] for name in ("shard", "events", "counted", "duplicates")),
             sum(shard["quarantined"].values()),
             shard["pending"],
+            sum(shard["left_out"].values()),
             len(shard["days_exported"]),
         ]
         for shard in shards

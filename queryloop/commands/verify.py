@@ -27,6 +27,7 @@ from queryloop.verify.topic_reader import open_partition
 from streams.api.snapshot import Counts
 from streams.brokers.topics import describe_topic, topic_id
 from streams.emitter.record_batches import MAX_RECORD_BYTES, partition_of
+from streams.events.erasures import read_tombstones
 from streams.events.schema import printable
 from streams.importers.log_files import read_log, session_of
 from streams.importers.mapping import Mapping, read_mapping
@@ -66,8 +67,9 @@ def _verify_lake(settings: Settings, bars: Progress) -> Verdict:
 def _verify_log(settings: Settings, path: Path | None, mapping: Mapping | None, bars: Progress) -> Iterator[Verdict]:
     check_log(settings.data.dir, settings.kafka)
     (settings.data.dir / "run").mkdir(parents=True, exist_ok=True)
+    tombstones = read_tombstones(settings.data.dir)
     for partition in range(settings.kafka.partitions):
-        counts = live_counts(settings, partition) or empty_counts(settings.worker.rules(settings.events))
+        counts = live_counts(settings, partition) or empty_counts(settings.rules)
         bar = bars.add_task(f"shard {partition}", total=counts.events or None)
         source = _read_file(settings, partition, path, mapping) if path else _read_topic(settings, partition, counts)
         with tempfile.TemporaryDirectory(prefix="verify-", dir=settings.data.dir / "run") as folder, source as log:
@@ -75,7 +77,8 @@ def _verify_log(settings: Settings, path: Path | None, mapping: Mapping | None, 
                 yield log
                 continue
             counted = replace(log, records=_count(log.records, bars, bar))
-            yield verify_shard(partition, counts, counted, settings.events, Path(folder), round(time.time() * 1e6))
+            now_us = round(time.time() * 1e6)
+            yield verify_shard(partition, counts, counted, settings.events, Path(folder), now_us, tombstones)
     if path is None:
         yield from _verify_uncounted(settings)
 
@@ -85,7 +88,7 @@ def _verify_uncounted(settings: Settings) -> Iterator[Verdict]:
     topic, partitions = describe_topic(settings.kafka.at(_bootstrap(settings)), settings.kafka.topic), settings.kafka.partitions
     for partition in range(partitions, topic.partitions):
         why = f"no shard counts this partition: topic {topic.name} has {topic.partitions}, kafka.partitions is {partitions}"
-        yield unverifiable(partition, empty_counts(settings.worker.rules(settings.events)), why)
+        yield unverifiable(partition, empty_counts(settings.rules), why)
 
 
 def _bootstrap(settings: Settings) -> str:

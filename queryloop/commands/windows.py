@@ -27,6 +27,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _summarise(answer: Answer) -> str:
-    said = f"{answer['total']} cells in the 14 days before {answer['as_of']}"
+    said = f"{answer['total']} cells in the 14 days before {answer['as_of']}; {_describe_caps(answer['left_out'])}"
     unknown = any(row["coec"] is None for row in answer["rows"])
     return f"{said}; COEC – where its positions have too few impressions or clicks yet (docs/events.md)" if unknown else said
+
+
+def _describe_caps(left_out: Answer) -> str:
+    caps = [f"counting.{name} {left_out[name]}" for name in ("session_cap", "user_cap") if left_out[name]]
+    if not caps:
+        return "no cap: all of a session's lists count (counting.session_cap is 0, off)"
+    return f"left out by {' and '.join(caps)}: {left_out['impressions']} impressions, {left_out['clicks']} clicks"

@@ -28,6 +28,7 @@ from streams.brokers.broker import EmbeddedBroker, KafkaBroker
 from streams.brokers.topics import KafkaSettings, create_topics
 from streams.emitter.emitter import Counters, Emitter, EmitterSettings, QueueFull
 from streams.emitter.record_batches import MAX_RECORD_BYTES
+from streams.events.erasures import copy_erasures
 from streams.importers.log_files import LogFile, LogFileError, read_log, session_of, time_of
 from streams.runtime.processes import ProcessError, free_port
 from streams.worker.settings import StreamsSettings
@@ -127,11 +128,12 @@ def replay_isolated(
     # Opened first, so that a log or a mapping that cannot be used is refused before anything starts.
     with terminable(), LogFile(path, mapping) as log_file, tempfile.TemporaryDirectory(prefix="queryloop-replay-") as folder:
         data_dir = Path(folder)
+        copy_erasures((settings or StreamsSettings()).data.dir, data_dir)
         with EmbeddedBroker() if broker == "embedded" else KafkaBroker(data_dir) as running:
             isolated = isolate(settings or StreamsSettings(), data_dir, running.bootstrap, broker)
             create_topics(running.bootstrap, isolated.kafka)
             lines = _count_log(log_file, isolated, emitter, data_dir / "worker.log")
-        rules = isolated.worker.rules(isolated.events)
+        rules = isolated.rules
         locate = partial(find_places, path, mapping)
         totals = write_results(data_dir, isolated.kafka.partitions, rules, as_of, out, time.time(), locate)
     seconds = time.monotonic() - began

@@ -16,6 +16,7 @@ import duckdb
 import pyarrow as pa
 
 from queryloop.verify.normal_form import normal_form
+from streams.events.erasures import NO_TOMBSTONES, Tombstones, read_owner
 from streams.events.line_decoder import parse_line
 from streams.events.rules import CountingRules
 from streams.events.schema import SPACE, Click, EventSettings, Impression, Query, Reason, Reject
@@ -33,6 +34,7 @@ SCHEMAS = {
             ("ts_us", pa.int64()),
             ("event_id", pa.string()),
             ("session_id", pa.string()),
+            ("user_id", pa.string()),
             ("query", pa.string()),
             ("by_user", pa.bool_()),
         ]
@@ -44,6 +46,8 @@ SCHEMAS = {
             ("after_us", pa.int64()),
             ("ts_us", pa.int64()),
             ("event_id", pa.string()),
+            ("session_id", pa.string()),
+            ("user_id", pa.string()),
             ("impression_id", pa.string()),
             ("query", pa.string()),
             ("items", pa.list_(pa.string())),
@@ -88,6 +92,7 @@ LogRecord = tuple[int, int | None, bytes | None]
 class Arrivals:
     """Fills the tables of `TABLES` in `con`.
 
+    Lines of erased sessions and users, by `tombstones`, count nothing.
     `future` are the event_ids that the worker refused as future, `now_us` is the time now. After `load`, `lines` is the number of
     lines and `latest_us` the shard's time, None where there was no event.
     """
@@ -98,6 +103,7 @@ class Arrivals:
     now_us: int
     future: frozenset[str] = frozenset()
     forgotten_us: int = 0
+    tombstones: Tombstones = NO_TOMBSTONES
     lines: int = 0
     latest_us: int | None = None
     _rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=lambda: {name: [] for name in SCHEMAS})
@@ -107,7 +113,7 @@ class Arrivals:
         flushed = self.lines
         for offset, moment_us, value in records:
             if value is None:
-                self._quarantine(Reject(Reason.MALFORMED, "", b"", None, None, offset, 0))
+                self._refuse(Reject(Reason.MALFORMED, "", b"", None, None, offset, 0), Reason.MALFORMED)
             for line in (value or b"").split(b"\n"):
                 if stripped := line.strip(SPACE):
                     self._add_line(parse_line(stripped, self.limits), moment_us)
@@ -117,27 +123,31 @@ class Arrivals:
         self._flush()
 
     def _add_line(self, found: Query | Impression | Click | Reject, moment_us: int | None) -> None:
+        erased = bool(self.tombstones) and self.tombstones.cover(read_owner(found.raw))
         if isinstance(found, Reject):
-            self._quarantine(found)
+            self._refuse(found, found.reason, erased)
             return
         ts_us = found.ts_us
         if self._is_future(found.event_id, ts_us, moment_us):
-            self._quarantine(found, Reason.FUTURE_EVENT)
+            self._refuse(found, Reason.FUTURE_EVENT, erased)
             return
         before = self.latest_us or 0
         if self.rules.retention_us and ts_us < before - self.rules.retention_us:
-            self._quarantine(found, Reason.TOO_OLD)
+            self._refuse(found, Reason.TOO_OLD, erased)
             return
         recorded_us = ts_us if moment_us is None or not self.rules.record_times else moment_us
         self.latest_us = max(before, min(ts_us, recorded_us))
         seq, self.lines = self.lines, self.lines + 1
+        if erased:
+            return
         row: tuple[Any, ...] = (seq, before, self.latest_us, ts_us, in_session(found.session_id, found.event_id))
+        whose = found.session_id, found.user_id or None
         if isinstance(found, Query):
-            self._rows["queries"].append((*row, found.session_id, normal_form(found.query), found.source == "user"))
+            self._rows["queries"].append((*row, *whose, normal_form(found.query), found.source == "user"))
         elif isinstance(found, Impression):
             items = [normal_form(item) for item in found.items]
             shown = in_session(found.session_id, found.impression_id)
-            self._rows["impressions"].append((*row, shown, normal_form(found.query), items))
+            self._rows["impressions"].append((*row, *whose, shown, normal_form(found.query), items))
         else:
             item = None if found.item is None else normal_form(found.item)
             self._rows["clicks"].append((*row, in_session(found.session_id, found.impression_id), found.position, item))
@@ -155,9 +165,11 @@ class Arrivals:
             return True
         return moment_us is not None and ts_us > moment_us + tolerance and (self.latest_us or 0) < self.forgotten_us
 
-    def _quarantine(self, found: Query | Impression | Click | Reject, reason: Reason | None = None) -> None:
+    def _refuse(self, found: Query | Impression | Click | Reject, reason: Reason, erased: bool = False) -> None:
+        """Add a refused line; one of an erased session or user is only a line."""
         seq, self.lines = self.lines, self.lines + 1
-        reason = found.reason if isinstance(found, Reject) else reason
+        if erased:
+            return
         event_id = None if found.event_id is None else in_session(found.session_id, found.event_id)
         known_by = blake2b(found.raw if event_id is None else event_id.encode(), digest_size=16).digest()
         self._rows["refused"].append((seq, self.latest_us or 0, str(reason), event_id, known_by))

@@ -6,7 +6,7 @@ their sessions; the lake's own co-occurrence files are not read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, timedelta
 
 import duckdb
@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from queryloop.verify.normal_form import normal_form
 from queryloop.verify.shard_verification import DIFFERENCES, READ, Verdict
 from streams.api.snapshot import Counts
+from streams.counting.caps import cap_params
 from streams.events.rules import CountingRules
 from streams.lake.files import Lake
 from streams.lake.reader import read_impressions, read_queries
@@ -35,7 +36,12 @@ INSERT INTO differences
 WITH told AS (
     SELECT query, item, position, count(*) AS impressions, count(*) FILTER (clicked) AS clicks
     FROM (
-        SELECT query, unnest(items) AS item, unnest(clicked) AS clicked, unnest(range(len(items)))::INTEGER AS position FROM shown
+        SELECT query, unnest(items) AS item, unnest(clicked) AS clicked, unnest(range(len(items)))::INTEGER AS position FROM (
+            FROM shown
+            QUALIFY row_number() OVER (PARTITION BY shard, query, session_id ORDER BY ts_us, event_id) <= $session_cap
+                AND (coalesce(user_id, '') = ''
+                    OR row_number() OVER (PARTITION BY shard, query, user_id ORDER BY ts_us, session_id, event_id) <= $user_cap)
+        )
     )
     GROUP BY ALL
 ),
@@ -50,10 +56,17 @@ INSERT INTO differences
 WITH told AS (
     SELECT query, next_query, count(*) AS count
     FROM (
-        SELECT day, ts_us, query, lead(query) OVER follows AS next_query, lead(ts_us) OVER follows AS next_us
-        FROM asked WINDOW follows AS (PARTITION BY session_id ORDER BY ts_us, event_id)
+        FROM (
+            SELECT *, lead(query) OVER follows AS next_query, lead(ts_us) OVER follows AS next_us
+            FROM asked WINDOW follows AS (PARTITION BY session_id ORDER BY ts_us, event_id)
+        )
+        WHERE day = $day AND next_us - ts_us <= $gap AND query <> next_query
+        QUALIFY row_number() OVER (PARTITION BY shard, query, next_query, session_id ORDER BY ts_us, event_id) <= $session_cap
+            AND (coalesce(user_id, '') = ''
+                OR row_number() OVER (
+                    PARTITION BY shard, query, next_query, user_id ORDER BY ts_us, session_id, event_id
+                ) <= $user_cap)
     )
-    WHERE day = $day AND next_us - ts_us <= $gap AND query <> next_query
     GROUP BY ALL
 ),
 live AS (FROM live_pairs WHERE day = $day)
@@ -70,11 +83,11 @@ def verify_lake(shards: Mapping[int, Counts], lake: Lake, progress: Callable[[in
     left_out = dict.fromkeys(sorted(held - clean), NOT_EXPORTED)
     with duckdb.connect(":memory:", config={"threads": 1}) as con:
         _load_live(con, shards)
-        lines = 0
+        lines, rules = 0, next((counts.rules for counts in shards.values()), CountingRules())
         for number, day in enumerate(sorted(clean), 1):
-            lines += _compare_windows(con, lake, day)
+            lines += _compare_windows(con, lake, day, sorted(shards), rules)
             if (after := day + timedelta(days=1)) in clean or after not in held:
-                lines += _compare_pairs(con, lake, day, next(iter(shards.values())).rules)
+                lines += _compare_pairs(con, lake, day, sorted(shards), rules)
             else:
                 left_out[day] = NEXT_NOT_EXPORTED
             progress(number, len(clean))
@@ -96,25 +109,34 @@ def _load_live(con: duckdb.DuckDBPyConnection, shards: Mapping[int, Counts]) -> 
         con.execute(LIVE_PAIRS)
 
 
-def _compare_windows(con: duckdb.DuckDBPyConnection, lake: Lake, day: date) -> int:
-    shown = read_impressions(lake, day, day)
+def _compare_windows(
+    con: duckdb.DuckDBPyConnection, lake: Lake, day: date, partitions: Sequence[int], rules: CountingRules
+) -> int:
+    shown = pa.concat_tables([_of_shard(read_impressions(lake, day, day, one), one) for one in partitions])
     items = pa.array([list(map(normal_form, row)) for row in shown["items"].to_pylist()], pa.list_(pa.string()))
-    con.register("shown", pa.table({"query": _normal_forms(shown["query"]), "items": items, "clicked": shown["clicked"]}))
-    con.execute(WINDOWS_DIFFER, {"day": day})
+    whose = shown.select(["shard", "session_id", "user_id", "ts_us", "event_id", "clicked"])
+    con.register("shown", whose.append_column("query", _normal_forms(shown["query"])).append_column("items", items))
+    con.execute(WINDOWS_DIFFER, {"day": day, **cap_params(rules)})
     con.unregister("shown")
     return len(shown)
 
 
-def _compare_pairs(con: duckdb.DuckDBPyConnection, lake: Lake, day: date, rules: CountingRules) -> int:
+def _compare_pairs(con: duckdb.DuckDBPyConnection, lake: Lake, day: date, partitions: Sequence[int], rules: CountingRules) -> int:
     """Compare the pairs that begin on a day; they may end on the day after."""
     longest = timedelta(microseconds=rules.session_gap_us) + timedelta(days=1)
-    asked = read_queries(lake, day, day + timedelta(days=longest.days))
+    last = day + timedelta(days=longest.days)
+    asked = pa.concat_tables([_of_shard(read_queries(lake, day, last, one), one) for one in partitions])
     by_user = asked.filter(pc.equal(asked["source"], "user"))
-    columns = by_user.select(["day", "ts_us", "event_id", "session_id"]).append_column("query", _normal_forms(by_user["query"]))
-    con.register("asked", columns)
-    con.execute(PAIRS_DIFFER, {"day": day, "gap": rules.session_gap_us})
+    columns = by_user.select(["shard", "day", "ts_us", "event_id", "session_id", "user_id"])
+    con.register("asked", columns.append_column("query", _normal_forms(by_user["query"])))
+    con.execute(PAIRS_DIFFER, {"day": day, "gap": rules.session_gap_us, **cap_params(rules)})
     con.unregister("asked")
     return len(asked.filter(pc.equal(asked["day"], day)))
+
+
+def _of_shard(rows: pa.Table, partition: int) -> pa.Table:
+    """Return rows with the column `shard`, in which a user's cap holds."""
+    return rows.append_column("shard", pa.array([partition] * len(rows), pa.int32()))
 
 
 def _normal_forms(texts: pa.ChunkedArray) -> pa.Array:

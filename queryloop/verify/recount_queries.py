@@ -110,27 +110,41 @@ SELECT impression_id, position, verdict FROM judged ANTI JOIN repeated USING (ev
 UNION ALL SELECT impression_id, position, verdict FROM firsts
 UNION ALL SELECT impression_id, position, 'orphan_click' FROM firsts WHERE gave_up AND verdict <> 'counted'
 """
+# The windows leave out the lists beyond the first ones of a session, or of a user, for a query on a day.
+WEIGHED = """
+CREATE TABLE weighed AS
+SELECT day, query, impression_id, items FROM standing
+QUALIFY row_number() OVER (PARTITION BY day, query, session_id ORDER BY ts_us, event_id) <= $session_cap
+    AND (user_id IS NULL
+        OR row_number() OVER (PARTITION BY day, query, user_id ORDER BY ts_us, session_id, event_id) <= $user_cap)
+"""
 CLICKED = """
 CREATE TABLE clicked AS
 SELECT DISTINCT s.day, s.query, s.impression_id, c.position, s.items[c.position + 1] AS item
-FROM chosen c JOIN standing s USING (impression_id) WHERE c.verdict = 'counted'
+FROM chosen c JOIN weighed s USING (impression_id) WHERE c.verdict = 'counted'
 """
 PAIRS = """
 CREATE TABLE pairs AS
-SELECT DATE '1970-01-01' + (ts_us // 86400000000)::INTEGER AS day, query, next_query, count(*) AS count
+SELECT day, query, next_query, count(*) AS count
 FROM (
-    SELECT ts_us, query, lead(query) OVER follows AS next_query, lead(ts_us) OVER follows AS next_us
-    FROM queries ANTI JOIN later USING (seq) WHERE by_user
-    WINDOW follows AS (PARTITION BY session_id ORDER BY ts_us, event_id)
+    SELECT day, query, next_query FROM (
+        SELECT DATE '1970-01-01' + (ts_us // 86400000000)::INTEGER AS day, ts_us, event_id, session_id, user_id, query,
+            lead(query) OVER follows AS next_query, lead(ts_us) OVER follows AS next_us
+        FROM queries ANTI JOIN later USING (seq) WHERE by_user
+        WINDOW follows AS (PARTITION BY session_id ORDER BY ts_us, event_id)
+    )
+    WHERE next_us - ts_us <= $gap AND query <> next_query
+    QUALIFY row_number() OVER (PARTITION BY day, query, next_query, session_id ORDER BY ts_us, event_id) <= $session_cap
+        AND (user_id IS NULL
+            OR row_number() OVER (PARTITION BY day, query, next_query, user_id ORDER BY ts_us, session_id, event_id) <= $user_cap)
 )
-WHERE next_us - ts_us <= $gap AND query <> next_query
 GROUP BY ALL
 """
 WINDOWS = """
 SELECT query, item, position::INTEGER AS position, sum(shown)::BIGINT AS impressions, sum(clicked)::BIGINT AS clicks
 FROM (
     SELECT query, unnest(items) AS item, unnest(range(len(items))) AS position, 1 AS shown, 0 AS clicked
-    FROM standing WHERE day = $day
+    FROM weighed WHERE day = $day
     UNION ALL
     SELECT query, item, position, 0, 1 FROM clicked WHERE day = $day
 )
@@ -174,8 +188,10 @@ def recount(con: duckdb.DuckDBPyConnection, rules: CountingRules, latest_us: int
     con.execute(JUDGED, {**lead, "latest": latest, "window": window})
     con.execute(CHOSEN)
     contested.add_accepted(con, decisions)
+    caps = {"session_cap": rules.session_cap or FOREVER_US, "user_cap": rules.user_cap or FOREVER_US}
+    con.execute(WEIGHED, caps)
     con.execute(CLICKED)
-    con.execute(PAIRS, {"gap": rules.session_gap_us})
+    con.execute(PAIRS, {"gap": rules.session_gap_us, **caps})
     return _account(con, decisions)
 
 

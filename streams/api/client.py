@@ -56,9 +56,9 @@ def get(
     return _ask(Request(with_query(url, parameters or {}), headers=key_header(key)), timeout_s, folder)
 
 
-def post(url: str, key: SecretStr | None, timeout_s: float = 30.0, folder: DataFolder | None = None) -> bytes:
-    """Return the body that a server answers to POST without a body. Raises HttpError, WrongFolder as `get` does."""
-    return _ask(Request(url, b"", headers=key_header(key), method="POST"), timeout_s, folder)
+def post(url: str, key: SecretStr | None, timeout_s: float = 30.0, folder: DataFolder | None = None, body: bytes = b"") -> bytes:
+    """Return the body that a server answers to POST of this body. Raises HttpError, WrongFolder as `get` does."""
+    return _ask(Request(url, body, headers=key_header(key), method="POST"), timeout_s, folder)
 
 
 def _ask(request: Request, timeout_s: float, folder: DataFolder | None) -> bytes:

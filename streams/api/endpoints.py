@@ -90,9 +90,17 @@ async def _answer_windows(fan_out: FanOut, params: WindowsParams, parts: Parts) 
     return {
         "as_of": params.as_of.isoformat(),
         "prior_age_s": round(age_s, 3),
+        "left_out": _describe_left_out(fan_out, parts),
         "total": len(wanted),
         "rows": [window_row(cell, sums, prior, coec) for cell, sums in wanted[: params.limit]],
     }
+
+
+def _describe_left_out(fan_out: FanOut, parts: Parts) -> Answer:
+    """Return what the caps (0: off) leave out of the windows that were asked for, at every position of theirs."""
+    rules, pairs = fan_out.shards.rules, [part["left_out"] for part in parts.values()]
+    sums = {"impressions": sum(pair[0] for pair in pairs), "clicks": sum(pair[1] for pair in pairs)}
+    return {**sums, "session_cap": rules.session_cap, "user_cap": rules.user_cap}
 
 
 async def _find_prior(fan_out: FanOut, params: WindowsParams, positions: set[int]) -> tuple[Prior, float]:

@@ -108,7 +108,7 @@ class FanOut:
 
 
 def describe_totals(partition: int, totals: ShardTotals) -> dict[str, Any]:
-    """Return one shard's totals as JSON values, where events = counted + duplicates + sum of quarantined + pending.
+    """Return one shard's totals as JSON values, where events = counted + duplicates + sum of quarantined + pending + erased.
 
     Records before `next_offset` are applied, those before `written_offset` are also on disk.
     """
@@ -123,6 +123,8 @@ def describe_totals(partition: int, totals: ShardTotals) -> dict[str, Any]:
         "duplicates": totals.duplicates,
         "quarantined": dict(totals.quarantined),
         "pending": totals.pending,
+        "erased": totals.erased,
+        "left_out": {"lists": totals.left_out.lists, "pairs": totals.left_out.pairs},
         "days_exported": [day.isoformat() for day in totals.days_exported],
     }
 

@@ -20,6 +20,7 @@ COUNTS = {
     "counted_events": ("counted", "Events counted."),
     "duplicate_events": ("duplicates", "Events delivered more than once, or impressions and clicks that repeat another."),
     "pending_clicks": ("pending", "Clicks that wait for their impression."),
+    "erased_events": ("erased", "Events of erased sessions and users, removed or dropped on arrival."),
 }
 LAGS = {
     "lag_records": ("records", "Records in the log that are not applied yet."),
@@ -74,6 +75,9 @@ def _shard_families(shards: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator
         yield gauge(name, about, ["partition"], [((shard,), part["status"][key]) for shard, part in shards])
     reasons = [((shard, reason), part["status"]["quarantined"].get(reason, 0)) for shard, part in shards for reason in Reason]
     yield gauge("quarantined_events", "Events in quarantine, by reason.", ["partition", "reason"], reasons)
+    left_out = [((shard, kind), n) for shard, part in shards for kind, n in part["status"]["left_out"].items()]
+    about = "Lists, and pairs of queries, that count nothing because their session or user is over its cap."
+    yield gauge("left_out", about, ["partition", "kind"], left_out)
     latest = [((shard,), part["status"]["latest_ts"]) for shard, part in shards]
     yield gauge("latest_event_timestamp_seconds", "Latest event time seen.", ["partition"], latest)
     for name, (key, about) in LAGS.items():

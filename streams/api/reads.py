@@ -23,6 +23,8 @@ FROM (
     UNION ALL
     SELECT day, query_norm, unnest(items), unnest(range(length))::INTEGER, 1, 0
     FROM standing_lists WHERE $item::VARCHAR IS NULL OR list_contains(items, $item)
+    UNION ALL
+    SELECT day, query_norm, item_norm, position, -impressions, -clicks FROM left_out
 )
 WHERE day >= $first AND day < $as_of
     AND ($query::VARCHAR IS NULL OR query_norm = $query) AND ($item::VARCHAR IS NULL OR item_norm = $item)
@@ -39,20 +41,27 @@ FROM (
     SELECT position, impressions, clicks FROM window_deltas WHERE day >= $first AND day < $as_of
     UNION ALL
     SELECT unnest(range(length)), lists, 0 FROM lengths
+    UNION ALL
+    SELECT position, -impressions, -clicks FROM left_out WHERE day >= $first AND day < $as_of
 )
 GROUP BY position HAVING sum(impressions) <> 0
+"""
+LEFT_OUT = """
+SELECT coalesce(sum(impressions), 0)::BIGINT, coalesce(sum(clicks), 0)::BIGINT FROM left_out
+WHERE day >= $first AND day < $as_of
+    AND ($query::VARCHAR IS NULL OR query_norm = $query) AND ($item::VARCHAR IS NULL OR item_norm = $item)
 """
 KEYED_CELLS = """
 SELECT hash(query_norm, item_norm, position) AS key, position, impressions, clicks
 FROM (
     SELECT query_norm, item_norm, position, sum(impressions)::BIGINT AS impressions, sum(clicks)::BIGINT AS clicks
-    FROM window_cells WHERE day >= $first AND day < $as_of
+    FROM window_counts WHERE day >= $first AND day < $as_of
     GROUP BY ALL HAVING sum(impressions) <> 0
 )
 """
 SUCCESSORS = """
 SELECT next_query, sum(count)::BIGINT
-FROM cooccurrence_deltas
+FROM pair_counts
 WHERE query = $query AND day >= $first AND day < $as_of
 GROUP BY next_query HAVING sum(count) <> 0
 LIMIT $limit
@@ -75,10 +84,17 @@ class TooManyRows(ValueError):
 def read_cells(con: duckdb.DuckDBPyConnection, as_of: date, query: str | None, item: str | None) -> dict[str, Any]:
     """Return "cells", the window cells of a query or an item as (query, item, position, impressions, clicks), and "positions".
 
-    The latter are the (position, impressions, clicks) summed over all cells of the window. Raises TooManyRows.
+    The latter are the (position, impressions, clicks) summed over all cells of the window. "left_out" are the (impressions,
+    clicks) of the same cells that are over a cap. Raises TooManyRows.
     """
-    rows = con.execute(CELLS, {**window_days(as_of), "query": query, "item": item, "limit": MAX_CELLS + 1}).fetchall()
-    return {"cells": _bounded(rows, "windows"), "positions": con.execute(POSITIONS, window_days(as_of)).fetchall()}
+    wanted = {**window_days(as_of), "query": query, "item": item}
+    rows = con.execute(CELLS, {**wanted, "limit": MAX_CELLS + 1}).fetchall()
+    positions = con.execute(POSITIONS, window_days(as_of)).fetchall()
+    return {
+        "cells": _bounded(rows, "windows"),
+        "positions": positions,
+        "left_out": con.execute(LEFT_OUT, wanted).fetchall()[0],
+    }
 
 
 def read_keyed_cells(con: duckdb.DuckDBPyConnection, as_of: date) -> pa.Table:

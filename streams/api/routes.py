@@ -19,6 +19,7 @@ from faust.web.views import View as WebView
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from streams.api.endpoints import LAG, METRICS, READS, Read, answer_read, gather_parts
+from streams.api.erasures import describe_erased, parse_erasure
 from streams.api.exports import EXPORTS, FORMATS, Export, Format, OpenExport, discard_exports, open_export
 from streams.api.fan_out import FanOut, PartitionsMissing, Parts, describe_totals
 from streams.api.metrics import render_metrics
@@ -92,6 +93,13 @@ def add_routes(app: faust.App, key: SecretStr | None, fan_out: FanOut, is_stoppi
             return _json({"error": f"this worker does not hold partition {number}"}, 404)
         return _json({"dropped": dropped})
 
+    async def erase(page: Any, request: Any, partition: str) -> Any:
+        wanted = parse_erasure(await request.read())
+        erased = await fan_out.shards.erase(_read_partition(fan_out, partition), wanted.subject, wanted.dry_run)
+        if erased is None:
+            return _json({"error": f"this worker does not hold partition {partition}"}, 404)
+        return _json(describe_erased(erased))
+
     def read_state() -> str:
         return "crashed" if app.crashed else "stopping" if is_stopping() else "ok"
 
@@ -122,6 +130,8 @@ def add_routes(app: faust.App, key: SecretStr | None, fan_out: FanOut, is_stoppi
         app.page(path, name=path)(_guarded(key, _export_view(fan_out, export, form, turn)))
     path = "/v1/shards/{partition}/quarantine/drop"
     app.page(path, name=path)(type("Drop", (WebView,), {"post": _guarded(key, drop)}))
+    path = "/v1/shards/{partition}/erase"
+    app.page(path, name=path)(type("Erase", (WebView,), {"post": _guarded(key, erase)}))
     for read in READS:
         app.page(read.path, name=read.path)(_guarded(key, _view_of(fan_out, read)))
 

@@ -14,21 +14,22 @@ from datetime import date
 import duckdb
 import pyarrow as pa
 
+from streams.counting.caps import stored_caps
 from streams.events.rules import CountingRules
 from streams.store.shard import Shard
 
 WINDOWS = """
 SELECT day, query_norm, item_norm, position, sum(impressions)::BIGINT AS impressions, sum(clicks)::BIGINT AS clicks
-FROM window_cells
+FROM window_counts
 GROUP BY ALL
 HAVING sum(impressions) <> 0 OR sum(clicks) <> 0
 """
 COOCCURRENCE = """
-SELECT day, query, next_query, sum(count)::BIGINT AS count FROM cooccurrence_deltas GROUP BY ALL HAVING sum(count) <> 0
+SELECT day, query, next_query, sum(count)::BIGINT AS count FROM pair_counts GROUP BY ALL HAVING sum(count) <> 0
 """
 FUTURE = "SELECT event_id FROM quarantine WHERE reason = 'future_event'"
 DAYS = "SELECT day, dirty FROM days WHERE exported OR dirty ORDER BY day"
-TOTALS = "SELECT topic_id, next_offset, latest_us, events, counted, duplicates, earlier_events, quarantined FROM state"
+TOTALS = "SELECT topic_id, next_offset, latest_us, events, counted, duplicates, earlier_events, erased, quarantined FROM state"
 PENDING = "SELECT count(*) FROM pending"
 
 METADATA_KEY = b"queryloop"
@@ -59,6 +60,7 @@ class Counts:
     counted: int = 0
     duplicates: int = 0
     earlier_events: int = 0
+    erased: int = 0
     pending: int = 0
     quarantined: dict[str, int] = field(default_factory=dict)
     exported: list[date] = field(default_factory=list)
@@ -69,7 +71,8 @@ def dump_counts(shard: Shard) -> bytes:
     con = shard.reader()
     try:
         con.execute("BEGIN TRANSACTION READ ONLY")
-        head = json.dumps({**_read_totals(con), "rules": asdict(shard.rules)}).encode()
+        caps = dict(zip(("session_cap", "user_cap"), stored_caps(con), strict=True))  # a stopped worker's may be others
+        head = json.dumps({**_read_totals(con), "rules": asdict(shard.rules) | caps}).encode()
         sink = io.BytesIO()
         for sql, metadata in ((WINDOWS, {METADATA_KEY: head}), (COOCCURRENCE, None), (FUTURE, None)):
             _write(con, sql, sink, metadata)
@@ -93,7 +96,7 @@ def read_counts(dumped: bytes) -> Counts:
 
 def _read_totals(con: duckdb.DuckDBPyConnection) -> dict[str, object]:
     row = con.execute(TOTALS).fetchall()[0]
-    names = ("topic_id", "next_offset", "latest_us", "events", "counted", "duplicates", "earlier_events", "quarantined")
+    names = ("topic_id", "next_offset", "latest_us", "events", "counted", "duplicates", "earlier_events", "erased", "quarantined")
     totals = dict(zip(names, row, strict=True))
     exported = [str(day) for day, dirty in con.execute(DAYS).fetchall() if not dirty]
     pending = con.execute(PENDING).fetchall()[0][0]

@@ -60,6 +60,7 @@ class Change:
     counted: int = 0
     duplicates: int = 0
     pending: int = 0
+    erased: int = 0
     quarantined: Counter[str] = field(default_factory=Counter)
     days: set[date] = field(default_factory=set)
     accepted: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -87,7 +88,7 @@ def attribute_batch(
         return change
     stored = impressions.find_stored(connection, batch.impressions, known_keys)
     canonical, replaced = impressions.choose_canonical(batch.impressions, stored)
-    _retract_replaced(connection, replaced, recent, change)
+    retracted = _retract_replaced(connection, replaced, recent, change)
     earlier = _gather_earlier_clicks(connection, batch, bool(replaced), recent)
     change.pending -= sum(click.row >= 0 for click in earlier)
     change.reattributed = _find_reattributed(batch, replaced, len(canonical), earlier, recent.quarantine_keys)
@@ -104,6 +105,8 @@ def attribute_batch(
     windows.add_counts(connection, rollups.find_rolled_up(lists.own, recent.rollups), cells)
     _store_counted(connection, batch.clicks, fast_path, lists, attribution, change)
     _record_outcomes(connection, attribution, lists, versions, rules, recent, change)
+    recent.caps.lists.touch(connection, cells, "query_norm", rules)
+    recent.caps.lists.touch_all(connection, retracted, rules)
     return change
 
 
@@ -177,16 +180,19 @@ def find_orphans(connection: ShardConnection, before_us: int, recent: RecentStat
     return [_make_reject(click, Reason.ORPHAN_CLICK, detail) for click, detail in zip(orphans, details, strict=True)]
 
 
-def _retract_replaced(connection: ShardConnection, replaced: list[ListId], recent: RecentState, change: Change) -> None:
-    """Retract the stored impressions that earlier ones replace, and their counts."""
+def _retract_replaced(
+    connection: ShardConnection, replaced: list[ListId], recent: RecentState, change: Change
+) -> set[tuple[date, str]]:
+    """Retract the stored impressions that earlier ones replace, and their counts; return their days and queries."""
     if not replaced:
-        return
+        return set()
     retraction = impressions.retract(connection, replaced)
     recent.drop_lists()
     change.days |= retraction.days
     change.counted -= len(replaced) + retraction.clicks
     change.duplicates += len(replaced) - retraction.repeats
     change.quarantined.subtract(retraction.quarantined)
+    return retraction.queries
 
 
 def _store_impressions(

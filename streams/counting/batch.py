@@ -44,6 +44,15 @@ class Batch:
         return self.queries, self.impressions, self.clicks
 
 
+class MustSplit(Exception):
+    """Part `number` of a batch must be split into `parts` (see `deduplication.find_split_points`)."""
+
+    def __init__(self, number: int, parts: list[Batch]) -> None:
+        super().__init__(number)
+        self.number = number
+        self.parts = parts
+
+
 def split_values(values: npt.NDArray[Value], tables: Iterable[pa.Table]) -> list[npt.NDArray[Value]]:
     """Split one value for each row, table after table, into an array for each table."""
     ends = accumulate(map(len, tables), initial=0)
@@ -58,6 +67,8 @@ def split_batch(batch: Batch, starts: Sequence[int], latest_us: int | None) -> l
         chosen = _between(batch.reject_seq, low, high)
         rejects = [reject for reject, is_in in zip(batch.rejects, chosen, strict=True) if is_in]
         times = [latest_us, *(pc.max(t["clock_us"]).as_py() for t in tables)]
+        if high is None:
+            times.append(batch.latest_us)  # an erased event may have been the latest one
         latest_us = max((t for t in times if t is not None), default=None)
         of_rejects = rejects, batch.reject_seq[chosen], batch.reject_arrival_us[chosen]
         parts.append(Batch(tables[0], tables[1], tables[2], batch.texts, *of_rejects, latest_us))

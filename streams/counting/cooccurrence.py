@@ -64,7 +64,7 @@ EDGE_COLUMNS = ["day", "query", "next_query", "count"]
 
 READ = """
 SELECT query, next_query, sum(count)::BIGINT AS count
-FROM cooccurrence_deltas
+FROM pair_counts
 WHERE day >= $first AND day < $as_of
 GROUP BY ALL
 HAVING sum(count) <> 0
@@ -76,7 +76,7 @@ def count_queries(connection: ShardConnection, queries: pa.Table, rules: Countin
     """Store the batch's queries and the changes of co-occurrence that they make; return the days that changed."""
     if not len(queries):
         return set()
-    days = queries["day"].chunks
+    days, edges = queries["day"].chunks, None
     new = queries.select(["session_key", *NEIGHBOUR_COLUMNS.names]).filter(pc.equal(queries["source"], "user"))
     if len(new):
         keys, ts_us, new = new["session_key"].to_numpy(), new["ts_us"].to_numpy(), new.select(NEIGHBOUR_COLUMNS.names)
@@ -87,6 +87,8 @@ def count_queries(connection: ShardConnection, queries: pa.Table, rules: Countin
             connection.defer(INSERT_EDGES, "edges", edges)
             days += edges["day"].chunks
     connection.defer(INSERT_QUERIES, "fresh_queries", queries)
+    if edges is not None:
+        recent.caps.pairs.touch(connection, edges, "query", rules)
     return set(pa.chunked_array(days).unique().to_pylist())
 
 

@@ -75,7 +75,7 @@ DELETE FROM clicks
 WHERE (key, impression_id) IN (SELECT (key, impression_id) FROM replaced_ids)
     OR (reason IS NOT NULL AND (event_id, session_id, reason) IN (SELECT (event_id, session_id, reason) FROM taken_back))
 """
-REPLACED_DAYS = "SELECT DISTINCT day FROM replaced_lists"
+REPLACED_QUERIES = "SELECT DISTINCT day, query_norm FROM replaced_lists"
 REOPENED_NUMBERS = "SELECT count(*) FILTER (reason IS NULL), count(reason) FROM reopened"
 
 
@@ -89,7 +89,7 @@ REPLACED_IDS = pa.schema([("key", pa.uint64()), ("impression_id", pa.string())])
 
 @dataclass(frozen=True, slots=True)
 class Retraction:
-    """What was retracted with replaced impressions, and the days that changed.
+    """What was retracted with replaced impressions, and the queries of days that changed.
 
     `clicks` are those that counted, `quarantined` the quarantine rows of refused clicks by reason, `repeats` the refused clicks
     that shared such a row.
@@ -98,7 +98,12 @@ class Retraction:
     clicks: int = 0
     quarantined: Counter[str] = field(default_factory=Counter)
     repeats: int = 0
-    days: set[date] = field(default_factory=set)
+    queries: set[tuple[date, str]] = field(default_factory=set)
+
+    @property
+    def days(self) -> set[date]:
+        """The days that changed."""
+        return {day for day, _ in self.queries}
 
 
 def find_stored(connection: ShardConnection, fresh: pa.Table, known_keys: KeySet) -> pa.Table:
@@ -137,11 +142,11 @@ def retract(connection: ShardConnection, replaced: list[ListId]) -> Retraction:
         connection.change(sql)
     windows.retract(connection)
     quarantined = quarantine.remove_reattributed(connection)
-    days = {day for (day,) in connection.execute(REPLACED_DAYS).fetchall()}
+    queries = set(connection.execute(REPLACED_QUERIES).fetchall())
     for sql in (DROP_REPLACED, DROP_REOPENED, "DROP TABLE replaced_lists"):
         connection.change(sql)
     counted, refused = connection.execute(REOPENED_NUMBERS).fetchall()[0]
-    return Retraction(counted, quarantined, refused - quarantined.total(), days)
+    return Retraction(counted, quarantined, refused - quarantined.total(), queries)
 
 
 def _columns(lists: list[ListId]) -> list[pa.Array]:

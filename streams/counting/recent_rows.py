@@ -22,6 +22,7 @@ from streams.counting.connection import ShardConnection
 from streams.counting.key_index import KeyArray, KeySet
 from streams.counting.pending_clicks import PendingInFile
 from streams.counting.quarantine import QuarantineKeys, load_quarantine_keys
+from streams.counting.repeats import CapState
 from streams.counting.rollups import Rollups, read_rollups
 from streams.events.line_spans import Int64s
 from streams.events.rules import CountingRules
@@ -160,6 +161,7 @@ class RecentState:
     events: RecentRows = field(default_factory=lambda: RecentRows(MAX_EVENTS))
     lists: RecentRows = field(default_factory=lambda: RecentRows(MAX_LISTS))
     clicked: RecentRows = field(default_factory=lambda: RecentRows(MAX_CLICKED))
+    caps: CapState = field(default_factory=CapState)
 
     def begin_batch(self) -> None:
         """Give the next batch its number; it is not written yet."""

@@ -24,7 +24,16 @@ EXPORTED = "SELECT day FROM days WHERE exported ORDER BY day"
 MARK_EXPORTED = "UPDATE days SET exported = true, dirty = $changed WHERE day = $day"
 
 EVENTS = ("seen", "queries", "impressions", "clicks")
-COUNTS = ("window_deltas", "cooccurrence_deltas", "compacted", "folds", "days")
+COUNTS = (
+    "window_deltas",
+    "cooccurrence_deltas",
+    "left_out",
+    "left_out_lists",
+    "left_out_pairs",
+    "compacted",
+    "folds",
+    "days",
+)
 EXPIRED_DAYS = (
     {table: f"SELECT DISTINCT ts_us // {DAY_US} FROM {table} WHERE ts_us < $cut" for table in EVENTS}
     | {"quarantine": f"SELECT DISTINCT arrived_us // {DAY_US} FROM quarantine WHERE arrived_us < $cut AND published"}

@@ -1,7 +1,8 @@
 """Windows: impressions and clicks of each (query, recommendation, position) over 14 UTC days.
 
 Counts are inserted as deltas by day and summed when read, so counting never looks for the row to add to. A list in the part of
-its day that is not rolled up needs no delta (`streams.counting.rollups`); the view `window_cells` has both.
+its day that is not rolled up needs no delta (`streams.counting.rollups`); the view `window_cells` has both, and `window_counts`
+leaves out what is over a cap (`streams.counting.caps`).
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ GROUP BY ALL
 
 READ = """
 SELECT query_norm, item_norm, position, sum(impressions)::BIGINT AS impressions, sum(clicks)::BIGINT AS clicks
-FROM window_cells
+FROM window_counts
 WHERE day >= $first AND day < $as_of
 GROUP BY ALL
 HAVING sum(impressions) <> 0

@@ -22,7 +22,9 @@ class CountingRules:
     event with a wrong time does not move it; without, by event time alone.
 
     `retention_days` 0 keeps everything: no event is too old, and clicks wait for their impression until `Shard.finish` (replay of
-    an isolated log). `compact_rows` is how many rows a past day gains before it is compacted; no count depends on it.
+    an isolated log). `compact_rows` is how many rows a past day gains before it is compacted; no count depends on it. Of lists
+    of one query that one session got on one UTC day, the first `session_cap` count in the windows, and of those that one user got
+    in this shard the first `user_cap`; likewise of equal pairs of queries in co-occurrence. 0 is no cap.
     """
 
     retention_days: int = 30
@@ -32,6 +34,8 @@ class CountingRules:
     click_lead_us: int = HOUR_US // 12
     record_times: bool = True
     compact_rows: int = 400_000
+    session_cap: int = 0
+    user_cap: int = 0
 
     @property
     def retention_us(self) -> int:

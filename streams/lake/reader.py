@@ -39,14 +39,20 @@ SCHEMAS = {
 """Columns of the day files; `ts_us` and `click_ts_us` are microseconds since the epoch, `decoding` and `extra` JSON."""
 
 
-def read_impressions(lake: Lake, first: date, last: date) -> pa.Table:
-    """Return the impressions of the days first to last, both included, by (ts_us, event_id): columns of SCHEMAS and `day`."""
-    return _read(lake, "impressions", first, last).sort_by([("ts_us", "ascending"), ("event_id", "ascending")])
+def read_impressions(lake: Lake, first: date, last: date, partition: int | None = None) -> pa.Table:
+    """Return the impressions of the days first to last, both included, by (ts_us, event_id): columns of SCHEMAS and `day`.
+
+    With a `partition` only those of its shard.
+    """
+    return _read(lake, "impressions", first, last, partition).sort_by([("ts_us", "ascending"), ("event_id", "ascending")])
 
 
-def read_queries(lake: Lake, first: date, last: date) -> pa.Table:
-    """Return the queries of the days first to last, both included, by (ts_us, event_id): columns of SCHEMAS and `day`."""
-    return _read(lake, "queries", first, last).sort_by([("ts_us", "ascending"), ("event_id", "ascending")])
+def read_queries(lake: Lake, first: date, last: date, partition: int | None = None) -> pa.Table:
+    """Return the queries of the days first to last, both included, by (ts_us, event_id): columns of SCHEMAS and `day`.
+
+    With a `partition` only those of its shard.
+    """
+    return _read(lake, "queries", first, last, partition).sort_by([("ts_us", "ascending"), ("event_id", "ascending")])
 
 
 def read_cooccurrence(lake: Lake, first: date, last: date) -> pa.Table:
@@ -59,9 +65,9 @@ def days(lake: Lake) -> list[date]:
     return sorted({file.day for kind in SCHEMAS for file in list_files(lake, kind)})
 
 
-def _read(lake: Lake, kind: str, first: date, last: date) -> pa.Table:
+def _read(lake: Lake, kind: str, first: date, last: date, partition: int | None = None) -> pa.Table:
     schema = SCHEMAS[kind].append(pa.field("day", pa.date32()))
-    files = [file.path for file in list_files(lake, kind) if first <= file.day <= last]
+    files = [file.path for file in list_files(lake, kind) if first <= file.day <= last and partition in (None, file.partition)]
     if not files:
         return schema.empty_table()
     import pyarrow.dataset as ds  # imports pandas: a second that only readers of the lake should pay

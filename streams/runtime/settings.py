@@ -37,6 +37,7 @@ SECTIONS = (
     "kafka",
     "events",
     "worker",
+    "counting",
     "lake",
     "emitter",
     "index",

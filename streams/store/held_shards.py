@@ -17,8 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
 
+from streams.counting.erasure import Erased
 from streams.events.batch_decoder import NO_EVENTS
 from streams.events.columns import Columns
+from streams.events.erasures import Subject, read_tombstones
 from streams.store.offset_range import OffsetRange
 from streams.store.progress import Progress, Timings
 from streams.store.readers import ShardReaders
@@ -90,6 +92,11 @@ class HeldShards:
         self._throttle = Throttle()
 
     @property
+    def rules(self) -> CountingRules:
+        """The rules by which the shards count."""
+        return self._rules
+
+    @property
     def topic_id(self) -> str:
         """The id of the topic that the shards were last assigned for, "" before the first assignment."""
         return self._log_identity.topic_id
@@ -138,6 +145,21 @@ class HeldShards:
     async def call(self, partition: int, function: Callable[[Shard], T]) -> T | None:
         """Return what `function` returns for a held shard, called on its thread; None when the shard is not held."""
         return await self._call(partition, self._with_shard, partition, function)
+
+    async def erase(self, partition: int, subject: Subject, dry_run: bool = False) -> Erased | None:
+        """Erase a session or a user, whose tombstone is written, from a shard; return what was there, None if it is not held.
+
+        Afterwards no export that began before is still being written.
+        """
+        tombstones = await asyncio.to_thread(read_tombstones, self.data_dir)
+
+        def erase(shard: Shard) -> Erased:
+            shard.tombstones = tombstones
+            return shard.erase(subject, dry_run)
+
+        erased = await self.call(partition, erase)
+        await self.export_readers.read([partition], lambda _: None)
+        return erased
 
     def maintenance_totals(self, partition: int) -> dict[str, dict[str, float]]:
         """Return the maintenance of a held shard since it was opened, by kind. Safe from any thread."""
@@ -190,6 +212,7 @@ class HeldShards:
 
     def _open_shard(self, partition: int) -> Shard | None:
         """Open a shard and list it as held; without the file's lock list it as waiting and return None."""
+        tombstones = read_tombstones(self.data_dir)
         try:
             shard = Shard.open(shard_path(self.data_dir, partition), self._rules)
         except ShardInUse as error:
@@ -198,6 +221,7 @@ class HeldShards:
                 log.error("event=shard_waits partition=%d error=%r action=%r", partition, str(error), said)
             self.waiting[partition] = str(error)
             return None
+        shard.tombstones = tombstones
         self._shards[partition] = shard
         self.waiting.pop(partition, None)
         self.readers.add(partition, shard)

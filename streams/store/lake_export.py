@@ -47,7 +47,7 @@ SELECT event_id, ts_us, session_id, user_id, query, query_norm, source FROM quer
 WHERE day = $day AND ts_us >= $low_us AND ts_us < $high_us ORDER BY ts_us, event_id
 """
 COOCCURRENCE = """
-SELECT query, next_query, sum(count)::BIGINT AS count FROM cooccurrence_deltas WHERE day = $day
+SELECT query, next_query, sum(count)::BIGINT AS count FROM pair_counts WHERE day = $day
 GROUP BY ALL HAVING sum(count) <> 0 ORDER BY ALL
 """
 LATEST = "SELECT latest_us FROM state"

@@ -8,7 +8,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from streams.counting import clicks, cooccurrence, deduplication, impressions, quarantine, retention, rollups, windows
+from streams.counting import caps, clicks, cooccurrence, deduplication, impressions, quarantine, retention, rollups, windows
 from streams.counting.clicks import to_table
 from streams.counting.connection import run_to_end
 from streams.counting.key_index import SESSION_KEY, key_sql
@@ -47,9 +47,16 @@ UPGRADE_3 = (
     *(f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS session_id VARCHAR" for table in ("clicks", "pending", "quarantine")),
     *(f"UPDATE {table} SET session_id = json_extract_string(decode(raw), '$.session_id')" for table in ("clicks", "pending")),
 )
-BAD_EVENTS = "SELECT id, reason, event_id, raw FROM quarantine"
+BAD_EVENTS = "SELECT id, reason, event_id, raw FROM quarantine WHERE raw IS NOT NULL"
 IDENTIFY = "UPDATE quarantine SET session_id = k.session_id, digest = k.digest FROM known k WHERE quarantine.id = k.id"
 KNOWN = pa.schema([("id", pa.int64()), ("session_id", pa.string()), ("digest", pa.binary())])
+# Layout 4 had no caps, and erased nothing.
+UPGRADE_4 = (
+    caps.TABLES,
+    "ALTER TABLE state ADD COLUMN erased BIGINT DEFAULT 0",
+    "UPDATE state SET layout = 5",
+)
+UPGRADED = range(2, LAYOUT)
 
 
 class StoreError(Exception):
@@ -61,17 +68,16 @@ def prepare(con: duckdb.DuckDBPyConnection, path: Path, read_only: bool) -> None
     if not con.execute(HAS_STATE).fetchall()[0][0]:
         if read_only:
             raise StoreError(f"{path} is not a shard")
-        owners = (deduplication, impressions, clicks, windows, rollups, cooccurrence, quarantine, retention, compaction, totals)
-        _run(con, [owner.TABLES for owner in owners])
+        counting = (deduplication, impressions, clicks, windows, rollups, cooccurrence, quarantine, retention)
+        _run(con, [owner.TABLES for owner in (*counting, compaction, totals, caps)])
     layout, same_hash = con.execute(CHECK).fetchall()[0]
-    if layout in (2, 3) and not read_only:
+    if layout in UPGRADED and not read_only:
         _upgrade(con, layout)
-        return
-    if layout in (2, 3):
+    elif layout in UPGRADED:
         raise StoreError(
             f"shard {path} has layout {layout}, this version reads {LAYOUT}: start a worker on it once, which changes it"
         )
-    if layout != LAYOUT:
+    elif layout != LAYOUT:
         raise StoreError(
             f"shard {path} has layout {layout}, this version reads {LAYOUT}: replay its topic into a new data folder"
         )
@@ -80,15 +86,17 @@ def prepare(con: duckdb.DuckDBPyConnection, path: Path, read_only: bool) -> None
 
 
 def _upgrade(con: duckdb.DuckDBPyConnection, layout: int) -> None:
-    """Bring a file of layout 2 or 3 to this one; after a crash it is done again from where the stored layout says."""
+    """Bring a file of an earlier layout to this one; after a crash it is done again from where the stored layout says."""
     if layout == 2:
         _run(con, UPGRADE_2)
-    _run(con, UPGRADE_3)
-    con.execute("BEGIN")
-    _identify_bad_events(con)
-    for sql in (*REHASH, f"UPDATE state SET layout = {LAYOUT}"):
-        run_to_end(con, sql)
-    con.execute("COMMIT")
+    if layout < 4:
+        _run(con, UPGRADE_3)
+        con.execute("BEGIN")
+        _identify_bad_events(con)
+        for sql in (*REHASH, "UPDATE state SET layout = 4"):
+            run_to_end(con, sql)
+        con.execute("COMMIT")
+    _run(con, UPGRADE_4)
 
 
 def _identify_bad_events(con: duckdb.DuckDBPyConnection) -> None:

@@ -12,65 +12,36 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 
-from streams.counting import attribution, clicks, cooccurrence, deduplication, key_index, quarantine, retention, rollups, windows
+from streams.counting import attribution, caps, clicks, deduplication, erasure, key_index, quarantine, retention, rollups
 from streams.counting.acceptance import accept, drop_applied
-from streams.counting.batch import Batch, split_batch
+from streams.counting.batch import Batch, MustSplit, split_batch
 from streams.counting.connection import ShardConnection
+from streams.counting.cooccurrence import count_queries, read_cooccurrence_window
 from streams.counting.quarantine import Row
 from streams.counting.recent_rows import RecentState, load_recent_state
 from streams.counting.record_times import NO_TIMES, RecordTimes
+from streams.counting.repeats import CapState
+from streams.counting.windows import read_windows
 from streams.events.columns import Columns
+from streams.events.erasures import NO_TOMBSTONES, Subject
 from streams.events.rules import CountingRules
 from streams.events.schema import Reason, Reject
 from streams.store import compaction
-from streams.store.buffer_pool import LIMIT, BufferPool
+from streams.store.buffer_pool import BufferPool
 from streams.store.maintenance import Maintenance, MaintenanceSlice, MaintenanceTotals
-from streams.store.schema import StoreError, prepare
+from streams.store.schema import StoreError
+from streams.store.shard_file import OffsetGap, ShardInUse, open_shard_file
 from streams.store.totals import Applied, ShardTotals, add_change, load_totals, move, save_totals, subtract_totals
 
 __all__ = ["Applied", "CountingRules", "OffsetGap", "Shard", "ShardInUse", "ShardTotals", "StoreError"]
 
-OPTIONS: dict[str, Any] = {
-    "threads": 1,
-    "memory_limit": LIMIT,
-    # A commit that brings the write-ahead log over this writes into the file instead, which saves a large batch the log. Every
-    # checkpoint rewrites the ends of the tables, so small batches share one: some 10,000 events, 15 to 25 ms.
-    "checkpoint_threshold": "4MB",
-    "max_vacuum_tasks": 0,  # else every fourth checkpoint merges row groups for seconds
-    "autoload_known_extensions": False,
-    "autoinstall_known_extensions": False,
-}
-# FSST halves the file and doubles what a checkpoint costs. DuckDB ignores this one among the options of a connection.
-WITHOUT_FSST = "SET disabled_compression_methods = 'fsst,dict_fsst'"
-
-IN_USE = "Could not set lock on file"
-"""How DuckDB's error begins when another process has the file open, for reading too."""
-
 TRIM_EVENTS = 20_000
 """Events after which the buffer pool is checked, and trimmed if it is full: 6 to 8 MB."""
-
-
-class _MustSplit(Exception):
-    """Part `number` of a batch must be split into `parts` (see `deduplication.find_split_points`)."""
-
-    def __init__(self, number: int, parts: list[Batch]) -> None:
-        super().__init__(number)
-        self.number = number
-        self.parts = parts
-
-
-class ShardInUse(StoreError):
-    """Another process has the shard's file open; the text has DuckDB's words, which name the process if that is known."""
-
-
-class OffsetGap(StoreError):
-    """Records are missing between those that the shard has applied and those given to it."""
 
 
 class Shard:
@@ -84,6 +55,8 @@ class Shard:
         self._changes: Counter[date] = Counter()
         self._known_keys: key_index.KnownKeys | None = None
         self._recent: RecentState | None = None
+        self._caps = CapState()
+        self.tombstones = NO_TOMBSTONES
         self._written_events = self._totals.events
         self._connection = ShardConnection(con)
         self._maintenance = Maintenance(con, path, self._transaction)
@@ -93,20 +66,10 @@ class Shard:
     @classmethod
     def open(cls, path: Path, rules: CountingRules, read_only: bool = False) -> Shard:
         """Open a shard's file, or create it. Raises ShardInUse, and StoreError when it cannot be read."""
+        shard = cls(open_shard_file(path, read_only), path, rules)
         if not read_only:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            con = duckdb.connect(str(path), read_only=read_only, config=OPTIONS)
-        except duckdb.Error as error:
-            problem = ShardInUse if IN_USE in str(error) else StoreError
-            raise problem(f"cannot open shard {path}: {error}") from error
-        try:
-            con.execute(WITHOUT_FSST)
-            prepare(con, path, read_only)
-            return cls(con, path, rules)
-        except BaseException:
-            con.close()
-            raise
+            shard._apply_caps()
+        return shard
 
     def position(self) -> tuple[str, int] | None:
         """Return the topic id and the next offset to read, None if the shard is new."""
@@ -144,6 +107,9 @@ class Shard:
         moved = move(self._totals, topic_id, next_offset)
         times = record_times if self._rules.record_times else NO_TIMES
         parts = [accept(columns, moved.latest_us, self._rules, round(now * 1_000_000), times)]
+        if self.tombstones:
+            parts[0], dropped = erasure.drop_erased(parts[0], self.tombstones)
+            moved = replace(moved, events=moved.events + dropped, erased=moved.erased + dropped)
         before = self._totals
         while not self._count_parts(moved, parts, write):
             self._load_recent()
@@ -165,23 +131,42 @@ class Shard:
         """The number of applied events that are not in the file yet."""
         return self._totals.events - self._written_events
 
+    def erase(self, subject: Subject, dry_run: bool = False) -> erasure.Erased:
+        """Remove a session or a user from every table, and return what was there.
+
+        Set `tombstones` first, so that its later events are dropped. With `dry_run` nothing changes. It is one transaction.
+        """
+        self.write()
+        with self._undo_on_error():
+            erased = erasure.erase(self._connection, subject, self._rules)
+            if dry_run:
+                self._connection.roll_back({})
+                self._recent = None
+                return erased
+            self._caps.touch(erased.lists, erased.pairs)
+            retention.mark_days_dirty(self._connection, erased.change.days, set())
+            self._changes.update(erased.change.days)
+            self._commit(add_change(self._totals, erased.change))
+        self._recent = None
+        if self._rules.retention_us and self._totals.latest_us is not None:  # clicks on an erased list may have waited too long
+            self._expire(self._totals.latest_us - self._rules.attribution_window_us)
+        return erased
+
     def finish(self, now: float) -> Applied:
         """End an isolated log: every pending click becomes an orphan."""
-        before, recent, change = self._totals, self._load_recent(), attribution.Change()
-        with self._undo_on_error():
-            self._expire_pending(attribution.NEVER_US, before.latest_us, change, recent)
-            self._commit(add_change(before, change))
+        before = self._totals
+        self._expire(attribution.NEVER_US)
         return subtract_totals(before, self._totals)
 
     def windows(self, as_of: date) -> pa.Table:
         """Return query_norm, item_norm, position, impressions, clicks over the 14 UTC days before `as_of`, sorted."""
         self.write()
-        return windows.read_windows(self._con, as_of)
+        return read_windows(self._con, as_of)
 
     def cooccurrence(self, as_of: date) -> pa.Table:
         """Return query, next_query, count (normalised) over the 14 UTC days before `as_of`, sorted."""
         self.write()
-        return cooccurrence.read_cooccurrence_window(self._con, as_of)
+        return read_cooccurrence_window(self._con, as_of)
 
     def quarantine(self) -> pa.Table:
         """Return id, reason, detail, event_id, ts_us, raw, log_offset, line, published, in order of arrival."""
@@ -209,7 +194,7 @@ class Shard:
 
     @property
     def rules(self) -> CountingRules:
-        """The rules by which this shard counts."""
+        """How this shard counts."""
         return self._rules
 
     def reader(self) -> duckdb.DuckDBPyConnection:
@@ -281,12 +266,12 @@ class Shard:
                     before_us = totals.latest_us
                     totals, split_points = self._count(totals, part)
                     if split_points:
-                        raise _MustSplit(number, split_batch(part, split_points, before_us))
+                        raise MustSplit(number, split_batch(part, split_points, before_us))
                 if write or self._connection.in_transaction:
                     self._commit(totals)
                 else:
                     self._totals = totals
-        except _MustSplit as split:
+        except MustSplit as split:
             parts[split.number : split.number + 1] = split.parts
             return False
         return True
@@ -299,8 +284,9 @@ class Shard:
         deduplicated = deduplication.drop_duplicates(connection, batch, rules, known.seen, recent)
         fresh = deduplicated.fresh
         rejected = quarantine.add_rejects(connection, fresh.rejects, batch.latest_us, recent.quarantine_keys)
+        recent.caps.add(connection, fresh, rules)
         change = attribution.attribute_batch(connection, fresh, rules, known.impressions, recent)
-        change.days |= cooccurrence.count_queries(connection, fresh.queries, rules, recent)
+        change.days |= count_queries(connection, fresh.queries, rules, recent)
         change.counted += len(fresh.queries)
         self._mark_dirty(change, recent)
         self._repair(deduplicated, rejected, change, recent)
@@ -317,6 +303,7 @@ class Shard:
         if self._recent is None:
             self.write()
             self._recent = load_recent_state(self._con, self._totals.latest_us, self._rules)
+            self._recent.caps = self._caps
         return self._recent
 
     def _mark_dirty(self, change: attribution.Change, recent: RecentState) -> None:
@@ -353,6 +340,13 @@ class Shard:
             clicks.delete_refused(self._connection, quarantine.to_events(versions))
         return withdrawn
 
+    def _expire(self, before_us: int) -> None:
+        """Quarantine the pending clicks with ts < before_us as orphans, in a transaction."""
+        recent, change = self._load_recent(), attribution.Change()
+        with self._undo_on_error():
+            self._expire_pending(before_us, self._totals.latest_us, change, recent)
+            self._commit(add_change(self._totals, change))
+
     def _expire_pending(
         self, before_us: int, latest_us: int | None, change: attribution.Change, recent: RecentState
     ) -> list[Reject]:
@@ -367,11 +361,21 @@ class Shard:
     def _commit(self, totals: ShardTotals) -> None:
         """Write all deferred writes with these totals, which become the current ones."""
         totals = replace(totals, written_offset=totals.next_offset)
+        if self._caps.leave_out(self._connection, self._rules):
+            totals = replace(totals, left_out=caps.measure(self._con))
         save_totals(self._connection, totals)
         self._connection.commit()
+        self._caps.clear()
         self._totals, self._written_events = totals, totals.events
         if self._recent:
             self._recent.mark_written()
+
+    def _apply_caps(self) -> None:
+        """Compute anew what is over the caps, if they are others than when the shard was last open."""
+        if caps.stored_caps(self._con) != (self._rules.session_cap, self._rules.user_cap):
+            with self._transaction():
+                retention.mark_days_dirty(self._connection, caps.apply_caps(self._connection, self._rules), set())
+                self._totals = replace(self._totals, left_out=caps.measure(self._con))
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

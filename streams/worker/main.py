@@ -113,7 +113,7 @@ async def _serve(settings: StreamsSettings, bootstrap: str) -> None:
     from streams.worker.transport import LogHole
 
     registry = make_registry(settings)
-    rules = settings.worker.rules(settings.events)
+    rules = settings.rules
     shards = HeldShards(settings.data.dir, rules, clock=choose_clock(settings.worker.clock_file), registry=registry)
     app = make_app(settings, bootstrap, shards)
     peers = Peers(registry, settings.worker.key)

@@ -8,6 +8,7 @@ from typing import Self
 from pydantic import BaseModel, Field, SecretStr, model_validator
 
 from streams.brokers.topics import KafkaSettings
+from streams.counting.settings import CountingSettings
 from streams.events.rules import WINDOW_DAYS, CountingRules
 from streams.events.schema import EventSettings
 from streams.lake.files import LakeSettings
@@ -95,7 +96,7 @@ class WorkerSettings(BaseModel, frozen=True, extra="forbid"):
         """The URL of the worker's HTTP for processes on the same machine."""
         return http_url(self.host, self.port)
 
-    def rules(self, events: EventSettings) -> CountingRules:
+    def rules(self, events: EventSettings, counting: CountingSettings) -> CountingRules:
         """Return the rules that the store counts by, their durations in microseconds."""
         return CountingRules(
             retention_days=self.retention_days,
@@ -105,6 +106,8 @@ class WorkerSettings(BaseModel, frozen=True, extra="forbid"):
             click_lead_us=round(events.click_lead_s * 1_000_000),
             record_times=self.clock_file is None,  # Kafka's times are of another clock than the file's
             compact_rows=self.compact_rows,
+            session_cap=counting.session_cap,
+            user_cap=counting.user_cap,
         )
 
 
@@ -115,4 +118,10 @@ class StreamsSettings(BaseModel, frozen=True, extra="forbid"):
     kafka: KafkaSettings = Field(default_factory=KafkaSettings)
     events: EventSettings = Field(default_factory=EventSettings)
     worker: WorkerSettings = Field(default_factory=WorkerSettings)
+    counting: CountingSettings = Field(default_factory=CountingSettings)
     lake: LakeSettings = Field(default_factory=LakeSettings)
+
+    @property
+    def rules(self) -> CountingRules:
+        """The rules that the store counts by."""
+        return self.worker.rules(self.events, self.counting)

@@ -56,15 +56,16 @@ def _lines(draw: st.DrawFn) -> bytes:
             return draw(st.sampled_from([b"{", f'{{"type":"click",{session}"event_id":"{event_id}"}}'.encode()]))
 
 
-def count(log: Sequence[bytes], partitions: int, batch: int = 10_000) -> dict[str, Any]:
+def count(log: Sequence[bytes], partitions: int, batch: int = 10_000, session_cap: int = 0) -> dict[str, Any]:
     """What an isolated replay counts, with a shard for each partition."""
+    rules = CountingRules(retention_days=0, session_cap=session_cap)
     of_partition: dict[int, list[bytes]] = defaultdict(list)
     for value in log:
         of_partition[partition_of(read_session(value), partitions)].append(value)
     windows, pairs, totals = [], Counter[Any](), Counter[str]()
     with TemporaryDirectory() as folder:
         for number, lines in of_partition.items():
-            shard = Shard.open(Path(folder) / f"{number}.duckdb", CountingRules(retention_days=0))
+            shard = Shard.open(Path(folder) / f"{number}.duckdb", rules)
             feed(shard, lines, batch)
             shard.finish(NOW)
             windows.append(shard.windows(AS_OF))
@@ -77,14 +78,14 @@ def count(log: Sequence[bytes], partitions: int, batch: int = 10_000) -> dict[st
 
 
 @settings(max_examples=12, deadline=None)
-@given(log=colliding_logs(), batch=st.sampled_from([1, 3, 10_000]))
-def test_the_counts_of_any_log_are_the_same_with_1_4_and_7_partitions(log: list[bytes], batch: int) -> None:
-    one = count(log, 1, batch)
-    assert count(log, 4, batch) == one
-    assert count(log, 7, batch) == one
+@given(log=colliding_logs(), batch=st.sampled_from([1, 3, 10_000]), cap=st.sampled_from([0, 1, 2]))
+def test_the_counts_of_any_log_are_the_same_with_1_4_and_7_partitions(log: list[bytes], batch: int, cap: int) -> None:
+    one = count(log, 1, batch, cap)
+    assert count(log, 4, batch, cap) == one
+    assert count(log, 7, batch, cap) == one
     expected = recount(log)
-    assert one["windows"] == expected.windows(AS_OF)
-    assert one["pairs"] == {(first, second): number for first, second, number in expected.cooccurrence(AS_OF)}
+    assert one["windows"] == expected.windows(AS_OF, cap)
+    assert one["pairs"] == {(first, second): number for first, second, number in expected.cooccurrence(AS_OF, cap)}
     refused = Counter(reason for (_, reason), number in expected.quarantined.items() for _ in range(number))
     account = {"counted": expected.counted, **refused}
     assert {name: number for name, number in one["totals"].items() if number and name in account} == +Counter(account)
@@ -97,6 +98,14 @@ def test_one_id_in_two_sessions_is_two_events_and_two_lists() -> None:
         counted = count(log, partitions)
         assert counted["windows"] == [("q", "a", 0, 2, 1), ("q", "b", 1, 2, 1)]
         assert counted["totals"] == {"events": 6, "counted": 4, "duplicates": 2}
+
+
+def test_the_cap_of_a_session_leaves_out_the_same_with_any_number_of_partitions() -> None:
+    log = [impression(f"e{n}", START + n, f"L{n}", session_id=f"s{of}") for of in range(8) for n in range(of)]
+    log += [click("c", START + 90, f"L{n}", session_id="s7") for n in (2, 3)]
+    for partitions in (1, 4, 7):
+        counted = count(log, partitions, batch=5, session_cap=3)
+        assert counted["windows"] == [("q", "a", 0, 1 + 2 + 5 * 3, 1), ("q", "b", 1, 1 + 2 + 5 * 3, 0)]
 
 
 def test_a_click_of_another_session_than_its_list_counts_with_no_number_of_partitions() -> None:

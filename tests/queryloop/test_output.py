@@ -23,6 +23,7 @@ from tests.support.command_table import RFC3339, check_answer, read_table
 WORKING = {"up", "broker"}
 """Commands that run until they are stopped: they have no answer."""
 NEEDED = {
+    "erase": ["--session", "s"],
     "run": ["policy"],
     "successors": ["--query", "q"],
     "windows": ["--query", "q"],

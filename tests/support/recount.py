@@ -10,7 +10,7 @@ import itertools
 import json
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
@@ -33,19 +33,32 @@ Name = tuple[str, str]
 
 @dataclass
 class Recount:
-    """What a log counts: impressions by id with the positions clicked, co-occurring pairs, quarantined (event_id, reason)."""
+    """What a log counts: impressions by id with the positions clicked, quarantined (event_id, reason).
+
+    `pairs` are co-occurring queries with their session and user, in the order of time.
+    """
 
     impressions: dict[Name, Event] = field(default_factory=dict)
     clicked: dict[tuple[Name, int], int] = field(default_factory=dict)
-    pairs: list[tuple[date, str, str]] = field(default_factory=list)
+    pairs: list[tuple[date, str, str, str, str | None]] = field(default_factory=list)
     quarantined: Counter[tuple[str | None, str]] = field(default_factory=Counter)
     counted: int = 0
 
-    def windows(self, as_of: date) -> list[tuple[str, str, int, int, int]]:
-        """Sorted (query, item, position, impressions, clicks) of the 14 days before as_of."""
+    def windows(
+        self, as_of: date, session_cap: int | None = None, user_cap: int | None = None
+    ) -> list[tuple[str, str, int, int, int]]:
+        """Sorted (query, item, position, impressions, clicks) of the 14 days before as_of.
+
+        Of the lists that one session, or one user, got for a query on a day only the first ones count, where there is a cap.
+        """
+        had: Counter[tuple[str, str, date, str]] = Counter()
         shown: Counter[tuple[str, str, int]] = Counter()
         clicks: Counter[tuple[str, str, int]] = Counter()
-        for name, event in self.impressions.items():
+        for name, event in sorted(self.impressions.items(), key=lambda one: (one[1]["us"], *name_of(one[1]))):
+            if is_over(had, event["session_id"], event.get("user_id"), day_of(event["us"]), normal_form(event["query"]))(
+                session_cap, user_cap
+            ):
+                continue
             if as_of - WINDOW <= day_of(event["us"]) < as_of:
                 for position, item in enumerate(event["items"]):
                     cell = (normal_form(event["query"]), normal_form(item), position)
@@ -53,9 +66,16 @@ class Recount:
                     clicks[cell] += (name, position) in self.clicked
         return sorted((*cell, number, clicks[cell]) for cell, number in shown.items())
 
-    def cooccurrence(self, as_of: date) -> list[tuple[str, str, int]]:
-        """Sorted (query, next_query, count) of the 14 days before as_of."""
-        counts = Counter((first, second) for day, first, second in self.pairs if as_of - WINDOW <= day < as_of)
+    def cooccurrence(
+        self, as_of: date, session_cap: int | None = None, user_cap: int | None = None
+    ) -> list[tuple[str, str, int]]:
+        """Sorted (query, next_query, count) of the 14 days before as_of; of equal pairs of a session or user the first ones."""
+        had: Counter[tuple[str, str, date, str]] = Counter()
+        counts: Counter[tuple[str, str]] = Counter()
+        for day, first, second, session_id, user_id in self.pairs:
+            over = is_over(had, session_id, user_id, day, f"{first}\0{second}")(session_cap, user_cap)
+            counts[first, second] += not over and as_of - WINDOW <= day < as_of
+        counts = +counts
         return sorted((first, second, number) for (first, second), number in counts.items())
 
 
@@ -188,19 +208,33 @@ def recount(lines: Iterable[bytes]) -> Recount:
     return ledger.finish()
 
 
-def pair(queries: list[Event]) -> list[tuple[date, str, str]]:
+def is_over(
+    had: Counter[tuple[str, str, date, str]], session_id: str, user_id: str | None, day: date, what: str
+) -> Callable[[int | None, int | None], bool]:
+    """Count one more of something for its session and its user, and return whether either has more than its cap."""
+    had["session", session_id, day, what] += 1
+    had["user", user_id or "", day, what] += 1
+    of_session, of_user = had["session", session_id, day, what], had["user", user_id or "", day, what]
+    return lambda session_cap, user_cap: bool(
+        (session_cap and of_session > session_cap) or (user_id and user_cap and of_user > user_cap)
+    )
+
+
+def pair(queries: list[Event]) -> list[tuple[date, str, str, str, str | None]]:
     """Find the pairs of consecutive user queries in each session; queries are sorted by (ts, event_id)."""
     sessions: dict[str, list[Event]] = defaultdict(list)
     for event in queries:
         if event.get("source", "user") == "user":
             sessions[event["session_id"]].append(event)
-    pairs = []
+    found = []
     for events in sessions.values():
         for first, second in itertools.pairwise(events):
             texts = normal_form(first["query"]), normal_form(second["query"])
             if second["us"] - first["us"] <= GAP_US and texts[0] != texts[1]:
-                pairs.append((day_of(first["us"]), *texts))
-    return pairs
+                whose = first["session_id"], first.get("user_id")
+                place = first["us"], first["session_id"], first["event_id"]
+                found.append((place, (day_of(first["us"]), *texts, *whose)))
+    return [one for _, one in sorted(found, key=lambda one: one[0])]
 
 
 def normal_form(text: str) -> str:

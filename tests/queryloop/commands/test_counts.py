@@ -17,7 +17,8 @@ from streams.runtime.processes import free_port
 from streams.store.shard_registry import ShardHolder, ShardRegistry
 
 ROW = {"query": "q", "item": "[b]\x1b[2J", "position": 0, "impressions": 4, "clicks": 1, "raw_ctr": 0.25, "smoothed_ctr": 0.2}
-WINDOWS = {"as_of": "2021-04-01", "total": 1, "rows": [{**ROW, "coec": None}], "missing": []}
+CAPPED = {"impressions": 24_980, "clicks": 3, "session_cap": 20, "user_cap": 0}
+WINDOWS = {"as_of": "2021-04-01", "total": 1, "left_out": CAPPED, "rows": [{**ROW, "coec": None}], "missing": []}
 
 Serve = Callable[[int, dict[str, Any]], list[str]]
 
@@ -61,6 +62,21 @@ def test_windows_are_a_table_in_which_no_text_harms(serve: Serve, capsys: pytest
     assert asked == ["/v1/windows?query=red+shoes&as_of=2021-04-01&limit=5"]
     assert "\x1b" not in printed
     assert "0.25" in printed and "1 cells in the 14 days before 2021-04-01" in printed
+
+
+@pytest.mark.parametrize(
+    ("left_out", "printed"),
+    [
+        (CAPPED, "left out by counting.session_cap 20: 24980 impressions, 3 clicks"),
+        (CAPPED | {"session_cap": 0}, "no cap: all of a session's lists count (counting.session_cap is 0, off)"),
+    ],
+)
+def test_windows_say_what_the_caps_left_out_and_when_they_are_off(
+    serve: Serve, left_out: dict[str, int], printed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve(200, WINDOWS | {"left_out": left_out})
+    assert cli.main(["windows", "--query", "q"]) == Exit.DONE
+    assert printed in capsys.readouterr().out
 
 
 def test_json_is_the_workers_own_answer(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:

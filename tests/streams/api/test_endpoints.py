@@ -100,6 +100,7 @@ def test_windows_are_sums_over_all_shards_with_rates_from_the_sums(group: Group)
                 assert row["smoothed_ctr"] == pytest.approx(float(smoothed[row["query"], row["item"], row["position"]]))
                 wanted = coec[row["query"], row["item"]]
                 assert row["coec"] == (None if wanted is None else pytest.approx(float(wanted)))
+            assert answer["left_out"] == {"impressions": 0, "clicks": 0, "session_cap": 20, "user_cap": 0}
             shown = [row["impressions"] for row in answer["rows"]]
             assert shown == sorted(shown, reverse=True)
 

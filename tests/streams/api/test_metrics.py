@@ -30,10 +30,12 @@ def part(name: str) -> dict[str, Any]:
     return {
         "worker": {"name": name, "memory_bytes": 10, "new_topics": 1, "process": PROCESS, **timings},
         "status": {
-            "events": 5,
+            "events": 7,
             "counted": 3,
             "duplicates": 1,
             "pending": 0,
+            "erased": 2,
+            "left_out": {"lists": 4, "pairs": 0},
             "quarantined": {"invalid": 1},
             "latest_ts": 7.5,
             "days_exported": ["2026-01-04", "2026-02-01"],

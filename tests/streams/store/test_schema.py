@@ -27,8 +27,20 @@ MORE = [
     impression("e3", START + 5, "k", ["a", "b"], query="red"),
     impression("e0", START, "i", ["d"]),
 ]
+# Layout 4 had no caps and no erasure.
+TO_LAYOUT_4 = (
+    "DROP VIEW window_counts",
+    "DROP VIEW pair_counts",
+    "DROP TABLE left_out",
+    "DROP TABLE left_out_lists",
+    "DROP TABLE left_out_pairs",
+    "DROP TABLE caps",
+    "ALTER TABLE state DROP COLUMN erased",
+    "UPDATE state SET layout = 4",
+)
 # In layout 3 an id was the same thing in every session.
 TO_LAYOUT_3 = (
+    *TO_LAYOUT_4,
     "UPDATE seen SET key = hash(event_id)",
     "UPDATE queries SET session_key = hash(session_id)",
     *(f"UPDATE {table} SET key = hash(impression_id)" for table in ("impressions", "clicks", "pending")),
@@ -38,6 +50,7 @@ TO_LAYOUT_3 = (
 )
 # Layout 2 had deltas for every list and no roll-ups.
 TO_LAYOUT_2 = (
+    *TO_LAYOUT_3,
     "INSERT INTO window_deltas SELECT day, query_norm, item_norm, position, 1, 0 FROM window_cells WHERE impressions = 1",
     "DROP VIEW window_cells",
     "DROP VIEW standing_lists",
@@ -47,14 +60,17 @@ TO_LAYOUT_2 = (
 )
 
 
-@pytest.fixture(params=[2, 3])
+EARLIER = {2: TO_LAYOUT_2, 3: TO_LAYOUT_3, 4: TO_LAYOUT_4}
+
+
+@pytest.fixture(params=EARLIER)
 def path(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """A file of layout 2 or 3."""
+    """A file of an earlier layout."""
     shard = Shard.open(tmp_path / "old.duckdb", RULES)
     feed(shard, LOG)
     shard.close()
     with duckdb.connect(str(tmp_path / "old.duckdb")) as con:
-        for sql in (*TO_LAYOUT_3, *(TO_LAYOUT_2 if request.param == 2 else ())):
+        for sql in EARLIER[request.param]:
             con.execute(sql)
     return tmp_path / "old.duckdb"
 
@@ -74,13 +90,13 @@ def test_a_file_of_an_earlier_layout_is_upgraded_and_goes_on_counting(path: Path
 
 
 def test_opening_it_for_reading_only_does_not_upgrade_it(path: Path) -> None:
-    with pytest.raises(StoreError, match=r"old\.duckdb has layout \d, this version reads 4: start a worker on it once"):
+    with pytest.raises(StoreError, match=r"old\.duckdb has layout [234], this version reads 5: start a worker on it once"):
         Shard.open(path, RULES, read_only=True)
 
 
 def test_an_older_or_newer_layout_is_refused(path: Path) -> None:
-    for layout in (1, 5):
+    for layout in (1, 6):
         with duckdb.connect(str(path)) as con:
             con.execute("UPDATE state SET layout = ?", [layout])
-        with pytest.raises(StoreError, match=f"layout {layout}, this version reads 4: replay its topic"):
+        with pytest.raises(StoreError, match=f"layout {layout}, this version reads 5: replay its topic"):
             Shard.open(path, RULES)

@@ -85,7 +85,7 @@ def test_real_logs_equal_the_recount(shard: Shard, name: str, shuffled: bool) ->
     shard.finish(NOW * 2)
     expected = recount(log)
     to_event_days = sorted(
-        {day(us / 1e6) for us in (e["us"] for e in expected.impressions.values())} | {d for d, _, _ in expected.pairs}
+        {day(us / 1e6) for us in (e["us"] for e in expected.impressions.values())} | {one[0] for one in expected.pairs}
     )
     chosen = [*to_event_days[:: max(1, len(to_event_days) // 4)], to_event_days[-1]]
     as_of = [d.fromordinal(d.toordinal() + shift) for d in chosen for shift in (1, 7)]
