@@ -282,7 +282,7 @@ def test_serving_says_what_is_wrong_with_a_body(outcome: Outcome, name: str, sta
 
 def test_serving_refuses_junk_lines_and_goes_on_answering(outcome: Outcome) -> None:
     junk, good = outcome.answers["junk lines"], outcome.answers["good"]
-    assert (junk.status, junk.json["accepted"]) == (202, 0)
+    assert (junk.status, junk.json["accepted"]) == (422, 0)
     assert {one["reason"] for one in junk.json["rejected"]} == {"malformed"}
     assert good.status == 200
     assert (good.json["release"], bool(good.json["items"])) == ("r0000", True)

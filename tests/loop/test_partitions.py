@@ -5,6 +5,7 @@ The property runs on shards with the real partitioner, one log end to end: with 
 
 from __future__ import annotations
 
+import csv
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -142,7 +143,10 @@ def test_a_replay_counts_the_same_with_1_4_and_7_partitions(tmp_path: Path) -> N
     for partitions in (1, 4, 7):
         out = tmp_path / f"{partitions}"
         summary = replay_isolated(log, [DAY_AFTER], out, settings=StreamsSettings(kafka=KafkaSettings(partitions=partitions)))
-        files = [(out / name).read_text() for name in ("windows.csv", "cooccurrence.csv", "quarantine.csv")]
+        files = [(out / name).read_text() for name in ("windows.csv", "cooccurrence.csv")]
+        # Whether the detail says that the list is another session's depends on whether it is in the same shard.
+        with (out / "quarantine.csv").open() as table:
+            files += sorted(f"{row['number']} {row['event_id']} {row['reason']}" for row in csv.DictReader(table))
         found.append((files, {name: summary[name] for name in ("events", "counted", "duplicates", "quarantined")}))
     assert found[0] == found[1] == found[2]
     # 300 s are within the lead, 330 s are not

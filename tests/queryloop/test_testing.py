@@ -46,8 +46,8 @@ def test_settings_come_before_the_first_event(queryloop):
 
 
 @pytest.mark.parametrize(("sections", "said"), [
-    ({"serving": {}}, "no section 'serving' that a worker reads: kafka, events, worker, lake"),
-    ({"worker": {"gap": 1}}, "worker.gap: Extra inputs are not permitted"),
+    ({"serving": {}}, "no section 'serving' that a worker reads: kafka, events, worker, counting, lake"),
+    ({"worker": {"gap": 1}}, "worker.gap: is not known"),
 ])
 def test_unknown_settings_are_refused(queryloop, sections, said):
     queryloop.settings(**sections)

@@ -38,7 +38,7 @@ def test_settings_are_loaded_as_they_were_passed(
         data={"dir": folder},
         kafka={"group": group, "bootstrap": "127.0.0.1:9"},
         serving={"port": port, "temperature": temperature, "predict": flag},
-        dpo={"loss_type": losses},
+        dpo={"loss_type": losses, "loss_weights": (1.0,) * len(losses)},
     )
     assert load_settings(Settings, environ=to_environ(given, {})) == given
 

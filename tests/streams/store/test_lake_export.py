@@ -152,7 +152,8 @@ def test_the_lake_of_a_real_log_equals_the_recount(shard: Shard, tmp_path: Path,
     exported = shard.totals().days_exported
     expected = recount(log)
     table = read_impressions(Lake.local(tmp_path), exported[0], exported[-1])
-    found = {row["impression_id"]: (row["query_norm"], row["items"], row["click_ts_us"]) for row in table.to_pylist()}
+    answered = table.to_pylist()
+    found = {(row["session_id"], row["impression_id"]): (row["query_norm"], row["items"], row["click_ts_us"]) for row in answered}
     assert found == {
         name: (normal_form(event["query"]), event["items"], [expected.clicked.get((name, k)) for k in range(len(event["items"]))])
         for name, event in expected.impressions.items()

@@ -137,7 +137,7 @@ def make_prompts(count: int, n: int = 3) -> list[Prompt]:
 def test_it_equals_algorithm_1_recomputed_for_each_prompt_alone(
     count: int, n: int, beam: int, candidates: int, chosen: int, filtered: bool, at_once: int
 ) -> None:
-    sizes = SearchSettings(beam=beam, candidates=candidates, chosen=chosen, filter_overlap=filtered, at_once=at_once)
+    sizes = SearchSettings(beam=beam, candidates=candidates, chosen=min(chosen, beam), filter_overlap=filtered, at_once=at_once)
     engine, prompts = TableEngine(), make_prompts(count, n)
     for prompt, one in zip(prompts, search_candidates(engine, HashScorer(), prompts, sizes), strict=True):
         expected = naive_search(engine, prompt, sizes)
@@ -150,7 +150,7 @@ def test_it_equals_algorithm_1_recomputed_for_each_prompt_alone(
 def test_the_rejected_are_the_lowest_of_the_budget_a_malformed_list_being_worth_nothing(
     count: int, rejected: int, budget: int
 ) -> None:
-    engine, prompts = TableEngine(), make_prompts(count)
+    engine, prompts, rejected = TableEngine(), make_prompts(count), min(rejected, budget)
     drawn = draw_rejected(engine, HashScorer(), prompts, SearchSettings(rejected=rejected, budget=budget), seed=0)
     for prompt, worst in zip(prompts, drawn, strict=True):
         lists = [engine.random_list(prompt.text, number, prompt.task, Decoding()).list for number in range(budget)]
