@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from queryloop.cli import main
-from queryloop.commands import erase as command
+from queryloop.erase import command
 from queryloop.exits import Exit
 from queryloop.replay.replay import replay_isolated
 from queryloop.up.worker_process import WorkerProcess

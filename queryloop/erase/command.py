@@ -17,8 +17,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from queryloop.commands.erase_lineage import find_learned
-from queryloop.commands.erase_places import erase_from_shards, erase_lake, erase_outboxes, find_partitions
+from queryloop.erase.lineage import find_learned
+from queryloop.erase.places import erase_from_shards, erase_lake, erase_outboxes, find_partitions
 from queryloop.exits import CommandError, Exit
 from queryloop.output import clean, print_answer, rfc3339
 from queryloop.settings import Settings, read_settings
