@@ -3,14 +3,26 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 FILLED := .venv/.filled
 SEED ?= 0
+EXTRA ?= cpu
 RESOLVE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --upgrade \
     --generate-hashes --no-header --no-annotate --no-emit-index-url
 
-.PHONY: demo torture test test-full lint format lock clean help
+.PHONY: install demo torture test test-full lint format lock clean help
 .DELETE_ON_ERROR:
 
 help:  ## say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# By the lock of the image, or, to count without models, by what pyproject.toml allows.
+install: $(BIN)/uv  ## the commands in .venv: EXTRA=cpu, EXTRA=gpu, or EXTRA=embedded to count without models
+	rm -f $(FILLED)
+ifeq ($(EXTRA),embedded)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[embedded]'
+else
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --requirement requirements-$(EXTRA).lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+endif
+	@echo "installed: $(BIN)/queryloop up"
 
 demo: $(FILLED)  ## run the whole loop twice and write demo-report/ (BROKER=kafka for real Apache Kafka, SEED=N)
 	$(BIN)/queryloop demo --seed $(SEED) $(if $(BROKER),--broker $(BROKER))
@@ -46,10 +58,12 @@ clean:  ## remove what was built; data/ stays
 
 # uv is itself in the lock: pip installs that one entry by hash, uv then links the rest from its cache in seconds. Compiling takes 20 s
 # more once; without it every process of every test compiles faust, pyarrow and torch's Python anew where PYTHONDONTWRITEBYTECODE is set.
-$(FILLED): requirements.lock pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	test -x $(BIN)/uv || { awk '/^uv==/{on=1} on{print} on&&!/\\$$/{exit}' requirements.lock > .venv/uv.lock && \
-	    $(BIN)/python -m pip install --quiet --require-hashes --no-deps -r .venv/uv.lock; }
+$(FILLED): requirements.lock pyproject.toml $(BIN)/uv
 	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $(FILLED)
+
+$(BIN)/uv:
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	awk '/^uv==/{on=1} on{print} on&&!/\\$$/{exit}' requirements.lock > .venv/uv.lock
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r .venv/uv.lock
