@@ -10,6 +10,7 @@ says why it refuses a login.
 
 from __future__ import annotations
 
+import random
 import socket
 import weakref
 from collections.abc import Callable, Iterator
@@ -18,6 +19,9 @@ from functools import partial
 from typing import Any
 
 import kafka
+import kafka.net.compat
+import kafka.net.connection
+import kafka.net.manager
 from kafka.net.compat import KafkaNetClient
 from kafka.net.inet import KafkaNetSocket
 from kafka.net.manager import KafkaConnectionManager
@@ -65,6 +69,9 @@ def _keep_last_bytes(receive: Receive) -> Receive:
     return receive_all
 
 
+# Threads that connect draw when they like: from the program's own generator they would change the numbers that it has seeded.
+for module in (kafka.net.compat, kafka.net.connection, kafka.net.manager):
+    module.random = random.Random()
 # On the classes: a living client connects again and again, and consumers and proxies, which inherit it, need the patches too.
 KafkaNetSocket.sock_connect = _connect_or_close
 KafkaSSLTransport.handshake = _handshake_or_close

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import random
 import socket
 import threading
 import time
@@ -93,3 +94,11 @@ def open_files() -> Counter[str]:
         except FileNotFoundError:
             continue
     return found
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_client_leaves_the_programs_random_numbers_as_they_were(client: type) -> None:
+    before = random.getstate()
+    with pytest.raises(KafkaError):
+        client(bootstrap_servers=f"127.0.0.1:{free_port()}", bootstrap_timeout_ms=400)
+    assert random.getstate() == before
