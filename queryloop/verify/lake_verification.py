@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from queryloop.verify.normal_form import normal_form
 from queryloop.verify.shard_verification import DIFFERENCES, READ, Verdict
 from streams.api.snapshot import Counts
-from streams.counting.caps import cap_params
+from streams.counting.caps.left_out import cap_params
 from streams.events.rules import CountingRules
 from streams.lake.files import Lake
 from streams.lake.reader import read_impressions, read_queries

@@ -14,7 +14,7 @@ from datetime import date
 import duckdb
 import pyarrow as pa
 
-from streams.counting.caps import stored_caps
+from streams.counting.caps.left_out import stored_caps
 from streams.events.rules import CountingRules
 from streams.store.shard import Shard
 

@@ -67,25 +67,31 @@ class Deduplicated:
     rejects_after_expiry: list[Reject]
 
 
-def add_keys(connection: ShardConnection, batch: Batch) -> tuple[list[pa.Table], pa.Table]:
+def add_keys(connection: ShardConnection, batch: Batch, of_queries: bool = False) -> tuple[list[pa.Table], pa.Table]:
     """Return the batch's tables with keys, and the table in which duplicates are found.
 
     `key` is that of the event id; queries also get `session_key`, impressions and clicks `impression_key`. The other table has a
     row for each event, table after table, and then for each reject: LOOKUP and `key`; `ts_us` is -1 for a reject without a time.
+    For caps (`of_queries`) queries and impressions both get `session_key` and `query_key`, the hash of `query_norm`.
     """
-    _, impressions, clicks = batch.tables
+    queries, impressions, clicks = batch.tables
     lookup = pa.concat_tables([*(table.select(LOOKUP.names) for table in batch.tables), *_reject_rows(batch)]).combine_chunks()
     lists = [impressions["impression_id"], clicks["impression_id"]]
-    hashes, sessions, *list_hashes = hash_texts(connection, [lookup["event_id"], lookup["session_id"], *lists])
+    texts = [queries["query_norm"], impressions["query_norm"]] if of_queries else []
+    hashes, sessions, *others = hash_texts(connection, [lookup["event_id"], lookup["session_id"], *lists, *texts])
+    list_hashes, query_hashes = others[:2], others[2:]
     session_keys = to_session_keys(sessions)
     keys = hashes ^ session_keys
-    of_queries, *of_others = split_values(session_keys, batch.tables)
-    other_keys = [of_queries, *(own ^ session for own, session in zip(list_hashes, of_others, strict=True))]
+    asked_in, *of_others = split_values(session_keys, batch.tables)
+    other_keys = [asked_in, *(own ^ session for own, session in zip(list_hashes, of_others, strict=True))]
     names = ("session_key", "impression_key", "impression_key")
     keyed = [
         table.append_column("key", pa.array(own)).append_column(name, pa.array(other))
         for table, own, name, other in zip(batch.tables, split_values(keys, batch.tables), names, other_keys, strict=True)
     ]
+    if of_queries:
+        keyed[1] = keyed[1].append_column("session_key", pa.array(of_others[0]))
+        keyed[:2] = [table.append_column("query_key", pa.array(own)) for table, own in zip(keyed[:2], query_hashes, strict=True)]
     return keyed, lookup.append_column("key", pa.array(keys))
 
 
@@ -106,7 +112,7 @@ def drop_duplicates(
 
     `known_keys` has the keys of `seen`.
     """
-    tables, lookup = add_keys(connection, batch)
+    tables, lookup = add_keys(connection, batch, rules.has_caps)
     occupied = _find_seen(connection, lookup, rules, known_keys, recent)
     number = len(batch) - len(batch.rejects)
     events, duplicates, repeated_rejects = lookup.slice(0, number), occupied[:number], occupied[number:]

@@ -17,12 +17,12 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from streams.counting.caps.repeats import CapState
 from streams.counting.clicks import Candidate
 from streams.counting.connection import ShardConnection
 from streams.counting.key_index import KeyArray, KeySet
 from streams.counting.pending_clicks import PendingInFile
 from streams.counting.quarantine import QuarantineKeys, load_quarantine_keys
-from streams.counting.repeats import CapState
 from streams.counting.rollups import Rollups, read_rollups
 from streams.events.line_spans import Int64s
 from streams.events.rules import CountingRules

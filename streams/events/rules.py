@@ -38,6 +38,11 @@ class CountingRules:
     user_cap: int = 0
 
     @property
+    def has_caps(self) -> bool:
+        """Whether what one session, or one user, weighs is capped."""
+        return bool(self.session_cap or self.user_cap)
+
+    @property
     def retention_us(self) -> int:
         """Microseconds that events are kept; 0 means for ever."""
         return self.retention_days * DAY_US

@@ -8,7 +8,8 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from streams.counting import caps, clicks, cooccurrence, deduplication, impressions, quarantine, retention, rollups, windows
+from streams.counting import clicks, cooccurrence, deduplication, impressions, quarantine, retention, rollups, windows
+from streams.counting.caps import left_out
 from streams.counting.clicks import to_table
 from streams.counting.connection import run_to_end
 from streams.counting.key_index import SESSION_KEY, key_sql
@@ -52,7 +53,7 @@ IDENTIFY = "UPDATE quarantine SET session_id = k.session_id, digest = k.digest F
 KNOWN = pa.schema([("id", pa.int64()), ("session_id", pa.string()), ("digest", pa.binary())])
 # Layout 4 had no caps, and erased nothing.
 UPGRADE_4 = (
-    caps.TABLES,
+    left_out.TABLES,
     "ALTER TABLE state ADD COLUMN erased BIGINT DEFAULT 0",
     "UPDATE state SET layout = 5",
 )
@@ -69,7 +70,7 @@ def prepare(con: duckdb.DuckDBPyConnection, path: Path, read_only: bool) -> None
         if read_only:
             raise StoreError(f"{path} is not a shard")
         counting = (deduplication, impressions, clicks, windows, rollups, cooccurrence, quarantine, retention)
-        _run(con, [owner.TABLES for owner in (*counting, compaction, totals, caps)])
+        _run(con, [owner.TABLES for owner in (*counting, compaction, totals, left_out)])
     layout, same_hash = con.execute(CHECK).fetchall()[0]
     if layout in UPGRADED and not read_only:
         _upgrade(con, layout)

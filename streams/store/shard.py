@@ -17,15 +17,16 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from streams.counting import attribution, caps, clicks, deduplication, erasure, key_index, quarantine, retention, rollups
+from streams.counting import attribution, clicks, deduplication, erasure, key_index, quarantine, retention, rollups
 from streams.counting.acceptance import accept, drop_applied
 from streams.counting.batch import Batch, MustSplit, split_batch
+from streams.counting.caps import left_out
+from streams.counting.caps.repeats import CapState
 from streams.counting.connection import ShardConnection
 from streams.counting.cooccurrence import count_queries, read_cooccurrence_window
 from streams.counting.quarantine import Row
 from streams.counting.recent_rows import RecentState, load_recent_state
 from streams.counting.record_times import NO_TIMES, RecordTimes
-from streams.counting.repeats import CapState
 from streams.counting.windows import read_windows
 from streams.events.columns import Columns
 from streams.events.erasures import NO_TOMBSTONES, Subject
@@ -362,7 +363,7 @@ class Shard:
         """Write all deferred writes with these totals, which become the current ones."""
         totals = replace(totals, written_offset=totals.next_offset)
         if self._caps.leave_out(self._connection, self._rules):
-            totals = replace(totals, left_out=caps.measure(self._con))
+            totals = replace(totals, left_out=left_out.measure(self._con))
         save_totals(self._connection, totals)
         self._connection.commit()
         self._caps.clear()
@@ -372,10 +373,10 @@ class Shard:
 
     def _apply_caps(self) -> None:
         """Compute anew what is over the caps, if they are others than when the shard was last open."""
-        if caps.stored_caps(self._con) != (self._rules.session_cap, self._rules.user_cap):
+        if left_out.stored_caps(self._con) != (self._rules.session_cap, self._rules.user_cap):
             with self._transaction():
-                retention.mark_days_dirty(self._connection, caps.apply_caps(self._connection, self._rules), set())
-                self._totals = replace(self._totals, left_out=caps.measure(self._con))
+                retention.mark_days_dirty(self._connection, left_out.apply_caps(self._connection, self._rules), set())
+                self._totals = replace(self._totals, left_out=left_out.measure(self._con))
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

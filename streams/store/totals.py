@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from streams.counting import retention
 from streams.counting.attribution import Change
-from streams.counting.caps import LeftOut, measure
+from streams.counting.caps.left_out import LeftOut, measure
 from streams.counting.connection import ShardConnection
 from streams.counting.pending_clicks import pending_state
 

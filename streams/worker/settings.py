@@ -8,7 +8,7 @@ from typing import Self
 from pydantic import BaseModel, Field, SecretStr, model_validator
 
 from streams.brokers.topics import KafkaSettings
-from streams.counting.settings import CountingSettings
+from streams.counting.caps.settings import CountingSettings
 from streams.events.rules import WINDOW_DAYS, CountingRules
 from streams.events.schema import EventSettings
 from streams.lake.files import LakeSettings

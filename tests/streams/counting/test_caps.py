@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from queryloop.verify.shard_verification import Log, rows, verify_shard
 from streams.api.snapshot import dump_counts, read_counts
-from streams.counting.caps import LeftOut
+from streams.counting.caps.left_out import LeftOut
 from streams.events.schema import DEFAULT_LIMITS
 from streams.store.shard import CountingRules, Shard
 from tests.support.logs import NOW, START, click, day, dirty_days, feed, impression, query, roll_up_all
@@ -88,6 +88,16 @@ def test_the_first_lists_by_time_count_with_their_clicks_whatever_arrives_first(
     shard = open_shard(CAPPED)
     feed(shard, [*shown[3:], *clicks, *shown[:3]], batch)
     assert table_rows(shard.windows(AFTER)) == [("q", "a", 0, 3, 3)]
+
+
+@pytest.mark.parametrize("cap", [3, 20])
+def test_a_cap_holds_on_a_day_that_has_grown_large(open_shard: Open, cap: int) -> None:
+    crowd = [impression(f"x{n}", START + n, f"x{n}", ["b"], session_id=f"x{n}", query=f"x{n}") for n in range(9_000)]
+    log = crawl(30)
+    shard = open_shard(replace(CAPPED, session_cap=cap))
+    feed(shard, [*log[:2], *crowd[:4_500], *log[2:19], *crowd[4_500:], *log[19:]], batch=1_000)
+    assert ("q", "a", 0, cap, 0) in table_rows(shard.windows(AFTER))
+    assert shard.totals().left_out == LeftOut(lists=30 - cap)
 
 
 def test_another_query_and_another_day_have_a_cap_of_their_own(open_shard: Open) -> None:

@@ -17,8 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streams.store import compaction, maintenance
-from streams.store import shard as store
+from streams.store import compaction, maintenance, shard_file
 from streams.store.shard import CountingRules, Shard
 from tests.support.logs import HOUR, START, click, day, difficult_logs, dirty_days, feed, impression, query, read, rows
 
@@ -116,7 +115,7 @@ def test_every_statement_that_changes_something_is_run_to_its_end(
 
     shard = Shard.open(tmp_path / "shard.duckdb", TWO_DAYS)  # the tables, which are made in one script
     shard.close()
-    monkeypatch.setattr(store.duckdb, "connect", watch)
+    monkeypatch.setattr(shard_file.duckdb, "connect", watch)
     shard = Shard.open(tmp_path / "shard.duckdb", TWO_DAYS)
     earlier = [impression("e1", START - 60, "imp1", ["x", "z"], query="q1"), click("o1", START, "nowhere")]
     log = busy_log(6, 10)
@@ -223,7 +222,7 @@ def test_the_write_ahead_log_stays_small_and_a_checkpoint_waits_for_no_reader(
 
 
 def test_a_large_commit_goes_into_the_file_and_a_small_one_into_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(store.OPTIONS, "checkpoint_threshold", "200KB")
+    monkeypatch.setitem(shard_file.OPTIONS, "checkpoint_threshold", "200KB")
     path, log = tmp_path / "large.duckdb", busy_log(1, 500)
     shard = Shard.open(path, KEEP_ALL)
     feed(shard, log[:40])

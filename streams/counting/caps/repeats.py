@@ -2,7 +2,8 @@
 
 Nearly no session repeats a query up to the cap. So each day has an array of counters, and a list or a query adds one to that
 of its hash. A counter may be too high, when two hashes share it, and never too low: only the queries of a day for which one is
-over the cap are watched, and only watched ones are computed exactly, in `streams.counting.caps`, when the batches are written.
+over the cap are watched, and only watched ones are computed exactly, in `streams.counting.caps.left_out`, when the batches are
+written.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from streams.counting import caps
 from streams.counting.batch import Batch
-from streams.counting.caps import DayQuery
+from streams.counting.caps import left_out
+from streams.counting.caps.left_out import DayQuery
 from streams.counting.connection import ShardConnection
-from streams.counting.key_index import KeyArray, hash_texts
+from streams.counting.key_index import KeyArray, hash_texts, to_session_keys
 from streams.events.columns import to_event_days
 from streams.events.line_spans import Flags, Int64s
 from streams.events.rules import DAY_US, CountingRules
@@ -32,11 +33,16 @@ MIN_WIDTH, MAX_WIDTH = 13, 20
 """Bits of a hash that choose its counter: 32 KiB for a day that begins, 4 MiB for one with a million rows or more."""
 ROWS_A_COUNTER = 0.5
 """Rows for each counter, up to which an array is not enlarged: one in 10^8 counters is then 10 too high by chance."""
+GROWTH = 3
+"""Bits by which a day's width grows."""
+CLEAR_CAP = 16
+"""Caps from which an array is enlarged in memory, which costs nearly nothing. Its counters are then 1.6 too high in the mean, and
+one in 10^11 is 16 too high. For a lower cap too many queries would be watched: the day is read again."""
 MAX_DAYS = 16
 """Days kept, those used last; the counters of others are read from the file when a late event needs them."""
 
-OWNED = ["session_id", "user_id", "query_norm", "ts_us"]
-"""The columns of a list or a query that are needed here."""
+OWNED = ["session_key", "query_key", "user_id", "query_norm", "ts_us"]
+"""The columns of a list or a query that are needed here (`streams.counting.deduplication.add_keys`)."""
 HASHES = {
     table: f"""
 SELECT hash(session_id) AS session, hash(nullif(user_id, '')) AS user, user_id <> '' AS has_user, hash(query_norm) AS query
@@ -63,6 +69,12 @@ class _Day:
     def is_full(self) -> bool:
         return self.width < MAX_WIDTH and self.rows > ROWS_A_COUNTER * 2**self.width
 
+    def enlarge(self) -> None:
+        """Give every value of a longer prefix the counter of the shorter one: none becomes too low."""
+        times = 2 ** (min(self.width + GROWTH, MAX_WIDTH) - self.width)
+        self.sessions, self.users = np.repeat(self.sessions, times), np.repeat(self.users, times)
+        self.width = min(self.width + GROWTH, MAX_WIDTH)
+
     def add(self, hashes: Hashes, rules: CountingRules) -> Flags:
         """Count rows, and return for each whether its session or its user may have its query more often than the cap."""
         self.rows += len(hashes.query)
@@ -76,7 +88,7 @@ class _Day:
 
 @dataclass(frozen=True, slots=True)
 class Hashes:
-    """The hashes of rows: of their session, of their user (anything where `has_user` is false) and of their query."""
+    """Of rows the keys of their sessions, the hashes of their users (anything where `has_user` is false) and of their queries."""
 
     session: KeyArray
     user: KeyArray
@@ -116,7 +128,7 @@ class Repeats:
 
         Call this, and `touch_all`, when the rows of the batch are stored: a day may be read from the shard here.
         """
-        if not len(changed) or not (rules.session_cap or rules.user_cap):
+        if not len(changed) or not rules.has_caps:
             return
         for day in changed["day"].unique().to_pylist():
             if watched := self._find(connection, day, rules).watched:
@@ -125,13 +137,16 @@ class Repeats:
 
     def touch_all(self, connection: ShardConnection, changed: Iterable[DayQuery], rules: CountingRules) -> None:
         """Touch the watched ones among these queries."""
-        if rules.session_cap or rules.user_cap:
+        if rules.has_caps:
             self.touched |= {one for one in changed if one[1] in self._find(connection, one[0], rules).watched}
 
     def _find(self, connection: ShardConnection, day: date, rules: CountingRules, enlarge: bool = False) -> _Day:
         """Return a day, read from the shard with all deferred writes where it is not in memory or is to be enlarged."""
         found = self._days.get(day)
-        if found is None or (enlarge and found.is_full):
+        is_full = enlarge and found is not None and found.is_full
+        if found is not None and is_full and is_clear(rules):
+            found.enlarge()
+        elif found is None or is_full:
             found = self._days[day] = self._load(connection, day, rules, found)
             if len(self._days) > MAX_DAYS:
                 self._days.popitem(last=False)
@@ -144,11 +159,13 @@ class Repeats:
         has_user = np.ma.filled(np.ma.asarray(rows["has_user"], np.bool_), False)
         width = int(np.ceil(np.log2(max(1.0, 4 * len(query) / ROWS_A_COUNTER))))
         found = _Day(min(max(width, MIN_WIDTH), MAX_WIDTH))
-        found.add(Hashes(session, user, has_user, query), rules)
+        found.add(Hashes(to_session_keys(session), user, has_user, query), rules)
         if before is not None:
             found.watched = before.watched
         else:
-            found.watched = caps.find_often(connection, self.table, day, rules) | caps.find_left_out(connection, self.table, day)
+            found.watched = left_out.find_often(connection, self.table, day, rules) | left_out.find_left_out(
+                connection, self.table, day
+            )
         return found
 
 
@@ -161,7 +178,7 @@ class CapState:
 
     def add(self, connection: ShardConnection, fresh: Batch, rules: CountingRules) -> None:
         """Count the lists and the user's queries of a batch, before they are stored."""
-        if not (rules.session_cap or rules.user_cap):
+        if not rules.has_caps:
             return
         queries = fresh.queries.select([*OWNED, "source"])
         self.lists.add(connection, fresh.impressions.select(OWNED), rules)
@@ -179,8 +196,8 @@ class CapState:
         """
         if not self.lists.touched and not self.pairs.touched:
             return False
-        caps.leave_out_lists(connection, self.lists.touched, rules)
-        caps.leave_out_pairs(connection, self.pairs.touched, rules)
+        left_out.leave_out_lists(connection, self.lists.touched, rules)
+        left_out.leave_out_pairs(connection, self.pairs.touched, rules)
         return True
 
     def clear(self) -> None:
@@ -189,14 +206,19 @@ class CapState:
         self.pairs.touched.clear()
 
 
+def is_clear(rules: CountingRules) -> bool:
+    """Return whether no cap is so low that the counters of an array enlarged in memory would reach it by chance."""
+    return all(cap >= CLEAR_CAP for cap in (rules.session_cap, rules.user_cap) if cap)
+
+
 def hash_rows(connection: ShardConnection, rows: pa.Table, rules: CountingRules) -> Hashes:
-    """Return the hashes of rows (OWNED), equal to those that DuckDB computes in a table; of users only for their cap."""
-    users = rows["user_id"]
+    """Return the keys and hashes of rows (OWNED), equal to those of a table's rows in `_load`; of users only for their cap."""
+    session, query = rows["session_key"].to_numpy(), rows["query_key"].to_numpy()
     if not rules.user_cap:
-        session, query = hash_texts(connection, [rows["session_id"], rows["query_norm"]])
         return Hashes(session, session, np.zeros(len(rows), np.bool_), query)
-    session, user, query = hash_texts(connection, [rows["session_id"], pc.fill_null(users, ""), rows["query_norm"]])
-    return Hashes(session, user, pc.fill_null(pc.not_equal(users, ""), False).to_numpy(), query)
+    users = pc.fill_null(rows["user_id"], "")
+    (user,) = hash_texts(connection, [users])
+    return Hashes(session, user, pc.not_equal(users, "").to_numpy(), query)
 
 
 def _count(counters: Counters, width: int, of: KeyArray, query: KeyArray) -> Counters:
