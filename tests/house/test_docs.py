@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ CURL_BODY = re.compile(r"-d '(.*?)'", re.DOTALL)
 SHELL_TIME = "'$(date +%s)'"
 NAMED_KEY = re.compile(rf"`((?:{'|'.join(Settings.model_fields)})\.[a-z_]+)`")
 NAMED_VARIABLE = re.compile(r"\bQUERYLOOP_[A-Z_]+[A-Z]\b")
-COMMANDS = ("queryloop", "make", "python", "curl", "docker", "tail", "pip")
+COMMANDS = ("queryloop", "make", "python", "curl", "docker", "tail", "pip", "jq", "grep", ".")
 ROOMS = "benchmarks|docs|index|queryloop|serving|streams|tests|trainers"
 
 
@@ -85,7 +86,7 @@ def shell_commands() -> list[tuple[str, list[str]]]:
     found = []
     for block in BLOCKS:
         if block.language == "sh":
-            for words in map(split_command, join_lines(block.text)):
+            for words in chain.from_iterable(map(split_pipeline, join_lines(block.text))):
                 if words:
                     found.append((f"{block} {' '.join(words)[:60]}", words))
     return found
@@ -102,8 +103,13 @@ def join_lines(text: str) -> list[str]:
     return lines
 
 
-def split_command(line: str) -> list[str]:
+def split_pipeline(line: str) -> list[list[str]]:
+    """Return the words of each command of a line."""
     words = shlex.split(line, comments=True)
+    return [strip_variables(list(part)) for pipe, part in groupby(words, lambda word: word == "|") if not pipe]
+
+
+def strip_variables(words: list[str]) -> list[str]:
     while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
         words.pop(0)
     return words
