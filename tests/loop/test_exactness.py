@@ -186,7 +186,7 @@ def crash(shard: Shard, path: Path, log: list[bytes], first: int, end: int, chan
     """Let a batch fail at one of its steps; return the same shard, or the shard opened again as after a crash."""
     step = chance.choice(
         [
-            "cooccurrence.count_queries",
+            "count_queries",
             "retention.mark_days_dirty",
             "attribution.attribute_batch",
             "deduplication.find_split_points",

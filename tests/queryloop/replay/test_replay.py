@@ -23,6 +23,7 @@ from queryloop.replay.replay import Pacing, ProcessError, ReplayError, isolate, 
 from queryloop.replay.result_files import write_results
 from streams.brokers.broker import Broker
 from streams.brokers.topics import KafkaSettings, end_offsets
+from streams.counting.caps.settings import CountingSettings
 from streams.events.rules import CountingRules
 from streams.importers.log_files import LogFileError, read_log
 from streams.importers.mapping import Mapping, read_mapping
@@ -93,7 +94,8 @@ def test_the_real_logs_equal_the_recount(kind: str, tmp_path: Path, real_lines: 
         date(1997, 9, 17),
         date(1997, 9, 28),
     ]
-    summary = replay_isolated(write_log(tmp_path / "log.jsonl.gz", lines), as_of, tmp_path / "out", kind)  # type: ignore[arg-type]
+    log, uncapped = write_log(tmp_path / "log.jsonl.gz", lines), StreamsSettings(counting=CountingSettings(session_cap=0))
+    summary = replay_isolated(log, as_of, tmp_path / "out", kind, settings=uncapped)  # type: ignore[arg-type]
     assert_results(tmp_path / "out", expected, as_of)
     assert summary["counted"] == expected.counted
 

@@ -66,7 +66,7 @@ def test_a_killed_room_is_started_again_and_everything_stops(tmp_path: Path) -> 
     assert alive([first.pid, again.pid]) == []
     assert not (tmp_path / "run" / "up.json").exists()
     assert "in memory" in said[0]
-    assert "trainers ended with code -9, starts again in 1 s" in said[1]
+    assert "trainers was killed by signal 9; it starts again in 1 s" in said[1]
     assert ledger.heartbeat() is None
 
 

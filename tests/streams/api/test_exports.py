@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from pathlib import Path
+from threading import Event
 from typing import Any
 from urllib.parse import urlencode
 
@@ -29,10 +30,23 @@ def url_of(settings: StreamsSettings, path: str, **parameters: Any) -> str:
     return f"http://127.0.0.1:{settings.worker.port}{path}?{urlencode(parameters)}"
 
 
+def open_when_whole(request: urllib.request.Request) -> Any:
+    """Open an export; 503 says that a partition is just moving or another export runs, and when to ask again."""
+    for _ in range(20):
+        try:
+            return urllib.request.urlopen(request, timeout=30)
+        except urllib.error.HTTPError as error:
+            if error.code != 503:
+                raise
+            with error:
+                Event().wait(float(error.headers["Retry-After"]))
+    raise AssertionError(f"{request.full_url}: 503 twenty times")
+
+
 def read(settings: StreamsSettings, name: str, **parameters: Any) -> pa.Table:
     """Return an export as a table, from its Arrow or its Parquet form by the name's ending."""
     request = urllib.request.Request(url_of(settings, f"/v1/{name}", **parameters), headers=KEY)
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with open_when_whole(request) as answer:
         assert answer.headers["Queryloop-Partitions"] == "0,1" and answer.headers["Queryloop-Missing"] is None
         body = answer.read()
     return pa.ipc.open_stream(body).read_all() if name.endswith("arrow") else pq.read_table(io.BytesIO(body))
