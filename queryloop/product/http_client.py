@@ -50,7 +50,7 @@ class ServingClient:
     async def send(self, events: Sequence[dict[str, Any]]) -> list[int]:
         """Post events; return the indices of those that serving refused, all of them when the call failed."""
         try:
-            answer = await self._post("/v1/events", json.dumps({"events": events}).encode(), "application/json", 202)
+            answer = await self._post_events(json.dumps({"events": events}).encode(), "application/json")
         except CallError as error:
             self._totals.fail(str(error))
             return list(range(len(events)))
@@ -59,18 +59,25 @@ class ServingClient:
     async def send_lines(self, lines: bytes) -> int:
         """Post NDJSON as it is; return how many lines serving refused."""
         try:
-            answer = await self._post("/v1/events", lines, "application/x-ndjson", 202)
+            answer = await self._post_events(lines, "application/x-ndjson")
         except CallError as error:
             self._totals.fail(str(error))
             return 0
         return len(answer["rejected"])
 
-    async def _post(self, path: str, body: bytes, kind: str, expected: int) -> dict[str, Any]:
+    async def _post_events(self, body: bytes, kind: str) -> dict[str, Any]:
+        """Return the answer to a batch, also to one whose every event was refused."""
+        answer = await self._post("/v1/events", body, kind, 202, 422)
+        if "rejected" not in answer:
+            raise CallError(f"POST /v1/events: 422 {str(answer)[:200]}")
+        return answer
+
+    async def _post(self, path: str, body: bytes, kind: str, *expected: int) -> dict[str, Any]:
         if self._session is None:
             raise CallError("the client is used outside its `async with` block")
         try:
             async with self._session.post(self._url + path, data=body, headers={"Content-Type": kind}) as response:
-                if response.status != expected:
+                if response.status not in expected:
                     raise CallError(f"POST {path}: {response.status} {(await response.text())[:200]}")
                 answer: dict[str, Any] = await response.json()
                 return answer
