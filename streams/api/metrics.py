@@ -99,10 +99,10 @@ def _state_families(shards: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator
     tables = [((shard, table), rows) for shard, part in shards for table, rows in part["state"]["rows"].items()]
     yield gauge("shard_rows", "Rows of a shard's tables.", ["partition", "table"], tables)
     held = [((shard,), part["state"]["days"]["number"]) for shard, part in shards]
-    yield gauge("shard_days", "Days that a shard holds.", ["partition"], held)
+    yield gauge("shard_dates", "Days that a shard holds.", ["partition"], held)
     waiting = [((shard,), _count_unexported(part)) for shard, part in shards]
     yield gauge(
-        "unexported_days",
+        "unexported_dates",
         "Days that a shard holds and that are not in the lake; the newest are not due yet.",
         ["partition"],
         waiting,

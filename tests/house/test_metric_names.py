@@ -19,6 +19,7 @@ NO_BASE_UNITS = {
     "microseconds",
     "minutes",
     "hours",
+    "days",
     "kb",
     "mb",
     "gb",
