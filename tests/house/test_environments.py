@@ -204,7 +204,7 @@ def test_with_the_embedded_broker_alone_up_counts_events_and_says_what_lists_nee
         for command in (["lag"], ["delays"], ["verify"], ["quarantine", "list"]):
             embedded("queryloop", *command)
         assert INSTALL in embedded("queryloop", "status", code=3).stdout
-        assert INSTALL in embedded("queryloop", "run", "policy", code=1).stderr
+        assert INSTALL in embedded("queryloop", "run", "policy", code=1).stdout
 
 
 def test_with_the_test_extra_the_fixture_of_the_documentation_runs(testing: Environment) -> None:
