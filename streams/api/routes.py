@@ -53,6 +53,16 @@ def add_routes(app: faust.App, key: SecretStr | None, fan_out: FanOut, is_stoppi
     worker is about to end, which /healthz and /readyz then say. Every answer names the worker's data folder, its path only to
     those who have the key.
     """
+    _name_data_folder(app, key, fan_out)
+    _add_health(app, fan_out, is_stopping)
+    _add_exports(app, key, fan_out)
+    _add_changes(app, key, fan_out)
+    views = _process_views(fan_out) | _shard_views(fan_out) | {read.path: _view_of(fan_out, read) for read in READS}
+    for path, view in views.items():
+        app.page(path, name=path)(_guarded(key, view))
+
+
+def _name_data_folder(app: faust.App, key: SecretStr | None, fan_out: FanOut) -> None:
     folder = find_data_folder(fan_out.shards.data_dir)
 
     async def name_folder(request: web.Request, answer: web.StreamResponse) -> None:
@@ -61,29 +71,34 @@ def add_routes(app: faust.App, key: SecretStr | None, fan_out: FanOut, is_stoppi
     web_app: web.Application = cast("Any", app.web).web_app
     web_app.on_response_prepare.append(name_folder)
 
-    async def status(page: Any, request: Any) -> Any:
-        return _json(worker_status(fan_out))
 
-    async def metrics(page: Any, request: Any) -> Any:
-        params = parse_params(ReadParams, request.query.items()).model_copy(update={"partial": True})
-        if params.local:
-            parts = Parts(await METRICS.parts(fan_out, params, fan_out.partitions))
-        else:
-            parts = await gather_parts(fan_out, METRICS, params)
-        # In a thread: 64 partitions take 20 to 40 ms, in which this loop would fetch and answer nothing.
-        body = await asyncio.to_thread(render_metrics, parts.found, parts.missing)
-        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+def _add_health(app: faust.App, fan_out: FanOut, is_stopping: Callable[[], bool]) -> None:
+    def read_state() -> str:
+        return "crashed" if app.crashed else "stopping" if is_stopping() else "ok"
 
-    async def counts(page: Any, request: Any, partition: str) -> Any:
-        return await _send_dump(fan_out, request, partition, dump_counts, "application/vnd.apache.arrow.stream")
+    async def healthz(page: Any, request: Any) -> Any:
+        state = read_state()
+        return page.text(state, status=200 if state == "ok" else 503)
 
-    async def quarantine(page: Any, request: Any, partition: str) -> Any:
-        params = parse_params(RowsParams, request.query.items())
-        return await _send_dump(fan_out, request, partition, lambda shard: dump_rows(shard, params), "application/json")
+    async def readyz(page: Any, request: Any) -> Any:
+        missing = (await gather_parts(fan_out, LAG, ReadParams(partial=True))).missing
+        ready = read_state() == "ok" and not missing
+        return _json({"ready": ready, "state": read_state(), "missing": missing}, 200 if ready else 503)
 
-    async def event_states(page: Any, request: Any, partition: str) -> Any:
-        params = parse_params(EventStatesParams, request.query.items())
-        return await _send_dump(fan_out, request, partition, lambda shard: dump_event_states(shard, params), "application/json")
+    app.page("/healthz")(healthz)
+    app.page("/readyz")(readyz)
+
+
+def _add_exports(app: faust.App, key: SecretStr | None, fan_out: FanOut) -> None:
+    discard_exports(fan_out)
+    turn = asyncio.Lock()
+    for export, (name, form) in product(EXPORTS, FORMATS.items()):
+        path = f"/v1/{export.name}.{name}"
+        app.page(path, name=path)(_guarded(key, _export_view(fan_out, export, form, turn)))
+
+
+def _add_changes(app: faust.App, key: SecretStr | None, fan_out: FanOut) -> None:
+    """Add the routes that change a shard, each by POST alone."""
 
     async def drop(page: Any, request: Any, partition: str) -> Any:
         number, params = _read_partition(fan_out, partition), parse_params(DropParams, request.query.items())
@@ -100,40 +115,42 @@ def add_routes(app: faust.App, key: SecretStr | None, fan_out: FanOut, is_stoppi
             return _json({"error": f"this worker does not hold partition {partition}"}, 404)
         return _json(describe_erased(erased))
 
-    def read_state() -> str:
-        return "crashed" if app.crashed else "stopping" if is_stopping() else "ok"
+    for name, change_shard in {"quarantine/drop": drop, "erase": erase}.items():
+        path = f"/v1/shards/{{partition}}/{name}"
+        app.page(path, name=path)(type("Change", (WebView,), {"post": _guarded(key, change_shard)}))
 
-    async def healthz(page: Any, request: Any) -> Any:
-        state = read_state()
-        return page.text(state, status=200 if state == "ok" else 503)
 
-    async def readyz(page: Any, request: Any) -> Any:
-        missing = (await gather_parts(fan_out, LAG, ReadParams(partial=True))).missing
-        ready = read_state() == "ok" and not missing
-        return _json({"ready": ready, "state": read_state(), "missing": missing}, 200 if ready else 503)
+def _process_views(fan_out: FanOut) -> dict[str, View]:
+    async def status(page: Any, request: Any) -> Any:
+        return _json(worker_status(fan_out))
 
-    app.page("/healthz")(healthz)
-    app.page("/readyz")(readyz)
-    views: dict[str, View] = {
-        "/status": status,
-        "/metrics": metrics,
-        "/v1/shards/{partition}/counts": counts,
-        "/v1/shards/{partition}/quarantine": quarantine,
-        "/v1/shards/{partition}/standing": event_states,
-    }
-    for path, view in views.items():
-        app.page(path, name=path)(_guarded(key, view))
-    discard_exports(fan_out)
-    turn = asyncio.Lock()
-    for export, (name, form) in product(EXPORTS, FORMATS.items()):
-        path = f"/v1/{export.name}.{name}"
-        app.page(path, name=path)(_guarded(key, _export_view(fan_out, export, form, turn)))
-    path = "/v1/shards/{partition}/quarantine/drop"
-    app.page(path, name=path)(type("Drop", (WebView,), {"post": _guarded(key, drop)}))
-    path = "/v1/shards/{partition}/erase"
-    app.page(path, name=path)(type("Erase", (WebView,), {"post": _guarded(key, erase)}))
-    for read in READS:
-        app.page(read.path, name=read.path)(_guarded(key, _view_of(fan_out, read)))
+    async def metrics(page: Any, request: Any) -> Any:
+        params = parse_params(ReadParams, request.query.items()).model_copy(update={"partial": True})
+        if params.local:
+            parts = Parts(await METRICS.parts(fan_out, params, fan_out.partitions))
+        else:
+            parts = await gather_parts(fan_out, METRICS, params)
+        # In a thread: 64 partitions take 20 to 40 ms, in which this loop would fetch and answer nothing.
+        body = await asyncio.to_thread(render_metrics, parts.found, parts.missing)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+
+    return {"/status": status, "/metrics": metrics}
+
+
+def _shard_views(fan_out: FanOut) -> dict[str, View]:
+    async def counts(page: Any, request: Any, partition: str) -> Any:
+        return await _send_dump(fan_out, request, partition, dump_counts, "application/vnd.apache.arrow.stream")
+
+    async def quarantine(page: Any, request: Any, partition: str) -> Any:
+        params = parse_params(RowsParams, request.query.items())
+        return await _send_dump(fan_out, request, partition, lambda shard: dump_rows(shard, params), "application/json")
+
+    async def event_states(page: Any, request: Any, partition: str) -> Any:
+        params = parse_params(EventStatesParams, request.query.items())
+        return await _send_dump(fan_out, request, partition, lambda shard: dump_event_states(shard, params), "application/json")
+
+    base = "/v1/shards/{partition}"
+    return {f"{base}/counts": counts, f"{base}/quarantine": quarantine, f"{base}/standing": event_states}
 
 
 def authorised(key: SecretStr | None, headers: Mapping[str, str]) -> bool:
