@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from streams.brokers.broker import Broker, EmbeddedBroker, ExternalBroker, KafkaBroker
@@ -25,6 +26,11 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     # With our patches, so that no client of a test leaves a socket to a later one.
     import streams.brokers.clients  # noqa: F401
+
+# What hypothesis draws is the same at every run, so that a tree passes or fails alike everywhere; `explore` draws anew each time.
+hypothesis.settings.register_profile("same", derandomize=True)
+hypothesis.settings.register_profile("explore", derandomize=False)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 # The legs use the variable themselves; to the code under test it must not look like a setting of the person who runs the tests.
 EXTERNAL = os.environ.pop("QUERYLOOP_KAFKA_BOOTSTRAP", "")

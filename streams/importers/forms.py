@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from streams.events.schema import SPACE
+from streams.events.schema import BOM, SPACE
 
 TO_LINES = "write its rows as one JSON object a line, or as Parquet"
 DECOMPRESS = "decompress it, or compress it with gzip or zstd instead"
@@ -75,6 +75,8 @@ OFTEN, SELDOM = 0.3, 0.05
 CONTROL_SHARE, FOREIGN_SHARE = 0.1, 0.4
 """A beginning with more control characters, or more characters that are no UTF-8, is no log unless a line of it is an object."""
 _CONTROL = re.compile("[\0-\x08\x0e-\x1a\x1c-\x1f]")
+_PRINTABLE = re.compile(rb"[ -~\t]+")
+_DELIMITED = re.compile(rb"\w[\"']?[,;\t|][\"']?\w")
 
 
 def find_fault(head: bytes, packed: bool) -> tuple[str, str] | None:
@@ -85,6 +87,8 @@ def find_fault(head: bytes, packed: bool) -> tuple[str, str] | None:
     for form in (*FORMS, *(PACKED if packed else ())):
         if form.start.match(head):
             return form.name, form.advice
+    if _begins_as_table(head):
+        return None
     if encoding := _find_encoding(head):
         return f"text in {encoding}", f"`iconv -f {encoding} -t UTF-8 FILE` writes it in UTF-8"
     return _find_junk(head)
@@ -163,6 +167,13 @@ def _find_encoding(head: bytes) -> str | None:
         if all(zero is None or (share > OFTEN if zero else share < SELDOM) for share, zero in zip(shares, zeros, strict=True)):
             return name
     return None
+
+
+def _begins_as_table(head: bytes) -> bool:
+    """Whether the first line is names with delimiters between them, which a table has whatever its cells hold."""
+    line, end, _ = head.removeprefix(BOM).partition(b"\n")
+    text = line.removesuffix(b"\r")
+    return bool(end) and _PRINTABLE.fullmatch(text) is not None and _DELIMITED.search(text) is not None
 
 
 def _find_junk(head: bytes) -> tuple[str, str] | None:

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import feather, orc, parquet
 
+from streams.importers.forms import TO_LINES, find_fault
 from streams.importers.log_files import LogFile, LogFileError, read_log
 from streams.importers.mapping import Mapping
 from tests.support.logs import START, click, impression, query
@@ -137,6 +138,13 @@ def test_one_json_array_is_refused_without_a_mapping_and_read_with_one(content: 
 def test_a_bad_first_line_does_not_make_a_log_unreadable(bad: bytes, tmp_path: Path) -> None:
     path = put(tmp_path, "log.jsonl", bad + b"\n" + TEXT)
     assert list(read_log(path)) == [*bad.split(b"\n"), *LINES]
+
+
+@pytest.mark.parametrize("header", [b'"a","b"', b"a;b\r", b"\xef\xbb\xbfuser id\tits query", b"a,b"])
+def test_a_table_is_known_by_its_header_whatever_its_cells_hold(header: bytes) -> None:
+    cells = b'"\0","\x01\xe9"\n' * 20
+    assert find_fault(header + b"\n" + cells, packed=False) is None
+    assert find_fault(cells, packed=False) == ("binary data", TO_LINES)
 
 
 def test_every_file_of_a_folder_is_checked_before_the_first_line(tmp_path: Path) -> None:
