@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from serving.policy.list_form import find_form
 from serving.policy.tasks import Task, clean_text
 from streams.events.normal_form import normalise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SEP = "<SEP>"
-AUX = "<AUX>"
 _MAX_TEXT_CHARS = 512
 _BROKEN_UTF8 = "\N{REPLACEMENT CHARACTER}"
 
@@ -34,39 +33,9 @@ class RecommendedList:
     tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class ListTokens:
-    """The ids of the tokens that structure a list; `special` are all tokens that are no text."""
-
-    sep: int
-    aux: int
-    eos: int
-    special: frozenset[int]
-
-
-def add_list_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Add <SEP> and <AUX> to a tokenizer; return how many were new (the policy's embeddings must then be resized)."""
-    from tokenizers import AddedToken
-
-    tokens = [AddedToken(text, special=True, normalized=False) for text in (SEP, AUX)]
-    return int(tokenizer.add_tokens(tokens, special_tokens=True))
-
-
-def find_list_tokens(tokenizer: PreTrainedTokenizerBase) -> ListTokens:
-    """Return a tokenizer's list tokens. Raises ValueError when it has no EOS, or <SEP> or <AUX> is no special token of it."""
-    special = {str(token): index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    if missing := [text for text in (SEP, AUX) if text not in special]:
-        raise ValueError(
-            f"the tokenizer has no special token {' and '.join(missing)}: add them with serving.policy.lists.add_list_tokens"
-        )
-    if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer has no EOS token: lists could not end")
-    return ListTokens(special[SEP], special[AUX], int(tokenizer.eos_token_id), frozenset(special.values()))
-
-
 def parse(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, task: Task) -> RecommendedList:
     """Parse one generated list. What follows the first EOS is ignored; a text cut off by the token limit is kept."""
-    form = find_list_tokens(tokenizer)
+    form = find_form(tokenizer)
     ended = form.eos in token_ids
     body = list(token_ids[: list(token_ids).index(form.eos)]) if ended else list(token_ids)
     *auxiliary_ids, item_ids = _split(body, form.aux)
@@ -81,7 +50,7 @@ def parse(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, task: Ta
 
 def parse_part(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[str, ...], bool]:
     """Return the texts of a part of a list (auxiliary texts, if any, and one item), and whether they are legible."""
-    form = find_list_tokens(tokenizer)
+    form = find_form(tokenizer)
     texts = tuple(_decode(ids, tokenizer) for ids in _split(token_ids, form.aux))
     return texts, form.special.intersection(token_ids) <= {form.aux} and all(map(is_legible, texts))
 
@@ -93,7 +62,7 @@ def is_legible(text: str) -> bool:
 
 def encode_list(items: Sequence[str], auxiliary: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the token ids of a list, EOS at the end; the inverse of `parse` for texts without special tokens."""
-    form = find_list_tokens(tokenizer)
+    form = find_form(tokenizer)
     ids: list[int] = []
     for text in auxiliary:
         ids += [*_encode(text, tokenizer), form.aux]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from serving.policy.lists import AUX, SEP
+from serving.policy.list_form import AUX, SEP
 
 PAD, EOS = "<PAD>", "<EOS>"
 TEXTS = (

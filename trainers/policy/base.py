@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from serving.policy.lists import AUX, SEP, add_list_tokens
+from serving.policy.list_form import AUX, SEP, add_list_tokens
 from trainers.policy.base_folder import BaseFault, check_folder
 
 if TYPE_CHECKING:

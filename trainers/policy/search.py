@@ -16,7 +16,8 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from serving.policy.engines import Decoding, Generation
-from serving.policy.lists import ListTokens, RecommendedList, is_duplicate
+from serving.policy.list_form import ListForm
+from serving.policy.lists import RecommendedList, is_duplicate
 from serving.policy.tasks import Task
 from serving.predictor.scorer import reward
 from streams.events.normal_form import normalise
@@ -89,7 +90,7 @@ class Scorer(Protocol):
 class SearchEngine(Protocol):
     """What the search uses of an engine (`serving.policy.engines.transformers_engine`)."""
 
-    form: ListTokens
+    form: ListForm
 
     def generate(self, prompts: Sequence[str], decoding: Decoding, task: Task, samples: int = 1) -> list[Generation]: ...
     def begin(self, prompts: Sequence[str], task: Task) -> SearchState: ...

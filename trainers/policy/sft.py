@@ -17,7 +17,8 @@ from typing import Any
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.policy.lists import AUX, SEP, encode_list
+from serving.policy.list_form import AUX, SEP
+from serving.policy.lists import encode_list
 from serving.policy.tasks import Task, render_prompt
 from trainers.policy.base import load_policy
 from trainers.progress import track

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from serving.policy.lists import find_list_tokens
+from serving.policy.list_form import find_form
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,7 +39,7 @@ def load_policy(path: Path, device: torch.device) -> tuple[PreTrainedModel, PreT
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **_LOCAL)
-    find_list_tokens(tokenizer)
+    find_form(tokenizer)
     load = _load_adapter if (path / "adapter_config.json").is_file() else _load_weights
     model = load(path, device)
     _check_attention(model, path)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from serving.policy.engines.forward_passes import Rows
-from serving.policy.lists import ListTokens
+from serving.policy.list_form import ListForm
 
 
 @dataclass(slots=True)
@@ -39,7 +39,7 @@ class Redrawing:
     """Where each row's current item starts, so that the row can go back there. Tensors are by slot of the batch (rows that are
     still drawn), lists by row."""
 
-    def __init__(self, rows: Rows, redraws: Sequence[int], form: ListTokens) -> None:
+    def __init__(self, rows: Rows, redraws: Sequence[int], form: ListForm) -> None:
         count = len(redraws)
         self.form = form
         self.left = list(redraws)

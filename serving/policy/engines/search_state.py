@@ -15,7 +15,8 @@ import torch
 from serving.policy.engines import Decoding
 from serving.policy.engines.forward_passes import Rows, advance, join, take
 from serving.policy.engines.sampling import Sampler
-from serving.policy.lists import ListTokens, find_list_tokens, parse_part
+from serving.policy.list_form import ListForm, find_form
+from serving.policy.lists import parse_part
 from serving.policy.tasks import Task
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def expand_rows(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, state: SearchState, m: int, decoding: Decoding
 ) -> Expansion:
     """Draw `m` next items of every row; all of one expansion's random numbers come from `decoding.seed` when it is set."""
-    form = find_list_tokens(tokenizer)
+    form = find_form(tokenizer)
     first = not any(state.items)
     limit = state.task.max_item_tokens + first * len(state.task.auxiliary) * state.task.max_auxiliary_tokens
     parents = [row for row in range(len(state.rows)) for _ in range(m)]
@@ -88,7 +89,7 @@ def expand_rows(
     return Expansion(state, continuations, tuple(finished))
 
 
-def select_rows(model: PreTrainedModel, form: ListTokens, expansion: Expansion, chosen: Sequence[int]) -> SearchState:
+def select_rows(model: PreTrainedModel, form: ListForm, expansion: Expansion, chosen: Sequence[int]) -> SearchState:
     """Return the state whose row i is continuation `chosen[i]`, ended by <SEP> (also where EOS was drawn: the item is what was
     chosen).
 
@@ -122,7 +123,7 @@ def select_rows(model: PreTrainedModel, form: ListTokens, expansion: Expansion, 
 class _Drawing:
     """Draws the items of one expansion; rows whose item has ended are set aside with their keys and values."""
 
-    def __init__(self, model: PreTrainedModel, form: ListTokens, sampler: Sampler) -> None:
+    def __init__(self, model: PreTrainedModel, form: ListForm, sampler: Sampler) -> None:
         self.model = model
         self.ends = (form.sep, form.eos)
         self.sampler = sampler
@@ -162,7 +163,7 @@ class _Drawing:
 def _describe(
     ids: Sequence[int], logprob: float, parent: int, state: SearchState, auxiliary: int, tokenizer: PreTrainedTokenizerBase
 ) -> Continuation:
-    form = find_list_tokens(tokenizer)
+    form = find_form(tokenizer)
     end: Literal["sep", "eos", "cut"] = "sep" if ids[-1] == form.sep else "eos" if ids[-1] == form.eos else "cut"
     texts, legible = parse_part(ids if end == "cut" else ids[:-1], tokenizer)
     complete = end != "cut" and legible and len(texts) == auxiliary + 1

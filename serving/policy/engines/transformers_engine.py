@@ -18,7 +18,8 @@ from serving.policy.engines.loading import choose_device, load_policy
 from serving.policy.engines.redrawing import Drawn, Redrawing
 from serving.policy.engines.sampling import Sampler
 from serving.policy.engines.search_state import Expansion, SearchState, expand_rows, select_rows, start_search
-from serving.policy.lists import find_list_tokens, parse
+from serving.policy.list_form import find_form
+from serving.policy.lists import parse
 from serving.policy.tasks import Task
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class TransformersEngine:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.form = find_list_tokens(tokenizer)
+        self.form = find_form(tokenizer)
         self._longest = int(getattr(model.config, "max_position_embeddings", 2048))
 
     @classmethod

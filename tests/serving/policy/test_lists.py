@@ -6,24 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.policy.lists import (
-    AUX,
-    SEP,
-    add_list_tokens,
-    encode_list,
-    find_duplicates,
-    find_list_tokens,
-    jaccard,
-    name_auxiliary,
-    parse,
-    parse_part,
-    repair_items,
-)
+from serving.policy.list_form import AUX, SEP, find_form
+from serving.policy.lists import encode_list, find_duplicates, jaccard, name_auxiliary, parse, parse_part, repair_items
 from serving.policy.tasks import Task, clean_text
 from tests.support.models import EOS, PAD, make_tiny_tokenizer
 
 TOKENIZER = make_tiny_tokenizer()
-FORM = find_list_tokens(TOKENIZER)
+FORM = find_form(TOKENIZER)
 SUGGEST = Task(name="suggest", n=2)
 REFINE = Task(name="refine", n=2, auxiliary=("guiding", "prefix"))
 TEXTS = st.text(max_size=30).map(lambda text: clean_text(text, 30)).filter(lambda text: text and "\ufffd" not in text)
@@ -112,22 +101,6 @@ def test_repair_never_shows_an_unusable_item(items: list[str], n: int) -> None:
 def test_auxiliary_texts_have_names() -> None:
     assert name_auxiliary(("g",), REFINE) == {"guiding": "g", "prefix": ""}
     assert name_auxiliary(("g", "p", "more"), REFINE) == {"guiding": "g", "prefix": "p"}
-
-
-def test_tokens_are_added_once() -> None:
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"a": 0}, [])), eos_token="a")
-    with pytest.raises(ValueError, match="<SEP> and <AUX>"):
-        find_list_tokens(bare)
-    assert add_list_tokens(bare) == 2
-    assert add_list_tokens(bare) == 0
-    assert find_list_tokens(bare).eos == 0
-    endless = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"a": 0}, [])))
-    add_list_tokens(endless)
-    with pytest.raises(ValueError, match="no EOS"):
-        find_list_tokens(endless)
 
 
 def test_near_duplicates() -> None:

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, ValidationError
 
-from serving.policy.lists import find_list_tokens
+from serving.policy.list_form import find_form
 from serving.policy.tasks import DEFAULT_TASKS, SEPARATOR, Task, Tasks, clean_session, clean_text, render_prompt
 from streams.runtime.settings import SettingsError, load_settings
 from tests.support.models import make_tiny_tokenizer
@@ -86,7 +86,7 @@ def test_clean_text_is_short_printable_and_stable(text: str, limit: int) -> None
 )
 def test_no_typed_text_becomes_a_special_token(pieces: list[str]) -> None:
     prompt = render_prompt(COMPACT, "q" + "".join(pieces), ["".join(pieces)], ["".join(pieces)], "".join(pieces))
-    assert not find_list_tokens(TOKENIZER).special.intersection(TOKENIZER(prompt)["input_ids"])
+    assert not find_form(TOKENIZER).special.intersection(TOKENIZER(prompt)["input_ids"])
 
 
 def test_braces_typed_by_a_user_are_text() -> None:

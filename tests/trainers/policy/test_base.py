@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from serving.policy.engines.transformers_engine import TransformersEngine
-from serving.policy.lists import AUX, SEP, encode_list, find_list_tokens, parse
+from serving.policy.list_form import AUX, SEP, find_form
+from serving.policy.lists import encode_list, parse
 from tests.support.toy_policy import SMALL, TASK, TASKS, draw_annotations
 from trainers.policy.base import learn_vocabulary, load_policy, make_base
 from trainers.policy.base_folder import BaseFault
@@ -38,7 +39,7 @@ def test_the_same_seed_gives_the_same_weights(base: Path, tmp_path: Path) -> Non
 
 def test_a_list_token_is_one_token_and_texts_are_the_same_after_a_round_trip(base: Path) -> None:
     _, tokenizer = load_policy(base, "cpu")
-    form = find_list_tokens(tokenizer)
+    form = find_form(tokenizer)
     assert len({form.sep, form.aux, form.eos, tokenizer.pad_token_id}) == 4
     for text in ("cat food", "naïve 日本語 🦊", "a  b"):
         assert tokenizer.decode(tokenizer(text).input_ids).split() == text.split()
@@ -59,8 +60,8 @@ def test_a_list_is_parsed_back_from_its_tokens(base: Path) -> None:
 def test_what_a_user_types_is_never_a_list_token() -> None:
     tokenizer = learn_vocabulary(["cat food"], 300)
     ids = encode_list((f"cat {SEP} food", f"{AUX}dog"), (), tokenizer)
-    assert ids.count(find_list_tokens(tokenizer).sep) == 1
-    assert find_list_tokens(tokenizer).aux not in ids
+    assert ids.count(find_form(tokenizer).sep) == 1
+    assert find_form(tokenizer).aux not in ids
 
 
 def test_a_foreign_vocabulary_gets_the_list_tokens_and_the_model_rows_for_them(base: Path, tmp_path: Path) -> None:
@@ -75,7 +76,7 @@ def test_a_foreign_vocabulary_gets_the_list_tokens_and_the_model_rows_for_them(b
     small.save_pretrained(tmp_path)
 
     model, tokenizer = load_policy(tmp_path, "cpu")
-    form = find_list_tokens(tokenizer)
+    form = find_form(tokenizer)
     assert model.get_input_embeddings().num_embeddings == len(tokenizer) == 6
     assert tokenizer.pad_token_id == form.eos == 2
 

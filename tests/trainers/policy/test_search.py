@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from serving.policy.engines import Decoding, Generation
 from serving.policy.engines.search_state import Continuation, Expansion, SearchState
 from serving.policy.engines.transformers_engine import TransformersEngine
-from serving.policy.lists import ListTokens, RecommendedList, is_duplicate, parse
+from serving.policy.list_form import ListForm
+from serving.policy.lists import RecommendedList, is_duplicate, parse
 from serving.policy.tasks import Task
 from tests.support.toy_policy import ANIMALS, TASK, make_policy
 from trainers.policy.search import Candidates, Prompt, SearchSettings, batch_rows, draw_rejected, reward_lists, search_candidates
@@ -33,7 +34,7 @@ def draw(*parts: object) -> int:
 class TableEngine:
     """An engine whose every draw is a fixed function of prompt, items so far and number of the draw. One item is one token."""
 
-    form = ListTokens(SEP, 3, EOS, frozenset())
+    form = ListForm("tokens", SEP, 3, EOS, frozenset())
 
     def __init__(self) -> None:
         self.asked: list[str] = []
