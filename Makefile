@@ -28,7 +28,7 @@ demo: $(FILLED)  ## run the whole loop twice and write demo-report/ (BROKER=kafk
 	$(BIN)/queryloop demo --seed $(SEED) $(if $(BROKER),--broker $(BROKER))
 
 test: $(FILLED)  ## the tests, under ten minutes on two cores
-	$(BIN)/python -m pytest -m "not full" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not full" --numprocesses 3 --dist loadfile
 
 torture: $(FILLED)  ## kill workers and broker while 500,000 events flow, then verify (BROKER=embedded, BROKERS=3, SEED=N)
 	$(BIN)/queryloop torture --seed $(SEED) $(if $(BROKER),--broker $(BROKER)) $(if $(BROKERS),--brokers $(BROKERS))

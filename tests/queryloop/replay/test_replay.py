@@ -37,7 +37,7 @@ from tests.support.replayed_logs import assert_results, make_log, read_results, 
 from tests.support.ubi_recount import recount_ubi
 
 
-@pytest.mark.parametrize("kind", ["embedded", "kafka"])
+@pytest.mark.parametrize("kind", [pytest.param("embedded", marks=pytest.mark.full), "kafka"])
 def test_a_worker_killed_in_the_middle_changes_no_count(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -81,7 +81,7 @@ def real_recount(real_lines: list[bytes]) -> Recount:
     return recount(real_lines)
 
 
-@pytest.mark.parametrize("kind", ["embedded", "kafka"])
+@pytest.mark.parametrize("kind", ["embedded", pytest.param("kafka", marks=pytest.mark.full)])
 def test_the_real_logs_equal_the_recount(kind: str, tmp_path: Path, real_lines: list[bytes], real_recount: Recount) -> None:
     require(kind)
     lines, expected = real_lines, real_recount

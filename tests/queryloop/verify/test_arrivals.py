@@ -50,7 +50,7 @@ def verify(records: Sequence[Record], batch: int, rules: CountingRules) -> Verdi
         return verify_shard(0, counts, log, DEFAULT_LIMITS, Path(folder), round(NOW * 1e6))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(records=recorded_logs(), batch=st.integers(1, 8), timed=st.booleans())
 def test_the_recount_equals_the_shard_whatever_the_times_of_the_records(records: list[Record], batch: int, timed: bool) -> None:
     found = verify(records, batch, CountingRules(retention_days=3, record_times=timed))

@@ -97,7 +97,7 @@ def test_nothing_counted_is_equal(tmp_path: Path) -> None:
     assert verify([], Lake.local(tmp_path)).equal
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(log=difficult_logs(), batch=st.integers(1, 30))
 def test_difficult_logs_are_equal(log: list[bytes], batch: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("lake")

@@ -77,7 +77,7 @@ def _versions(draw: st.DrawFn) -> bytes:
             return f'{{"type":"click","event_id":"{event_id}"}}'.encode()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     case=st.one_of(
         st.tuples(difficult_logs(), st.sampled_from([KEEP_ALL, SHORT])),
@@ -156,7 +156,7 @@ def test_what_is_before_a_refused_line_does_not_withdraw_it_later() -> None:
     assert totals.quarantined == {"late_click": 1, "invalid": 1}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(log=difficult_logs())
 def test_the_recount_equals_plain_python(log: list[bytes]) -> None:
     expected = recount(log)

@@ -105,7 +105,7 @@ def test_the_documented_examples_of_pandas_and_duckdb_read_all_counts(
 
 def test_duckdb_reads_the_file_that_the_documented_curl_writes(group: Group, tmp_path: Path) -> None:  # noqa: F811
     url, file = url_of(group[0][1], "/v1/windows.parquet"), tmp_path / "windows.parquet"
-    subprocess.run(["curl", "-fsS", "-H", "Authorization: Bearer letmein", "-o", file, url], check=True)
+    subprocess.run(["curl", "-fsS", "--retry", "5", "-H", "Authorization: Bearer letmein", "-o", file, url], check=True)
     (found,) = duckdb.sql(f"SELECT count(*), sum(clicks) FROM '{file}'").fetchall()
     cells = recount(LOG[:-1]).windows(AS_OF)
     assert found == (len(cells), sum(cell[4] for cell in cells))

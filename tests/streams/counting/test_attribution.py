@@ -169,7 +169,7 @@ def outcome(log: list[bytes], batch: int, write: bool = True, key: str | None = 
     return found
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(log=difficult_logs().flatmap(st.permutations), batch=st.integers(2, 30))
 def test_with_a_retention_the_counts_depend_on_the_log_alone_not_on_the_batching(log: list[bytes], batch: int) -> None:
     windows, found, totals = outcome(log, batch)
@@ -177,7 +177,7 @@ def test_with_a_retention_the_counts_depend_on_the_log_alone_not_on_the_batching
     assert totals.events == totals.counted + totals.duplicates + sum(totals.quarantined.values()) + totals.pending
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(log=difficult_logs().flatmap(st.permutations), batch=st.integers(1, 30), write=st.booleans(), keys=st.integers(1, 3))
 def test_nothing_depends_on_different_texts_having_different_keys(log: list[bytes], batch: int, write: bool, keys: int) -> None:
     hashed = f"CASE WHEN x IN ('s', 't', '') THEN system.main.hash(x) ELSE system.main.hash(x) % {keys} END"  # sessions have keys

@@ -196,7 +196,7 @@ def _events(draw: st.DrawFn, number: int) -> bytes:
             return query(f"e{number}", ts, draw(st.sampled_from(["Red", "blue", "green"])), **whose)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     log=crowded_logs(),
     caps=st.sampled_from([(1, 0), (2, 0), (0, 1), (2, 3), (3, 2)]),

@@ -221,7 +221,7 @@ def _first_lists(log: list[bytes]) -> list[bytes]:
     return kept
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     log=visited_logs().map(_first_lists),
     subject=st.sampled_from([SESSION, Subject("user", "u-1"), Subject("user", "u-1", round((START + 4) * 1e6))]),

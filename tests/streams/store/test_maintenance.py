@@ -128,7 +128,7 @@ def test_every_statement_that_changes_something_is_run_to_its_end(
     assert watched[0].unfinished == []
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(log=difficult_logs(), seed=st.integers(0, 2**32), batch=st.integers(1, 12), rules=st.sampled_from([KEEP_ALL, TWO_DAYS]))
 def test_maintenance_between_any_batches_changes_no_table(log: list[bytes], seed: int, batch: int, rules: CountingRules) -> None:
     chance = random.Random(seed)
