@@ -153,6 +153,8 @@ def _add(commands: Any, name: str, about: str, example: str) -> argparse.Argumen
         epilog=f"example: {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    # After the command's name too: many write it there. Without a default it does not undo one that stands before.
+    parser.add_argument("--config", type=Path, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     parser.set_defaults(module=f"queryloop.{name}.command" if name in WITH_PACKAGE else f"queryloop.commands.{name}")
     return parser
 

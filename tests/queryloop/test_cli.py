@@ -93,6 +93,15 @@ def test_config_prints_json_on_demand(elsewhere: Path, capsys: pytest.CaptureFix
     assert json.loads(capsys.readouterr().out)["kafka"]["topic"] == "events"
 
 
+@pytest.mark.parametrize("words", [["--config", "own.toml", "config", "--json"], ["config", "--json", "--config", "own.toml"]])
+def test_the_settings_file_may_be_named_before_or_after_the_command(
+    words: list[str], elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (elsewhere / "own.toml").write_text("[serving]\nport = 8123\n")
+    assert cli.main(words) == Exit.DONE
+    assert json.loads(capsys.readouterr().out)["serving"]["port"] == 8123
+
+
 def test_releases_of_an_empty_folder_say_how_to_make_one(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["releases"]) == Exit.DONE
     assert "queryloop run policy" in capsys.readouterr().out
