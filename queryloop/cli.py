@@ -19,7 +19,7 @@ from queryloop.output import print_error
 
 BROKERS = ("embedded", "kafka")
 KINDS = ("ctr", "index", "policy")
-WITH_PACKAGE = ("up", "demo", "torture", "erase")
+WITH_PACKAGE = ("up", "demo", "torture", "erase", "quarantine")
 """Commands with a package of their own, in its file `command`; the others are files of `queryloop.commands`."""
 MAX_TEXT_CHARS = 4096
 FIRST_WINDOW = date(1970, 1, 15)

@@ -17,11 +17,11 @@ from typing import Any
 
 import msgspec
 
-from queryloop.commands.quarantine_drop import drop
-from queryloop.commands.quarantine_repair import check_lines, send_again
 from queryloop.commands.shard_reads import ask_shard
 from queryloop.exits import CommandError, Exit
 from queryloop.output import print_answer, rfc3339
+from queryloop.quarantine.drop import drop
+from queryloop.quarantine.repair import check_lines, send_again
 from queryloop.settings import Settings, read_settings
 from streams.api.client import with_query
 from streams.api.quarantine_rows import RowsParams, dump_rows
