@@ -8,12 +8,23 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from datetime import UTC, date, datetime
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+from queryloop.arguments import (
+    number_between,
+    read_day,
+    read_factor,
+    read_moment,
+    read_port,
+    read_reason,
+    read_seed,
+    read_text,
+    read_whole,
+    read_window_day,
+)
 from queryloop.exits import MEANINGS, CommandError, Exit
 from queryloop.output import print_error
 
@@ -21,8 +32,6 @@ BROKERS = ("embedded", "kafka")
 KINDS = ("ctr", "index", "policy")
 WITH_PACKAGE = ("up", "demo", "torture", "erase", "quarantine")
 """Commands with a package of their own, in its file `command`; the others are files of `queryloop.commands`."""
-MAX_TEXT_CHARS = 4096
-FIRST_WINDOW = date(1970, 1, 15)
 MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 """What the machine refuses, a full disk above all: no defect of ours, so its own text is said instead of a trace."""
 BROKER_HELP = "embedded: in memory, nothing to install; kafka: real Apache Kafka, durable (default: kafka.broker)"
@@ -179,7 +188,7 @@ def _add_up(commands: Any) -> None:
 
 def _add_demo(commands: Any) -> None:
     parser = _add(commands, "demo", "run the whole loop twice against a simulated product", "queryloop demo --seed 3")
-    parser.add_argument("--seed", type=_seed, default=0, help="seed of the simulated world (default: 0)")
+    parser.add_argument("--seed", type=read_seed, default=0, help="seed of the simulated world (default: 0)")
     parser.add_argument("--broker", choices=BROKERS, help=BROKER_HELP)
     parser.add_argument("--out", type=Path, default=Path("demo-report"), metavar="DIR", help="folder of the report")
     parser.add_argument("--quick", action="store_true", help="very small sizes: shows that it runs, learns next to nothing")
@@ -195,21 +204,21 @@ def _add_replay(commands: Any) -> None:
     parser.add_argument("--check", action="store_true", help="send nothing: print what would be sent, exit 1 if any is refused")
     parser.add_argument("--isolated", action="store_true", help="on a broker and state of its own; writes tables to --out")
     parser.add_argument(
-        "--as-of", type=_day, action="append", metavar="DAY", help="UTC day YYYY-MM-DD of the tables; may be given again"
+        "--as-of", type=read_day, action="append", metavar="DAY", help="UTC day YYYY-MM-DD of the tables; may be given again"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where an isolated replay writes its tables")
     parser.add_argument("--force", action="store_true", help="write into --out though it is not empty")
     late = "send events that the running system will refuse as too old, which go to its quarantine"
     parser.add_argument("--allow-late", action="store_true", help=late)
     parser.add_argument("--broker", choices=BROKERS, help=BROKER_HELP)
-    parser.add_argument("--speed", type=_factor, metavar="X", help="keep time distances, X times as fast")
+    parser.add_argument("--speed", type=read_factor, metavar="X", help="keep time distances, X times as fast")
     _add_json(parser)
 
 
 def _add_broker(commands: Any) -> None:
     parser = _add(commands, "broker", "run a broker alone until Ctrl-C", "queryloop broker --broker kafka --port 9092")
     parser.add_argument("--broker", choices=BROKERS, help=BROKER_HELP)
-    parser.add_argument("--port", type=_port, help="port on loopback, 0 for any (default: kafka.port, 9092)")
+    parser.add_argument("--port", type=read_port, help="port on loopback, 0 for any (default: kafka.port, 9092)")
 
 
 def _add_run(commands: Any) -> None:
@@ -243,19 +252,19 @@ def _add_verify(commands: Any) -> None:
     source.add_argument("--from-lake", action="store_true", help="from the lake's day files instead of Kafka")
     source.add_argument("--log", type=Path, metavar="FILE", help="from a log that was replayed, instead of Kafka")
     _add_mapping(parser)
-    parser.add_argument("--limit", type=_whole, default=20, metavar="N", help="differing keys to print (default: 20)")
+    parser.add_argument("--limit", type=read_whole, default=20, metavar="N", help="differing keys to print (default: 20)")
     _add_json(parser)
 
 
 def _add_torture(commands: Any) -> None:
     about = "kill real processes while a difficult log flows, then compare every count"
     parser = _add(commands, "torture", about, "queryloop torture --events 500000 --kills 30 --workers 2")
-    parser.add_argument("--events", type=_number(1, 10**9), default=500_000, help="lines of the log (default: 500000)")
-    parser.add_argument("--kills", type=_number(0, 10_000), default=30, help="how often a worker is killed (default: 30)")
-    parser.add_argument("--workers", type=_number(1, 64), default=2, help="workers of one group (default: 2)")
+    parser.add_argument("--events", type=number_between(1, 10**9), default=500_000, help="lines of the log (default: 500000)")
+    parser.add_argument("--kills", type=number_between(0, 10_000), default=30, help="how often a worker is killed (default: 30)")
+    parser.add_argument("--workers", type=number_between(1, 64), default=2, help="workers of one group (default: 2)")
     parser.add_argument("--broker", choices=BROKERS, default="kafka", help="the broker, which is killed too (default: kafka)")
     parser.add_argument("--brokers", type=int, choices=(1, 3), default=1, help="3: a cluster whose leaders are killed in turn")
-    parser.add_argument("--seed", type=_seed, default=0, help="seed of the log and of the schedule (default: 0)")
+    parser.add_argument("--seed", type=read_seed, default=0, help="seed of the log and of the schedule (default: 0)")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep logs and data there (default: kept only when wrong)")
     _add_json(parser)
 
@@ -269,18 +278,22 @@ def _add_quarantine(commands: Any) -> None:
     parser = _add(commands, "quarantine", about, example)
     steps = parser.add_subparsers(title="steps", dest="step", required=True, metavar="STEP")
     rows = steps.add_parser("list", help="the number of rows by reason, and the newest ones")
-    rows.add_argument("--reason", type=_reason, help="only rows of this reason")
-    rows.add_argument("--limit", type=_number(1, 500), default=20, metavar="N", help="rows to print, at most 500 (default: 20)")
+    rows.add_argument("--reason", type=read_reason, help="only rows of this reason")
+    rows.add_argument(
+        "--limit", type=number_between(1, 500), default=20, metavar="N", help="rows to print, at most 500 (default: 20)"
+    )
     row = steps.add_parser("show", help="one row with its original bytes, escaped")
     row.add_argument("id", metavar="PARTITION:ID", help="as `list` names it")
     row.add_argument("--raw", action="store_true", help="only the original bytes")
     again = steps.add_parser("replay", help="send rows, or fixed lines, again and print the outcome of each")
     again.add_argument("ids", nargs="*", metavar="PARTITION:ID", help="rows to send again unchanged")
-    again.add_argument("--reason", type=_reason, help="every row of this reason, unchanged")
+    again.add_argument("--reason", type=read_reason, help="every row of this reason, unchanged")
     again.add_argument("--file", type=Path, metavar="FILE", help="fixed events, one a line, under their own event_id")
     gone = steps.add_parser("drop", help="remove the original bytes of all rows of a reason for good; recorded in audit.jsonl")
-    gone.add_argument("--reason", type=_reason, required=True, help="the reason of the rows")
-    gone.add_argument("--before", type=_moment, metavar="TIME", help="only events from before this day (UTC) or RFC 3339 time")
+    gone.add_argument("--reason", type=read_reason, required=True, help="the reason of the rows")
+    gone.add_argument(
+        "--before", type=read_moment, metavar="TIME", help="only events from before this day (UTC) or RFC 3339 time"
+    )
     gone.add_argument("--yes", action="store_true", help="do it; else the number of rows is said and nothing is removed")
     for step in (rows, row, again, gone):
         _add_json(step)
@@ -308,87 +321,18 @@ def _add_reads(commands: Any) -> None:
     windows = _add(
         commands, "windows", "show a query's windows: impressions, clicks, rates", 'queryloop windows --query "red shoes"'
     )
-    windows.add_argument("--query", type=_text, help="a query, in any form that compares equal")
-    windows.add_argument("--item", type=_text, help="a recommended query; --query, --item or both")
-    windows.add_argument("--position", type=_number(0, 2**31 - 1), help="only this position, from 0")
+    windows.add_argument("--query", type=read_text, help="a query, in any form that compares equal")
+    windows.add_argument("--item", type=read_text, help="a recommended query; --query, --item or both")
+    windows.add_argument("--position", type=number_between(0, 2**31 - 1), help="only this position, from 0")
     about = "show what users searched after a query"
     successors = _add(commands, "successors", about, 'queryloop successors --query "red shoes" --json')
-    successors.add_argument("--query", type=_text, required=True, help="a query, in any form that compares equal")
+    successors.add_argument("--query", type=read_text, required=True, help="a query, in any form that compares equal")
     for parser in (windows, successors):
         help_ = "UTC day YYYY-MM-DD: the 14 days before it (default: so that the latest event's day shows)"
-        parser.add_argument("--as-of", type=_window_day, metavar="DAY", help=help_)
-        parser.add_argument("--limit", type=_number(1, 10_000), help="rows, at most (default: 100)")
+        parser.add_argument("--as-of", type=read_window_day, metavar="DAY", help=help_)
+        parser.add_argument("--limit", type=number_between(1, 10_000), help="rows, at most (default: 100)")
     lag = _add(commands, "lag", "show how far counting is behind the log", "queryloop lag")
     delays = _add(commands, "delays", "show how long after its impression a click is made", "queryloop delays --json")
     for parser in (windows, successors, lag, delays):
         parser.add_argument("--partial", action="store_true", help="answer without the partitions that no worker answers for")
         _add_json(parser)
-
-
-def _day(text: str) -> date:
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no day: write YYYY-MM-DD") from None
-
-
-def _moment(text: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time: write YYYY-MM-DD, or RFC 3339 with an offset") from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-def _reason(text: str) -> str:
-    from streams.events.schema import Reason
-
-    if text not in list(Reason):
-        raise argparse.ArgumentTypeError(f"{text!r} is no reason: {', '.join(Reason)}")
-    return Reason(text)
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0")
-    return int(text)
-
-
-def _number(low: int, high: int) -> Callable[[str], int]:
-    """Return a reader of whole numbers between two, both included."""
-
-    def read(text: str) -> int:
-        if not text.isdecimal() or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {low} to {high}")
-        return int(text)
-
-    return read
-
-
-_seed = _number(0, 2**32 - 1)
-_port = _number(0, 65_535)
-
-
-def _text(text: str) -> str:
-    if not text.strip() or len(text) > MAX_TEXT_CHARS:
-        raise argparse.ArgumentTypeError(
-            f"{text[:40]!r} is no query: it has 1 to {MAX_TEXT_CHARS} characters, not only white space"
-        )
-    return text
-
-
-def _window_day(text: str) -> date:
-    day = _day(text)
-    if day < FIRST_WINDOW:
-        raise argparse.ArgumentTypeError(f"{text!r} is too early: the 14 days before it must be after 1970-01-01")
-    return day
-
-
-def _factor(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no speed: a number over 0, 60 for sixty times as fast")
-    return number
