@@ -29,11 +29,12 @@ from queryloop.exits import MEANINGS, CommandError, Exit
 from queryloop.output import print_error
 
 BROKERS = ("embedded", "kafka")
-KINDS = ("ctr", "index", "policy")
-WITH_PACKAGE = ("up", "demo", "torture", "erase", "quarantine")
+KINDS = ("ctr", "index", "policy", "prune")
+WITH_PACKAGE = ("up", "demo", "torture", "erase", "prune", "quarantine")
 """Commands with a package of their own, in its file `command`; the others are files of `queryloop.commands`."""
 MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 """What the machine refuses, a full disk above all: no defect of ours, so its own text is said instead of a trace."""
+RUN_HELP = "ctr: predictor and judge; index: nearest queries; policy: cold start or DPO; prune: remove what nobody needs"
 BROKER_HELP = "embedded: in memory, nothing to install; kafka: real Apache Kafka, durable (default: kafka.broker)"
 
 
@@ -133,7 +134,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, help="print the version and leave")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    first = (_add_up, _add_demo, _add_replay, _add_broker, _add_run, _add_releases)
+    first = (_add_up, _add_demo, _add_replay, _add_broker, _add_run, _add_releases, _add_prune)
     for add in (*first, _add_status, _add_config, _add_reads, _add_verify, _add_torture, _add_quarantine, _add_erase):
         add(commands)
     return parser
@@ -223,7 +224,7 @@ def _add_broker(commands: Any) -> None:
 
 def _add_run(commands: Any) -> None:
     parser = _add(commands, "run", "run a training job now", "queryloop run policy")
-    parser.add_argument("kind", choices=KINDS, help="ctr: predictor and judge; index: nearest queries; policy: cold start or DPO")
+    parser.add_argument("kind", choices=KINDS, help=RUN_HELP)
     parser.add_argument(
         "--with-daemon-settings",
         action="store_true",
@@ -237,6 +238,13 @@ def _add_releases(commands: Any) -> None:
     parser.add_argument("step", nargs="?", choices=("list", "promote", "rollback"), default="list", help="default: list")
     parser.add_argument("id", nargs="?", help="the release to promote")
     parser.add_argument("--history", action="store_true", help="list every promotion and rollback: when, and by whom")
+    _add_json(parser)
+
+
+def _add_prune(commands: Any) -> None:
+    about = "list which artifacts and releases nobody needs any more, or remove them; their records stay"
+    parser = _add(commands, "prune", about, "queryloop prune --yes")
+    parser.add_argument("--yes", action="store_true", help="do it; else what would go is said and nothing is removed")
     _add_json(parser)
 
 

@@ -68,15 +68,15 @@ def show_releases(folder: Path, *, as_json: bool) -> int:
 
 
 def describe_release(release: Release, releases: Mapping[str, Release], rollout: Rollout) -> dict[str, Any]:
-    """Return a release as JSON values; `state` is champion, challenger, previous or None, `changed` the parts that differ from
-    the release that it was made `from`, all of them where there is none."""
+    """Return a release as JSON values; `state` is champion, challenger, previous, pruned or None, `changed` the parts that differ
+    from the release that it was made `from`, all of them where there is none."""
     states = {rollout.previous: "previous", rollout.challenger: "challenger", rollout.champion: "champion"}
     base = releases.get(str(release.meta.get("from")))
     before = {} if base is None else base.parts
     return {
         "release": release.id,
         "ts": release.created.timestamp(),
-        "state": states.get(release.id),
+        "state": "pruned" if release.pruned else states.get(release.id),
         "job": release.meta.get("job"),
         "run": release.meta.get("run"),
         "by": release.meta.get("by"),
@@ -84,9 +84,16 @@ def describe_release(release: Release, releases: Mapping[str, Release], rollout:
         "changed": [kind for kind in registry.PARTS if release.parts.get(kind) != before.get(kind)],
         "parts": {kind: part.path for kind, part in release.parts.items()},
         "verdict": verdict(release),
+        "pruned": _describe_pruned(release),
         "gate": release.gate,
         "meta": release.meta,
     }
+
+
+def _describe_pruned(release: Release) -> dict[str, Any] | None:
+    """Return when the artifacts of a release were removed, by whom and in which run; None while they are kept."""
+    pruned = release.pruned
+    return None if pruned is None else {"ts": pruned.ts.timestamp(), "by": pruned.by, "run": pruned.run}
 
 
 def verdict(release: Release) -> str | None:
@@ -105,6 +112,8 @@ def _print_table(rows: Sequence[dict[str, Any]], broken: Sequence[registry.Relea
     ]
     print_table(("release", "state", "made (UTC)", "by", "changed", "gate"), cells, texts=("by", "changed"))
     for row in rows:
+        if row["pruned"] is not None:
+            print_line(f"{row['release']} pruned on {_minute(row['pruned']['ts'])} UTC by {_maker(row['pruned'])}")
         if row["verdict"] is not None:
             print_line(f"{row['release']} {row['verdict']}: ", _explain(row["gate"]))
     for error in broken:

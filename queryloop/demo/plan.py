@@ -101,6 +101,7 @@ def make_settings(given: Settings, plan: DemoPlan, work: Path) -> Settings:
     """Return the settings of a demo in the folder `work`: the given ones' broker, free ports, the plan's sizes, no timetable."""
     from queryloop.settings import Settings
     from streams.runtime.processes import free_port
+    from trainers.jobs.ledger import KINDS
 
     sections: dict[str, dict[str, Any]] = {
         "data": {"dir": work},
@@ -111,7 +112,12 @@ def make_settings(given: Settings, plan: DemoPlan, work: Path) -> Settings:
         "emitter": {"linger_ms": 400.0},
         "serving": {"port": 0, "deadline_s": 25.0, "threads": 1},
         "tasks": {"suggest": {"template": TEMPLATE, "max_item_tokens": 16}},
-        "timetable": {"port": 0, "ctr": "off", "index": "off", "policy": "off", "poll_s": 0.2, "publish_index": False},
+        "timetable": {
+            "port": 0,
+            **dict.fromkeys(KINDS, "off"),
+            "poll_s": 0.2,
+            "publish_index": False,
+        },
         "policy": {"annotations": work / "annotations.jsonl"},
     }
     for name, values in plan.overrides.items():

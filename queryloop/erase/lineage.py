@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.releases.registry import Release, list_releases
-from streams.runtime.artifacts import MANIFEST, Manifest, read_manifest
+from streams.runtime.artifacts import MANIFEST, Manifest, list_folders, read_manifest
 
 
 def find_learned(data_dir: Path, days: Collection[date]) -> dict[str, list[dict[str, Any]]]:
@@ -18,7 +18,7 @@ def find_learned(data_dir: Path, days: Collection[date]) -> dict[str, list[dict[
     """
     if not days:
         return {"artifacts": [], "releases": []}
-    folders = sorted(path.parent for path in (data_dir / "artifacts").glob(f"*/*/{MANIFEST}"))
+    folders = [path for path in list_folders(data_dir / "artifacts") if (path / MANIFEST).exists()]
     found = {folder.resolve(): one for folder in folders if _may_know(one := read_manifest(folder), days)}
     releases = [{"release": release.id, "parts": _find_parts(data_dir, release, found)} for release in list_releases(data_dir)]
     artifacts = [{"kind": one.kind, "artifact": one.id, "days": _describe_days(one)} for one in found.values()]

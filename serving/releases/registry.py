@@ -2,15 +2,16 @@
 
 A release is an immutable folder `releases/<id>` in the data folder. Its manifest names artifact folders, relative to the data
 folder, with the checksum of each one's own manifest, so no part can be replaced unnoticed. `releases/rollout.json` names
-the champion and is replaced atomically; who changed it, and when, is in the data folder's `audit.jsonl`. Nothing is ever
-deleted here: a folder may be in use.
+the champion and is replaced atomically; who changed it, and when, is in the data folder's `audit.jsonl`. A release folder
+is never deleted: a pruned release, whose artifacts are removed, keeps its manifest and gets a `pruned.json` beside it.
 """
 
 from __future__ import annotations
 
 import fcntl
 import re
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ from streams.runtime.audit import append_audit, find_actor, read_audit
 _T = TypeVar("_T")
 _MANIFEST = "manifest.json"
 _ROLLOUT = "rollout.json"
+_PRUNED = "pruned.json"
 _ID = re.compile(r"r\d{4,}")
 PARTS = ("policy", "predictor", "judge", "index")
 
@@ -41,6 +43,14 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str
 
 
+class Pruned(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When the artifacts of a release were removed, by whom, and in which run of the job."""
+
+    ts: datetime
+    by: str
+    run: int | None
+
+
 class _Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     id: str
     created: datetime
@@ -51,7 +61,9 @@ class _Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Release:
-    """A published release. The artifact folders are full paths; only the policy is always there. `gate` is the gate's record."""
+    """A published release. The artifact folders are full paths; only the policy is always there. `gate` is the gate's record.
+
+    The folders of a `pruned` release are no longer needed by it, and gone or about to be."""
 
     id: str
     path: Path
@@ -63,6 +75,7 @@ class Release:
     created: datetime
     meta: dict[str, Any]
     parts: Mapping[str, Part]
+    pruned: Pruned | None = None
 
 
 class Rollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -89,11 +102,10 @@ def publish(
 
     Raises ReleaseError for an artifact outside `root`, ArtifactError for one that is incomplete."""
     folders = {"policy": policy, "predictor": predictor, "judge": judge, "index": index}
-    parts = {kind: _describe_part(root, folder) for kind, folder in folders.items() if folder is not None}
     releases, actor = root / "releases", find_actor()
-    releases.mkdir(parents=True, exist_ok=True)
     made = {"by": actor.by, "run": actor.run, **(meta or {})}
-    with _lock(releases):
+    with lock(root):  # an artifact that is read here is not pruned before the release that needs it is there
+        parts = {kind: _describe_part(root, folder) for kind, folder in folders.items() if folder is not None}
         name = _next_id(releases)
         manifest = _Manifest(name, datetime.now(UTC), parts, dict(gate or {}), made)
         with new_folder(releases / name) as folder:
@@ -119,12 +131,14 @@ def read_release(root: Path, name: str) -> Release:
         created=manifest.created,
         meta=manifest.meta,
         parts=manifest.parts,
+        pruned=_read(path / _PRUNED, Pruned) if (path / _PRUNED).exists() else None,
         **optional,
     )
 
 
 def verify(root: Path, release: Release) -> None:
     """Read every byte of a release and compare checksums. Raises ReleaseError naming the file that is missing or changed."""
+    _refuse_pruned(release)
     base = root.resolve()
     for kind, part in release.parts.items():
         folder = (root / part.path).resolve()
@@ -158,7 +172,7 @@ def read_rollout(root: Path) -> Rollout:
 def promote(root: Path, name: str) -> Rollout:
     """Make a release champion; the champion so far becomes previous. Promoting the champion changes nothing."""
     with _change(root) as rollout:
-        read_release(root, name)
+        _refuse_pruned(read_release(root, name))
         if rollout.champion == name:
             return rollout
         waiting = None if rollout.challenger == name else rollout.challenger
@@ -170,7 +184,7 @@ def propose(root: Path, name: str | None) -> Rollout:
     """Name the challenger (None: there is none)."""
     with _change(root) as rollout:
         if name is not None:
-            read_release(root, name)
+            _refuse_pruned(read_release(root, name))
         return _replace_rollout(root, Rollout(champion=rollout.champion, challenger=name, previous=rollout.previous))
 
 
@@ -179,10 +193,25 @@ def rollback(root: Path) -> Rollout:
     with _change(root) as rollout:
         if rollout.previous is None:
             raise ReleaseError(f"{root / 'releases' / _ROLLOUT}: there is no previous release to go back to")
-        read_release(root, rollout.previous)
+        _refuse_pruned(read_release(root, rollout.previous))
         _record(root, "rollback", rollout.previous, rollout)
         return _replace_rollout(
             root, Rollout(champion=rollout.previous, challenger=rollout.challenger, previous=rollout.champion)
+        )
+
+
+def mark_pruned(release: Release, clock: Callable[[], float] = time.time) -> None:
+    """Record that the artifacts of a release are no longer needed by it. Only under `lock`, and durable from then on."""
+    actor = find_actor()
+    pruned = Pruned(datetime.fromtimestamp(clock(), UTC), actor.by, actor.run)
+    replace_file(release.path / _PRUNED, _encode(pruned), durable=True)
+
+
+def _refuse_pruned(release: Release) -> None:
+    if release.pruned is not None:
+        raise ReleaseError(
+            f"release {release.id} was pruned by {release.pruned.by} on {release.pruned.ts:%Y-%m-%d %H:%M} UTC: only its record "
+            "is left, so it cannot answer; `queryloop releases` shows which others there are"
         )
 
 
@@ -222,13 +251,14 @@ def _scan(root: Path) -> Iterator[Release | ReleaseError]:
 
 @contextmanager
 def _change(root: Path) -> Iterator[Rollout]:
-    with _lock(root / "releases"):
+    with lock(root):
         yield read_rollout(root)
 
 
 @contextmanager
-def _lock(releases: Path) -> Iterator[None]:
-    """Let one process at a time publish or change the rollout."""
+def lock(root: Path) -> Iterator[None]:
+    """Let one process at a time publish, change the rollout, or prune."""
+    releases = root / "releases"
     releases.mkdir(parents=True, exist_ok=True)
     with (releases / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -87,9 +87,13 @@ def load(path: Path) -> Artifact:
 
 def latest(root: Path, kind: str) -> Artifact | None:
     """Return the newest artifact of a kind, checked as `load` does, or None when there is none."""
-    folder = root / kind
-    names = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")] if folder.is_dir() else []
-    return load(folder / max(names)) if names else None
+    found = list_folders(root, kind)
+    return load(found[-1]) if found else None
+
+
+def list_folders(root: Path, kind: str = "*") -> list[Path]:
+    """Return the published folders of a kind, or of all, by kind and time; those that are not finished or pruned are hidden."""
+    return sorted(path for path in root.glob(f"{kind}/*") if not path.name.startswith(".") and path.is_dir())
 
 
 def read_manifest(path: Path) -> Manifest:

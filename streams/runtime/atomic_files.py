@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+PART = ".part"
+"""The end of the hidden names of folders that are being filled."""
+
 
 def replace_file(path: Path, content: bytes, *, durable: bool, shared: bool = False) -> None:
     """Replace a file by `content` in one step; `durable` and `shared` as in `replacing_file`."""
@@ -66,7 +69,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     An exception in the block leaves no folder; one that a kill left is removed by the next call for the same `path`.
     """
-    temporary = path.with_name(f".{path.name}.part")
+    temporary = path.with_name(f".{path.name}{PART}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:

@@ -50,6 +50,7 @@ SECTIONS = (
     "search",
     "dpo",
     "gate",
+    "prune",
     "timetable",
     "product",
 )

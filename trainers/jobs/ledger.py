@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 from streams.runtime.processes import find_start, is_running, name_machine
 
-Kind = Literal["ctr", "index", "policy"]
+Kind = Literal["ctr", "index", "policy", "prune"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 BUSY_TIMEOUT_S = 10.0
 HEARTBEAT_FRESH_S = 10.0
@@ -51,13 +51,16 @@ CREATE TABLE IF NOT EXISTS planned (
 COLUMNS = "id, kind, state, requested_at, started_at, ended_at, pid, outcome, log"
 REQUEST = "INSERT INTO runs (kind, state, requested_at) VALUES (?, 'requested', ?)"
 WAITING = "SELECT id FROM runs WHERE kind = ? AND state = 'requested' ORDER BY id LIMIT 1"
+BEGIN = "INSERT INTO runs (kind, state, requested_at, started_at, pid) VALUES (?1, 'running', ?2, ?2, ?3)"
 START = "UPDATE runs SET state = 'running', started_at = ?, pid = ? WHERE id = ? AND state = 'requested'"
 FINISH = "UPDATE runs SET state = ?, ended_at = ?, outcome = ? WHERE id = ? AND state IN ('requested', 'running')"
 SET_LOG = "UPDATE runs SET log = ? WHERE id = ?"
 RUNNING = "SELECT id FROM runs WHERE kind = ? AND state = 'running'"
 READ_RUN = f"SELECT {COLUMNS} FROM runs WHERE id = ?"
 READ_RUNS = f"SELECT {COLUMNS} FROM runs WHERE (?1 IS NULL OR kind = ?1) ORDER BY id DESC LIMIT ?2"
+READ_RUNNING = f"SELECT {COLUMNS} FROM runs WHERE state = 'running' ORDER BY started_at, id"
 READ_REQUESTED = f"SELECT {COLUMNS} FROM runs WHERE state = 'requested' ORDER BY id"
+ADD_UP = "SELECT coalesce(sum(json_extract(outcome, '$.' || ?2)), 0) FROM runs WHERE kind = ?1"
 COUNT_RUNS = "SELECT kind, state, count(*), min(started_at), max(ended_at) FROM runs GROUP BY kind, state"
 BEAT = "INSERT OR REPLACE INTO daemon (one, pid, at, machine, started) VALUES (1, ?, ?, ?, ?)"
 READ_HEARTBEAT = "SELECT pid, at, machine, started FROM daemon"
@@ -151,6 +154,12 @@ class Ledger:
                 raise LedgerError(f"{self.path}: run {run} is not waiting to be started")
         return self.run(run)
 
+    def begin(self, kind: Kind, pid: int) -> Run:
+        """Record a run that starts now in process `pid`, without a request that a daemon could take up."""
+        with self._change() as database:
+            run = _inserted(database.execute(BEGIN, (_known(kind), self._clock(), pid)))
+        return self.run(run)
+
     def finish(self, run: int, state: State, outcome: Mapping[str, Any]) -> None:
         """Record how a run ended; a run that has ended already keeps its first record."""
         with self._change() as database:
@@ -186,6 +195,16 @@ class Ledger:
         """Return the totals of all runs by kind and state."""
         with self._connect() as database:
             return {(kind, State(state)): RunTotals(*rest) for kind, state, *rest in database.execute(COUNT_RUNS)}
+
+    def add_up(self, kind: Kind, figure: str) -> float:
+        """Return the sum of a figure over the outcomes of all runs of a kind."""
+        with self._connect() as database:
+            return float(database.execute(ADD_UP, (kind, figure)).fetchone()[0])
+
+    def running(self) -> list[Run]:
+        """Return the runs that are marked as running, the first one first; the process of one may have been killed."""
+        with self._connect() as database:
+            return [_read(row) for row in database.execute(READ_RUNNING)]
 
     def requested(self) -> list[Run]:
         """Return the runs that wait, oldest first."""

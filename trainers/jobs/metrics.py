@@ -17,14 +17,22 @@ NONE = RunTotals()
 
 
 def render_metrics(
-    totals: Mapping[tuple[Kind, State], RunTotals], due: Mapping[Kind, datetime], process: Mapping[str, Any], now: float
+    totals: Mapping[tuple[Kind, State], RunTotals],
+    due: Mapping[Kind, datetime],
+    pruned_bytes: float,
+    process: Mapping[str, Any],
+    now: float,
 ) -> bytes:
     """Render a ledger's totals in Prometheus' text format; `due` are the next due times, `process` is of `read_process`."""
-    return generate_latest(Families(lambda: _all_families(totals, due, process, now)))
+    return generate_latest(Families(lambda: _all_families(totals, due, pruned_bytes, process, now)))
 
 
 def _all_families(
-    totals: Mapping[tuple[Kind, State], RunTotals], due: Mapping[Kind, datetime], process: Mapping[str, Any], now: float
+    totals: Mapping[tuple[Kind, State], RunTotals],
+    due: Mapping[Kind, datetime],
+    pruned_bytes: float,
+    process: Mapping[str, Any],
+    now: float,
 ) -> Iterator[Metric]:
     ended = [((kind, state), totals.get((kind, state), NONE).runs) for kind in KINDS for state in ENDED]
     yield counter("job_runs", "Runs in the ledger that ended, by how they ended.", ["kind", "state"], ended)
@@ -39,4 +47,5 @@ def _all_families(
     started = {kind: totals.get((kind, State.RUNNING), NONE).first_start for kind in KINDS}
     ages = [((kind,), 0.0 if at is None else max(now - at, 0.0)) for kind, at in started.items()]
     yield gauge("job_running_seconds", "How long the run in progress has taken so far, 0 without one.", ["kind"], ages)
+    yield counter("pruned_bytes", "Bytes that runs of the job prune removed.", [], [((), pruned_bytes)])
     yield from describe_processes({(): process})

@@ -20,6 +20,7 @@ from trainers.policy.gate import GateSettings
 from trainers.policy.search import SearchSettings
 from trainers.policy.sft import SftSettings
 from trainers.predictor.training import CtrSettings
+from trainers.pruning.settings import PruneSettings
 
 DECODING = frozenset({"serving.temperature", "serving.top_p", "serving.redraws"})
 OTHERS_OWN = ("data.", "events.", "timetable.", "serving.", "kafka.", "emitter.", "worker.", "product.")
@@ -46,6 +47,7 @@ class TrainerSettings(BaseModel, frozen=True, extra="forbid"):
     search: SearchSettings = SearchSettings()
     dpo: DpoSettings = DpoSettings()
     gate: GateSettings = GateSettings()
+    prune: PruneSettings = PruneSettings()
     timetable: TimetableSettings = TimetableSettings()
 
     @model_validator(mode="after")

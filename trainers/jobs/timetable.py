@@ -44,6 +44,7 @@ class TimetableSettings(BaseModel, frozen=True, extra="forbid"):
     ctr: str = Field(default="0 3 * * *", description="when the click predictor and the judge are trained")
     index: str = Field(default="30 2 * * *", description="when the co-occurrence index is built")
     policy: str = Field(default="0 5 * * sun", description="when the policy is aligned")
+    prune: str = Field(default="30 1 * * *", description="when artifacts and releases that nobody needs are removed (`prune`)")
     zone: str = Field(default="UTC", description="time zone of these lines, such as Europe/Berlin")
     misfire_grace_s: int = Field(
         default=3 * 86_400,
@@ -60,7 +61,7 @@ class TimetableSettings(BaseModel, frozen=True, extra="forbid"):
     key: SecretStr | None = Field(default=None, description="key that the trainers' /metrics requires")
     publish_index: bool = Field(default=True, description="whether a new index goes live at once, with the policy that is live")
 
-    @field_validator("ctr", "index", "policy")
+    @field_validator("ctr", "index", "policy", "prune")
     @classmethod
     def _check_cron(cls, line: str) -> str:
         return line if line == OFF else check_line(line)
@@ -181,7 +182,8 @@ def read_metrics(due_times: DueTimes, data_dir: Path) -> bytes:
 
     now = due_times.clock()
     due = {kind: due_times.next(kind, datetime.fromtimestamp(now, UTC)) for kind in due_times.kinds()}
-    return render_metrics(due_times.ledger.count_runs(), due, read_process(data_dir), now)
+    pruned = due_times.ledger.add_up("prune", "bytes")
+    return render_metrics(due_times.ledger.count_runs(), due, pruned, read_process(data_dir), now)
 
 
 def plan(due_times: DueTimes, poll: Callable[[], None]) -> AsyncIOScheduler:

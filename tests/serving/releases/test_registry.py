@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from serving.releases import registry
 from serving.releases.registry import ReleaseError, Rollout
 from streams.runtime import artifacts
+from streams.runtime.artifact_removal import hide
 from streams.runtime.audit import Actor, acting, name_user
 
 
@@ -209,3 +211,27 @@ def test_what_cannot_be_recorded_is_not_promoted(tmp_path: Path, policy: Path) -
     with pytest.raises(IsADirectoryError):
         registry.promote(tmp_path, made.id)
     assert registry.read_rollout(tmp_path).champion is None
+
+
+def test_an_artifact_that_is_pruned_before_its_release_is_published_is_missing_then(tmp_path: Path, policy: Path) -> None:
+    """Pruning hides artifacts under the same lock: so there is no release whose artifact was hidden while it was published."""
+    with ThreadPoolExecutor(1) as pool:
+        with registry.lock(tmp_path):
+            publishing = pool.submit(registry.publish, tmp_path, policy=policy)
+            assert not publishing.done()
+            hide(policy)
+        with pytest.raises(artifacts.ArtifactError, match="missing, so this is no complete artifact"):
+            publishing.result()
+    assert registry.list_releases(tmp_path) == []
+
+
+def test_a_pruned_release_is_still_listed_with_who_pruned_it(tmp_path: Path, policy: Path) -> None:
+    for _ in range(2):
+        registry.promote(tmp_path, registry.publish(tmp_path, policy=policy).id)
+    with registry.lock(tmp_path), acting(Actor("job prune", 9)):
+        registry.mark_pruned(registry.read_release(tmp_path, "r0000"), lambda: 0.0)
+    pruned = registry.list_releases(tmp_path)[0].pruned
+    assert pruned == registry.Pruned(datetime(1970, 1, 1, tzinfo=UTC), "job prune", 9)
+    with pytest.raises(ReleaseError, match="pruned by job prune on 1970-01-01 00:00 UTC"):
+        registry.rollback(tmp_path)
+    assert registry.publish(tmp_path, policy=policy).id == "r0002", "its id is not used again"

@@ -167,3 +167,29 @@ def test_a_kind_never_has_two_waiting_runs(tmp_path_factory: pytest.TempPathFact
             ledger.finish(mine[State.RUNNING][0], State.SUCCEEDED, {})
         assert len(ledger.requested()) == len({run.kind for run in ledger.requested()})
     assert {run.id for run in ledger.runs(limit=100)} == ids
+
+
+def test_a_run_that_begins_at_once_is_no_request_that_a_daemon_could_take(ledger: Ledger) -> None:
+    begun = ledger.begin("prune", 42)
+    assert (begun.state, begun.pid, begun.started_at) == (State.RUNNING, 42, begun.requested_at)
+    assert ledger.requested() == []
+    with pytest.raises(LedgerError, match="no job"):
+        ledger.begin("bake", 42)  # type: ignore[arg-type]
+
+
+def test_running_runs_are_listed_the_first_one_first(ledger: Ledger, clock: Clock) -> None:
+    waiting = ledger.request("ctr")
+    first, second = ledger.begin("policy", 1), ledger.begin("index", 1)
+    ledger.finish(ledger.begin("prune", 1).id, State.SUCCEEDED, {})
+    assert [one.id for one in ledger.running()] == [first.id, second.id]
+    clock.now += 1
+    ledger.start(waiting, 1)
+    assert [one.id for one in ledger.running()] == [first.id, second.id, waiting]
+
+
+def test_a_figure_is_added_up_over_the_runs_that_have_it(ledger: Ledger) -> None:
+    assert ledger.add_up("prune", "bytes") == 0
+    for outcome in ({"bytes": 5}, {"bytes": 7, "detail": "x"}, {"detail": "without"}):
+        ledger.finish(ledger.begin("prune", 1).id, State.SUCCEEDED, outcome)
+    ledger.finish(ledger.begin("ctr", 1).id, State.SUCCEEDED, {"bytes": 100})
+    assert ledger.add_up("prune", "bytes") == 12

@@ -35,13 +35,14 @@ def end(ledger: Ledger, kind: Kind, state: State) -> None:
 
 
 def fill(ledger: Ledger, clock: Clock) -> None:
-    """Three runs of ctr that ended at 1,000, 1,100 and 1,200 s, one skipped of index, one of policy in progress, one waiting."""
+    """Three runs of ctr that ended at 1,000, 1,100 and 1,200 s, others of index and prune; of policy one runs, one waits."""
     end(ledger, "ctr", State.SUCCEEDED)
     clock.now = 1_100.0
     end(ledger, "ctr", State.SUCCEEDED)
     clock.now = 1_200.0
     end(ledger, "ctr", State.FAILED)
     end(ledger, "index", State.SKIPPED)
+    ledger.finish(ledger.begin("prune", 1).id, State.SUCCEEDED, {"bytes": 4_000})
     clock.now = 1_500.0
     ledger.start(ledger.request("policy"), 1)
     ledger.request("policy")
@@ -49,7 +50,7 @@ def fill(ledger: Ledger, clock: Clock) -> None:
 
 
 def render(ledger: Ledger, now: float) -> str:
-    return render_metrics(ledger.count_runs(), DUE, PROCESS, now).decode()
+    return render_metrics(ledger.count_runs(), DUE, ledger.add_up("prune", "bytes"), PROCESS, now).decode()
 
 
 def test_names_types_labels_and_values_are_those_that_dashboards_know(ledger: Ledger, clock: Clock) -> None:

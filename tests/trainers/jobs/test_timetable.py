@@ -113,7 +113,9 @@ def scheduled(settings: TimetableSettings, ledger: Ledger) -> dict[str, Any]:
 
 
 def test_each_kind_has_its_times_in_the_zone_of_the_settings(ledger: Ledger) -> None:
-    times = scheduled(TimetableSettings(ctr="15 3 * * *", index="off", policy="0 5 * * 0", zone="Europe/Berlin"), ledger)
+    times = scheduled(
+        TimetableSettings(ctr="15 3 * * *", index="off", prune="off", policy="0 5 * * 0", zone="Europe/Berlin"), ledger
+    )
     assert set(times) == {"ctr", "policy", "poll"}
     thursday = datetime(2026, 1, 1, tzinfo=UTC)
     assert times["ctr"].trigger.get_next_fire_time(None, thursday) == datetime(2026, 1, 1, 2, 15, tzinfo=UTC)
@@ -135,7 +137,7 @@ def test_missed_times_coalesce_and_one_instance_runs(ledger: Ledger) -> None:
 
 def test_a_due_time_requests_a_run_once_however_many_were_missed(ledger: Ledger) -> None:
     async def run_late() -> None:
-        due_times = DueTimes(TimetableSettings(ctr="* * * * *", index="off", policy="off"), ledger)
+        due_times = DueTimes(TimetableSettings(ctr="* * * * *", index="off", prune="off", policy="off"), ledger)
         scheduler = plan(due_times, lambda: None)
         scheduler.start(paused=True)
         scheduler.modify_job("ctr", next_run_time=datetime.now(UTC) - timedelta(minutes=30))
@@ -151,7 +153,7 @@ def test_a_due_time_requests_a_run_once_however_many_were_missed(ledger: Ledger)
 
 SUNDAY = datetime(2026, 1, 4, 5, 0, tzinfo=UTC).timestamp()
 HOUR, DAY = 3600.0, 86_400.0
-WEEKLY = TimetableSettings(ctr="off", index="off", policy="0 5 * * 0")
+WEEKLY = TimetableSettings(ctr="off", index="off", prune="off", policy="0 5 * * 0")
 
 
 @dataclass
@@ -201,7 +203,7 @@ def test_a_time_that_was_missed_by_more_than_the_grace_is_left_to_the_next_one(
 
 
 def test_months_of_missed_times_become_one_run(tmp_path: Path) -> None:
-    nightly = TimetableSettings(ctr="0 3 * * *", index="off", policy="off")
+    nightly = TimetableSettings(ctr="0 3 * * *", index="off", prune="off", policy="off")
     trainers = Down(tmp_path)
     trainers.start(SUNDAY, nightly)
     assert trainers.start(SUNDAY + 100 * DAY, nightly) == ["ctr"]

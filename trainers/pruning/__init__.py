@@ -1,0 +1,1 @@
+"""What may be removed from the data folder, why everything else stays, and its removal."""
