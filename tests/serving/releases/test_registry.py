@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import pytest
 
@@ -213,12 +216,21 @@ def test_what_cannot_be_recorded_is_not_promoted(tmp_path: Path, policy: Path) -
     assert registry.read_rollout(tmp_path).champion is None
 
 
-def test_an_artifact_that_is_pruned_before_its_release_is_published_is_missing_then(tmp_path: Path, policy: Path) -> None:
+def test_an_artifact_that_is_pruned_before_its_release_is_published_is_missing_then(
+    tmp_path: Path, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Pruning hides artifacts under the same lock: so there is no release whose artifact was hidden while it was published."""
+    waits, flock = Event(), fcntl.flock
+
+    def wait(file: Any, operation: int) -> None:
+        waits.set()
+        flock(file, operation)
+
     with ThreadPoolExecutor(1) as pool:
         with registry.lock(tmp_path):
+            monkeypatch.setattr(fcntl, "flock", wait)
             publishing = pool.submit(registry.publish, tmp_path, policy=policy)
-            assert not publishing.done()
+            assert waits.wait(10)
             hide(policy)
         with pytest.raises(artifacts.ArtifactError, match="missing, so this is no complete artifact"):
             publishing.result()

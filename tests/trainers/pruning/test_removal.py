@@ -8,7 +8,10 @@ import mmap
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -254,3 +257,33 @@ def test_what_is_no_artifact_is_left_alone(tmp_path: Path) -> None:
     assert "remove it by hand" in choice.why
     assert json.dumps(choice.why)
     assert (own / "model.safetensors").exists()
+
+
+def test_while_others_publish_and_promote_the_live_release_is_always_whole(tmp_path: Path) -> None:
+    """Releases of whatever artifacts are visible are made and promoted while prune runs again and again, 40 days later."""
+    make_releases(tmp_path, 3)
+    for _ in range(60):
+        make_artifact(tmp_path, "policy")
+    published = list[str]()
+
+    def go_on() -> None:
+        random = Random(1)
+        for turn in range(60):
+            policy = random.choice(artifacts.list_folders(tmp_path / "artifacts", "policy"))
+            with suppress(artifacts.ArtifactError):  # it was pruned a moment ago: then there is no release of it either
+                published.append(registry.publish(tmp_path, policy=policy).id)
+                registry.promote(tmp_path, published[-1])
+            if turn % 3 == 0:
+                registry.rollback(tmp_path)
+
+    with ThreadPoolExecutor(1) as pool:
+        publishing = pool.submit(go_on)
+        while not publishing.done():
+            remove(make_settings(tmp_path, keep_releases=1), later)
+            with registry.lock(tmp_path):
+                rollout = registry.read_rollout(tmp_path)
+                for name in filter(None, (rollout.champion, rollout.previous)):
+                    registry.verify(tmp_path, registry.read_release(tmp_path, name))
+        publishing.result()
+    assert len(published) > 10
+    assert verify_all(tmp_path)
