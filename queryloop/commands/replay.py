@@ -88,6 +88,7 @@ def _preview(log: Path, settings: Settings, mapping: Mapping | None, running: Ru
 
 
 def _isolated(options: argparse.Namespace, settings: Settings, log: Path, mapping: Mapping | None) -> Exit:
+    """Count the log by itself; return FAILED when lines were refused and none counts."""
     worker_settings = StreamsSettings(**{name: getattr(settings, name) for name in StreamsSettings.model_fields})
     summary = replay_isolated(log, options.as_of, options.out, settings.kafka.broker, worker_settings, settings.emitter, mapping)
     if options.json:
@@ -95,7 +96,7 @@ def _isolated(options: argparse.Namespace, settings: Settings, log: Path, mappin
         print_answer({name: value for name, value in summary.items() if name not in ("rows", "as_of")} | {"tables": tables})
     else:
         print(describe_isolated(summary, options.out, mapping is not None))
-    return Exit.DONE
+    return Exit.FAILED if summary["quarantined"] and not summary["counted"] else Exit.DONE
 
 
 def _bootstrap(settings: Settings) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from queryloop import cli
 from queryloop.exits import Exit
 from queryloop.replay.descriptions import describe_delivery, describe_isolated
+from tests.support.command_table import check_answer
 from tests.support.logs import START, query
 
 SUMMARY: dict[str, Any] = {
@@ -62,3 +65,31 @@ def test_an_out_that_is_no_folder_is_refused_before_anything_starts(
 def test_a_replay_without_a_line_says_why(tmp_path: Path) -> None:
     assert "no line to send: the log is empty" in describe_isolated(SUMMARY | {"lines": 0}, tmp_path, mapped=True)
     assert "no line to send: the log is empty" in describe_delivery({"log": "l", "delivered": 0, "bootstrap": "b:1"})
+
+
+def replay_isolated_log(folder: Path, capsys: pytest.CaptureFixture[str], *lines: bytes) -> tuple[int, dict[str, Any]]:
+    (folder / "log.jsonl").write_bytes(b"\n".join(lines))
+    code = cli.main(["replay", "log.jsonl", "--isolated", "--as-of", "2026-03-02", "--out", "out", "--json"])
+    answer = json.loads(capsys.readouterr().out)
+    check_answer("replay --isolated", code, answer)
+    return code, answer
+
+
+def test_an_isolated_replay_of_which_no_line_counts_fails_and_says_why_of_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one to a running system, which sends nothing then; the tables, empty, and quarantine.csv are there to be read."""
+    monkeypatch.chdir(tmp_path)
+    code, answer = replay_isolated_log(tmp_path, capsys, b'{"search": "x"}', b"no JSON")
+    assert (code, answer["counted"], sum(answer["quarantined"].values())) == (Exit.FAILED, 0, 2)
+    with (tmp_path / "out" / "quarantine.csv").open() as file:
+        assert [row["number"] for row in csv.DictReader(file)] == ["1", "2"]
+
+
+def test_an_isolated_replay_of_which_a_line_counts_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its answer is the tables, and quarantine.csv lists what is not in them."""
+    monkeypatch.chdir(tmp_path)
+    code, answer = replay_isolated_log(tmp_path, capsys, b"no JSON", query("q", START))
+    assert (code, answer["counted"], sum(answer["quarantined"].values())) == (Exit.DONE, 1, 1)
