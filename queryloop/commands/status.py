@@ -142,6 +142,8 @@ def _read_rollout(folder: Path) -> dict[str, Any]:
 def _print_status(found: dict[str, Any]) -> None:
     for room in ("streams", "serving", "trainers"):
         print_line(f"{room:9} ", *_describe_room(found[room]))
+    for shard in found["streams"].get("waiting", []):
+        print_line(f"shard {shard['shard']:<4}", ("waits: its file is open in another process", "yellow"), f": {shard['error']}")
     rollout, loading = found["rollout"], found["serving"].get("loading")
     champion = str(rollout.get("error") or rollout.get("champion") or "none yet")
     print_line(f"release   {champion}{f', loading {loading}' if loading else ''}")
