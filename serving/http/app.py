@@ -274,7 +274,14 @@ def _describe_answer(request: Request, answer: Recommendation) -> dict[str, Any]
 
 
 def _describe_release(release: Release) -> dict[str, Any]:
-    return {"id": release.id, "created": release.created.isoformat(), "gate": release.gate, "meta": release.meta}
+    pruned = release.pruned and release.pruned.ts.isoformat()
+    return {
+        "id": release.id,
+        "created": release.created.isoformat(),
+        "pruned": pruned,
+        "gate": release.gate,
+        "meta": release.meta,
+    }
 
 
 def _error(status: int, text: str, headers: dict[str, str] | None = None) -> Response:

@@ -21,6 +21,7 @@ from streams.brokers.topics import create_topics
 from streams.emitter.outbox import Outbox
 from streams.emitter.record_batches import Line
 from streams.runtime import artifacts
+from streams.runtime.artifact_removal import hide
 from streams.store.held_shards import shard_path
 from streams.store.shard import CountingRules, Shard
 from streams.worker.settings import StreamsSettings
@@ -146,6 +147,9 @@ def test_what_learned_from_those_days_is_listed(stopped: Stopped) -> None:
     learned = stopped.erase("--session", "sess-1")["learned"]
     assert learned["artifacts"] == [{"kind": "predictor", "artifact": knows.name, "days": ["2020-08-31", "2020-09-13"]}]
     assert learned["releases"] == [{"release": "r0001", "parts": ["predictor"]}]
+    hide(knows)
+    learned = stopped.erase("--session", "sess-1")["learned"]
+    assert (learned["artifacts"], learned["releases"]) == ([], []), "what is being pruned is gone"
 
 
 def test_an_isolated_replay_knows_what_was_erased(stopped: Stopped, tmp_path: Path) -> None:

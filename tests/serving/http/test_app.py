@@ -162,6 +162,9 @@ def test_a_swap_shows_in_answers_and_a_broken_release_in_readyz(served: AppUnder
         listed = (await client.get("/v1/releases")).json()
         assert (listed["live"], listed["rollout"]["previous"]) == ("r0001", "r0000")
         assert [release["id"] for release in listed["releases"]] == ["r0000", "r0001"]
+        registry.mark_pruned(registry.read_release(served.data, "r0000"), lambda: 0.0)
+        listed = (await client.get("/v1/releases")).json()
+        assert [release["pruned"] for release in listed["releases"]] == ["1970-01-01T00:00:00+00:00", None]
 
     served.run(scenario)
 
