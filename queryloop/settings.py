@@ -63,3 +63,8 @@ def read_settings(options: argparse.Namespace) -> Settings:
     """Return the settings of a command: file and environment, and `--broker` over `kafka.broker`. Raises SettingsError."""
     chosen = getattr(options, "broker", None)
     return load_settings(Settings, options.config, {**os.environ, **({"QUERYLOOP_KAFKA_BROKER": chosen} if chosen else {})})
+
+
+def read_settings_alone(options: argparse.Namespace) -> Settings:
+    """Return what file and environment say, whatever `--broker` chose: what another command reads now. Raises SettingsError."""
+    return load_settings(Settings, options.config)

@@ -20,12 +20,13 @@ from serving.releases.registry import ReleaseError, read_rollout
 from streams.api.client import NOBODY_LISTENS, HttpError, WrongFolder, get_json
 from streams.runtime.data_folder import DataFolder, find_data_folder
 from streams.runtime.processes import find_start, is_running
-from streams.runtime.settings_records import find_differences, read_records
+from streams.runtime.settings_records import find_differences, read_record, read_records
 from trainers.jobs.ledger import Ledger
 
 TIMEOUT_S = 3.0
 NOT_READY = 503
 NOT_RUNNING = "not running (start `queryloop up`)"
+STARTING = "not running yet (`queryloop up` starts it)"
 RESTARTING = "not running (`queryloop up` starts it again)"
 
 
@@ -51,16 +52,27 @@ def read_status(settings: Settings) -> dict[str, Any]:
     worker = running.get("worker") or settings.worker.local_url
     serving = running.get("serving") or f"http://{settings.serving.host}:{settings.serving.port}"
     own = find_data_folder(settings.data.dir)
-    return {
+    found = {
         "up": running or None,
         "streams": _read_worker(worker, settings.worker.key, own if "worker" in running else expected_folder(settings, "worker")),
         "serving": fetch(
             f"{serving}/readyz", settings.serving.key, own if "serving" in running else expected_folder(settings, "serving")
         ),
-        "trainers": _read_trainers(settings.data.dir, RESTARTING if running else NOT_RUNNING),
+        "trainers": _read_trainers(settings.data.dir),
         "rollout": _read_rollout(settings.data.dir),
         "settings": _read_settings_records(settings),
     }
+    for room in ("streams", "serving", "trainers"):
+        if found[room].get("error") == NOT_RUNNING:
+            found[room]["error"] = RESTARTING if running else STARTING if _is_starting(settings.data.dir) else NOT_RUNNING
+    return found
+
+
+def _is_starting(folder: Path) -> bool:
+    """Whether a `queryloop up` runs on this data folder. It writes its record when it begins, its addresses when all answer."""
+    record = read_record(folder, "up")
+    started = None if record is None else find_start(record.pid)
+    return record is not None and started is not None and started <= record.read_at.timestamp()
 
 
 def _read_settings_records(settings: Settings) -> list[dict[str, Any]]:
@@ -121,14 +133,14 @@ def fetch(url: str, key: SecretStr | None, folder: DataFolder | None = None) -> 
         return {"up": False, "url": url, **status, **loading, "error": reason}
 
 
-def _read_trainers(folder: Path, not_running: str) -> dict[str, Any]:
+def _read_trainers(folder: Path) -> dict[str, Any]:
     path = folder / "ledger.sqlite"
     if not path.exists():
-        return {"up": False, "error": not_running, "runs": []}
+        return {"up": False, "error": NOT_RUNNING, "runs": []}
     ledger = Ledger(path)
     runs = [run_as_json(run) for run in ledger.runs(limit=10)]
     lives = ledger.daemon_lives()
-    return {"up": lives, **({} if lives else {"error": not_running}), "runs": runs}
+    return {"up": lives, **({} if lives else {"error": NOT_RUNNING}), "runs": runs}
 
 
 def _read_rollout(folder: Path) -> dict[str, Any]:
@@ -165,8 +177,8 @@ def _describe_room(state: dict[str, Any]) -> list[tuple[str, str]]:
     if state.get("loading"):
         return [(f"loading {state['loading']}", "yellow")]
     error, status = str(state.get("error", "")), state.get("status")
-    if error in (NOT_RUNNING, RESTARTING):
-        return [(error, "red")]
+    if error in (NOT_RUNNING, STARTING, RESTARTING):
+        return [(error, "yellow" if error == STARTING else "red")]
     word = ("down", "red") if status is None else ("not ready", "yellow") if status == NOT_READY else (f"HTTP {status}", "red")
     return [word, (f": {error}", "")]
 

@@ -139,8 +139,13 @@ class Trial:
     def _line(self, event: AnyEvent) -> bytes:
         if isinstance(event, bytes | str):
             return event.encode() if isinstance(event, str) else event
-        if not isinstance(event, Mapping):
+        if isinstance(event, Event):
             return encode(event)
+        if not isinstance(event, Mapping):
+            kind = type(event).__name__
+            raise TypeError(
+                f"an event is a mapping of its fields, one of streams.events, or its line as text or bytes, not {kind}"
+            )
         return json.dumps({"event_id": make_event_id(), "ts": self.clock.now(), **event}, ensure_ascii=False).encode()
 
     def _set_time(self, seconds: float) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from queryloop.exits import Exit
-from queryloop.settings import read_settings
+from queryloop.settings import read_settings, read_settings_alone
 from queryloop.up.readiness import Readiness, announce, ask_server, ask_worker
 from queryloop.up.stack import Stack, UpError
 
@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
     try:
-        with Stack(settings, print_line=_print, config=options.config) as stack:
+        with Stack(settings, print_line=_print, config=options.config, as_read=read_settings_alone(options)) as stack:
             _wait_for_interrupt(
                 lambda: announce(_asks(stack), _print, started),
                 f"started in {time.monotonic() - started:.1f} s: serving {stack.urls.serving}, "

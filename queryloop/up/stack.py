@@ -66,9 +66,10 @@ class Stack:
         rooms: Sequence[str] = ROOMS,
         print_line: PrintLine | None = None,
         config: Path | None = None,
+        as_read: Settings | None = None,
     ) -> None:
         self.settings = _with_ports(settings)
-        self._as_read, self._config = settings, config
+        self._as_read, self._config = as_read or settings, config
         self.rooms = rooms
         self.broker: Broker = choose_broker(settings.kafka, settings.data.dir)
         self._print_line = print_line or (lambda line: log.warning("event=stack message=%r", line))

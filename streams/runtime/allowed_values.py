@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 BOUNDS = {"minimum": "from {}", "exclusiveMinimum": "over {}", "maximum": "to {}", "exclusiveMaximum": "under {}"}
 LENGTHS = {"minLength": "of {} characters or more", "maxLength": "of {} characters at most"}
+BOTH_LENGTHS = "of {} to {} characters"
 COUNTS = {"minItems": "({} or more)", "maxItems": "({} at most)"}
 KINDS = {
     "integer": "whole number",
@@ -41,7 +42,10 @@ def describe_allowed(schema: Schema) -> str:
     kind = FORMATS.get(schema.get("format", ""), KINDS.get(schema.get("type", ""), "value"))
     if schema.get("type") == "array" and "items" in schema:
         kind += f" of: {describe_allowed(schema['items'])}"
-    limits = [text.format(_plain(schema[key])) for key, text in (BOUNDS | LENGTHS | COUNTS).items() if key in schema]
+    lengths = {} if LENGTHS.keys() <= schema.keys() else LENGTHS
+    limits = [text.format(_plain(schema[key])) for key, text in (BOUNDS | lengths | COUNTS).items() if key in schema]
+    if not lengths:
+        limits.append(BOTH_LENGTHS.format(*(_plain(schema[key]) for key in LENGTHS)))
     pattern = [f"matching `{schema['pattern']}`"] if "pattern" in schema else []
     return " ".join([kind, *limits, *pattern])
 

@@ -19,6 +19,8 @@ def explain_error(error: Mapping[str, Any], model: type[BaseModel]) -> str:
         return str(own)
     if error["type"] == "json_invalid":
         return "is no valid JSON"
+    if error["type"] == "string_unicode":
+        return "is no valid text: a character in it is half of a surrogate pair"
     if error["type"] == "extra_forbidden":
         return "is not known"
     demanded = demand(model, error["loc"])
