@@ -94,7 +94,7 @@ def _find_list_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     special = {str(token): index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     if missing := [text for text in (SEP, AUX) if text not in special]:
         raise ValueError(
-            f"the tokenizer has no special token {' and '.join(missing)}: add them with serving.policy.list_form.add_list_tokens, or "
-            "note another form with store_form"
+            f"the tokenizer has no special token {' and '.join(missing)}: add them with "
+            "serving.policy.list_form.add_list_tokens, or note another form with store_form"
         )
     return special[SEP], special[AUX]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from serving.policy.list_form import ListForm, find_form, find_thinking
 from serving.policy.tasks import Task, clean_text
+from serving.policy.text_tokens import encode_text
 from streams.events.normal_form import normalise
 
 if TYPE_CHECKING:
@@ -159,5 +160,4 @@ def _decode(ids: Sequence[int], form: ListForm, tokenizer: PreTrainedTokenizerBa
 
 
 def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    clean = clean_text(text, _MAX_TEXT_CHARS)
-    return [int(token) for token in tokenizer(clean, add_special_tokens=False)["input_ids"]]
+    return encode_text(clean_text(text, _MAX_TEXT_CHARS), tokenizer)
