@@ -53,16 +53,24 @@ def store_form(tokenizer: PreTrainedTokenizerBase, name: FormName) -> None:
     tokenizer.init_kwargs[_KEY] = name
 
 
+def name_form(tokenizer: PreTrainedTokenizerBase) -> FormName | None:
+    """Return the form that was noted, else `tokens` where the tokenizer has <SEP> and <AUX>. Raises ValueError for another."""
+    name: FormName | None = tokenizer.init_kwargs.get(_KEY)
+    if name in ("tokens", "lines"):
+        return name
+    if name is not None:
+        raise ValueError(f'"{_KEY}" = {name!r} in tokenizer_config.json is neither "tokens" nor "lines"')
+    return "tokens" if {SEP, AUX} <= _find_special(tokenizer).keys() else None
+
+
 def find_form(tokenizer: PreTrainedTokenizerBase) -> ListForm:
-    """Return the form of a policy's lists: the one that was noted, else `tokens`.
+    """Return the form of a policy's lists.
 
     Raises ValueError when the tokenizer has no EOS, or lacks what the form needs: special tokens <SEP> and <AUX>, or one token
     for a newline."""
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no EOS token: lists could not end")
-    name = tokenizer.init_kwargs.get(_KEY, "tokens")
-    if name not in ("tokens", "lines"):
-        raise ValueError(f'"{_KEY}" = {name!r} in tokenizer_config.json is neither "tokens" nor "lines"')
+    name = name_form(tokenizer) or "tokens"
     sep, aux = _find_list_tokens(tokenizer) if name == "tokens" else (find_newline(tokenizer),) * 2
     return ListForm(name, sep, aux, int(tokenizer.eos_token_id), find_markers(tokenizer))
 
@@ -91,10 +99,14 @@ def find_newline(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _find_list_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    special = {str(token): index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special = _find_special(tokenizer)
     if missing := [text for text in (SEP, AUX) if text not in special]:
         raise ValueError(
             f"the tokenizer has no special token {' and '.join(missing)}: add them with "
             "serving.policy.list_form.add_list_tokens, or note another form with store_form"
         )
     return special[SEP], special[AUX]
+
+
+def _find_special(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    return {str(token): index for index, token in tokenizer.added_tokens_decoder.items() if token.special}

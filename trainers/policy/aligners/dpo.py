@@ -89,7 +89,7 @@ def make_trainer(policy: Path, pairs: Sequence[Pair], scratch: Path, settings: D
     trainer = IdsTrainer(
         model=model,
         args=DPOConfig(**_arguments(settings, model.device.type, scratch)),
-        train_dataset=Dataset.from_list([_row(pair, tokenizer) for pair in pairs]),
+        train_dataset=Dataset.from_list([_row(pair) for pair in pairs]),
         processing_class=tokenizer,
         peft_config=LoraConfig(
             r=settings.lora_rank, lora_alpha=2 * settings.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM"
@@ -100,12 +100,8 @@ def make_trainer(policy: Path, pairs: Sequence[Pair], scratch: Path, settings: D
     return trainer
 
 
-def _row(pair: Pair, tokenizer: Any) -> dict[str, list[int]]:
-    return {
-        "prompt_ids": tokenizer(pair.prompt).input_ids,
-        "chosen_ids": list(pair.chosen),
-        "rejected_ids": list(pair.rejected),
-    }
+def _row(pair: Pair) -> dict[str, list[int]]:
+    return {"prompt_ids": list(pair.prompt), "chosen_ids": list(pair.chosen), "rejected_ids": list(pair.rejected)}
 
 
 def _arguments(settings: DpoSettings, kind: str, scratch: Path) -> dict[str, Any]:
