@@ -23,6 +23,7 @@ from serving.policy.prompts import Prompter, find_context
 from serving.policy.tasks import Task
 from trainers.policy.base import load_policy
 from trainers.policy.base_form import ListFormSetting, trained_rows
+from trainers.policy.lora import describe_adapter
 from trainers.progress import track
 
 IGNORE = -100
@@ -147,18 +148,9 @@ def train_sft(
 
 def _adapted(model: Any, tokenizer: Any, settings: SftSettings) -> Any:
     """Add LoRA to every linear layer; the rows of `<SEP>` and `<AUX>`, where lists have them, are trained as a whole."""
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=settings.lora_rank,
-            lora_alpha=2 * settings.lora_rank,
-            target_modules="all-linear",
-            trainable_token_indices=trained_rows(model, tokenizer),
-            task_type="CAUSAL_LM",
-        ),
-    )
+    return get_peft_model(model, describe_adapter(model, settings.lora_rank, trained_rows(model, tokenizer)))
 
 
 def plan_batches(examples: Sequence[Example], settings: SftSettings) -> list[list[Example]]:
