@@ -65,9 +65,10 @@ class Prompter:
         oldest, then the end of the answer. Only what is still too long without any loses its start, before the query."""
         asked = bound(task, Asked(query, tuple(related), tuple(session), response or ""))
         room = max(1, self.context - task.max_new_tokens)
-        fitting = _shrink(asked, lambda smaller: len(self._encode(task, smaller)) <= room)
-        ids = self._encode(task, fitting)[-room:]
-        return Prompt(task, query, tuple(ids or [int(self.tokenizer.eos_token_id)]))
+        ids = self._encode(task, asked)
+        if len(ids) > room:
+            ids = self._encode(task, _shrink(asked, lambda smaller: len(self._encode(task, smaller)) <= room))
+        return Prompt(task, query, tuple(ids[-room:] or [int(self.tokenizer.eos_token_id)]))
 
     def _encode(self, task: Task, asked: Asked) -> list[int]:
         if self.tokenizer.chat_template:
@@ -99,9 +100,7 @@ def _cut_response(asked: Asked, count: int) -> Asked:
 
 
 def _shrink(asked: Asked, fits: Callable[[Asked], bool]) -> Asked:
-    """Return as much of the side information as fits; none where nothing does."""
-    if fits(asked):
-        return asked
+    """Return as much of the side information, which does not fit, as does; none where nothing does."""
     cuts = (_cut_related, len(asked.related)), (_cut_session, len(asked.session)), (_cut_response, len(asked.response))
     for cut, most in cuts:
         fitting = _count_fitting(asked, cut, most, fits)
