@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from serving.metrics import Form
 from serving.policy.engines import Decoding, Engine, Generation
 from serving.policy.lists import name_auxiliary, repair_items
-from serving.policy.tasks import Task, clean_text, render_prompt
+from serving.policy.tasks import Task, clean_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,10 +60,10 @@ def recommend(
     """Answer a batch; the requests may be of different tasks and decodings (G1, G2; side information by G16)."""
     related = [_retrieve(index, request) for request in requests]
     prompts = [
-        render_prompt(request.task, request.query, found, request.session, request.response)
+        engine.encode_prompt(request.task, request.query, found, request.session, request.response)
         for request, found in zip(requests, related, strict=True)
     ]
-    generations = engine.generate(prompts, [request.decoding for request in requests], [request.task for request in requests])
+    generations = engine.generate(prompts, [request.decoding for request in requests])
     shown = [_choose_items(*one) for one in zip(requests, generations, related, strict=True)]
     predicted = _predict(predictor, requests, shown)
     return [_answer(release, *one) for one in zip(requests, generations, shown, related, predicted, strict=True)]

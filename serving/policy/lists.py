@@ -1,4 +1,4 @@
-"""The text form of a list: auxiliary texts, each ended by <AUX>, then items joined by <SEP>, then EOS (G1).
+"""The text form of a list: auxiliary texts, then items, each text ended by the token of the list's form, the last by EOS (G1).
 
 Lists are parsed by token id: decoding first would delete <SEP>, and a "<SEP>" that a user typed would look like the real one.
 """
@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from serving.policy.list_form import find_form
+from serving.policy.list_form import ListForm, find_form, find_thinking
 from serving.policy.tasks import Task, clean_text
+from serving.policy.text_tokens import encode_text
 from streams.events.normal_form import normalise
 
 if TYPE_CHECKING:
@@ -34,25 +35,29 @@ class RecommendedList:
 
 
 def parse(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, task: Task) -> RecommendedList:
-    """Parse one generated list. What follows the first EOS is ignored; a text cut off by the token limit is kept."""
+    """Parse one generated list. What follows the first EOS is ignored; a text cut off by the token limit is kept.
+
+    What a model thinks before it answers is no text of the list, and a list with it is not well-formed."""
     form = find_form(tokenizer)
     ended = form.eos in token_ids
     body = list(token_ids[: list(token_ids).index(form.eos)]) if ended else list(token_ids)
-    *auxiliary_ids, item_ids = _split(body, form.aux)
-    auxiliary = tuple(_decode(ids, tokenizer) for ids in auxiliary_ids)
-    items = tuple(_decode(ids, tokenizer) for ids in _split(item_ids, form.sep))
+    said = _drop_thinking(body, tokenizer)
+    auxiliary_ids, items_ids = _split_list(said, form, task)
+    auxiliary = tuple(_decode(ids, form, tokenizer) for ids in auxiliary_ids)
+    items = tuple(_decode(ids, form, tokenizer) for ids in items_ids)
     counted = len(items) == task.n and len(auxiliary) == len(task.auxiliary)
-    # A <SEP> among the auxiliary texts is an <AUX> after an item.
-    pure = not any(form.special.intersection(ids) for ids in auxiliary_ids) and form.special.intersection(item_ids) <= {form.sep}
+    pure = said == body and all(_is_text(ids, form, tokenizer) for ids in (*auxiliary_ids, *items_ids))
     legible = all(map(is_legible, (*auxiliary, *items)))
     return RecommendedList(items, auxiliary, ended and counted and pure and legible, len(body) + ended)
 
 
 def parse_part(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[str, ...], bool]:
-    """Return the texts of a part of a list (auxiliary texts, if any, and one item), and whether they are legible."""
+    """Return the texts of a part of a list (auxiliary texts, if any, and one item; no ending token after it), and whether they
+    are legible."""
     form = find_form(tokenizer)
-    texts = tuple(_decode(ids, tokenizer) for ids in _split(token_ids, form.aux))
-    return texts, form.special.intersection(token_ids) <= {form.aux} and all(map(is_legible, texts))
+    parts = list(_split(token_ids, form.aux))
+    texts = tuple(_decode(ids, form, tokenizer) for ids in parts)
+    return texts, all(_is_text(ids, form, tokenizer) for ids in parts) and all(map(is_legible, texts))
 
 
 def is_legible(text: str) -> bool:
@@ -61,7 +66,7 @@ def is_legible(text: str) -> bool:
 
 
 def encode_list(items: Sequence[str], auxiliary: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the token ids of a list, EOS at the end; the inverse of `parse` for texts without special tokens."""
+    """Return the token ids of a list, EOS at the end; the inverse of `parse`. Texts are cleaned: a newline in one is a space."""
     form = find_form(tokenizer)
     ids: list[int] = []
     for text in auxiliary:
@@ -109,6 +114,36 @@ def is_duplicate(first: str, second: str, threshold: float = 0.6) -> bool:
     return normalise(first) == normalise(second) or jaccard(first, second) >= threshold
 
 
+def _split_list(body: Sequence[int], form: ListForm, task: Task) -> tuple[list[list[int]], list[list[int]]]:
+    """Return the token ids of each auxiliary text and of each item; `body` is a list without its EOS.
+
+    A <SEP> among auxiliary texts, or an <AUX> after an item, is left in its text, which is then no text. In lines only its place
+    says what a text is."""
+    if form.name == "lines":
+        texts = list(_split(body, form.sep))
+        return texts[: len(task.auxiliary)], texts[len(task.auxiliary) :]
+    *auxiliary, items = _split(body, form.aux)
+    return auxiliary, list(_split(items, form.sep))
+
+
+def _drop_thinking(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return what follows the last </think>, without a <think> that was never ended and all after it."""
+    left = list(ids)
+    if (tokens := find_thinking(tokenizer)) is None:
+        return left
+    start, end = tokens
+    if end in left:
+        left = left[len(left) - left[::-1].index(end) :]
+    return left[: left.index(start)] if start in left else left
+
+
+def _is_text(ids: Sequence[int], form: ListForm, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether token ids are text alone; in lines also that no token has a newline in it, such as two of them at once."""
+    if form.special.intersection(ids):
+        return False
+    return form.name == "tokens" or "\n" not in str(tokenizer.decode(list(ids)))
+
+
 def _split(ids: Sequence[int], separator: int) -> Iterator[list[int]]:
     part: list[int] = []
     for token in ids:
@@ -120,10 +155,9 @@ def _split(ids: Sequence[int], separator: int) -> Iterator[list[int]]:
     yield part
 
 
-def _decode(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    return " ".join(str(tokenizer.decode(list(ids), skip_special_tokens=True)).split())
+def _decode(ids: Sequence[int], form: ListForm, tokenizer: PreTrainedTokenizerBase) -> str:
+    return " ".join(str(tokenizer.decode([token for token in ids if token not in form.special])).split())
 
 
 def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    clean = clean_text(text, _MAX_TEXT_CHARS)
-    return [int(token) for token in tokenizer(clean, add_special_tokens=False)["input_ids"]]
+    return encode_text(clean_text(text, _MAX_TEXT_CHARS), tokenizer)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from serving.policy.list_form import AUX, SEP
+from serving.policy.prompts import Prompt
+from serving.policy.tasks import Task
 
 PAD, EOS = "<PAD>", "<EOS>"
 TEXTS = (
@@ -64,3 +66,8 @@ def make_tiny_policy(
     build(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def encode_texts(texts: Sequence[str], task: Task, tokenizer: Any) -> list[Prompt]:
+    """Prompts that are just these texts, whatever the task's template."""
+    return [Prompt(task, text, tuple(tokenizer(text)["input_ids"])) for text in texts]

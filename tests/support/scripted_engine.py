@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 from serving.policy.engines import Decoding, Generation
 from serving.policy.lists import RecommendedList
+from serving.policy.prompt_text import render_prompt
+from serving.policy.prompts import Prompt
 from serving.policy.tasks import Task
 
 Script = Callable[[str, Task], RecommendedList]
@@ -18,23 +20,27 @@ def numbered_list(prompt: str, task: Task) -> RecommendedList:
 
 
 class ScriptedEngine:
-    """Answers every prompt by `script`; keeps the batches it was given. `before` runs at the start of each batch."""
+    """Answers every prompt by `script`; keeps the batches it was given, as texts: a prompt's tokens are its characters. `before`
+    runs at the start of each batch."""
 
     def __init__(self, script: Script = numbered_list, before: Callable[[], object] | None = None) -> None:
         self.script = script
         self.before = before
         self.batches: list[list[str]] = []
 
-    def generate(
-        self, prompts: Sequence[str], decoding: Decoding | Sequence[Decoding], task: Task | Sequence[Task], samples: int = 1
-    ) -> list[Generation]:
-        self.batches.append(list(prompts))
+    def encode_prompt(
+        self, task: Task, query: str, related: Sequence[str] = (), session: Sequence[str] = (), response: str | None = None
+    ) -> Prompt:
+        return Prompt(task, query, tuple(map(ord, render_prompt(task, query, related, session, response))))
+
+    def generate(self, prompts: Sequence[Prompt], decoding: Decoding | Sequence[Decoding], samples: int = 1) -> list[Generation]:
+        texts = ["".join(map(chr, prompt.token_ids)) for prompt in prompts]
+        self.batches.append(texts)
         if self.before:
             self.before()
         decodings = [decoding] * len(prompts) if isinstance(decoding, Decoding) else list(decoding)
-        tasks = [task] * len(prompts) if isinstance(task, Task) else list(task)
         return [
-            Generation(self.script(prompt, one), (1, 2, 3), -1.5, how)
-            for prompt, one, how in zip(prompts, tasks, decodings, strict=True)
+            Generation(self.script(text, prompt.task), (1, 2, 3), -1.5, how)
+            for text, prompt, how in zip(texts, prompts, decodings, strict=True)
             for _ in range(samples)
         ]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from serving.models_extra import require_models
 from serving.policy.engines import Decoding
+from serving.policy.prompts import Prompt, Prompter
 from serving.releases import registry
 from streams.runtime import artifacts
 from trainers.jobs.ctr import newest_day
@@ -25,7 +26,7 @@ from trainers.policy.base import SCRATCH, check_base, make_base
 from trainers.policy.gate import Measured, Verdict, decide, evaluate
 from trainers.policy.pairs import Pair, describe_losses, make_pairs
 from trainers.policy.prompts import ListCall, describe_calls, make_prompts, pick_test, pick_training, read_calls
-from trainers.policy.search import Prompt, search_candidates
+from trainers.policy.search import search_candidates
 from trainers.policy.sft import Annotation, annotation_texts, read_annotations, train_sft
 
 if TYPE_CHECKING:
@@ -79,18 +80,20 @@ def start_cold(settings: TrainerSettings) -> Outcome:
             "lists; name a JSONL file with a task, query and items in each line"
         )
     if settings.policy.base != SCRATCH:
-        check_base(settings.policy.base)
+        check_base(settings.policy.base, settings.policy.list_form)
     annotations = read_annotations(path)
     base = _base(settings, annotations)
     meta: dict[str, Any] = {"start": "sft", "base": str(base), "annotations": len(annotations)}
 
-    def fill(folder: Path) -> None:
-        meta["metrics"] = train_sft(base, annotations, settings.tasks, folder, settings.sft, settings.policy.device)
+    policy = settings.policy
 
-    policy = artifacts.publish(settings.data.dir / "artifacts", "policy", fill, meta)
-    release = _publish(settings.data.dir, policy.path, newest_parts(settings.data.dir), {}, {"job": "policy", "start": "sft"})
+    def fill(folder: Path) -> None:
+        meta["metrics"] = train_sft(base, annotations, settings.tasks, folder, settings.sft, policy.device, policy.list_form)
+
+    made = artifacts.publish(settings.data.dir / "artifacts", "policy", fill, meta)
+    release = _publish(settings.data.dir, made.path, newest_parts(settings.data.dir), {}, {"job": "policy", "start": "sft"})
     registry.promote(settings.data.dir, release.id)
-    figures = {"release": release.id, "promoted": True, "sft": meta["metrics"], "artifact": str(policy.path)}
+    figures = {"release": release.id, "promoted": True, "sft": meta["metrics"], "artifact": str(made.path)}
     return Outcome(f"{release.id} live after a cold start on {len(annotations)} annotated lists", figures)
 
 
@@ -115,8 +118,9 @@ def iterate(settings: TrainerSettings, champion: registry.Release) -> Outcome:
     usable = [one for one in calls if one.task in settings.tasks]
     index = _load_index(parts)
     seed = settings.search.seed + len(registry.list_releases(root))
-    training = make_prompts(pick_training(usable, settings.search.prompts, seed), settings.tasks, index)
-    test = make_prompts(pick_test(usable, settings.gate.prompts), settings.tasks, index)
+    prompter = Prompter.load(champion.policy)
+    training = make_prompts(pick_training(usable, settings.search.prompts, seed), settings.tasks, index, prompter)
+    test = make_prompts(pick_test(usable, settings.gate.prompts), settings.tasks, index, prompter)
     _check_enough(settings, calls, training, test)
     pairs = _find_pairs(settings, champion, scorers.predictor, training, seed)
     policy = _align(settings, champion, pairs)

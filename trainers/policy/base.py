@@ -9,14 +9,15 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from serving.policy.list_form import AUX, SEP, add_list_tokens
+from serving.policy.list_form import AUX, SEP, store_form
 from trainers.policy.base_folder import BaseFault, check_folder
+from trainers.policy.base_form import ListFormSetting, fit_form, start_rows
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +36,10 @@ class PolicySettings(BaseModel):
 
     base: str = Field(default="Qwen/Qwen3-0.6B", description="Hub id, folder, or 'scratch' (made from the annotations).")
     annotations: Path | None = Field(default=None, description="JSONL of annotated lists for the cold start.")
+    list_form: ListFormSetting = Field(
+        default="auto",
+        description="lines (a text a line), tokens (<SEP>, <AUX>), or auto: tokens for a base made from scratch, else lines.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where policies are trained and searched.")
     hidden: int = Field(default=128, ge=16, description="Width of a base made from scratch.")
     layers: int = Field(default=2, ge=1, description="Its layers.")
@@ -85,6 +90,7 @@ def make_base(texts: Iterable[str], out: Path, settings: PolicySettings) -> Path
     from transformers import LlamaForCausalLM
 
     tokenizer = learn_vocabulary(texts, settings.vocabulary)
+    store_form(tokenizer, "lines" if settings.list_form == "lines" else "tokens")
     torch.manual_seed(settings.seed)
     build: Any = LlamaForCausalLM
     model = build(_llama(settings, tokenizer))
@@ -132,8 +138,10 @@ def _llama(settings: PolicySettings, tokenizer: PreTrainedTokenizerBase) -> Any:
     )
 
 
-def load_policy(base: str | Path, device: str, *, precise: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal language model and its tokenizer, which knows `<SEP>`, `<AUX>` and a padding token.
+def load_policy(
+    base: str | Path, device: str, *, precise: bool = False, list_form: ListFormSetting = "auto"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model and its tokenizer, which knows the form of its lists and a padding token.
 
     The weights are bf16 on CUDA, else float32; `precise` keeps float32 there too, for training all of them: an update
     at a learning rate of 1e-5 is lost in bf16's eight bits.
@@ -146,14 +154,16 @@ def load_policy(base: str | Path, device: str, *, precise: bool = False) -> tupl
     from serving.policy.engines.loading import choose_dtype
 
     where = choose_device(device)
-    tokenizer = check_base(base)
+    tokenizer, new = check_base(base, list_form)
     model = _load_weights(base, torch.float32 if precise else choose_dtype(where))
-    _widen(model, tokenizer)
+    _widen(model, tokenizer, new)
     return model.to(where), tokenizer
 
 
-def check_base(base: str | Path) -> Any:
-    """Check all of a base but its weights' values, and return its tokenizer. Raises BaseFault.
+def check_base(base: str | Path, list_form: ListFormSetting = "auto") -> tuple[Any, list[int]]:
+    """Check all of a base but its weights' values. Raises BaseFault.
+
+    Returns its tokenizer, which knows the form of its lists, and the ids of the list tokens that were new to it.
 
     So a base that could not be trained or served is refused in seconds, and not at the end of a training."""
     quiet()
@@ -169,7 +179,7 @@ def check_base(base: str | Path) -> Any:
     tokenizer: Any = _read(base, "tokenizer.json", lambda: AutoTokenizer.from_pretrained(base, trust_remote_code=False))
     if tokenizer.eos_token is None:
         raise BaseFault(base, "its tokenizer has no eos_token, so lists could not end: set it in tokenizer_config.json")
-    return tokenizer
+    return tokenizer, fit_form(base, tokenizer, list_form)
 
 
 def _read(base: str | Path, file: str, load: Callable[[], Any]) -> Any:
@@ -213,10 +223,11 @@ def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
 
 
-def _widen(model: Any, tokenizer: Any) -> None:
-    """Add the list tokens and a padding token to a tokenizer that lacks them, and embedding rows for them to the model."""
-    add_list_tokens(tokenizer)
+def _widen(model: Any, tokenizer: Any, new: Sequence[int]) -> None:
+    """Give the tokenizer a padding token where it has none, and the model rows for `new` list tokens (it may have spare ones)."""
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if new:
+        start_rows(model, tokenizer, new)

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serving.policy.engines import Decoding, Engine, Generation
 from serving.policy.lists import find_duplicates, repair_items
-from trainers.policy.search import Prompt, Scorer, batch_rows, reward_lists
+from serving.policy.prompts import Prompt
+from trainers.policy.search import Scorer, batch_rows, reward_lists
 from trainers.progress import track
 
 
@@ -89,7 +90,7 @@ def _write(
     for rows in track(batches, "gate: writing the test lists", total=len(batches)):
         batch = [prompts[row] for row in rows]
         decodings = [replace(decoding, seed=settings.seed + row) for row in rows]
-        yield rows, batch, engine.generate([one.text for one in batch], decodings, batch[0].task)
+        yield rows, batch, engine.generate(batch, decodings)
 
 
 def _summarise(

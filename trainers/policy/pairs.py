@@ -12,9 +12,9 @@ from trainers.policy.search import Candidates, ScoredList, SearchSettings
 
 @dataclass(frozen=True)
 class Pair:
-    """One triplet (x, y_chosen, y_rejected); the lists as token ids that end with EOS."""
+    """One triplet (x, y_chosen, y_rejected) as token ids; the lists end with EOS."""
 
-    prompt: str
+    prompt: tuple[int, ...]
     chosen: tuple[int, ...]
     rejected: tuple[int, ...]
 
@@ -49,7 +49,7 @@ def make_pair(candidates: Candidates, settings: SearchSettings) -> Pair | None:
     better, worse = match_lengths(chosen, candidates.rejected)
     if better.reward <= worse.reward + settings.min_gain:
         return None
-    return Pair(candidates.prompt.text, better.token_ids, worse.token_ids)
+    return Pair(candidates.prompt.token_ids, better.token_ids, worse.token_ids)
 
 
 def _repeats(one: ScoredList, settings: SearchSettings) -> bool:

@@ -14,10 +14,10 @@ from datetime import date, timedelta
 from hashlib import blake2b
 from typing import Any, Protocol
 
-from serving.policy.tasks import Task, render_prompt
+from serving.policy.prompts import Prompt, PromptEncoder
+from serving.policy.tasks import Task
 from streams.lake.files import Lake
 from streams.lake.reader import read_impressions
-from trainers.policy.search import Prompt
 
 TEST_SHARE = 0.25
 COLUMNS = ("task", "query", "query_norm", "extra")
@@ -89,11 +89,13 @@ def pick_test(calls: Iterable[ListCall], count: int) -> list[ListCall]:
     return [one for one in calls if is_test(one.query_norm)][-count:]
 
 
-def make_prompts(calls: Sequence[ListCall], tasks: Mapping[str, Task], index: Retriever | None) -> list[Prompt]:
-    """Return the prompts as serving would render them with this index; calls of unknown tasks are left out."""
-    return [_prompt(one, tasks[one.task], index) for one in calls if one.task in tasks]
+def make_prompts(
+    calls: Sequence[ListCall], tasks: Mapping[str, Task], index: Retriever | None, encoder: PromptEncoder
+) -> list[Prompt]:
+    """Return the prompts as serving would make them with this index; calls of unknown tasks are left out."""
+    return [_prompt(one, tasks[one.task], index, encoder) for one in calls if one.task in tasks]
 
 
-def _prompt(one: ListCall, task: Task, index: Retriever | None) -> Prompt:
+def _prompt(one: ListCall, task: Task, index: Retriever | None, encoder: PromptEncoder) -> Prompt:
     related = index.retrieve(one.query, task.max_related) if index is not None and task.max_related else []
-    return Prompt(task, one.query, render_prompt(task, one.query, related, one.session, one.response))
+    return encoder.encode_prompt(task, one.query, related, one.session, one.response)

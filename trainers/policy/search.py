@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from serving.policy.engines import Decoding, Generation
 from serving.policy.list_form import ListForm
 from serving.policy.lists import RecommendedList, is_duplicate
-from serving.policy.tasks import Task
+from serving.policy.prompts import Prompt
 from serving.predictor.scorer import reward
 from streams.events.normal_form import normalise
 from trainers.progress import track
@@ -55,15 +55,6 @@ class SearchSettings(BaseModel):
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """A user's query, and the rendered text by which a policy is asked for its list."""
-
-    task: Task
-    query: str
-    text: str
-
-
-@dataclass(frozen=True)
 class ScoredList:
     """A list, its token ids up to and with EOS, and its reward by eq. 3 or 4."""
 
@@ -92,8 +83,8 @@ class SearchEngine(Protocol):
 
     form: ListForm
 
-    def generate(self, prompts: Sequence[str], decoding: Decoding, task: Task, samples: int = 1) -> list[Generation]: ...
-    def begin(self, prompts: Sequence[str], task: Task) -> SearchState: ...
+    def generate(self, prompts: Sequence[Prompt], decoding: Decoding, samples: int = 1) -> list[Generation]: ...
+    def begin(self, prompts: Sequence[Prompt]) -> SearchState: ...
     def expand(self, state: SearchState, m: int, decoding: Decoding) -> Expansion: ...
     def select(self, expansion: Expansion, chosen: Sequence[int]) -> SearchState: ...
 
@@ -150,7 +141,7 @@ def search_chosen(
 ) -> list[tuple[ScoredList, ...]]:
     """Return Y_chosen of each prompt, all of one task: the `chosen` best lists of the beam after its last step."""
     task = prompts[0].task
-    state = engine.begin([prompt.text for prompt in prompts], task)
+    state = engine.begin(prompts)
     written: list[tuple[int, ...]] = [()] * len(prompts)
     kept: list[tuple[_Partial, float]] = []
     for step in range(task.n):
@@ -221,7 +212,7 @@ def draw_rejected(
     decoding = Decoding(settings.temperature, settings.top_p)  # a seed here would make all lists of a prompt alike
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        drawn = engine.generate([prompt.text for prompt in prompts], decoding, prompts[0].task, settings.budget)
+        drawn = engine.generate(prompts, decoding, settings.budget)
     asked = [prompt for prompt in prompts for _ in range(settings.budget)]
     shown = [one.list.items if one.list.well_formed else () for one in drawn]
     rewards = reward_lists(predictor, asked, shown)

@@ -17,10 +17,13 @@ from typing import Any
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.policy.list_form import AUX, SEP
 from serving.policy.lists import encode_list
-from serving.policy.tasks import Task, render_prompt
+from serving.policy.prompt_text import render_prompt
+from serving.policy.prompts import Prompter, find_context
+from serving.policy.tasks import Task
 from trainers.policy.base import load_policy
+from trainers.policy.base_form import ListFormSetting, trained_rows
+from trainers.policy.lora import describe_adapter
 from trainers.progress import track
 
 IGNORE = -100
@@ -80,15 +83,20 @@ def annotation_texts(annotations: Sequence[Annotation], tasks: Mapping[str, Task
     """Return all prompts, items and auxiliary texts, from which a vocabulary can be learned."""
     texts: list[str] = []
     for one in annotations:
-        texts.append(_prompt(one, tasks))
+        texts.append(render_prompt(_task(one, tasks), one.query, one.related, one.session, one.response))
         texts.extend(one.items)
         texts.extend(one.auxiliary.values())
     return texts
 
 
-def encode_examples(annotations: Sequence[Annotation], tasks: Mapping[str, Task], tokenizer: Any) -> list[Example]:
+def encode_examples(annotations: Sequence[Annotation], tasks: Mapping[str, Task], prompter: Prompter) -> list[Example]:
     """Return the token ids of all annotations. Raises ValueError for an unknown task or a list without the task's N items."""
-    return [Example(tokenizer(_prompt(one, tasks)).input_ids, _response(one, tasks[one.task], tokenizer)) for one in annotations]
+    return [_encode(one, _task(one, tasks), prompter) for one in annotations]
+
+
+def _encode(one: Annotation, task: Task, prompter: Prompter) -> Example:
+    prompt = prompter.encode_prompt(task, one.query, one.related, one.session, one.response)
+    return Example(list(prompt.token_ids), _response(one, task, prompter.tokenizer))
 
 
 def _response(one: Annotation, task: Task, tokenizer: Any) -> list[int]:
@@ -99,15 +107,21 @@ def _response(one: Annotation, task: Task, tokenizer: Any) -> list[int]:
     return encode_list(one.items, [one.auxiliary[name] for name in task.auxiliary], tokenizer)
 
 
-def _prompt(one: Annotation, tasks: Mapping[str, Task]) -> str:
+def _task(one: Annotation, tasks: Mapping[str, Task]) -> Task:
     if one.task not in tasks:
         known = ", ".join(sorted(tasks))
         raise ValueError(f"annotation of {one.query!r}: task {one.task!r} is not in the settings; known: {known}")
-    return render_prompt(tasks[one.task], one.query, one.related, one.session, one.response)
+    return tasks[one.task]
 
 
 def train_sft(
-    base: str | Path, annotations: Sequence[Annotation], tasks: Mapping[str, Task], out: Path, settings: SftSettings, device: str
+    base: str | Path,
+    annotations: Sequence[Annotation],
+    tasks: Mapping[str, Task],
+    out: Path,
+    settings: SftSettings,
+    device: str,
+    list_form: ListFormSetting = "auto",
 ) -> dict[str, float]:
     """Train `base` by cross-entropy on the responses (eq. 1) and save model and tokenizer into `out`.
 
@@ -116,8 +130,8 @@ def train_sft(
 
     started = time.monotonic()
     torch.manual_seed(settings.seed)
-    model, tokenizer = load_policy(base, device, precise=settings.lora_rank == 0)
-    examples = encode_examples(annotations, tasks, tokenizer)
+    model, tokenizer = load_policy(base, device, precise=settings.lora_rank == 0, list_form=list_form)
+    examples = encode_examples(annotations, tasks, Prompter(tokenizer, find_context(model.config)))
     trained: Any = _adapted(model, tokenizer, settings) if settings.lora_rank else model
     losses = _fit(trained, plan_batches(examples, settings), tokenizer.pad_token_id, settings)
     finished = trained.merge_and_unload() if settings.lora_rank else model
@@ -133,19 +147,10 @@ def train_sft(
 
 
 def _adapted(model: Any, tokenizer: Any, settings: SftSettings) -> Any:
-    """Add LoRA to every linear layer; the new rows of `<SEP>` and `<AUX>` are trained as a whole."""
-    from peft import LoraConfig, get_peft_model
+    """Add LoRA to every linear layer; the rows of `<SEP>` and `<AUX>`, where lists have them, are trained as a whole."""
+    from peft import get_peft_model
 
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=settings.lora_rank,
-            lora_alpha=2 * settings.lora_rank,
-            target_modules="all-linear",
-            trainable_token_indices=tokenizer.convert_tokens_to_ids([SEP, AUX]),
-            task_type="CAUSAL_LM",
-        ),
-    )
+    return get_peft_model(model, describe_adapter(model, settings.lora_rank, trained_rows(model, tokenizer)))
 
 
 def plan_batches(examples: Sequence[Example], settings: SftSettings) -> list[list[Example]]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from serving.policy.lists import RecommendedList
-from serving.policy.tasks import Task
+from serving.policy.prompts import Prompt, PromptEncoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +52,9 @@ class Generation:
     decoding: Decoding
 
 
-class Engine(Protocol):
+class Engine(PromptEncoder, Protocol):
     """A loaded policy."""
 
-    def generate(
-        self,
-        prompts: Sequence[str],
-        decoding: Decoding | Sequence[Decoding],
-        task: Task | Sequence[Task],
-        samples: int = 1,
-    ) -> list[Generation]:
-        """Return one list a prompt, or `samples` of each (p0 s0, p0 s1, …); one decoding and task for all, or one a prompt."""
+    def generate(self, prompts: Sequence[Prompt], decoding: Decoding | Sequence[Decoding], samples: int = 1) -> list[Generation]:
+        """Return one list a prompt, or `samples` of each (p0 s0, p0 s1, …); one decoding for all, or one a prompt."""
         ...

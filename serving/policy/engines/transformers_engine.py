@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -20,6 +20,7 @@ from serving.policy.engines.sampling import Sampler
 from serving.policy.engines.search_state import Expansion, SearchState, expand_rows, select_rows, start_search
 from serving.policy.list_form import find_form
 from serving.policy.lists import parse
+from serving.policy.prompts import Prompt, Prompter, find_context
 from serving.policy.tasks import Task
 
 if TYPE_CHECKING:
@@ -37,34 +38,28 @@ class TransformersEngine:
         self.model = model
         self.tokenizer = tokenizer
         self.form = find_form(tokenizer)
-        self._longest = int(getattr(model.config, "max_position_embeddings", 2048))
+        self._prompter = Prompter(tokenizer, find_context(model.config))
 
     @classmethod
     def load(cls, path: Path, device: str = "auto") -> TransformersEngine:
         """Load a policy folder. Raises FileNotFoundError, OSError or ValueError naming the folder and what is wrong."""
         return cls(*load_policy(path, choose_device(device)))
 
-    def encode_prompts(self, prompts: Sequence[str], room: int) -> list[list[int]]:
-        """Return the token ids of each prompt, its start cut off where it would leave less than `room` tokens for the answer."""
-        keep = max(1, self._longest - room)
-        encoded = self.tokenizer(list(prompts), add_special_tokens=True)["input_ids"]
-        return [ids[-keep:] or [self.form.eos] for ids in encoded]
+    def encode_prompt(
+        self, task: Task, query: str, related: Sequence[str] = (), session: Sequence[str] = (), response: str | None = None
+    ) -> Prompt:
+        """Return the prompt for one list (see `serving.policy.prompts`)."""
+        return self._prompter.encode_prompt(task, query, related, session, response)
 
     @torch.inference_mode()
-    def generate(
-        self,
-        prompts: Sequence[str],
-        decoding: Decoding | Sequence[Decoding],
-        task: Task | Sequence[Task],
-        samples: int = 1,
-    ) -> list[Generation]:
+    def generate(self, prompts: Sequence[Prompt], decoding: Decoding | Sequence[Decoding], samples: int = 1) -> list[Generation]:
         """Return one list a prompt, or `samples` of each (p0 s0, p0 s1, …), each prompt read once."""
         if not prompts:
             return []
-        decodings = _repeat(_spread(decoding, len(prompts), Decoding), samples)
-        tasks = _repeat(_spread(task, len(prompts), Task), samples)
+        decodings = _repeat(_spread(decoding, len(prompts)), samples)
+        tasks = _repeat([prompt.task for prompt in prompts], samples)
         limits = [chosen.max_new_tokens or of.max_new_tokens for chosen, of in zip(decodings, tasks, strict=True)]
-        rows = prefill(self.model, self.encode_prompts(prompts, max(limits)), self.form.eos)
+        rows = prefill(self.model, [prompt.token_ids for prompt in prompts], self.form.eos)
         if samples > 1:
             rows = take(rows, torch.arange(len(prompts), device=self.model.device).repeat_interleave(samples))
         drawn = Drawn.start(len(decodings))
@@ -105,10 +100,9 @@ class TransformersEngine:
         return full or ids[-1] == self.form.eos or len(ids) >= limit
 
     @torch.inference_mode()
-    def begin(self, prompts: Sequence[str], task: Task) -> SearchState:
-        """Read the prompts once and start a candidate search with one empty list each."""
-        ids = self.encode_prompts(prompts, task.max_new_tokens)
-        return start_search(prefill(self.model, ids, self.form.eos), task)
+    def begin(self, prompts: Sequence[Prompt]) -> SearchState:
+        """Read the prompts, all of one task, once and start a candidate search with one empty list each."""
+        return start_search(prefill(self.model, [prompt.token_ids for prompt in prompts], self.form.eos), prompts[0].task)
 
     @torch.inference_mode()
     def expand(self, state: SearchState, m: int, decoding: Decoding) -> Expansion:
@@ -121,13 +115,12 @@ class TransformersEngine:
         return select_rows(self.model, self.form, expansion, chosen)
 
 
-def _spread(one_or_many: _T | Sequence[_T], count: int, kind: type[_T]) -> list[_T]:
-    if isinstance(one_or_many, kind):
-        return [one_or_many] * count
-    many = list(cast("Sequence[_T]", one_or_many))
-    if len(many) != count:
-        raise ValueError(f"{len(many)} of {kind.__name__} for {count} prompts")
-    return many
+def _spread(decoding: Decoding | Sequence[Decoding], count: int) -> list[Decoding]:
+    if isinstance(decoding, Decoding):
+        return [decoding] * count
+    if len(decoding) != count:
+        raise ValueError(f"{len(decoding)} decodings for {count} prompts")
+    return list(decoding)
 
 
 def _repeat(values: Sequence[_T], times: int) -> list[_T]:

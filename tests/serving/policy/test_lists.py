@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.policy.list_form import AUX, SEP, find_form
+from serving.policy.list_form import AUX, SEP, find_form, store_form
 from serving.policy.lists import encode_list, find_duplicates, jaccard, name_auxiliary, parse, parse_part, repair_items
 from serving.policy.tasks import Task, clean_text
+from tests.support.bases import IM_END, IM_START, make_chatml_tokenizer
 from tests.support.models import EOS, PAD, make_tiny_tokenizer
 
 TOKENIZER = make_tiny_tokenizer()
 FORM = find_form(TOKENIZER)
 SUGGEST = Task(name="suggest", n=2)
 REFINE = Task(name="refine", n=2, auxiliary=("guiding", "prefix"))
+LINES = make_chatml_tokenizer()
+store_form(LINES, "lines")
 TEXTS = st.text(max_size=30).map(lambda text: clean_text(text, 30)).filter(lambda text: text and "\ufffd" not in text)
 
 
@@ -22,10 +27,15 @@ def ids_of(text: str) -> list[int]:
     return list(TOKENIZER(text)["input_ids"])
 
 
+def lines_of(text: str) -> list[int]:
+    return list(LINES(text)["input_ids"])
+
+
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, LINES], ids=["tokens", "lines"])
 @given(st.lists(TEXTS, min_size=2, max_size=2), st.lists(TEXTS, min_size=2, max_size=2))
-def test_what_was_encoded_is_parsed_back(items: list[str], auxiliary: list[str]) -> None:
-    ids = encode_list(items, auxiliary, TOKENIZER)
-    found = parse(ids, TOKENIZER, REFINE)
+def test_what_was_encoded_is_parsed_back(tokenizer: Any, items: list[str], auxiliary: list[str]) -> None:
+    ids = encode_list(items, auxiliary, tokenizer)
+    found = parse(ids, tokenizer, REFINE)
     assert found.items == tuple(items)
     assert found.auxiliary == tuple(auxiliary)
     assert found.well_formed
@@ -84,6 +94,59 @@ def test_a_part_of_a_list() -> None:
     assert parse_part(ids_of(f"g{AUX}p{AUX}red shoes"), TOKENIZER) == (("g", "p", "red shoes"), True)
     assert parse_part(ids_of(""), TOKENIZER) == (("",), False)
     assert parse_part(ids_of(f"a{SEP}b"), TOKENIZER)[1] is False
+
+
+def test_in_lines_each_text_is_a_line_and_a_newline_in_a_text_is_a_space() -> None:
+    ids = encode_list(["red\nshoes", "boots"], ["for\r\nsport"], LINES)
+    assert LINES.decode(ids) == f"for sport\nred shoes\nboots{IM_END}"
+    found = parse(ids, LINES, Task(name="refine", n=2, auxiliary=("guiding",)))
+    assert (found.auxiliary, found.items, found.well_formed) == (("for sport",), ("red shoes", "boots"), True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a\nb",  # not ended
+        f"a{IM_END}",  # too few
+        f"a\nb\nc{IM_END}",  # too many
+        f"a\n\nb{IM_END}",  # an empty item
+        f"a\nb\n{IM_END}",
+        f"\na{IM_END}",
+        IM_END,
+        "",
+        f"a{IM_START}\nb{IM_END}",  # a token that is no text
+    ],
+)
+def test_ill_formed_in_lines(text: str) -> None:
+    assert not parse(lines_of(text), LINES, SUGGEST).well_formed
+
+
+def test_two_newlines_in_one_token_end_no_line() -> None:
+    tokenizer = make_chatml_tokenizer()
+    tokenizer.add_tokens(["\n\n"])
+    store_form(tokenizer, "lines")
+    found = parse(tokenizer(f"a\n\nb\nc{IM_END}")["input_ids"], tokenizer, SUGGEST)
+    assert (found.items, found.well_formed) == (("a b", "c"), False)
+    assert parse_part(tokenizer("a\n\nb")["input_ids"], tokenizer) == (("a b",), False)
+
+
+def test_a_part_of_a_list_in_lines() -> None:
+    assert parse_part(lines_of("g\np\nred shoes"), LINES) == (("g", "p", "red shoes"), True)
+    assert parse_part(lines_of(f"a{IM_START}"), LINES)[1] is False
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        (f"<think>\nWhat is it?\n</think>red\nblue{IM_END}", ("red", "blue")),
+        (f"What is it?</think>red\nblue{IM_END}", ("red", "blue")),
+        (f"red\n<think>What\nis it?{IM_END}", ("red", "")),
+        ("<think>What\nis it?", ("",)),
+    ],
+)
+def test_what_a_model_thinks_is_no_item(text: str, items: tuple[str, ...]) -> None:
+    found = parse(lines_of(text), LINES, SUGGEST)
+    assert (found.items, found.well_formed) == (items, False)
 
 
 def test_repair_drops_empty_and_repeated_items_and_keeps_order() -> None:

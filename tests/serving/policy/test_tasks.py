@@ -1,4 +1,4 @@
-"""Tasks are data, and prompts have what users typed without letting it act on the model."""
+"""Tasks are data; what users typed becomes one line of text."""
 
 from __future__ import annotations
 
@@ -10,13 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, ValidationError
 
-from serving.policy.list_form import find_form
-from serving.policy.tasks import DEFAULT_TASKS, SEPARATOR, Task, Tasks, clean_session, clean_text, render_prompt
+from serving.policy.tasks import DEFAULT_TASKS, Task, Tasks, clean_session, clean_text
 from streams.runtime.settings import SettingsError, load_settings
-from tests.support.models import make_tiny_tokenizer
-
-TOKENIZER = make_tiny_tokenizer()
-COMPACT = Task(name="suggest", template="{query} | {related} | {session}\n{response}\n=>")
 
 
 class Root(BaseModel):
@@ -32,22 +27,8 @@ def test_the_three_tasks_of_the_paper() -> None:
     assert DEFAULT_TASKS["refine"].auxiliary == ("guiding", "prefix", "suffix")
 
 
-def test_a_prompt_holds_query_and_side_information() -> None:
-    prompt = render_prompt(COMPACT, "red shoes", ["trail shoes", "socks"], ["boots"], "Shoes are worn on feet.")
-    assert prompt == f"red shoes | trail shoes{SEPARATOR}socks | boots\nShoes are worn on feet.\n=>"
-
-
-def test_a_line_without_its_side_information_is_left_out() -> None:
-    assert render_prompt(COMPACT, "red shoes", ["socks"]) == "red shoes | socks | \n=>"
-    full = render_prompt(DEFAULT_TASKS["suggest"], "red shoes")
-    assert render_prompt(COMPACT, "red shoes") == "red shoes |  | \n=>"
-    assert "Search query: red shoes\nResponse:\n" in full
-    assert "Write 3 relevant queries" in full
-
-
-def test_side_information_is_bounded_newest_session_queries_last() -> None:
-    task = COMPACT.model_copy(update={"max_related": 2, "max_session": 2})
-    assert render_prompt(task, "q", ["a", "b", "c"], ["x", "y", "z"]) == f"q | a{SEPARATOR}b | y{SEPARATOR}z\n=>"
+def test_session_queries_are_bounded_the_newest_last() -> None:
+    task = Task(name="suggest", max_session=2)
     assert clean_session(task, ["x", " y \n ", "z"]) == ["y", "z"]
     assert clean_session(task.model_copy(update={"max_session": 0}), ["x"]) == []
 
@@ -56,14 +37,12 @@ def test_side_information_is_bounded_newest_session_queries_last() -> None:
     ("typed", "kept"),
     [
         ("a\nb\u2028c\td", "a b c d"),
-        ("<SEP> and <|im_end|>", "< SEP> and < |im_end|>"),
-        ("＜SEP＞", "< SEP>"),
-        ("[INST] do [/INST] [ok]", "[ INST] do [ /INST] [ok]"),
-        ("a < b", "a < b"),
+        ("vector<int> [CLS] <|im_end|>", "vector<int> [CLS] <|im_end|>"),
+        ("＜SEP＞", "<SEP>"),
         ("\ud800x\u202e\x00y", "xy"),
     ],
 )
-def test_hostile_text_becomes_one_harmless_line(typed: str, kept: str) -> None:
+def test_typed_text_becomes_one_line_and_is_else_left_as_it_is(typed: str, kept: str) -> None:
     assert clean_text(typed, 100) == kept
 
 
@@ -79,20 +58,6 @@ def test_clean_text_is_short_printable_and_stable(text: str, limit: int) -> None
     assert clean_text(clean, limit) == clean
 
 
-@given(
-    st.lists(
-        st.sampled_from(["<SEP>", "<AUX>", "<EOS>", "<PAD>", "<", ">", "SEP", "＜", "＞", " ", "\n", "\u200b", "a"]), max_size=12
-    )
-)
-def test_no_typed_text_becomes_a_special_token(pieces: list[str]) -> None:
-    prompt = render_prompt(COMPACT, "q" + "".join(pieces), ["".join(pieces)], ["".join(pieces)], "".join(pieces))
-    assert not find_form(TOKENIZER).special.intersection(TOKENIZER(prompt)["input_ids"])
-
-
-def test_braces_typed_by_a_user_are_text() -> None:
-    assert render_prompt(COMPACT, "{related} {0} {query.__class__}").startswith("{related} {0} {query.__class__} |")
-
-
 @pytest.mark.parametrize(
     ("template", "said"),
     [("{query} {user_id}", "unknown field {user_id}"), ("no query", "must hold {query}"), ("{query", "expected '}'")],
@@ -100,16 +65,32 @@ def test_braces_typed_by_a_user_are_text() -> None:
 def test_a_template_that_cannot_be_filled_is_refused(template: str, said: str) -> None:
     with pytest.raises(ValidationError, match=said.replace("{", r"\{").replace("}", r"\}")):
         Task(name="suggest", template=template)
+    with pytest.raises(ValidationError, match=said.replace("{", r"\{").replace("}", r"\}")):
+        Task(name="suggest", user=template)
+
+
+def test_a_system_text_knows_only_the_length_of_the_list() -> None:
+    assert Task(name="suggest", system="Write {n} queries.").system
+    with pytest.raises(ValidationError, match=r"unknown field \{query\}; a template may use n"):
+        Task(name="suggest", system="{query}")
 
 
 def test_settings_overlay_the_defaults(tmp_path: Path) -> None:
     file = tmp_path / "queryloop.toml"
     file.write_text('[tasks.suggest]\ntemplate = "{query} =>"\n[tasks.rhyme]\nn = 2\nreward = "single"\n')
     tasks = load_settings(Root, file, {"QUERYLOOP_TASKS_HINT": '{"max_related": 1}'}).tasks
-    assert tasks["suggest"] == Task(name="suggest", template="{query} =>")
+    assert tasks["suggest"] == DEFAULT_TASKS["suggest"].model_copy(update={"template": "{query} =>", "user": None})
     assert tasks["rhyme"] == Task(name="rhyme", n=2, reward="single")
     assert tasks["hint"].max_related == 1
     assert tasks["refine"] == DEFAULT_TASKS["refine"]
+
+
+def test_a_changed_template_is_what_a_chat_model_is_asked_too(tmp_path: Path) -> None:
+    file = tmp_path / "queryloop.toml"
+    file.write_text('[tasks.suggest]\ntemplate = "{query} =>"\n[tasks.hint]\ntemplate = "{query} ?"\nuser = "{query} !"\n')
+    tasks = load_settings(Root, file, {}).tasks
+    assert (tasks["suggest"].user, tasks["hint"].user) == (None, "{query} !")
+    assert tasks["refine"].user == DEFAULT_TASKS["suggest"].user
 
 
 def test_a_mistake_in_a_task_names_its_key(tmp_path: Path) -> None:

@@ -286,8 +286,8 @@ def answer_until(stop: threading.Event, slot: Slot, requests: list[Request]) -> 
 
 
 def texts_of(bundle: Bundle, requests: list[Request]) -> list[tuple[int, ...]]:
-    prompts = [request.query for request in requests]
-    return [one.token_ids for one in bundle.engine.generate(prompts, requests[0].decoding, requests[0].task)]
+    prompts = [bundle.engine.encode_prompt(request.task, request.query) for request in requests]
+    return [one.token_ids for one in bundle.engine.generate(prompts, requests[0].decoding)]
 
 
 def names(answered: list[tuple[str, list[tuple[int, ...]]]]) -> set[str]:

@@ -75,7 +75,7 @@ def test_a_foreign_vocabulary_gets_the_list_tokens_and_the_model_rows_for_them(b
     small.resize_token_embeddings(4)
     small.save_pretrained(tmp_path)
 
-    model, tokenizer = load_policy(tmp_path, "cpu")
+    model, tokenizer = load_policy(tmp_path, "cpu", list_form="tokens")
     form = find_form(tokenizer)
     assert model.get_input_embeddings().num_embeddings == len(tokenizer) == 6
     assert tokenizer.pad_token_id == form.eos == 2

@@ -160,7 +160,8 @@ def test_parts_may_lie_in_a_folder_below_and_be_links(good: Path, tmp_path: Path
 def test_a_good_folder_and_a_hubs_id_pass(good: Path) -> None:
     check_folder(good)
     check_folder("Qwen/Qwen3-0.6B")
-    assert check_base(good).eos_token == "<EOS>"
+    tokenizer, new = check_base(good)
+    assert (tokenizer.eos_token, new) == ("<EOS>", [])
 
 
 def changed_config(folder: Path, **values: object) -> Path:

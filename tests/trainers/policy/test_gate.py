@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from serving.policy.engines import Decoding, Generation
 from serving.policy.lists import RecommendedList
+from serving.policy.prompts import Prompt
 from serving.policy.tasks import Task
 from trainers.policy.gate import GateSettings, Measured, decide, evaluate, paired_gain
-from trainers.policy.search import Prompt
 
 SETTINGS = GateSettings()
 TASK = Task(name="suggest", n=2, template="{query}")
@@ -107,12 +107,15 @@ class ScriptedEngine:
         self.lists = lists
         self.seeds: list[int | None] = []
 
-    def generate(
-        self, prompts: Sequence[str], decoding: Decoding | Sequence[Decoding], task: object, samples: int = 1
-    ) -> list[Generation]:
+    def encode_prompt(
+        self, task: Task, query: str, related: Sequence[str] = (), session: Sequence[str] = (), response: str | None = None
+    ) -> Prompt:
+        return Prompt(task, query, tuple(map(ord, query)))
+
+    def generate(self, prompts: Sequence[Prompt], decoding: Decoding | Sequence[Decoding], samples: int = 1) -> list[Generation]:
         assert not isinstance(decoding, Decoding)
         self.seeds += [one.seed for one in decoding]
-        chosen = [self.lists[int(text) % len(self.lists)] for text in prompts]
+        chosen = [self.lists[prompt.token_ids[0] % len(self.lists)] for prompt in prompts]
         return [Generation(one, (0,) * one.tokens, -1.0, each) for one, each in zip(chosen, decoding, strict=True)]
 
 
@@ -137,7 +140,7 @@ LISTS = (
 
 
 def prompts(count: int) -> list[Prompt]:
-    return [Prompt(TASK, f"query {number}", str(number)) for number in range(count)]
+    return [Prompt(TASK, f"query {number}", (number,)) for number in range(count)]
 
 
 def test_it_measures_what_serving_would_show() -> None:

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.policy.lists import RecommendedList
+from serving.policy.prompts import Prompt
 from serving.policy.tasks import Task
 from trainers.policy.pairs import Pair, make_pair, make_pairs, match_lengths
-from trainers.policy.search import Candidates, Prompt, ScoredList, SearchSettings
+from trainers.policy.search import Candidates, ScoredList, SearchSettings
 
-PROMPT = Prompt(Task(name="suggest", n=2, template="{query}"), "cat", "cat =>")
+PROMPT = Prompt(Task(name="suggest", n=2, template="{query}"), "cat", (7, 8))
 SETTINGS = SearchSettings()
 
 
@@ -45,7 +46,7 @@ def test_a_pair_always_has_the_higher_reward_chosen(chosen: list[ScoredList], re
     better, worse = match_lengths(chosen, rejected)
     assert (pair is not None) == (better.reward > worse.reward)
     if pair:
-        assert pair == Pair("cat =>", better.token_ids, worse.token_ids)
+        assert pair == Pair((7, 8), better.token_ids, worse.token_ids)
 
 
 def test_among_equally_close_lengths_the_rewards_that_differ_most() -> None:

@@ -8,9 +8,11 @@ from datetime import date
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.policy.tasks import Task, render_prompt
+from serving.policy.prompts import Prompter
+from serving.policy.tasks import Task
 from streams.lake.files import Lake
 from tests.support.lake_days import write_impressions
+from tests.support.models import make_tiny_tokenizer
 from tests.support.toy_policy import TASK, TASKS
 from trainers.policy.prompts import (
     TEST_SHARE,
@@ -23,6 +25,7 @@ from trainers.policy.prompts import (
     read_calls,
 )
 
+PROMPTER = Prompter(make_tiny_tokenizer(), 512)
 DAY = date(2026, 3, 1)
 queries = st.lists(st.text(min_size=1, max_size=8), max_size=60)
 
@@ -77,10 +80,10 @@ def test_a_prompt_is_what_serving_rendered(tmp_path) -> None:  # type: ignore[no
 
     asked = read_calls(Lake.local(tmp_path), date(2026, 3, 2), 14, "suggest")
     assert [one.query_norm for one in asked] == ["cat food", "x"]
-    (prompt,) = make_prompts(asked, {"suggest": task}, Index())
-    assert prompt.text == render_prompt(task, "Cat  Food", ["next to Cat  Food"], ["earlier one"], "an answer")
-    assert (prompt.task, prompt.query) == (task, "Cat  Food")
-    assert make_prompts(asked, TASKS, None)[0].text == render_prompt(TASK, "Cat  Food", [], ["earlier one"], "an answer")
+    made = make_prompts(asked, {"suggest": task}, Index(), PROMPTER)
+    assert made == [PROMPTER.encode_prompt(task, "Cat  Food", ["next to Cat  Food"], ["earlier one"], "an answer")]
+    alone = make_prompts(asked, TASKS, None, PROMPTER)
+    assert alone == [PROMPTER.encode_prompt(TASK, "Cat  Food", [], ["earlier one"], "an answer")]
 
 
 def test_days_outside_the_window_are_not_read(tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -104,7 +107,7 @@ def test_an_impression_without_a_task_is_learned_from_as_the_default_task(tmp_pa
     write_impressions(tmp_path, DAY, [{"query": f"q{n}", "task": None} for n in range(3)] + [{"query": "h", "task": "hint"}])
     calls = read_calls(Lake.local(tmp_path), date(2026, 3, 2), 1, "suggest")
     assert [one.task for one in calls] == ["suggest"] * 3 + ["hint"]
-    assert len(make_prompts(calls, TASKS, None)) == 3
+    assert len(make_prompts(calls, TASKS, None, PROMPTER)) == 3
 
 
 def test_lists_of_no_use_are_counted_with_the_reason() -> None:

@@ -18,9 +18,10 @@ from serving.policy.engines.search_state import Continuation, Expansion, SearchS
 from serving.policy.engines.transformers_engine import TransformersEngine
 from serving.policy.list_form import ListForm
 from serving.policy.lists import RecommendedList, is_duplicate, parse
+from serving.policy.prompts import Prompt
 from serving.policy.tasks import Task
 from tests.support.toy_policy import ANIMALS, TASK, make_policy
-from trainers.policy.search import Candidates, Prompt, SearchSettings, batch_rows, draw_rejected, reward_lists, search_candidates
+from trainers.policy.search import Candidates, SearchSettings, batch_rows, draw_rejected, reward_lists, search_candidates
 
 SEP, EOS = 2, 1
 WORDS = ("red", "blue", "green", "cyan sea", "black", "white", "Red", "grey owl")
@@ -37,16 +38,16 @@ class TableEngine:
     form = ListForm("tokens", SEP, 3, EOS, frozenset())
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.asked: list[Prompt] = []
 
-    def begin(self, prompts: Sequence[str], task: Task) -> SearchState:
+    def begin(self, prompts: Sequence[Prompt]) -> SearchState:
         self.asked = list(prompts)
         count = len(prompts)
-        return SearchState(task, None, tuple(range(count)), ((),) * count, ((),) * count, (0.0,) * count)  # type: ignore[arg-type]
+        return SearchState(prompts[0].task, None, tuple(range(count)), ((),) * count, ((),) * count, (0.0,) * count)  # type: ignore[arg-type]
 
-    def next_item(self, text: str, items: tuple[str, ...], number: int) -> tuple[str, bool]:
+    def next_item(self, prompt: Prompt, items: tuple[str, ...], number: int) -> tuple[str, bool]:
         """The item, and whether it is complete: one in nine is cut off."""
-        value = draw(text, items, number)
+        value = draw(prompt.token_ids, items, number)
         return WORDS[value % len(WORDS)], value % 9 > 0
 
     def expand(self, state: SearchState, m: int, decoding: Decoding) -> Expansion:
@@ -71,10 +72,11 @@ class TableEngine:
             logprobs=(0.0,) * len(picked),
         )
 
-    def generate(self, prompts: Sequence[str], decoding: Decoding, task: Task, samples: int = 1) -> list[Generation]:
-        return [self.random_list(text, number, task, decoding) for text in prompts for number in range(samples)]
+    def generate(self, prompts: Sequence[Prompt], decoding: Decoding, samples: int = 1) -> list[Generation]:
+        return [self.random_list(prompt, number, decoding) for prompt in prompts for number in range(samples)]
 
-    def random_list(self, text: str, number: int, task: Task, decoding: Decoding) -> Generation:
+    def random_list(self, prompt: Prompt, number: int, decoding: Decoding) -> Generation:
+        text, task = prompt.token_ids, prompt.task
         items = tuple(WORDS[draw(text, number, k) % len(WORDS)] for k in range(task.n))
         ids = tuple(10 + WORDS.index(item) for item in items)
         return Generation(RecommendedList(items, (), draw(text, number) % 5 > 0, task.n + 1), (*ids, EOS), -1.0, decoding)
@@ -101,7 +103,7 @@ def naive_search(engine: TableEngine, prompt: Prompt, sizes: SearchSettings) -> 
         found: dict[tuple[str, ...], tuple[str, ...]] = {}
         for items in beam:
             for number in range(sizes.candidates):
-                item, complete = engine.next_item(prompt.text, items, number)
+                item, complete = engine.next_item(prompt, items, number)
                 if complete:
                     longer = (*items, item)
                     found.setdefault(tuple(text.lower() for text in longer), longer)
@@ -122,7 +124,7 @@ def eq3(query: str, items: Sequence[str]) -> float:
 
 def make_prompts(count: int, n: int = 3) -> list[Prompt]:
     task = Task(name="suggest", n=n, template="{query}")
-    return [Prompt(task, f"query {number}", f"text {number}") for number in range(count)]
+    return [Prompt(task, f"query {number}", (number,)) for number in range(count)]
 
 
 @settings(max_examples=25, deadline=None)
@@ -154,7 +156,7 @@ def test_the_rejected_are_the_lowest_of_the_budget_a_malformed_list_being_worth_
     engine, prompts, rejected = TableEngine(), make_prompts(count), min(rejected, budget)
     drawn = draw_rejected(engine, HashScorer(), prompts, SearchSettings(rejected=rejected, budget=budget), seed=0)
     for prompt, worst in zip(prompts, drawn, strict=True):
-        lists = [engine.random_list(prompt.text, number, prompt.task, Decoding()).list for number in range(budget)]
+        lists = [engine.random_list(prompt, number, Decoding()).list for number in range(budget)]
         rewards = sorted(eq3(prompt.query, one.items) if one.well_formed else 0.0 for one in lists)
         assert [one.reward for one in worst] == pytest.approx(rewards[:rejected])
 
@@ -169,9 +171,9 @@ def test_a_chosen_list_ends_with_eos_and_separates_its_items_whatever_was_drawn(
 
 def test_a_prompt_whose_every_continuation_is_cut_off_has_no_chosen_list() -> None:
     class Mute(TableEngine):
-        def next_item(self, text: str, items: tuple[str, ...], number: int) -> tuple[str, bool]:
-            word, _ = super().next_item(text, items, number)
-            return word, text != "text 1"
+        def next_item(self, prompt: Prompt, items: tuple[str, ...], number: int) -> tuple[str, bool]:
+            word, _ = super().next_item(prompt, items, number)
+            return word, prompt.token_ids != (1,)
 
     first, second = search_candidates(Mute(), HashScorer(), make_prompts(2), SearchSettings())
     assert first.chosen
@@ -191,8 +193,8 @@ def test_the_reward_follows_the_task_and_an_empty_list_is_worth_nothing() -> Non
         def score(self, queries: Sequence[str], lists: Sequence[Sequence[str]]) -> list[np.ndarray]:
             return [np.full(len(items), 0.4) for items in lists]
 
-    multi = Prompt(Task(name="suggest", n=2, template="{query}"), "q", "t")
-    single = Prompt(Task(name="hint", n=2, reward="single", template="{query}"), "q", "t")
+    multi = Prompt(Task(name="suggest", n=2, template="{query}"), "q", (1,))
+    single = Prompt(Task(name="hint", n=2, reward="single", template="{query}"), "q", (1,))
     lists = [("a", "b"), ("a", "b"), ()]
     assert reward_lists(Half(), [multi, single, multi], lists) == pytest.approx([1 - 0.6**2, 0.8, 0.0])
 
@@ -200,7 +202,7 @@ def test_the_reward_follows_the_task_and_an_empty_list_is_worth_nothing() -> Non
 def test_on_a_real_policy_lists_are_those_of_their_tokens(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     engine = TransformersEngine.load(make_policy(tmp_path), "cpu")
-    prompts = [Prompt(TASK, animal, f"{animal}\n=>") for animal in ANIMALS]
+    prompts = [engine.encode_prompt(TASK, animal) for animal in ANIMALS]
     sizes = SearchSettings(at_once=4, budget=6)
     found = search_candidates(engine, HashScorer(), prompts, sizes)
     assert found == search_candidates(engine, HashScorer(), prompts, sizes)

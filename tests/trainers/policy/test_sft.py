@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from serving.policy.engines import Decoding
 from serving.policy.engines.transformers_engine import TransformersEngine
-from serving.policy.tasks import Task, render_prompt
+from serving.policy.prompts import Prompter
+from serving.policy.tasks import Task
 from tests.support.toy_policy import ANIMALS, SMALL, TASK, TASKS, draw_annotations, make_policy
 from trainers.policy.base import learn_vocabulary, make_base
 from trainers.policy.sft import (
@@ -67,22 +68,22 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
 )
 def test_an_annotation_that_does_not_fit_its_task_is_refused(annotation: Annotation, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        encode_examples([annotation], TASKS, learn_vocabulary(["cat"], 300))
+        encode_examples([annotation], TASKS, Prompter(learn_vocabulary(["cat"], 300), 512))
 
 
 def test_auxiliary_texts_come_first_in_the_order_of_the_task() -> None:
     task = Task(name="refine", n=1, template="{query}", auxiliary=("guiding", "suffix"))
     tokenizer = learn_vocabulary(["cat"], 300)
     annotation = Annotation("refine", "cat", ("short",), auxiliary={"suffix": "end", "guiding": "start"})
-    (example,) = encode_examples([annotation], {"refine": task}, tokenizer)
+    (example,) = encode_examples([annotation], {"refine": task}, Prompter(tokenizer, 512))
     assert tokenizer.decode(example.response).split() == ["start<AUX>", "end<AUX>", "short<eos>"]
 
 
-def test_an_example_is_the_prompt_that_serving_renders() -> None:
-    tokenizer = learn_vocabulary(["cat food"], 300)
-    annotation = Annotation("suggest", "cat", ("a", "b"), ("dog", "owl"))
-    (example,) = encode_examples([annotation], TASKS, tokenizer)
-    assert example.prompt == tokenizer(render_prompt(TASK, "cat", ["dog", "owl"])).input_ids
+def test_an_example_is_the_prompt_that_serving_makes() -> None:
+    prompter = Prompter(learn_vocabulary(["cat food"], 300), 512)
+    annotation = Annotation("suggest", "cat", ("a", "b"), ("dog", "owl"), ("fox",), "An answer.")
+    (example,) = encode_examples([annotation], TASKS, prompter)
+    assert tuple(example.prompt) == prompter.encode_prompt(TASK, "cat", ["dog", "owl"], ["fox"], "An answer.").token_ids
 
 
 @given(sizes, st.integers(1, 8), st.sampled_from([0.5, 1.0, 2.0]))
@@ -123,8 +124,8 @@ def test_the_loss_is_the_cross_entropy_of_the_response_tokens(tmp_path: Path) ->
 def test_a_policy_learns_to_write_lists_about_what_was_asked(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     engine = TransformersEngine.load(make_policy(tmp_path), "cpu")
-    prompts = [render_prompt(TASK, animal) for animal in ANIMALS] * 10
-    written = engine.generate(prompts, [Decoding(seed=row) for row in range(len(prompts))], TASK)
+    prompts = [engine.encode_prompt(TASK, animal) for animal in ANIMALS] * 10
+    written = engine.generate(prompts, [Decoding(seed=row) for row in range(len(prompts))])
     good = [one.list.well_formed for one in written]
     about = [all(animal in item for item in one.list.items) for animal, one in zip(ANIMALS * 10, written, strict=True)]
     assert sum(good) / len(good) > 0.9

@@ -16,6 +16,7 @@ from typing import Any, Literal, Self, cast
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trainers.policy.base import load_policy, quiet
+from trainers.policy.lora import describe_adapter
 from trainers.policy.pairs import Pair
 from trainers.progress import ProgressLog
 
@@ -76,7 +77,6 @@ def make_trainer(policy: Path, pairs: Sequence[Pair], scratch: Path, settings: D
     other tokens than those that the policy wrote."""
     quiet()
     from datasets import Dataset
-    from peft import LoraConfig
     from transformers.trainer_callback import PrinterCallback
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.dpo_trainer import DPOTrainer
@@ -89,23 +89,17 @@ def make_trainer(policy: Path, pairs: Sequence[Pair], scratch: Path, settings: D
     trainer = IdsTrainer(
         model=model,
         args=DPOConfig(**_arguments(settings, model.device.type, scratch)),
-        train_dataset=Dataset.from_list([_row(pair, tokenizer) for pair in pairs]),
+        train_dataset=Dataset.from_list([_row(pair) for pair in pairs]),
         processing_class=tokenizer,
-        peft_config=LoraConfig(
-            r=settings.lora_rank, lora_alpha=2 * settings.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM"
-        ),
+        peft_config=describe_adapter(model, settings.lora_rank),
         callbacks=[_bar()],
     )
     trainer.remove_callback(PrinterCallback)  # it prints every step
     return trainer
 
 
-def _row(pair: Pair, tokenizer: Any) -> dict[str, list[int]]:
-    return {
-        "prompt_ids": tokenizer(pair.prompt).input_ids,
-        "chosen_ids": list(pair.chosen),
-        "rejected_ids": list(pair.rejected),
-    }
+def _row(pair: Pair) -> dict[str, list[int]]:
+    return {"prompt_ids": list(pair.prompt), "chosen_ids": list(pair.chosen), "rejected_ids": list(pair.rejected)}
 
 
 def _arguments(settings: DpoSettings, kind: str, scratch: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from serving.policy.engines import Decoding, Generation
 from serving.policy.engines.transformers_engine import TransformersEngine
 from serving.policy.tasks import Task
-from tests.support.models import make_tiny_policy
+from tests.support.models import encode_texts, make_tiny_policy
 
 PROMPTS = ["red shoes =>", "how to clean white shoes and keep them clean =>", "x"]
 SUGGEST = Task(name="suggest", n=3, template="{query} =>", max_item_tokens=6)
@@ -26,6 +26,16 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TransformersEng
     torch.set_num_threads(1)
     yield TransformersEngine.load(make_tiny_policy(tmp_path_factory.mktemp("policy")), "cpu")
     torch.set_num_threads(threads)
+
+
+def write(
+    engine: TransformersEngine,
+    texts: Sequence[str],
+    decoding: Decoding | Sequence[Decoding],
+    task: Task = SUGGEST,
+    samples: int = 1,
+) -> list[Generation]:
+    return engine.generate(encode_texts(texts, task, engine.tokenizer), decoding, samples)
 
 
 def logprob_of(engine: TransformersEngine, prompt: str, ids: Sequence[int]) -> float:
@@ -46,7 +56,7 @@ def boost_ends(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch, time
 @pytest.mark.parametrize("times", [1.0, 4.0])
 def test_greedy_equals_transformers_generate(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch, times: float) -> None:
     boost_ends(engine, monkeypatch, times)
-    ours = engine.generate(PROMPTS, Decoding(greedy=True, max_new_tokens=20), Task(name="suggest", n=30, template="{query}"))
+    ours = write(engine, PROMPTS, Decoding(greedy=True, max_new_tokens=20), Task(name="suggest", n=30, template="{query}"))
     for prompt, generation in zip(PROMPTS, ours, strict=True):
         inputs = engine.tokenizer(prompt, return_tensors="pt")
         theirs = engine.model.generate(
@@ -60,7 +70,7 @@ def test_greedy_equals_transformers_generate(engine: TransformersEngine, monkeyp
 )
 def test_logprob_equals_a_forward_pass(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch, decoding: Decoding) -> None:
     boost_ends(engine, monkeypatch, 3.0)
-    for prompt, generation in zip(PROMPTS, engine.generate(PROMPTS, decoding, SUGGEST), strict=True):
+    for prompt, generation in zip(PROMPTS, write(engine, PROMPTS, decoding), strict=True):
         assert generation.logprob == pytest.approx(logprob_of(engine, prompt, generation.token_ids), abs=1e-3)
         assert generation.decoding == decoding
 
@@ -75,13 +85,13 @@ def test_a_shared_start_changes_nothing_but_the_work(
         lambda _module, inputs, _output: read.append(inputs[0].numel())
     )
     prompts = [start + prompt for prompt in PROMPTS]
-    together = engine.generate(prompts, Decoding(temperature=1.2, top_p=0.9, seed=3), SUGGEST)
+    together = write(engine, prompts, Decoding(temperature=1.2, top_p=0.9, seed=3))
     hook.remove()
     lengths = [len(engine.tokenizer(prompt)["input_ids"]) for prompt in prompts]
     assert read[0] == (3 * max(lengths) if not start else len(engine.tokenizer(start)["input_ids"]))
     for prompt, generation in zip(prompts, together, strict=True):
         assert generation.logprob == pytest.approx(logprob_of(engine, prompt, generation.token_ids), abs=1e-3)
-        (alone,) = engine.generate([prompt], generation.decoding, SUGGEST)
+        (alone,) = write(engine, [prompt], generation.decoding)
         assert alone.token_ids == generation.token_ids
 
 
@@ -89,16 +99,17 @@ def test_rows_of_one_batch_have_their_own_task_and_decoding(engine: Transformers
     boost_ends(engine, monkeypatch, 3.0)
     tasks = [SUGGEST, REFINE, SUGGEST]
     decodings = [Decoding(seed=1), GREEDY, Decoding(temperature=0.5, top_p=1.0, seed=2, max_new_tokens=2)]
-    together = engine.generate(PROMPTS, decodings, tasks)
+    prompts = [encode_texts([text], task, engine.tokenizer)[0] for text, task in zip(PROMPTS, tasks, strict=True)]
+    together = engine.generate(prompts, decodings)
     for prompt, task, decoding, generation in zip(PROMPTS, tasks, decodings, together, strict=True):
-        (alone,) = engine.generate([prompt], decoding, task)
+        (alone,) = write(engine, [prompt], decoding, task)
         assert generation.token_ids == alone.token_ids
     assert len(together[2].token_ids) <= 2
 
 
 def test_a_seed_repeats_and_no_seed_varies(engine: TransformersEngine) -> None:
     def draw(seed: int | None) -> list[tuple[int, ...]]:
-        return [one.token_ids for one in engine.generate(PROMPTS, Decoding(temperature=3.0, top_p=1.0, seed=seed), SUGGEST)]
+        return [one.token_ids for one in write(engine, PROMPTS, Decoding(temperature=3.0, top_p=1.0, seed=seed))]
 
     assert draw(5) == draw(5)
     assert draw(5) != draw(6)
@@ -106,7 +117,7 @@ def test_a_seed_repeats_and_no_seed_varies(engine: TransformersEngine) -> None:
 
 
 def test_samples_of_one_prompt_are_adjacent(engine: TransformersEngine) -> None:
-    many = engine.generate(PROMPTS[:2], Decoding(temperature=3.0, top_p=1.0), SUGGEST, samples=4)
+    many = write(engine, PROMPTS[:2], Decoding(temperature=3.0, top_p=1.0), samples=4)
     assert len(many) == 8
     assert len({one.token_ids for one in many[:4]}) > 1
     for index, one in enumerate(many):
@@ -117,8 +128,8 @@ def test_an_item_that_repeats_an_earlier_one_is_drawn_anew(engine: TransformersE
     boost_ends(engine, monkeypatch, 4.0)
     task = Task(name="suggest", n=4, template="{query} =>", max_item_tokens=8)
     decodings = [Decoding(temperature=1.5, top_p=1.0, seed=seed) for seed in range(60)]
-    plain = engine.generate(PROMPTS * 20, decodings, task)
-    distinct = engine.generate(PROMPTS * 20, [replace(one, redraws=20) for one in decodings], task)
+    plain = write(engine, PROMPTS * 20, decodings, task)
+    distinct = write(engine, PROMPTS * 20, [replace(one, redraws=20) for one in decodings], task)
     before, after = (sum(repeats(engine, one) for one in lists) for lists in (plain, distinct))
     assert before >= 5
     assert after <= before / 2  # where the policy sees one way to go on, drawing anew does not help
@@ -143,11 +154,11 @@ def test_redraws_change_nothing_where_no_item_repeats_and_end_at_their_number(
     boost_ends(engine, monkeypatch, 6.0)
     for prompt in PROMPTS * 5:
         decoding = Decoding(temperature=2.0, top_p=1.0, seed=len(prompt))
-        (plain,), (distinct,) = (engine.generate([prompt], one, SUGGEST) for one in (decoding, replace(decoding, redraws=9)))
+        (plain,), (distinct,) = (write(engine, [prompt], one) for one in (decoding, replace(decoding, redraws=9)))
         if not repeats(engine, plain):
             assert plain.token_ids == distinct.token_ids
-    (stuck,) = engine.generate(PROMPTS[:1], Decoding(temperature=1e-4, redraws=3), SUGGEST)
-    (greedy,) = engine.generate(PROMPTS[:1], Decoding(greedy=True, redraws=3), SUGGEST)
+    (stuck,) = write(engine, PROMPTS[:1], Decoding(temperature=1e-4, redraws=3))
+    (greedy,) = write(engine, PROMPTS[:1], Decoding(greedy=True, redraws=3))
     assert stuck.token_ids == greedy.token_ids
 
 
@@ -155,7 +166,7 @@ def test_a_row_ends_at_eos_at_its_limit_or_after_its_last_separator(
     engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     boost_ends(engine, monkeypatch, 4.0)
-    drawn = engine.generate(PROMPTS * 20, Decoding(temperature=1.5, top_p=1.0), SUGGEST)
+    drawn = write(engine, PROMPTS * 20, Decoding(temperature=1.5, top_p=1.0))
     reasons = {end_of(engine, one) for one in drawn}
     assert reasons == {"eos", "limit", "separators"}
 
@@ -179,7 +190,7 @@ def test_top_p_keeps_to_the_nucleus(engine: TransformersEngine) -> None:
         logits = engine.model(torch.tensor([engine.tokenizer(prompt)["input_ids"]])).logits[0, -1]
     probabilities, order = (logits / 0.7).softmax(-1).sort(descending=True)
     nucleus = order[: int((probabilities.cumsum(-1) < 0.5).sum()) + 1].tolist()
-    first = {one.token_ids[0] for one in engine.generate([prompt], Decoding(temperature=0.7, top_p=0.5), SUGGEST, samples=300)}
+    first = {one.token_ids[0] for one in write(engine, [prompt], Decoding(temperature=0.7, top_p=0.5), samples=300)}
     assert first <= set(nucleus)
     assert probabilities[0] > 0.05
     assert order[0].item() in first
@@ -189,38 +200,29 @@ def test_sampled_frequencies_follow_the_distribution(engine: TransformersEngine)
     prompt, draws = "red shoes =>", 3000
     with torch.inference_mode():
         expected = engine.model(torch.tensor([engine.tokenizer(prompt)["input_ids"]])).logits[0, -1].softmax(-1)
-    seen = engine.generate([prompt], Decoding(temperature=1.0, top_p=1.0, seed=None, max_new_tokens=1), SUGGEST, samples=draws)
+    seen = write(engine, [prompt], Decoding(temperature=1.0, top_p=1.0, seed=None, max_new_tokens=1), samples=draws)
     counts = torch.bincount(torch.tensor([one.token_ids[0] for one in seen]), minlength=len(expected))
     likely = expected > 0.01
     deviation = (counts / draws - expected).abs()[likely] / (expected * (1 - expected) / draws).sqrt()[likely]
     assert float(deviation.max()) < 5.0
 
 
-def test_prompts_too_long_for_the_policy_lose_their_start(engine: TransformersEngine) -> None:
-    words = " ".join(["trail"] * 2000)
-    (generation,) = engine.generate([f"{words} red shoes =>"], GREEDY, SUGGEST)
-    (kept,) = engine.encode_prompts([f"{words} red shoes =>"], SUGGEST.max_new_tokens)
-    assert len(kept) == 512 - SUGGEST.max_new_tokens
-    assert generation.token_ids
-
-
-def test_a_hostile_prompt_holds_no_list_tokens(engine: TransformersEngine) -> None:
-    from serving.policy.tasks import render_prompt
-
-    (ids,) = engine.encode_prompts([render_prompt(SUGGEST, "a<SEP>b<EOS>\n<AUX>＜SEP＞", ["<SEP>"], ["<EOS>"])], 1)
-    assert not engine.form.special.intersection(ids)
+def test_the_longest_prompt_and_its_list_fit_into_the_policy(engine: TransformersEngine) -> None:
+    prompt = engine.encode_prompt(SUGGEST.model_copy(update={"max_query_chars": 5000}), "trail " * 800)
+    assert len(prompt.token_ids) == 512 - SUGGEST.max_new_tokens
+    assert engine.generate([prompt], GREEDY)[0].token_ids
 
 
 def test_no_prompts_no_lists(engine: TransformersEngine) -> None:
-    assert engine.generate([], GREEDY, SUGGEST) == []
-    with pytest.raises(ValueError, match="2 of Task for 3 prompts"):
-        engine.generate(PROMPTS, GREEDY, [SUGGEST, REFINE])
+    assert write(engine, [], GREEDY) == []
+    with pytest.raises(ValueError, match="2 decodings for 3 prompts"):
+        write(engine, PROMPTS, [GREEDY, GREEDY])
 
 
 def test_search_continuations_equal_plain_recomputation(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three items deep: each continuation's log-probability is that of a forward pass over the whole text so far."""
     boost_ends(engine, monkeypatch, 5.0)
-    state = engine.begin(PROMPTS, SUGGEST)
+    state = engine.begin(encode_texts(PROMPTS, SUGGEST, engine.tokenizer))
     before: list[list[int]] = [[] for _ in PROMPTS]
     for depth in range(3):
         expansion = engine.expand(state, 6, Decoding(temperature=1.3, top_p=1.0, seed=depth))
@@ -243,7 +245,7 @@ def test_search_continuations_equal_plain_recomputation(engine: TransformersEngi
 
 def test_greedy_search_equals_naive_continuation(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     boost_ends(engine, monkeypatch, 5.0)
-    state = engine.begin(PROMPTS, SUGGEST)
+    state = engine.begin(encode_texts(PROMPTS, SUGGEST, engine.tokenizer))
     texts = [list(engine.tokenizer(prompt)["input_ids"]) for prompt in PROMPTS]
     for _ in range(2):
         expansion = engine.expand(state, 1, GREEDY)
@@ -265,14 +267,16 @@ def continue_naively(engine: TransformersEngine, ids: Sequence[int]) -> list[int
 
 
 def test_a_search_state_can_be_expanded_twice(engine: TransformersEngine) -> None:
-    state = engine.begin(PROMPTS, SUGGEST)
+    state = engine.begin(encode_texts(PROMPTS, SUGGEST, engine.tokenizer))
     once, again = (engine.expand(state, 3, Decoding(seed=7)) for _ in range(2))
     assert once.continuations == again.continuations
 
 
 def test_the_first_item_is_after_the_auxiliary_texts(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     boost_ends(engine, monkeypatch, 3.0)
-    expansion = engine.expand(engine.begin(PROMPTS, REFINE), 400, Decoding(temperature=1.5, top_p=1.0, seed=0))
+    expansion = engine.expand(
+        engine.begin(encode_texts(PROMPTS, REFINE, engine.tokenizer)), 400, Decoding(temperature=1.5, top_p=1.0, seed=0)
+    )
     complete = [index for index, one in enumerate(expansion.continuations) if one.complete]
     assert complete
     assert all(len(expansion.continuations[index].auxiliary) == 1 for index in complete)
@@ -283,7 +287,7 @@ def test_the_first_item_is_after_the_auxiliary_texts(engine: TransformersEngine,
 
 
 def test_what_was_cut_off_cannot_be_selected(engine: TransformersEngine) -> None:
-    expansion = engine.expand(engine.begin(PROMPTS, SUGGEST), 4, Decoding(seed=0, top_p=0.3))
+    expansion = engine.expand(engine.begin(encode_texts(PROMPTS, SUGGEST, engine.tokenizer)), 4, Decoding(seed=0, top_p=0.3))
     cut = [index for index, one in enumerate(expansion.continuations) if one.end == "cut"]
     assert cut
     with pytest.raises(ValueError, match="cut off"):
@@ -321,8 +325,7 @@ def test_an_adapter_answers_as_its_merged_weights(tmp_path: Path) -> None:
     assert str(base) in settings.read_text()
     loaded = TransformersEngine.load(tmp_path / "adapter", "cpu")
     ours, merged = (
-        one.generate(PROMPTS, GREEDY, SUGGEST)
-        for one in (loaded, TransformersEngine(adapted.merge_and_unload(), plain.tokenizer))
+        write(one, PROMPTS, GREEDY) for one in (loaded, TransformersEngine(adapted.merge_and_unload(), plain.tokenizer))
     )
     assert [one.token_ids for one in ours] == [one.token_ids for one in merged]
-    assert [one.token_ids for one in ours] != [one.token_ids for one in plain.generate(PROMPTS, GREEDY, SUGGEST)]
+    assert [one.token_ids for one in ours] != [one.token_ids for one in write(plain, PROMPTS, GREEDY)]

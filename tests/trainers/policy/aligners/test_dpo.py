@@ -10,7 +10,6 @@ import torch
 
 from serving.policy.engines.transformers_engine import TransformersEngine
 from serving.policy.lists import encode_list
-from serving.policy.tasks import render_prompt
 from tests.support.toy_policy import ANIMALS, TASK, make_policy
 from trainers.policy.aligners.dpo import DpoSettings, TooFewPairs, make_trainer, train_dpo
 from trainers.policy.pairs import Pair
@@ -27,14 +26,14 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pairs(policy: Path) -> list[Pair]:
     """Food and games are liked, prices and sleep are not."""
-    tokenizer = TransformersEngine.load(policy, "cpu").tokenizer
+    engine = TransformersEngine.load(policy, "cpu")
 
     def write(animal: str, first: str, second: str) -> tuple[int, ...]:
-        return tuple(encode_list((f"{animal} {first}", f"{animal} {second}"), (), tokenizer))
+        return tuple(encode_list((f"{animal} {first}", f"{animal} {second}"), (), engine.tokenizer))
 
     liked, disliked = [("food", "games"), ("games", "food")], [("price", "sleep"), ("sleep", "price")]
     return [
-        Pair(render_prompt(TASK, animal), write(animal, *good), write(animal, *bad))
+        Pair(engine.encode_prompt(TASK, animal).token_ids, write(animal, *good), write(animal, *bad))
         for animal in ANIMALS
         for good in liked
         for bad in disliked
@@ -50,10 +49,9 @@ def aligned(policy: Path, pairs: list[Pair], tmp_path_factory: pytest.TempPathFa
     return out, measured
 
 
-def logprob(folder: Path, prompt: str, ids: tuple[int, ...]) -> float:
-    """log pi(ids | prompt) by one plain forward pass of the policy in `folder`."""
+def logprob(folder: Path, before: tuple[int, ...], ids: tuple[int, ...]) -> float:
+    """log pi(ids | before) by one plain forward pass of the policy in `folder`."""
     engine = TransformersEngine.load(folder, "cpu")
-    before = engine.tokenizer(prompt)["input_ids"]
     with torch.inference_mode():
         scores = engine.model(torch.tensor([[*before, *ids]])).logits[0].log_softmax(-1)
     return sum(float(scores[len(before) + step - 1, token]) for step, token in enumerate(ids))
@@ -91,7 +89,8 @@ def test_the_result_is_a_merged_policy_that_serving_loads_and_the_next_iteration
     for number in range(2):
         train_dpo(out, pairs[:8], tmp_path / str(number), SETTINGS.model_copy(update={"epochs": 1}), "cpu")
         out = tmp_path / str(number)
-    assert TransformersEngine.load(out, "cpu").generate(["cat\n=>"], [_greedy()], TASK)
+    engine = TransformersEngine.load(out, "cpu")
+    assert engine.generate([engine.encode_prompt(TASK, "cat")], _greedy())
 
 
 def _greedy() -> Any:
@@ -125,7 +124,7 @@ def test_it_learns_from_the_tokens_that_the_policy_wrote(policy: Path, pairs: li
     (row,) = make_trainer(policy, [odd], tmp_path, SETTINGS, "cpu").train_dataset
     assert row["chosen_ids"] == list(odd.chosen)
     assert row["rejected_ids"] == list(odd.rejected)
-    assert row["prompt_ids"] == TransformersEngine.load(policy, "cpu").encode_prompts([odd.prompt], 1)[0]
+    assert row["prompt_ids"] == list(odd.prompt)
 
 
 def test_too_few_pairs_are_refused(policy: Path, pairs: list[Pair], tmp_path: Path) -> None:
