@@ -52,7 +52,7 @@ def read_status(settings: Settings) -> dict[str, Any]:
     worker = running.get("worker") or settings.worker.local_url
     serving = running.get("serving") or f"http://{settings.serving.host}:{settings.serving.port}"
     own = find_data_folder(settings.data.dir)
-    found = {
+    found: dict[str, Any] = {
         "up": running or None,
         "streams": _read_worker(worker, settings.worker.key, own if "worker" in running else expected_folder(settings, "worker")),
         "serving": fetch(
