@@ -73,8 +73,10 @@ async def wait_for_days(worker: str, days: list[str], deadline_s: float = 60.0) 
     await _wait(exported, deadline_s, f"the lake holds the days {days[0]} to {days[-1]}")
 
 
-async def wait_for_release(serving: str, release: str, deadline_s: float = 60.0) -> None:
-    """Return once serving answers from this release. Raises MilestoneError with its reason when it cannot load it."""
+async def wait_for_release(serving: str, release: str, deadline_s: float = 240.0) -> None:
+    """Return once serving answers from this release. Raises MilestoneError with its reason when it cannot load it.
+
+    Two cores that others use too have taken 60 s to load one."""
 
     async def live() -> bool | None:
         state = await asyncio.to_thread(get_json, f"{serving}/readyz", None)
