@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +26,7 @@ from streams.importers.views import create_view
 
 NEEDED = ("type", "ts", "session_id", "query")
 """The fields that every event has; an `event_id` that a mapping does not give is made from the others."""
+_NAN = re.compile(r"\s*[+-]?nan\s*", re.IGNORECASE)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -123,12 +125,14 @@ def encode_event(row: dict[str, Any], embedded: dict[str, str]) -> bytes:
     """Return a row as a line: JSON goes in as it is, and a missing `event_id` is made from all other fields."""
     for name, kind in embedded.items():
         if name in row:
-            row[name] = _in_one_line(row[name]) if kind == "JSON" else [one and _in_one_line(one) for one in row[name]]
+            row[name] = _embed(row[name]) if kind == "JSON" else [_embed(one) for one in row[name]]
+            if row[name] is None:
+                del row[name]
     if "event_id" not in row:
         row["event_id"] = digest(_encode(row))
     return _encode(row)
 
 
-def _in_one_line(text: str) -> msgspec.Raw:
-    """Return JSON without line breaks, which may only be white space in it."""
-    return msgspec.Raw(text.replace("\n", " "))
+def _embed(text: str | None) -> msgspec.Raw | None:
+    """Return JSON without line breaks, which may only be white space in it; None for NaN, which DuckDB takes for JSON."""
+    return None if text is None or _NAN.fullmatch(text) else msgspec.Raw(text.replace("\n", " "))

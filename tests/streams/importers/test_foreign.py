@@ -155,6 +155,13 @@ def test_json_goes_in_as_it_is_and_null_is_left_out(tmp_path: Path) -> None:
     assert (event["items"], event["decoding"], event["n"], "task" in event) == (["x", "y"], {"t": 1.5}, [None, 1], False)
 
 
+@pytest.mark.parametrize("nan", ["NaN", " nan", "-NaN"])
+def test_nan_that_a_table_has_for_json_is_left_out(nan: str, tmp_path: Path) -> None:
+    sql = "SELECT 'query' AS type, 1 AS ts, session AS session_id, query, try_cast(items AS JSON) AS items FROM log"
+    (event,) = mapped(tmp_path, sql, f"time,session,query,items\n1,s,q,{nan}\n")
+    assert "items" not in event
+
+
 @pytest.mark.parametrize(
     ("ts", "seconds"),
     [
