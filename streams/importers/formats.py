@@ -71,7 +71,7 @@ def _read_part(path: Path) -> Part | None:
             head = block.lstrip()
     found = Part(path, kind, _tell_format(bare_name(path), head)) if head else None
     if found and found.format == "ndjson" and (document := find_document(head, len(head) < HEAD_BYTES)):
-        raise unreadable(path, *document)
+        raise unreadable(path, kind, *document)
     return found
 
 

@@ -172,5 +172,5 @@ def _read_lines(source: Source) -> Iterator[tuple[int, bytes]]:
     if bare_name(source.path).endswith(TABLES) and source.head.strip(SPACE):
         raise LogFileError(f"{source.path} is a table: say with --mapping FILE.sql what its columns are (docs/mappings.md)")
     if document := find_document(source.head.removeprefix(BOM), len(source.head) < HEAD_BYTES):
-        raise unreadable(source.path, *document)
+        raise unreadable(source.path, source.kind, *document)
     return source.lines()

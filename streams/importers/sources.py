@@ -51,7 +51,7 @@ class Source:
                 self.kind = _kind_of(self.raw)
                 self.head = b"" if self.kind == "parquet" else self._read_head()
             if fault := find_fault(self.head, packed=self.kind != "plain"):
-                raise unreadable(path, *fault)
+                raise unreadable(path, self.kind, *fault)
         except BaseException:
             self.raw.close()
             raise
@@ -120,9 +120,12 @@ def bare_name(path: Path) -> str:
     return path.stem if path.suffix in COMPRESSED else path.name
 
 
-def unreadable(path: Path, name: str, advice: str) -> LogFileError:
-    """Return the error for a file in a form that nothing here reads."""
-    return LogFileError(f"{path} is {name}, which nothing here reads: {advice.replace('FILE', str(path))}")
+def unreadable(path: Path, kind: Kind, name: str, advice: str) -> LogFileError:
+    """Return the error for a file in a form that nothing here reads; of a compressed one it is what the file holds."""
+    file = path
+    if kind != "plain" and "FILE" in advice:
+        file, advice = path.with_name(bare_name(path)), f"decompress it, then {advice}"
+    return LogFileError(f"{path} is {name}, which nothing here reads: {advice.replace('FILE', str(file))}")
 
 
 def _decompress(raw: io.BufferedReader, kind: Kind) -> IO[bytes]:

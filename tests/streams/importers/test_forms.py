@@ -130,6 +130,23 @@ def test_one_json_array_is_refused_without_a_mapping_and_read_with_one(content: 
     assert len(list(read_log(path, MAPPING))) == content.count(b'"type"')
 
 
+@pytest.mark.parametrize("mapping", [None, MAPPING])
+@pytest.mark.parametrize(
+    ("content", "command"),
+    [
+        (b'{\n "type": "query"\n}\n', r"`jq -c \. \S*log\.json`"),
+        (TEXT.decode().encode("utf-16"), r"`iconv -f UTF-16LE -t UTF-8 \S*log\.json`"),
+        (bz2.compress(TEXT), r"`bzip2 -dk \S*log\.json`"),
+    ],
+)
+def test_what_is_said_of_a_compressed_file_is_for_the_file_in_it(
+    content: bytes, command: str, mapping: Mapping | None, tmp_path: Path
+) -> None:
+    path = put(tmp_path, "log.json.gz", gzip.compress(content))
+    with pytest.raises(LogFileError, match=rf"log\.json\.gz is .*, which nothing here reads: decompress it, then {command}"):
+        LogFile(path, mapping)
+
+
 @pytest.mark.parametrize(
     "bad",
     [b'{"type":"query",\n{"a":[', b"[\n{,", b"{}{}", b"{}\r{}",
