@@ -19,7 +19,7 @@ from queryloop.verify.normal_form import normal_form
 from streams.events.erasures import NO_TOMBSTONES, Tombstones, read_owner
 from streams.events.line_decoder import parse_line
 from streams.events.rules import CountingRules
-from streams.events.schema import SPACE, Click, EventSettings, Impression, Query, Reason, Reject
+from streams.events.schema import Click, EventSettings, Impression, Query, Reason, Reject, strip_line
 
 ROWS_A_CHUNK = 50_000
 CLOCK_SKEW_US = 60_000_000
@@ -115,7 +115,7 @@ class Arrivals:
             if value is None:
                 self._refuse(Reject(Reason.MALFORMED, "", b"", None, None, offset, 0), Reason.MALFORMED)
             for line in (value or b"").split(b"\n"):
-                if stripped := line.strip(SPACE):
+                if stripped := strip_line(line):
                     self._add_line(parse_line(stripped, self.limits), moment_us)
             if self.lines - flushed >= ROWS_A_CHUNK:
                 flushed = self.lines

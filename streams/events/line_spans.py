@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from streams.events.schema import SPACE
+from streams.events.schema import strip_line
 
 Int64s = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -26,7 +26,7 @@ _OPEN, _CLOSE, _BREAK = b"{}\n"
 
 @dataclass(frozen=True, eq=False)
 class Spans:
-    """Lines text[start:end], in order, without white space around them; none is blank."""
+    """Lines text[start:end], in order, without white space around them and byte order marks in front; none is blank."""
 
     text: bytes
     starts: Int64s
@@ -94,7 +94,7 @@ def _split_line_by_line(records: Sequence[tuple[int, bytes]]) -> Lines:
     texts, found = [], []
     for offset, value in records:
         for number, line in enumerate(value.split(b"\n")):
-            if text := line.strip(SPACE):
+            if text := strip_line(line):
                 texts.append(text)
                 found.append((offset, number))
     locations = np.array(found, np.int64).reshape(-1, 2)

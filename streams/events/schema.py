@@ -218,7 +218,7 @@ class Decoded:
 
 
 def strip_line(line: bytes) -> bytes:
-    """Return a line of a file or a body without white space around it and without byte order marks in front.
+    """Return a line of a record, a file or a body without white space around it and without byte order marks in front.
 
     Where files are put one behind the other, each keeps its mark, so that one stands before a line in the middle."""
     stripped = line.strip(SPACE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from streams.events.line_decoder import parse_line
-from streams.events.schema import DEFAULT_LIMITS, SPACE, Decoded, EventSettings, Reason, Reject
+from streams.events.schema import DEFAULT_LIMITS, Decoded, EventSettings, Reason, Reject, strip_line
 
 
 def decode_records(
@@ -17,6 +17,6 @@ def decode_records(
         if value is None:
             decoded.add(Reject(Reason.MALFORMED, "record without a value", b"", None, None, offset, 0))
         for number, line in enumerate((value or b"").split(b"\n")):
-            if stripped := line.strip(SPACE):
+            if stripped := strip_line(line):
                 decoded.add(parse_line(stripped, limits, offset=offset, number=number, now=now))
     return decoded

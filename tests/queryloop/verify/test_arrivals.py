@@ -16,7 +16,7 @@ from streams.counting.record_times import RecordTimes
 from streams.events.batch_decoder import decode_columns
 from streams.events.line_decoder import parse_line
 from streams.events.rules import CountingRules
-from streams.events.schema import DEFAULT_LIMITS, Reject
+from streams.events.schema import BOM, DEFAULT_LIMITS, Reject
 from streams.store.shard import Shard
 from tests.support.logs import HOUR, NOW, START, click, difficult_logs, impression, query
 
@@ -63,3 +63,9 @@ def test_an_event_ahead_of_its_record_ends_no_waiting_in_the_recount_either() ->
     assert verify(records, 1, CountingRules()).equal
     by_event_time = verify(records, 1, CountingRules(record_times=False))
     assert by_event_time.equal and by_event_time.lines == 3
+
+
+def test_a_byte_order_mark_that_a_producer_puts_before_a_record_counts_for_nothing_in_shard_and_recount() -> None:
+    lines = [BOM + impression("i", START), BOM + BOM + click("c", START + 1) + b"\r\n" + BOM + query("q", START), BOM]
+    verdict = verify([(line, round(START * 1e6)) for line in lines], 2, CountingRules())
+    assert verdict.equal and verdict.lines == 3

@@ -7,10 +7,12 @@ import numpy as np
 from hypothesis import example, given
 
 from streams.events.line_spans import join_lines, split_records
-from streams.events.schema import SPACE
+from streams.events.schema import BOM, strip_line
 
 RECORDS = st.lists(
-    st.lists(st.sampled_from([b"{}", b'{"a":1}', b"", b" ", b"{", b"x}", b"{}\r", b" {}"]), max_size=4).map(b"\n".join)
+    st.lists(st.sampled_from([b"{}", b'{"a":1}', b"", b" ", b"{", b"x}", b"{}\r", b" {}", BOM + b"{}", BOM]), max_size=4).map(
+        b"\n".join
+    )
 )
 
 
@@ -18,13 +20,14 @@ RECORDS = st.lists(
 @example([b"{}\n{}", b"{}"])
 @example([b"{}", b"{}\n", b"{}"])
 @example([])
+@example([BOM + b"{}", b"{}\n" + BOM + b"{}", BOM])
 def test_lines_equal_those_of_each_record_split_by_itself(values: list[bytes]) -> None:
     lines = split_records(list(enumerate(values, 5)))
     expected = [
-        (line.strip(SPACE), offset, number)
+        (strip_line(line), offset, number)
         for offset, value in enumerate(values, 5)
         for number, line in enumerate(value.split(b"\n"))
-        if line.strip(SPACE)
+        if strip_line(line)
     ]
     texts = lines.spans.take(np.arange(len(lines.spans)))
     assert list(zip(texts, lines.offsets.tolist(), lines.numbers.tolist(), strict=True)) == expected
