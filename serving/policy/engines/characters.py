@@ -65,7 +65,7 @@ def find_next_states(tokens: Sequence[bytes]) -> npt.NDArray[np.uint8]:
     states[lengths == 0] = DEAD
     for column in range(int(lengths.max(initial=0))):
         longer = np.flatnonzero(lengths > column)
-        read = np.fromiter((tokens[index][column] for index in longer), dtype=np.uint8, count=len(longer))
+        read = np.fromiter((tokens[index][column] for index in longer.tolist()), dtype=np.uint8, count=len(longer))
         states[longer] = extended[states[longer], read[:, None]]
     return states
 

@@ -35,7 +35,7 @@ def make_tokenizers() -> dict[str, Any]:
 TOKENIZERS = make_tokenizers()
 GRAMMARS: dict[str, Grammar] = {name: make_grammar(one, len(one) + 3, CPU) for name, one in TOKENIZERS.items()}
 LIKED = st.lists(st.integers(0, len(TOKENIZERS["tokens"]) - 1), min_size=1, max_size=5)
-"""Tokens that a policy would like to draw all the time: special ones, halves of characters, a few that make repetitions likely."""
+"""Tokens that a policy would like to draw all the time: special ones, halves of characters; few, so that items repeat."""
 QUERIES = st.one_of(st.text(max_size=4), st.sampled_from(["red", "a", " A ", "re", "\u00e9", "<SEP>", "red shoes", "\u200b"]))
 
 
