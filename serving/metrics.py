@@ -49,6 +49,12 @@ class ServingMetrics:
             ("release", "task", "form"),
         )
         self.list_tokens = counter("queryloop_list_tokens_total", "Tokens of the lists written.", ("release", "task"))
+        self.forced_lists = counter(
+            "queryloop_forced_lists_total", "Lists in which the grammar had to change a draw of the policy.", ("release", "task")
+        )
+        self.forced_tokens = counter(
+            "queryloop_forced_tokens_total", "Tokens of the lists written that the grammar had to change.", ("release", "task")
+        )
         self.impressions = counter("queryloop_impressions_total", "Impressions handed to the emitter.")
         self.impressions_lost = counter(
             "queryloop_impressions_lost_total", "Lists answered whose impression could not be emitted.", ("reason",)
@@ -80,9 +86,15 @@ class ServingMetrics:
         """Count a release that went live, and begin the series of its lists."""
         for task, form in product(self._tasks, get_args(Form)):
             self.lists.labels(release, task, form)
-            self.list_tokens.labels(release, task)
+            for one in (self.list_tokens, self.forced_lists, self.forced_tokens):
+                one.labels(release, task)
         self.swaps.inc()
         self.live = release
+
+    def count_forced(self, release: str, task: str, forced: int) -> None:
+        """Count the draws of one list that the grammar changed."""
+        self.forced_lists.labels(release, task).inc(forced > 0)
+        self.forced_tokens.labels(release, task).inc(forced)
 
     def render(self, emitter: Counters, process: Mapping[str, Any]) -> bytes:
         """Render all in Prometheus' text format, with the emitter's counters and the figures of `read_process`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Protocol
 
 from serving.metrics import Form
@@ -41,7 +42,10 @@ class Request:
 @dataclass(frozen=True, slots=True)
 class Recommendation:
     """One answered list. `form` is "fallback" when the policy wrote no usable item: the items are then co-occurring queries, or
-    the query itself, and `logprob` and `decoding` are None because the policy did not draw them."""
+    the query itself, and `logprob` and `decoding` are None because the policy did not draw them.
+
+    `written`: for each item, whether the policy wrote it in this place; false where serving had to replace or move it. `forced`:
+    how many draws of the policy's list the grammar changed."""
 
     release: str
     items: tuple[str, ...]
@@ -52,6 +56,8 @@ class Recommendation:
     related: tuple[str, ...]
     form: Form
     tokens: int
+    written: tuple[bool, ...]
+    forced: int
 
 
 def recommend(
@@ -63,7 +69,7 @@ def recommend(
         engine.encode_prompt(request.task, request.query, found, request.session, request.response)
         for request, found in zip(requests, related, strict=True)
     ]
-    generations = engine.generate(prompts, [request.decoding for request in requests])
+    generations = engine.generate(prompts, [request.decoding for request in requests], logprobs=True)
     shown = [_choose_items(*one) for one in zip(requests, generations, related, strict=True)]
     predicted = _predict(predictor, requests, shown)
     return [_answer(release, *one) for one in zip(requests, generations, shown, related, predicted, strict=True)]
@@ -110,9 +116,11 @@ def _answer(
         items,
         name_auxiliary(written.auxiliary, request.task),
         predicted,
-        round(generation.logprob, 6) if own else None,
+        round(generation.logprob, 6) if own and generation.logprob is not None else None,
         generation.decoding if own else None,
         related,
         "fallback" if not own else "well_formed" if untouched else "repaired",
         written.tokens,
+        tuple(own and item == drawn for item, drawn in zip_longest(items, written.items[: len(items)])),
+        generation.forced,
     )

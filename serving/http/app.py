@@ -230,6 +230,7 @@ class Endpoints:
         for request, answer in zip(requests, answers, strict=True):
             self._metrics.lists.labels(answer.release, request.task.name, answer.form).inc()
             self._metrics.list_tokens.labels(answer.release, request.task.name).inc(answer.tokens)
+            self._metrics.count_forced(answer.release, request.task.name, answer.forced)
         return answers
 
     def _list_releases(self) -> Response:
@@ -270,6 +271,8 @@ def _describe_answer(request: Request, answer: Recommendation) -> dict[str, Any]
         "predicted": list(answer.predicted) if answer.predicted is not None else None,
         "logprob": answer.logprob,
         "decoding": answer.decoding.describe() if answer.decoding else None,
+        "written": list(answer.written),
+        "forced": answer.forced,
     }
 
 

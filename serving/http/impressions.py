@@ -57,6 +57,8 @@ def make_impression(
         "session": clean_session(request.task, request.session),
         "related": list(answer.related),
         "form": answer.form,
+        "written": list(answer.written),
+        "forced": answer.forced,
     }
     extra: dict[str, Any] = {"context": shaped}
     if request.response:

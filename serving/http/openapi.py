@@ -34,7 +34,18 @@ SCHEMAS: Mapping[str, Schema] = {
     "BatchError": {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}, **_BATCH}},
     "Recommendation": {
         "type": "object",
-        "required": ["impression_id", "release", "task", "items", "auxiliary", "predicted", "logprob", "decoding"],
+        "required": [
+            "impression_id",
+            "release",
+            "task",
+            "items",
+            "auxiliary",
+            "predicted",
+            "logprob",
+            "decoding",
+            "written",
+            "forced",
+        ],
         "properties": {
             **{name: {"type": "string"} for name in ("impression_id", "release", "task")},
             "items": {"type": "array", "items": {"type": "string"}},
@@ -42,6 +53,8 @@ SCHEMAS: Mapping[str, Schema] = {
             "predicted": {"type": ["array", "null"], "items": {"type": "number"}},
             "logprob": {"type": ["number", "null"]},
             "decoding": {"type": ["object", "null"]},
+            "written": {"type": "array", "items": {"type": "boolean"}},
+            "forced": {"type": "integer", "minimum": 0},
         },
     },
     "Readiness": {

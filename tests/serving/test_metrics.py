@@ -40,6 +40,8 @@ def make_metrics() -> ServingMetrics:
     metrics.go_live("r0001")
     metrics.lists.labels("r0001", "refine", "well_formed").inc(3)
     metrics.list_tokens.labels("r0001", "refine").inc(1_234_567)
+    for forced in (0, 4, 0):
+        metrics.count_forced("r0001", "refine", forced)
     metrics.impressions.inc()
     metrics.impressions_lost.labels("queue_full").inc()
     metrics.events_accepted.inc(20)

@@ -69,17 +69,19 @@ def test_without_predictor_nothing_is_predicted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "shown"),
+    ("written", "shown", "own"),
     [
-        (("a", "", "b"), ("a", "b")),
-        (("a", "A ", "b"), ("a", "b")),
-        (("a", "b", "c", "d"), ("a", "b", "c")),
-        (("a", "b\ufffd"), ("a",)),
+        (("a", "", "b"), ("a", "b"), (True, False)),
+        (("a", "A ", "b"), ("a", "b"), (True, False)),
+        (("a", "b", "c", "d"), ("a", "b", "c"), (True, True, True)),
+        (("a", "b\ufffd"), ("a",), (True,)),
     ],
 )
-def test_an_ill_formed_list_is_repaired(written: tuple[str, ...], shown: tuple[str, ...]) -> None:
+def test_an_ill_formed_list_is_repaired_and_says_which_items_are_where_the_policy_wrote_them(
+    written: tuple[str, ...], shown: tuple[str, ...], own: tuple[bool, ...]
+) -> None:
     (answer,) = recommend("r", script(*written), None, None, [ask("q")])
-    assert (answer.items, answer.form) == (shown, "repaired")
+    assert (answer.items, answer.form, answer.written) == (shown, "repaired", own)
     assert answer.logprob == -1.5
 
 
@@ -94,6 +96,14 @@ def test_with_no_usable_item_users_own_next_queries_are_shown() -> None:
     assert (answer.items, answer.form, answer.logprob, answer.decoding) == (("x y", "z", "v"), "fallback", None, None)
     assert answer.predicted is not None
     assert len(answer.predicted) == 3
+    assert answer.written == (False, False, False)
+
+
+def test_a_list_says_how_often_the_grammar_changed_a_draw() -> None:
+    engine = ScriptedEngine()
+    engine.forced = 4
+    (answer,) = recommend("r", engine, None, None, [ask("q")])
+    assert (answer.forced, answer.written, answer.form) == (4, (True, True, True), "well_formed")
 
 
 def test_with_nothing_at_all_the_query_itself_is_shown() -> None:

@@ -26,6 +26,7 @@ class ScriptedEngine:
     def __init__(self, script: Script = numbered_list, before: Callable[[], object] | None = None) -> None:
         self.script = script
         self.before = before
+        self.forced = 0
         self.batches: list[list[str]] = []
 
     def encode_prompt(
@@ -33,14 +34,16 @@ class ScriptedEngine:
     ) -> Prompt:
         return Prompt(task, query, tuple(map(ord, render_prompt(task, query, related, session, response))))
 
-    def generate(self, prompts: Sequence[Prompt], decoding: Decoding | Sequence[Decoding], samples: int = 1) -> list[Generation]:
+    def generate(
+        self, prompts: Sequence[Prompt], decoding: Decoding | Sequence[Decoding], samples: int = 1, *, logprobs: bool = False
+    ) -> list[Generation]:
         texts = ["".join(map(chr, prompt.token_ids)) for prompt in prompts]
         self.batches.append(texts)
         if self.before:
             self.before()
         decodings = [decoding] * len(prompts) if isinstance(decoding, Decoding) else list(decoding)
         return [
-            Generation(self.script(text, prompt.task), (1, 2, 3), -1.5, how)
+            Generation(self.script(text, prompt.task), (1, 2, 3), -1.5 if logprobs else None, how, -2.5, self.forced)
             for text, prompt, how in zip(texts, prompts, decodings, strict=True)
             for _ in range(samples)
         ]

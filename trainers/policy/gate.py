@@ -32,6 +32,7 @@ class GateSettings(BaseModel):
     min_gain: float = Field(default=0.0, ge=0, lt=1, description="Gain in AEC that the judge must see at least.")
     min_well_formed: float = Field(default=0.95, ge=0, le=1, description="Share of lists that keep the format.")
     max_length_ratio: float = Field(default=1.25, ge=1, description="Mean tokens, challenger to champion or the reverse.")
+    max_forced: float = Field(default=0.5, ge=0, le=1, description="Share of lists in which the grammar had to change a draw.")
     max_duplicate_rate: float = Field(default=0.1, ge=0, le=1, description="Share of lists in which two items overlap.")
     overlap: float = Field(default=0.6, gt=0, le=1, description="Character 3-gram Jaccard from which two items overlap.")
     seed: int = Field(default=0, description="Of the lists that are written for the measurement.")
@@ -39,11 +40,13 @@ class GateSettings(BaseModel):
 
 @dataclass(frozen=True)
 class Measured:
-    """One policy on the test prompts. AEC is the mean reward of its lists (eq. 3 or 4) by predictor and by judge."""
+    """One policy on the test prompts. AEC is the mean reward of its lists (eq. 3 or 4) by predictor and by judge; `forced` is the
+    share of lists in which the grammar changed a draw."""
 
     aec_predictor: float
     aec_judge: float
     well_formed: float
+    forced: float
     mean_tokens: float
     duplicate_rate: float
     prompts: int
@@ -100,6 +103,7 @@ def _summarise(
         aec_predictor=float(np.mean(predicted)),
         aec_judge=float(np.mean(judged)),
         well_formed=float(np.mean([one.list.well_formed for one in generations])),
+        forced=float(np.mean([one.forced > 0 for one in generations])),
         mean_tokens=float(np.mean([len(one.token_ids) for one in generations])),
         duplicate_rate=float(np.mean([bool(find_duplicates(one.list.items, settings.overlap)) for one in generations])),
         prompts=len(generations),
@@ -114,6 +118,7 @@ def decide(champion: Measured, challenger: Measured, settings: GateSettings) -> 
         for reason in (
             _worse(champion, challenger, settings),
             _malformed(challenger, settings),
+            _forced(challenger, settings),
             _drifted(champion, challenger, settings),
             _repetitive(challenger, settings),
         )
@@ -147,6 +152,15 @@ def _malformed(challenger: Measured, settings: GateSettings) -> str | None:
     if challenger.well_formed >= settings.min_well_formed:
         return None
     return f"list format broken: {challenger.well_formed:.1%} well-formed, at least {settings.min_well_formed:.1%} needed"
+
+
+def _forced(challenger: Measured, settings: GateSettings) -> str | None:
+    if challenger.forced <= settings.max_forced:
+        return None
+    return (
+        f"form forgotten: the grammar had to change a draw in {challenger.forced:.1%} of lists, at most "
+        f"{settings.max_forced:.1%} allowed; more annotations or a lower learning rate may help"
+    )
 
 
 def _drifted(champion: Measured, challenger: Measured, settings: GateSettings) -> str | None:

@@ -41,6 +41,7 @@ class SearchSettings(BaseModel):
     budget: int = Field(default=16, ge=1, description="Lists drawn at random, of which the worst are kept.")
     temperature: float = Field(default=1.0, gt=0, le=10, description="Of both draws.")
     top_p: float = Field(default=1.0, gt=0, le=1, description="Of both draws.")
+    redraws: int = Field(default=8, ge=0, le=64, description="Times that an item which repeats an earlier one is drawn anew.")
     filter_overlap: bool = Field(default=True, description="Drop chosen lists in which two queries overlap (G10).")
     overlap: float = Field(default=0.6, gt=0, le=1, description="Character 3-gram Jaccard from which two queries overlap.")
     min_gain: float = Field(default=0.0, ge=0, lt=1, description="A pair's rewards must differ by more than this.")
@@ -145,7 +146,7 @@ def search_chosen(
     written: list[tuple[int, ...]] = [()] * len(prompts)
     kept: list[tuple[_Partial, float]] = []
     for step in range(task.n):
-        decoding = Decoding(settings.temperature, settings.top_p, seed=seed + step)
+        decoding = Decoding(settings.temperature, settings.top_p, seed=seed + step, redraws=settings.redraws)
         expansion = engine.expand(state, settings.candidates, decoding)
         kept = _keep_best(_grow(expansion, written, engine.form.sep), predictor, prompts, settings)
         if not kept:
@@ -160,11 +161,9 @@ def search_chosen(
 
 
 def _grow(expansion: Expansion, written: Sequence[tuple[int, ...]], sep: int) -> list[_Partial]:
-    """Return the complete continuations as longer lists, each (prompt, items) once."""
+    """Return the continuations as longer lists, each (prompt, items) once."""
     grown: dict[tuple[int, tuple[str, ...]], _Partial] = {}
     for index, one in enumerate(expansion.continuations):
-        if not one.complete:
-            continue
         items = (*expansion.state.items[one.parent], one.item)
         auxiliary = expansion.state.auxiliary[one.parent] or one.auxiliary
         token_ids = (*written[one.parent], *one.token_ids[:-1], sep)
@@ -205,11 +204,12 @@ def _end(one: _Partial, worth: float, eos: int) -> ScoredList:
 def draw_rejected(
     engine: SearchEngine, predictor: Scorer, prompts: Sequence[Prompt], settings: SearchSettings, seed: int
 ) -> list[tuple[ScoredList, ...]]:
-    """Return Y_rejected of each prompt, all of one task: the `rejected` worst of `budget` random lists. A malformed list has
-    reward 0: without such lists nothing would keep a policy from breaking the format."""
+    """Return Y_rejected of each prompt, all of one task: the `rejected` worst of `budget` random lists, drawn as serving
+    draws them. A list that was cut off has reward 0."""
     import torch
 
-    decoding = Decoding(settings.temperature, settings.top_p)  # a seed here would make all lists of a prompt alike
+    # A seed here would make all lists of a prompt alike.
+    decoding = Decoding(settings.temperature, settings.top_p, redraws=settings.redraws)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         drawn = engine.generate(prompts, decoding, settings.budget)

@@ -43,18 +43,27 @@ class Decoding:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One generated list. `logprob` is its log-probability under the policy itself (temperature 1, all tokens), summed over
-    `token_ids` (which end with EOS when the list ended)."""
+    """One generated list; `token_ids` end with EOS when the list ended.
+
+    `logprob`: the log-probability with which this decoding draws these token ids: under the grammar, temperature, top-p and
+    redraws, whatever was drawn and undone on the way (0 when greedy); None where it was not asked for. `policy_logprob`: their
+    log-probability under the policy itself (temperature 1, all tokens). `forced`: the draws of them which the grammar changed."""
 
     list: RecommendedList
     token_ids: tuple[int, ...]
-    logprob: float
+    logprob: float | None
     decoding: Decoding
+    policy_logprob: float
+    forced: int
 
 
 class Engine(PromptEncoder, Protocol):
-    """A loaded policy."""
+    """A loaded policy. Every list that it writes follows the grammar: it is well-formed unless `max_new_tokens` cut it, and no
+    item repeats an earlier one or the prompt's query."""
 
-    def generate(self, prompts: Sequence[Prompt], decoding: Decoding | Sequence[Decoding], samples: int = 1) -> list[Generation]:
-        """Return one list a prompt, or `samples` of each (p0 s0, p0 s1, …); one decoding for all, or one a prompt."""
+    def generate(
+        self, prompts: Sequence[Prompt], decoding: Decoding | Sequence[Decoding], samples: int = 1, *, logprobs: bool = False
+    ) -> list[Generation]:
+        """Return one list a prompt, or `samples` of each (p0 s0, p0 s1, …); one decoding for all, or one a prompt. `logprobs`
+        asks for `Generation.logprob`, which with redraws costs one more pass."""
         ...

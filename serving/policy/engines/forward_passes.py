@@ -58,6 +58,18 @@ def advance(model: PreTrainedModel, rows: Rows, tokens: torch.Tensor, alive: tor
     return Rows(rows.cache, mask, rows.lengths + grown.long(), logits)
 
 
+def read_tree(
+    model: PreTrainedModel, cache: Cache, tokens: torch.Tensor, positions: torch.Tensor, seen: torch.Tensor
+) -> torch.Tensor:
+    """Return the logits [rows, tokens, vocabulary] (float) after each of `tokens` [rows, tokens], which follow the columns of
+    `cache` in branches: `seen` [rows, tokens, columns + tokens] is true where a token sees a column of the cache or a token."""
+    output: Any = model(
+        input_ids=tokens, attention_mask=seen[:, None], position_ids=positions, past_key_values=cache, use_cache=True
+    )
+    logits: torch.Tensor = output.logits.float()
+    return logits
+
+
 def take(rows: Rows, chosen: torch.Tensor) -> Rows:
     """Return new rows: those of `chosen` [k], in this order; a row may be chosen several times."""
     return Rows(select_rows(rows.cache, chosen), rows.mask[chosen], rows.lengths[chosen], rows.logits[chosen])

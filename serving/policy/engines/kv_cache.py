@@ -53,6 +53,11 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         """Keys and values [rows, heads, used, size]."""
         return self.keys[:, :, : self.used], self.values[:, :, : self.used]
 
+    def share(self, other: GrowingLayer, columns: int) -> None:
+        """Hold the first columns of another layer. They fill the capacity, so what is appended goes into buffers of its own."""
+        self.keys, self.values = other.keys[:, :, :columns], other.values[:, :, :columns]
+        self.dtype, self.device, self.is_initialized, self.used = other.dtype, other.device, True, columns
+
     def fill(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Replace the content by these keys and values."""
         self.used, self.is_initialized = 0, False
@@ -61,6 +66,14 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
 def make_cache(layers: int) -> Cache:
     return Cache(layers=[GrowingLayer() for _ in range(layers)])
+
+
+def freeze(cache: Cache, columns: int) -> Cache:
+    """Return the first columns of a cache as they are now, without copying them; the cache may grow on, both may."""
+    frozen = make_cache(len(cache.layers))
+    for layer, source in zip(_layers(frozen), _layers(cache), strict=True):
+        layer.share(source, columns)
+    return frozen
 
 
 def select_rows(cache: Cache, rows: torch.Tensor) -> Cache:

@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from serving.policy.engines import Decoding, Generation
-from serving.policy.engines.forward_passes import Rows, advance, prefill, take
+from serving.policy.engines.drafts import Draft, make_outline
+from serving.policy.engines.drawing import Writing, write
+from serving.policy.engines.forward_passes import prefill, take
+from serving.policy.engines.grammar import make_grammar
+from serving.policy.engines.list_logprobs import find_logprobs, hold_prompts
 from serving.policy.engines.loading import choose_device, load_policy
-from serving.policy.engines.redrawing import Drawn, Redrawing
 from serving.policy.engines.sampling import Sampler
 from serving.policy.engines.search_state import Expansion, SearchState, expand_rows, select_rows, start_search
 from serving.policy.list_form import find_form
-from serving.policy.lists import parse
+from serving.policy.lists import encode_list, parse
 from serving.policy.prompts import Prompt, Prompter, find_context
 from serving.policy.tasks import Task
 
@@ -27,8 +30,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _T = TypeVar("_T")
-_DROP = 4
-"""Finished rows are dropped once they are one in so many of the batch: dropping copies the keys and values that stay."""
 
 
 class TransformersEngine:
@@ -38,6 +39,8 @@ class TransformersEngine:
         self.model = model
         self.tokenizer = tokenizer
         self.form = find_form(tokenizer)
+        columns = len(model.get_output_embeddings().weight)
+        self.grammar = make_grammar(tokenizer, columns, model.device)
         self._prompter = Prompter(tokenizer, find_context(model.config))
 
     @classmethod
@@ -52,57 +55,51 @@ class TransformersEngine:
         return self._prompter.encode_prompt(task, query, related, session, response)
 
     @torch.inference_mode()
-    def generate(self, prompts: Sequence[Prompt], decoding: Decoding | Sequence[Decoding], samples: int = 1) -> list[Generation]:
-        """Return one list a prompt, or `samples` of each (p0 s0, p0 s1, …), each prompt read once."""
+    def generate(
+        self, prompts: Sequence[Prompt], decoding: Decoding | Sequence[Decoding], samples: int = 1, *, logprobs: bool = False
+    ) -> list[Generation]:
+        """Return one list a prompt, or `samples` of each (p0 s0, p0 s1, …), each prompt read once (see `Engine`)."""
         if not prompts:
             return []
         decodings = _repeat(_spread(decoding, len(prompts)), samples)
-        tasks = _repeat([prompt.task for prompt in prompts], samples)
-        limits = [chosen.max_new_tokens or of.max_new_tokens for chosen, of in zip(decodings, tasks, strict=True)]
-        rows = prefill(self.model, [prompt.token_ids for prompt in prompts], self.form.eos)
+        asked = [row for row in range(len(prompts)) for _ in range(samples)]
+        drafts = [self._begin_draft(prompts[row], how) for row, how in zip(asked, decodings, strict=True)]
+        ids = [prompt.token_ids for prompt in prompts]
+        rows = prefill(self.model, ids, self.form.eos)
+        read = hold_prompts(rows, ids)
         if samples > 1:
-            rows = take(rows, torch.arange(len(prompts), device=self.model.device).repeat_interleave(samples))
-        drawn = Drawn.start(len(decodings))
-        redrawing = Redrawing(rows, [0 if chosen.greedy else chosen.redraws for chosen in decodings], self.form)
-        # Twice the longest list leaves room for redraws.
-        sampler = Sampler.prepare(decodings, 2 * max(limits), self.model.device)
-        self._draw_lists(rows, sampler, limits, [of.n for of in tasks], drawn, redrawing)
+            rows = take(rows, torch.tensor(asked, device=self.model.device))
+        scored = [logprobs and draft.given_redraws > 0 for draft in drafts]
+        writing = Writing(drafts, [len(draft.outline.ends) for draft in drafts], scored)
+        sampler = Sampler.prepare(decodings, writing.count_steps(), self.model.device)
+        write(self.model, rows, writing, sampler)
+        found = find_logprobs(self.model, read, asked, drafts, sampler) if logprobs else [None] * len(drafts)
         return [
-            Generation(parse(ids, self.tokenizer, of), tuple(ids), logprob, chosen)
-            for ids, logprob, of, chosen in zip(drawn.token_ids, drawn.logprobs, tasks, decodings, strict=True)
+            self._describe(prompts[row], how, draft, logprob)
+            for row, how, draft, logprob in zip(asked, decodings, drafts, found, strict=True)
         ]
 
-    def _draw_lists(
-        self, rows: Rows, sampler: Sampler, limits: Sequence[int], sizes: Sequence[int], drawn: Drawn, redrawing: Redrawing
-    ) -> None:
-        """Draw until every row has ended: by EOS, at its limit, or at a <SEP> after its last item (it can only be ill-formed)."""
-        live, ended = list(range(len(limits))), [False] * len(limits)
-        for step in range(steps := sampler.uniforms.shape[1]):
-            tokens = sampler.draw(rows.logits, step)
-            drawn.add(live, ended, tokens, rows.logits)
-            back = redrawing.reject(live, ended, drawn)
-            for slot, row in enumerate(live):
-                ended[slot] |= step + 1 == steps or (not back[slot] and self._ends(drawn.token_ids[row], limits[row], sizes[row]))
-            if all(ended):
-                return
-            if sum(ended) * _DROP >= len(live):
-                stay = [slot for slot in range(len(live)) if not ended[slot]]
-                kept = torch.tensor(stay, device=tokens.device)
-                rows, tokens = take(rows, kept), tokens[kept]
-                sampler.keep(kept)
-                redrawing.keep(kept)
-                live, ended, back = [live[slot] for slot in stay], [False] * len(stay), [back[slot] for slot in stay]
-            alive = torch.tensor([not undone for undone in back], device=tokens.device) if any(back) else None
-            rows = redrawing.go_back(advance(self.model, rows, tokens, alive), live, back, drawn)
+    def _begin_draft(self, prompt: Prompt, decoding: Decoding) -> Draft:
+        query_ids = encode_list([prompt.query], [], self.tokenizer)[:-1]
+        outline = make_outline(self.form, prompt.task, decoding.max_new_tokens, prompt.query, query_ids)
+        return Draft.begin(self.grammar, outline, 0 if decoding.greedy else decoding.redraws)
 
-    def _ends(self, ids: Sequence[int], limit: int, size: int) -> bool:
-        full = ids[-1] == self.form.sep and ids.count(self.form.sep) >= size
-        return full or ids[-1] == self.form.eos or len(ids) >= limit
+    def _describe(self, prompt: Prompt, decoding: Decoding, draft: Draft, logprob: float | None) -> Generation:
+        return Generation(
+            parse(draft.token_ids, self.tokenizer, prompt.task),
+            tuple(draft.token_ids),
+            logprob,
+            decoding,
+            sum(score.policy for score in draft.scores),
+            sum(score.forced for score in draft.scores),
+        )
 
     @torch.inference_mode()
     def begin(self, prompts: Sequence[Prompt]) -> SearchState:
         """Read the prompts, all of one task, once and start a candidate search with one empty list each."""
-        return start_search(prefill(self.model, [prompt.token_ids for prompt in prompts], self.form.eos), prompts[0].task)
+        drafts = [self._begin_draft(prompt, Decoding()) for prompt in prompts]
+        rows = prefill(self.model, [prompt.token_ids for prompt in prompts], self.form.eos)
+        return start_search(rows, prompts[0].task, drafts)
 
     @torch.inference_mode()
     def expand(self, state: SearchState, m: int, decoding: Decoding) -> Expansion:
@@ -111,8 +108,8 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def select(self, expansion: Expansion, chosen: Sequence[int]) -> SearchState:
-        """Go on with these continuations (indices into `expansion.continuations`, in any order), each ended by <SEP>."""
-        return select_rows(self.model, self.form, expansion, chosen)
+        """Go on with these continuations (indices into `expansion.continuations`, in any order)."""
+        return select_rows(self.model, expansion, chosen)
 
 
 def _spread(decoding: Decoding | Sequence[Decoding], count: int) -> list[Decoding]:

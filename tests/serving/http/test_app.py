@@ -50,6 +50,8 @@ def test_recommend_answers_a_list_and_emits_its_impression(tmp_path: Path) -> No
             "predicted": None,
             "logprob": -1.5,
             "decoding": {"temperature": 0.8, "top_p": 0.7},
+            "written": [True, True, True],
+            "forced": 0,
         }
         assert (impression.session_id, impression.user_id, impression.query, impression.ts_us) == (
             "s1",
@@ -60,7 +62,11 @@ def test_recommend_answers_a_list_and_emits_its_impression(tmp_path: Path) -> No
         assert (impression.release, impression.logprob, impression.decoding) == ("r0000", -1.5, body["decoding"])
         assert list(impression.items) == body["items"]
         extra = json.loads(impression.extra)
-        assert extra == {"context": {"page": 3, "session": ["hats"], "related": [], "form": "well_formed"}, "response": "Worn."}
+        grammar = {"written": [True, True, True], "forced": 0}
+        assert extra == {
+            "context": {"page": 3, "session": ["hats"], "related": [], "form": "well_formed", **grammar},
+            "response": "Worn.",
+        }
         json.loads(encode(impression))
 
     served.run(scenario)

@@ -22,7 +22,7 @@ TASK = Task(name="suggest", n=2, template="{query}")
 
 
 def measured(judged: Sequence[float], **changed: float) -> Measured:
-    whole = Measured(0.1, float(np.mean(judged)), 0.99, 10.0, 0.02, len(judged), tuple(judged))
+    whole = Measured(0.1, float(np.mean(judged)), 0.99, 0.02, 10.0, 0.02, len(judged), tuple(judged))
     return replace(whole, **changed)  # type: ignore[arg-type]
 
 
@@ -48,6 +48,10 @@ def test_a_better_policy_in_good_form_passes() -> None:
         (measured(noisy(0.08)), "not better by the judge: AEC 0.07"),
         (measured(noisy(0.08), aec_predictor=0.9), "not better by the judge"),
         (measured(BETTER, well_formed=0.949), "list format broken: 94.9% well-formed, at least 95.0% needed"),
+        (
+            measured(BETTER, forced=0.51),
+            "form forgotten: the grammar had to change a draw in 51.0% of lists, at most 50.0% allowed",
+        ),
         (measured(BETTER, mean_tokens=12.6), "length drifted: 12.6 tokens a list against 10.0, ratio 1.26"),
         (measured(BETTER, mean_tokens=7.9), "length drifted: 7.9 tokens a list against 10.0, ratio 0.79"),
         (measured(BETTER, duplicate_rate=0.11), "lists repeat themselves: 11.0% of lists"),
@@ -61,12 +65,12 @@ def test_each_fault_alone_refuses_and_says_why(challenger: Measured, reason: str
 
 
 def test_every_fault_is_named() -> None:
-    broken = measured(noisy(0.05), well_formed=0.5, mean_tokens=40.0, duplicate_rate=0.9)
-    assert len(decide(CHAMPION, broken, SETTINGS).reasons) == 4
+    broken = measured(noisy(0.05), well_formed=0.5, forced=0.9, mean_tokens=40.0, duplicate_rate=0.9)
+    assert len(decide(CHAMPION, broken, SETTINGS).reasons) == 5
 
 
 def test_values_at_the_limits_pass() -> None:
-    at_limits = measured(BETTER, well_formed=0.95, mean_tokens=12.5, duplicate_rate=0.1)
+    at_limits = measured(BETTER, well_formed=0.95, forced=0.5, mean_tokens=12.5, duplicate_rate=0.1)
     assert decide(CHAMPION, at_limits, SETTINGS).passed
 
 
@@ -112,11 +116,16 @@ class ScriptedEngine:
     ) -> Prompt:
         return Prompt(task, query, tuple(map(ord, query)))
 
-    def generate(self, prompts: Sequence[Prompt], decoding: Decoding | Sequence[Decoding], samples: int = 1) -> list[Generation]:
+    def generate(
+        self, prompts: Sequence[Prompt], decoding: Decoding | Sequence[Decoding], samples: int = 1, *, logprobs: bool = False
+    ) -> list[Generation]:
         assert not isinstance(decoding, Decoding)
         self.seeds += [one.seed for one in decoding]
         chosen = [self.lists[prompt.token_ids[0] % len(self.lists)] for prompt in prompts]
-        return [Generation(one, (0,) * one.tokens, -1.0, each) for one, each in zip(chosen, decoding, strict=True)]
+        return [
+            Generation(one, (0,) * one.tokens, None, each, -1.0, one.tokens % 2)
+            for one, each in zip(chosen, decoding, strict=True)
+        ]
 
 
 class ByLength:
@@ -151,8 +160,17 @@ def test_it_measures_what_serving_would_show() -> None:
     assert found.judged == pytest.approx([1 - 0.975**2, 0.025, 0.025, 0.0] * 2)
     assert found.aec_judge == pytest.approx(np.mean(found.judged))
     assert (found.well_formed, found.mean_tokens, found.duplicate_rate, found.prompts) == (0.5, 4.0, 0.25, 8)
+    assert found.forced == 0.5
     assert engine.seeds == list(range(40, 48))
-    assert set(found.record()) == {"aec_predictor", "aec_judge", "well_formed", "mean_tokens", "duplicate_rate", "prompts"}
+    assert set(found.record()) == {
+        "aec_predictor",
+        "aec_judge",
+        "well_formed",
+        "forced",
+        "mean_tokens",
+        "duplicate_rate",
+        "prompts",
+    }
 
 
 def test_without_prompts_there_is_no_verdict() -> None:

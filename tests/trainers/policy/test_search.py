@@ -21,7 +21,7 @@ from serving.policy.lists import RecommendedList, is_duplicate, parse
 from serving.policy.prompts import Prompt
 from serving.policy.tasks import Task
 from tests.support.toy_policy import ANIMALS, TASK, make_policy
-from trainers.policy.search import Candidates, SearchSettings, batch_rows, draw_rejected, reward_lists, search_candidates
+from trainers.policy.search import SearchSettings, batch_rows, draw_rejected, reward_lists, search_candidates
 
 SEP, EOS = 2, 1
 WORDS = ("red", "blue", "green", "cyan sea", "black", "white", "Red", "grey owl")
@@ -43,33 +43,29 @@ class TableEngine:
     def begin(self, prompts: Sequence[Prompt]) -> SearchState:
         self.asked = list(prompts)
         count = len(prompts)
-        return SearchState(prompts[0].task, None, tuple(range(count)), ((),) * count, ((),) * count, (0.0,) * count)  # type: ignore[arg-type]
+        return SearchState(prompts[0].task, None, tuple(range(count)), ((),) * count, ((),) * count, ())  # type: ignore[arg-type]
 
-    def next_item(self, prompt: Prompt, items: tuple[str, ...], number: int) -> tuple[str, bool]:
-        """The item, and whether it is complete: one in nine is cut off."""
-        value = draw(prompt.token_ids, items, number)
-        return WORDS[value % len(WORDS)], value % 9 > 0
+    def next_item(self, prompt: Prompt, items: tuple[str, ...], number: int) -> str:
+        return WORDS[draw(prompt.token_ids, items, number) % len(WORDS)]
 
     def expand(self, state: SearchState, m: int, decoding: Decoding) -> Expansion:
         found = []
         for row, (prompt, items) in enumerate(zip(state.prompts, state.items, strict=True)):
             for number in range(m):
-                item, complete = self.next_item(self.asked[prompt], items, number)
-                ids = (10 + WORDS.index(item), EOS if len(items) % 2 else SEP)
-                end = "sep" if complete else "cut"
-                found.append(Continuation(row, prompt, item, (), ids if complete else ids[:1], -1.0, end, complete))
-        return Expansion(state, tuple(found), ())
+                item = self.next_item(self.asked[prompt], items, number)
+                end = EOS if len(items) + 1 == state.task.n else SEP
+                found.append(Continuation(row, prompt, item, (), (10 + WORDS.index(item), end), -1.0))
+        return Expansion(state, tuple(found), (), ())
 
     def select(self, expansion: Expansion, chosen: Sequence[int]) -> SearchState:
         picked = [expansion.continuations[index] for index in chosen]
         state = expansion.state
-        assert all(one.complete for one in picked)
         return replace(
             state,
             prompts=tuple(one.prompt for one in picked),
             items=tuple((*state.items[one.parent], one.item) for one in picked),
             auxiliary=((),) * len(picked),
-            logprobs=(0.0,) * len(picked),
+            drafts=(),
         )
 
     def generate(self, prompts: Sequence[Prompt], decoding: Decoding, samples: int = 1) -> list[Generation]:
@@ -79,7 +75,9 @@ class TableEngine:
         text, task = prompt.token_ids, prompt.task
         items = tuple(WORDS[draw(text, number, k) % len(WORDS)] for k in range(task.n))
         ids = tuple(10 + WORDS.index(item) for item in items)
-        return Generation(RecommendedList(items, (), draw(text, number) % 5 > 0, task.n + 1), (*ids, EOS), -1.0, decoding)
+        return Generation(
+            RecommendedList(items, (), draw(text, number) % 5 > 0, task.n + 1), (*ids, EOS), None, decoding, -1.0, 0
+        )
 
 
 class HashScorer:
@@ -103,10 +101,8 @@ def naive_search(engine: TableEngine, prompt: Prompt, sizes: SearchSettings) -> 
         found: dict[tuple[str, ...], tuple[str, ...]] = {}
         for items in beam:
             for number in range(sizes.candidates):
-                item, complete = engine.next_item(prompt, items, number)
-                if complete:
-                    longer = (*items, item)
-                    found.setdefault(tuple(text.lower() for text in longer), longer)
+                longer = (*items, engine.next_item(prompt, items, number))
+                found.setdefault(tuple(text.lower() for text in longer), longer)
         lists = list(found.values())
         if sizes.filter_overlap:
             lists = [one for one in lists if not any(is_duplicate(one[-1], item, sizes.overlap) for item in one[:-1])] or lists
@@ -167,17 +163,6 @@ def test_a_chosen_list_ends_with_eos_and_separates_its_items_whatever_was_drawn(
         words = [10 + WORDS.index(item) for item in found.list.items]
         assert found.token_ids == (words[0], SEP, words[1], SEP, words[2], EOS)
         assert found.list.tokens == len(found.token_ids)
-
-
-def test_a_prompt_whose_every_continuation_is_cut_off_has_no_chosen_list() -> None:
-    class Mute(TableEngine):
-        def next_item(self, prompt: Prompt, items: tuple[str, ...], number: int) -> tuple[str, bool]:
-            word, _ = super().next_item(prompt, items, number)
-            return word, prompt.token_ids != (1,)
-
-    first, second = search_candidates(Mute(), HashScorer(), make_prompts(2), SearchSettings())
-    assert first.chosen
-    assert second == Candidates(make_prompts(2)[1], (), second.rejected)
 
 
 def test_batches_hold_one_task_each_and_every_prompt_once() -> None:

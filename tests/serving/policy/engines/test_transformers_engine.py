@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from serving.policy.engines import Decoding, Generation
+from serving.policy.engines.grammar import allow
 from serving.policy.engines.transformers_engine import TransformersEngine
+from serving.policy.lists import find_duplicates
+from serving.policy.prompts import Prompt
 from serving.policy.tasks import Task
+from streams.events.normal_form import normalise
+from tests.support.letter_policy import make_letter_policy
 from tests.support.models import encode_texts, make_tiny_policy
 
 PROMPTS = ["red shoes =>", "how to clean white shoes and keep them clean =>", "x"]
@@ -39,8 +47,11 @@ def write(
 
 
 def logprob_of(engine: TransformersEngine, prompt: str, ids: Sequence[int]) -> float:
+    return sum_logprobs(engine, engine.tokenizer(prompt)["input_ids"], ids)
+
+
+def sum_logprobs(engine: TransformersEngine, before: Sequence[int], ids: Sequence[int]) -> float:
     """Sum of log p(token | all before) by one forward pass without cache or padding."""
-    before = engine.tokenizer(prompt)["input_ids"]
     with torch.inference_mode():
         scores = engine.model(torch.tensor([[*before, *ids]])).logits[0].log_softmax(-1)
     return sum(float(scores[len(before) - 1 + step, token]) for step, token in enumerate(ids))
@@ -55,14 +66,26 @@ def boost_ends(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch, time
 
 @pytest.mark.parametrize("times", [1.0, 4.0])
 def test_greedy_equals_transformers_generate(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch, times: float) -> None:
+    """Both take the likeliest of the tokens that the grammar allows."""
     boost_ends(engine, monkeypatch, times)
-    ours = write(engine, PROMPTS, Decoding(greedy=True, max_new_tokens=20), Task(name="suggest", n=30, template="{query}"))
-    for prompt, generation in zip(PROMPTS, ours, strict=True):
-        inputs = engine.tokenizer(prompt, return_tensors="pt")
+    for prompt, generation in zip(encode_texts(PROMPTS, SUGGEST, engine.tokenizer), write(engine, PROMPTS, GREEDY), strict=True):
+        inputs = torch.tensor([prompt.token_ids])
         theirs = engine.model.generate(
-            inputs["input_ids"], attention_mask=inputs["attention_mask"], do_sample=False, max_new_tokens=20
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            do_sample=False,
+            max_new_tokens=SUGGEST.max_new_tokens,
+            prefix_allowed_tokens_fn=partial(allow_after, engine, prompt),
         )
-        assert list(generation.token_ids) == theirs[0, inputs["input_ids"].shape[1] :].tolist()
+        assert list(generation.token_ids) == theirs[0, inputs.shape[1] :].tolist()
+
+
+def allow_after(engine: TransformersEngine, prompt: Prompt, _row: int, ids: torch.Tensor) -> list[int]:
+    """The tokens that may follow a prompt and a part of its list."""
+    draft = engine.begin([prompt]).drafts[0].copy(0)
+    for token in ids[len(prompt.token_ids) :].tolist():
+        draft.add(token)
+    return [int(token) for token in allow(engine.grammar, [draft.choose(redrawing=False)])[0].nonzero()[:, 0]]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +94,7 @@ def test_greedy_equals_transformers_generate(engine: TransformersEngine, monkeyp
 def test_logprob_equals_a_forward_pass(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch, decoding: Decoding) -> None:
     boost_ends(engine, monkeypatch, 3.0)
     for prompt, generation in zip(PROMPTS, write(engine, PROMPTS, decoding), strict=True):
-        assert generation.logprob == pytest.approx(logprob_of(engine, prompt, generation.token_ids), abs=1e-3)
+        assert generation.policy_logprob == pytest.approx(logprob_of(engine, prompt, generation.token_ids), abs=1e-3)
         assert generation.decoding == decoding
 
 
@@ -90,7 +113,7 @@ def test_a_shared_start_changes_nothing_but_the_work(
     lengths = [len(engine.tokenizer(prompt)["input_ids"]) for prompt in prompts]
     assert read[0] == (3 * max(lengths) if not start else len(engine.tokenizer(start)["input_ids"]))
     for prompt, generation in zip(prompts, together, strict=True):
-        assert generation.logprob == pytest.approx(logprob_of(engine, prompt, generation.token_ids), abs=1e-3)
+        assert generation.policy_logprob == pytest.approx(logprob_of(engine, prompt, generation.token_ids), abs=1e-3)
         (alone,) = write(engine, [prompt], generation.decoding)
         assert alone.token_ids == generation.token_ids
 
@@ -121,90 +144,64 @@ def test_samples_of_one_prompt_are_adjacent(engine: TransformersEngine) -> None:
     assert len(many) == 8
     assert len({one.token_ids for one in many[:4]}) > 1
     for index, one in enumerate(many):
-        assert one.logprob == pytest.approx(logprob_of(engine, PROMPTS[index // 4], one.token_ids), abs=1e-3)
+        assert one.policy_logprob == pytest.approx(logprob_of(engine, PROMPTS[index // 4], one.token_ids), abs=1e-3)
 
 
-def test_an_item_that_repeats_an_earlier_one_is_drawn_anew(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    boost_ends(engine, monkeypatch, 4.0)
-    task = Task(name="suggest", n=4, template="{query} =>", max_item_tokens=8)
-    decodings = [Decoding(temperature=1.5, top_p=1.0, seed=seed) for seed in range(60)]
-    plain = write(engine, PROMPTS * 20, decodings, task)
-    distinct = write(engine, PROMPTS * 20, [replace(one, redraws=20) for one in decodings], task)
-    before, after = (sum(repeats(engine, one) for one in lists) for lists in (plain, distinct))
-    assert before >= 5
-    assert after <= before / 2  # where the policy sees one way to go on, drawing anew does not help
-    for index, one in enumerate(distinct):
-        assert one.logprob == pytest.approx(logprob_of(engine, PROMPTS[index % 3], one.token_ids), abs=1e-3)
+def test_an_item_that_repeats_an_earlier_one_is_drawn_anew(tmp_path: Path) -> None:
+    """Without redraws the grammar has to make another item of it, by force. A policy of four letters often repeats an item."""
+    letters = make_letter_policy(tmp_path)
+    task = Task(name="suggest", n=3, template="{query}", max_item_tokens=4)
+    prompts = [letters.encode_prompt(task, query) for query in ("a", "b c", "dd") for _ in range(20)]
+    plain, redrawn = (
+        letters.generate(prompts, [Decoding(temperature=0.5, seed=seed, redraws=redraws) for seed in range(60)])
+        for redraws in (0, 20)
+    )
+    assert all(one.list.well_formed and not find_duplicates(one.list.items, 1.0) for one in (*plain, *redrawn))
+    assert sum(one.token_ids != other.token_ids for one, other in zip(plain, redrawn, strict=True)) >= 5
+    assert sum(one.forced for one in redrawn) < sum(one.forced for one in plain)
+    for prompt, one in zip(prompts, redrawn, strict=True):
+        assert one.policy_logprob == pytest.approx(sum_logprobs(letters, prompt.token_ids, one.token_ids), abs=1e-3)
 
 
-def repeats(engine: TransformersEngine, generation: Generation) -> bool:
-    """Whether an item, ended by <SEP> or EOS, is there twice, token by token."""
-    items: list[tuple[int, ...]] = []
-    item: list[int] = []
-    for token in generation.token_ids:
-        if token in (engine.form.sep, engine.form.eos):
-            items.append(tuple(item))
-        item = [] if token in (engine.form.sep, engine.form.aux) else [*item, token]
-    return len(set(items)) < len(items)
-
-
-def test_redraws_change_nothing_where_no_item_repeats_and_end_at_their_number(
-    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    boost_ends(engine, monkeypatch, 6.0)
-    for prompt in PROMPTS * 5:
-        decoding = Decoding(temperature=2.0, top_p=1.0, seed=len(prompt))
-        (plain,), (distinct,) = (write(engine, [prompt], one) for one in (decoding, replace(decoding, redraws=9)))
-        if not repeats(engine, plain):
-            assert plain.token_ids == distinct.token_ids
+def test_a_policy_that_knows_one_item_alone_is_stopped_after_its_redraws(engine: TransformersEngine) -> None:
     (stuck,) = write(engine, PROMPTS[:1], Decoding(temperature=1e-4, redraws=3))
     (greedy,) = write(engine, PROMPTS[:1], Decoding(greedy=True, redraws=3))
     assert stuck.token_ids == greedy.token_ids
+    assert stuck.list.well_formed
 
 
-def test_a_row_ends_at_eos_at_its_limit_or_after_its_last_separator(
+def test_every_list_is_well_formed_unless_it_was_cut(engine: TransformersEngine) -> None:
+    drawn = write(engine, PROMPTS * 20, Decoding(temperature=1.5, top_p=1.0))
+    assert all(one.list.well_formed and one.forced for one in drawn)
+    (cut,) = write(engine, PROMPTS[:1], Decoding(max_new_tokens=3))
+    assert (len(cut.token_ids), cut.list.well_formed) == (3, False)
+
+
+def test_what_the_policy_would_have_drawn_itself_is_not_forced(
     engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    boost_ends(engine, monkeypatch, 4.0)
-    drawn = write(engine, PROMPTS * 20, Decoding(temperature=1.5, top_p=1.0))
-    reasons = {end_of(engine, one) for one in drawn}
-    assert reasons == {"eos", "limit", "separators"}
+    """A policy that writes two items and ends by itself needs no grammar for a list of two."""
+    script = [*engine.tokenizer("red")["input_ids"], engine.form.sep, *engine.tokenizer("wide")["input_ids"], engine.form.eos]
+    task = Task(name="suggest", n=2, template="{query} =>", max_item_tokens=8)
+    prompts = encode_texts(["x"], task, engine.tokenizer)
+    start = len(prompts[0].token_ids)
 
+    def say(position_ids: torch.Tensor) -> torch.Tensor:
+        at = (position_ids - start + 1).clamp(0, len(script) - 1)
+        return 30.0 * torch.nn.functional.one_hot(torch.tensor(script)[at], len(engine.tokenizer)).float()
 
-def end_of(engine: TransformersEngine, generation: Generation) -> str:
-    ids = generation.token_ids
-    assert engine.form.eos not in ids[:-1]
-    assert ids[:-1].count(engine.form.sep) < SUGGEST.n
-    if ids[-1] == engine.form.eos:
-        return "eos"
-    if ids.count(engine.form.sep) == SUGGEST.n:
-        assert not generation.list.well_formed
-        return "separators"
-    assert len(ids) == SUGGEST.max_new_tokens
-    return "limit"
+    forward = engine.model.forward
 
+    def answer(**inputs: Any) -> SimpleNamespace:
+        forward(**inputs)
+        return SimpleNamespace(logits=say(inputs["position_ids"]))
 
-def test_top_p_keeps_to_the_nucleus(engine: TransformersEngine) -> None:
-    prompt = "red shoes =>"
-    with torch.inference_mode():
-        logits = engine.model(torch.tensor([engine.tokenizer(prompt)["input_ids"]])).logits[0, -1]
-    probabilities, order = (logits / 0.7).softmax(-1).sort(descending=True)
-    nucleus = order[: int((probabilities.cumsum(-1) < 0.5).sum()) + 1].tolist()
-    first = {one.token_ids[0] for one in write(engine, [prompt], Decoding(temperature=0.7, top_p=0.5), samples=300)}
-    assert first <= set(nucleus)
-    assert probabilities[0] > 0.05
-    assert order[0].item() in first
-
-
-def test_sampled_frequencies_follow_the_distribution(engine: TransformersEngine) -> None:
-    prompt, draws = "red shoes =>", 3000
-    with torch.inference_mode():
-        expected = engine.model(torch.tensor([engine.tokenizer(prompt)["input_ids"]])).logits[0, -1].softmax(-1)
-    seen = write(engine, [prompt], Decoding(temperature=1.0, top_p=1.0, seed=None, max_new_tokens=1), samples=draws)
-    counts = torch.bincount(torch.tensor([one.token_ids[0] for one in seen]), minlength=len(expected))
-    likely = expected > 0.01
-    deviation = (counts / draws - expected).abs()[likely] / (expected * (1 - expected) / draws).sqrt()[likely]
-    assert float(deviation.max()) < 5.0
+    monkeypatch.setattr(engine.model, "forward", answer)
+    (one,) = engine.generate(prompts, Decoding(temperature=1.0, top_p=0.9))
+    assert (list(one.token_ids), one.forced, one.list.well_formed) == (script, 0, True)
+    (short,) = engine.generate([replace(prompts[0], task=task.model_copy(update={"n": 3}))], Decoding(temperature=1.0, top_p=0.9))
+    assert short.forced >= 1  # it would have ended the list after two
+    assert short.list.well_formed
 
 
 def test_the_longest_prompt_and_its_list_fit_into_the_policy(engine: TransformersEngine) -> None:
@@ -234,36 +231,37 @@ def test_search_continuations_equal_plain_recomputation(engine: TransformersEngi
                 scores = engine.model(torch.tensor([[*before_ids, *one.token_ids]])).logits[0].log_softmax(-1)
             expected = sum(float(scores[len(before_ids) - 1 + step, token]) for step, token in enumerate(one.token_ids))
             assert one.logprob == pytest.approx(expected, abs=1e-3)
-        ended = [index for index, one in enumerate(expansion.continuations) if one.end != "cut"]
-        chosen = list(reversed(ended))[:7] + ended[:1]
+        assert {one.token_ids[-1] for one in expansion.continuations} == {engine.form.eos if depth == 2 else engine.form.sep}
+        chosen = [*range(len(expansion.continuations))][::-1][:7] + [0]
         state = engine.select(expansion, chosen)
         picked = [expansion.continuations[index] for index in chosen]
-        before = [before[one.parent] + [*one.token_ids[:-1], engine.form.sep] for one in picked]
+        before = [before[one.parent] + [*one.token_ids] for one in picked]
         assert state.prompts == tuple(one.prompt for one in picked)
         assert [items[-1] for items in state.items] == [one.item for one in picked]
 
 
-def test_greedy_search_equals_naive_continuation(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_greedy_search_writes_the_greedy_list(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     boost_ends(engine, monkeypatch, 5.0)
     state = engine.begin(encode_texts(PROMPTS, SUGGEST, engine.tokenizer))
-    texts = [list(engine.tokenizer(prompt)["input_ids"]) for prompt in PROMPTS]
-    for _ in range(2):
+    written: list[tuple[int, ...]] = [()] * len(PROMPTS)
+    for _ in range(SUGGEST.n):
         expansion = engine.expand(state, 1, GREEDY)
-        for text, one in zip(texts, expansion.continuations, strict=True):
-            assert list(one.token_ids) == continue_naively(engine, text)
-        keep = [index for index, one in enumerate(expansion.continuations) if one.end != "cut"]
-        if not keep:
-            return
-        texts = [texts[index] + [*expansion.continuations[index].token_ids[:-1], engine.form.sep] for index in keep]
-        state = engine.select(expansion, keep)
+        written = [ids + one.token_ids for ids, one in zip(written, expansion.continuations, strict=True)]
+        state = engine.select(expansion, range(len(PROMPTS)))
+    assert written == [one.token_ids for one in write(engine, PROMPTS, GREEDY)]
+    with pytest.raises(ValueError, match="all 3 items of task suggest"):
+        engine.expand(state, 1, GREEDY)
 
 
-def continue_naively(engine: TransformersEngine, ids: Sequence[int]) -> list[int]:
-    drawn: list[int] = []
-    with torch.inference_mode():
-        while len(drawn) < SUGGEST.max_item_tokens and (not drawn or drawn[-1] not in (engine.form.sep, engine.form.eos)):
-            drawn.append(int(engine.model(torch.tensor([[*ids, *drawn]])).logits[0, -1].argmax()))
-    return drawn
+def test_no_continuation_repeats_an_item_or_the_query(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    boost_ends(engine, monkeypatch, 5.0)
+    state = engine.begin(encode_texts(PROMPTS, SUGGEST, engine.tokenizer))
+    for depth in range(SUGGEST.n):
+        expansion = engine.expand(state, 20, Decoding(temperature=0.5, top_p=1.0, seed=depth, redraws=2))
+        for one in expansion.continuations:
+            earlier = {normalise(text) for text in (PROMPTS[one.prompt], *state.items[one.parent])}
+            assert normalise(one.item) not in earlier
+        state = engine.select(expansion, range(0, len(expansion.continuations), 20))
 
 
 def test_a_search_state_can_be_expanded_twice(engine: TransformersEngine) -> None:
@@ -275,23 +273,13 @@ def test_a_search_state_can_be_expanded_twice(engine: TransformersEngine) -> Non
 def test_the_first_item_is_after_the_auxiliary_texts(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     boost_ends(engine, monkeypatch, 3.0)
     expansion = engine.expand(
-        engine.begin(encode_texts(PROMPTS, REFINE, engine.tokenizer)), 400, Decoding(temperature=1.5, top_p=1.0, seed=0)
+        engine.begin(encode_texts(PROMPTS, REFINE, engine.tokenizer)), 20, Decoding(temperature=1.5, top_p=1.0, seed=0)
     )
-    complete = [index for index, one in enumerate(expansion.continuations) if one.complete]
-    assert complete
-    assert all(len(expansion.continuations[index].auxiliary) == 1 for index in complete)
-    state = engine.select(expansion, complete[:2])
-    assert state.auxiliary == tuple(expansion.continuations[index].auxiliary for index in complete[:2])
+    assert all(len(one.auxiliary) == 1 and one.auxiliary[0] for one in expansion.continuations)
+    state = engine.select(expansion, [3, 1])
+    assert state.auxiliary == tuple(expansion.continuations[index].auxiliary for index in (3, 1))
     later = engine.expand(state, 40, Decoding(temperature=1.5, top_p=1.0, seed=1)).continuations
-    assert all(one.auxiliary == () for one in later if one.complete)
-
-
-def test_what_was_cut_off_cannot_be_selected(engine: TransformersEngine) -> None:
-    expansion = engine.expand(engine.begin(encode_texts(PROMPTS, SUGGEST, engine.tokenizer)), 4, Decoding(seed=0, top_p=0.3))
-    cut = [index for index, one in enumerate(expansion.continuations) if one.end == "cut"]
-    assert cut
-    with pytest.raises(ValueError, match="cut off"):
-        engine.select(expansion, cut[:1])
+    assert all(one.auxiliary == () for one in later)
 
 
 @pytest.mark.parametrize("missing", ["model.safetensors", "tokenizer.json"])
