@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
+from serving.fallback import recommend_without_policy
 from serving.http.browsers import (
     EVENTS_PATH,
     RECOMMEND_PATH,
@@ -38,7 +39,7 @@ from serving.http.micro_batcher import Batcher, BusyError, DeadlineError
 from serving.http.middleware import OTHER, CheckKeys, CloseConnections, CountRequests, LimitBody
 from serving.http.openapi import describe_app, list_answers
 from serving.http.recommend_request import CallError, RecommendCall, read_request, read_time
-from serving.metrics import ServingMetrics
+from serving.metrics import FALLBACK, NO_RELEASE, ServingMetrics
 from serving.policy.engines import Decoding
 from serving.recommend import Recommendation, Request, recommend
 from serving.releases.registry import Release, ReleaseError, list_broken, list_releases, read_rollout
@@ -142,14 +143,14 @@ class Endpoints:
             await asyncio.to_thread(self._slot.stop)
 
     async def recommend(self, call: RecommendCall) -> Response:
-        """Answer a list of recommended queries from the live release (G1, G2)."""
+        """Answer a list of recommended queries from the live release (G1, G2), from the newest index where there is none yet."""
         limits = self._root.events
         try:
             request = read_request(call, self._root.tasks, self._decoding, limits)
             ts = read_time(call, limits, self._clock())
         except CallError as error:
             return _error(422, str(error))
-        if self._slot.release is None:
+        if self._slot.release is None and not self._slot.falls_back:
             return _error(503, self._slot.reason, _RETRY)
         try:
             answer = await self._batcher.submit(request, self._root.serving.deadline_s)
@@ -201,13 +202,16 @@ class Endpoints:
     async def readiness(self) -> Response:
         """Answer 200 when lists can be served, else 503 with the reason in `error`.
 
-        `loading` is the release that is being loaded; `failed` says that a promoted one could not be, `missing` that none
-        can be, since a package is not installed; `error` says why."""
-        live, failed = self._slot.release, self._slot.error
-        ready = live is not None and not self._stopping.is_set()
-        answer: dict[str, Any] = {"ready": ready, "release": live, "loading": self._slot.loading, "failed": failed is not None}
-        answer["missing"] = self._slot.missing is not None
-        error = "stopping" if self._stopping.is_set() else failed if live else self._slot.reason
+        `form` is "fallback" while an index answers because no release is live: with 200 where none is promoted, with 503 where
+        one is loading or cannot be loaded, since other servers may have it. `loading` is the release that is being loaded;
+        `failed` says that a promoted one could not be, `missing` that none can be, since a package is not installed; `error`
+        says why."""
+        slot, stopping = self._slot, self._stopping.is_set()
+        answer: dict[str, Any] = {"ready": slot.ready and not stopping, "release": slot.release, "loading": slot.loading}
+        answer |= {"form": FALLBACK if slot.falls_back else None, "failed": slot.error is not None}
+        answer["missing"] = slot.missing is not None
+        ready = answer["ready"]
+        error = "stopping" if stopping else slot.error if ready else slot.reason
         return JSONResponse({**answer, "error": error}, 200 if ready else 503, self._name_folder())
 
     def _name_folder(self) -> dict[str, str]:
@@ -225,12 +229,22 @@ class Endpoints:
 
     def _answer_batch(self, requests: Sequence[Request]) -> Sequence[Recommendation]:
         """Answer a batch, in the batch thread, by the release that is live at its start; each answer names it."""
-        with self._slot.lease() as bundle:
-            answers = recommend(bundle.release.id, bundle.engine, bundle.index, bundle.predictor, requests)
+        answers = self._make_lists(requests)
         for request, answer in zip(requests, answers, strict=True):
-            self._metrics.lists.labels(answer.release, request.task.name, answer.form).inc()
-            self._metrics.list_tokens.labels(answer.release, request.task.name).inc(answer.tokens)
+            release = answer.release or NO_RELEASE
+            self._metrics.lists.labels(release, request.task.name, answer.form).inc()
+            self._metrics.list_tokens.labels(release, request.task.name).inc(answer.tokens)
         return answers
+
+    def _make_lists(self, requests: Sequence[Request]) -> Sequence[Recommendation]:
+        index = self._slot.fallback.index  # read before the lease: it is dropped once a release is live
+        try:
+            with self._slot.lease() as bundle:
+                return recommend(bundle.release.id, bundle.engine, bundle.index, bundle.predictor, requests)
+        except NoReleaseError:
+            if index is None:
+                raise
+            return recommend_without_policy(index, requests)
 
     def _list_releases(self) -> Response:
         data = self._root.data.dir
@@ -270,6 +284,7 @@ def _describe_answer(request: Request, answer: Recommendation) -> dict[str, Any]
         "predicted": list(answer.predicted) if answer.predicted is not None else None,
         "logprob": answer.logprob,
         "decoding": answer.decoding.describe() if answer.decoding else None,
+        "form": answer.form,
     }
 
 

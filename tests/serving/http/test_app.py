@@ -50,6 +50,7 @@ def test_recommend_answers_a_list_and_emits_its_impression(tmp_path: Path) -> No
             "predicted": None,
             "logprob": -1.5,
             "decoding": {"temperature": 0.8, "top_p": 0.7},
+            "form": "well_formed",
         }
         assert (impression.session_id, impression.user_id, impression.query, impression.ts_us) == (
             "s1",
