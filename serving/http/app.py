@@ -42,7 +42,7 @@ from serving.http.recommend_request import CallError, RecommendCall, read_reques
 from serving.metrics import FALLBACK, NO_RELEASE, ServingMetrics
 from serving.policy.engines import Decoding
 from serving.recommend import Recommendation, Request, recommend
-from serving.releases.registry import Release, ReleaseError, list_broken, list_releases, read_rollout
+from serving.releases.registry import Rejection, Release, ReleaseError, list_broken, list_releases, read_rejected, read_rollout
 from serving.releases.slot import NoReleaseError, Slot
 from serving.settings import ServingRoot
 from streams.events.schema import printable
@@ -250,9 +250,10 @@ class Endpoints:
         data = self._root.data.dir
         try:
             rollout: dict[str, Any] = msgspec.to_builtins(read_rollout(data))
+            rejected = read_rejected(data)
         except ReleaseError as error:
             return _error(500, str(error))
-        shown = [_describe_release(release) for release in list_releases(data)]
+        shown = [_describe_release(release, rejected.get(release.id)) for release in list_releases(data)]
         broken = [str(error) for error in list_broken(data)]
         return JSONResponse(
             {"live": self._slot.release, "error": self._slot.error, "rollout": rollout, "releases": shown, "broken": broken}
@@ -288,12 +289,13 @@ def _describe_answer(request: Request, answer: Recommendation) -> dict[str, Any]
     }
 
 
-def _describe_release(release: Release) -> dict[str, Any]:
+def _describe_release(release: Release, rejection: Rejection | None) -> dict[str, Any]:
     pruned = release.pruned and release.pruned.ts.isoformat()
     return {
         "id": release.id,
         "created": release.created.isoformat(),
         "pruned": pruned,
+        "rejected": msgspec.to_builtins(rejection),
         "gate": release.gate,
         "meta": release.meta,
     }
