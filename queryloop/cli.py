@@ -231,6 +231,10 @@ def _add_run(commands: Any) -> None:
         action="store_true",
         help="run on the settings of the trainers' daemon where they differ",
     )
+    anew = "policy: start anew from policy.base and policy.annotations, while the champion answers on"
+    parser.add_argument("--from-base", action="store_true", help=anew)
+    forced = "policy: promote the new policy even if its gate refuses it; recorded in release and audit.jsonl"
+    parser.add_argument("--force", action="store_true", help=forced)
     _add_json(parser)
 
 

@@ -18,7 +18,7 @@ from streams.runtime.audit import AUDIT
 
 MAX_REASON_CHARS = 500
 WITH_ID = ("promote", "reject")
-FIGURES = ("aec_predictor", "aec_judge", "well_formed", "mean_tokens", "duplicate_rate")
+FIGURES = ("aec_predictor", "aec_judge", "well_formed", "mean_tokens", "duplicate_rate", "forced", "repetitive", "relatedness")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -128,7 +128,7 @@ def _describe_rejection(rejection: registry.Rejection | None) -> dict[str, Any] 
 
 
 def verdict(release: Release) -> str | None:
-    """Return "passed" or "refused", None for a release that met no gate of its own: a cold start, or an index."""
+    """Return "passed" or "refused", None for a release that met no gate of its own, as that of an index."""
     if "passed" not in release.gate or release.meta.get("job") == "index":
         return None
     return "passed" if release.gate["passed"] else "refused"
@@ -167,6 +167,6 @@ def _maker(made: Mapping[str, Any]) -> str | None:
 
 def _explain(gate: Mapping[str, Any]) -> str:
     """Return why the gate refused, and what it measured."""
-    measured = gate.get("challenger") or {}
+    measured = {**gate.get("cold_start", {}), **gate.get("challenger", {})}
     figures = [f"{name.replace('_', ' ')} {measured[name]:.3f}" for name in FIGURES if name in measured]
     return "; ".join([*map(str, gate.get("reasons", [])), ", ".join(figures)])

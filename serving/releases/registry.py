@@ -182,14 +182,18 @@ def read_rollout(root: Path) -> Rollout:
 def promote(root: Path, name: str, *, force: bool = False) -> Rollout:
     """Make a release champion; the champion so far becomes previous. Promoting the champion changes nothing.
 
-    Raises ReleaseError for a rejected one; with `force` it is promoted, and no longer rejected."""
+    Raises ReleaseError for a rejected one; with `force` it is promoted, and no longer rejected. That force overruled a
+    rejection or a gate is recorded."""
     with _change(root) as rollout:
-        _refuse_pruned(read_release(root, name))
+        release = read_release(root, name)
+        _refuse_pruned(release)
         if rollout.champion == name:
             return rollout
         rejected = _refuse_rejected(root, name, force=force)
         waiting = None if rollout.challenger == name else rollout.challenger
-        _record(root, "promote", name, rollout, forced=True if rejected else None)
+        _record(
+            root, "promote", name, rollout, forced=True if rejected or (force and release.gate.get("passed") is False) else None
+        )
         if rejected:
             _replace_rejected(root, {other: one for other, one in read_rejected(root).items() if other != name})
         return _replace_rollout(root, Rollout(champion=name, challenger=waiting, previous=rollout.champion))
