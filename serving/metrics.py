@@ -65,6 +65,7 @@ class ServingMetrics:
         self.swaps = counter("queryloop_swaps_total", "Releases that went live.")
         self.load_errors = counter("queryloop_release_load_errors_total", "Releases that failed to load.")
         self.load_failed = gauge("queryloop_release_load_failed", "1 while a promoted release cannot be loaded.")
+        self.release_faults = gauge("queryloop_release_faults", "Reasons why the live release should not be: see /readyz.")
         self.live: str | None = None
         self._tasks = tuple(tasks)
         for reason in LOST_REASONS:

@@ -159,6 +159,8 @@ def _print_status(found: dict[str, Any]) -> None:
     rollout, loading = found["rollout"], found["serving"].get("loading")
     champion = str(rollout.get("error") or rollout.get("champion") or "none yet")
     print_line(f"release   {champion}{f', loading {loading}' if loading else ''}")
+    for fault in found["serving"].get("faults", ()):
+        print_line("release   ", (f"{champion}: {fault}", "yellow"))
     for record in found["settings"]:
         if differing := ", ".join(record["differences"]):
             read_at = rfc3339(int(record["read_ts"]))

@@ -42,6 +42,7 @@ from serving.http.recommend_request import CallError, RecommendCall, read_reques
 from serving.metrics import FALLBACK, NO_RELEASE, ServingMetrics
 from serving.policy.engines import Decoding
 from serving.recommend import Recommendation, Request, recommend
+from serving.releases.form_watch import FormWatch
 from serving.releases.registry import Rejection, Release, ReleaseError, list_broken, list_releases, read_rejected, read_rollout
 from serving.releases.slot import NoReleaseError, Slot
 from serving.settings import ServingRoot
@@ -123,6 +124,7 @@ class Endpoints:
         self._clock = clock
         self._stopping = stopping
         self._impressions = ImpressionLog(sink, metrics)
+        self._watch = FormWatch()
         self._decoding = Decoding(temperature=serving.temperature, top_p=serving.top_p, redraws=serving.redraws)
         self._batcher: Batcher[Request, Recommendation] = Batcher(
             self._answer_batch,
@@ -203,13 +205,13 @@ class Endpoints:
         """Answer 200 when lists can be served, else 503 with the reason in `error`.
 
         `form` is "fallback" while an index answers because no release is live: with 200 where none is promoted, with 503 where
-        one is loading or cannot be loaded, since other servers may have it. `loading` is the release that is being loaded;
-        `failed` says that a promoted one could not be, `missing` that none can be, since a package is not installed; `error`
-        says why."""
+        one is loading or cannot be loaded, since other servers may have it. `faults` says what is wrong with the live release's
+        lists. `loading` is the release that is being loaded; `failed` says that a promoted one could not be, `missing` that none
+        can be, since a package is not installed; `error` says why."""
         slot, stopping = self._slot, self._stopping.is_set()
         answer: dict[str, Any] = {"ready": slot.ready and not stopping, "release": slot.release, "loading": slot.loading}
         answer |= {"form": FALLBACK if slot.falls_back else None, "failed": slot.error is not None}
-        answer["missing"] = slot.missing is not None
+        answer |= {"missing": slot.missing is not None, "faults": self._find_faults()}
         ready = answer["ready"]
         error = "stopping" if stopping else slot.error if ready else slot.reason
         return JSONResponse({**answer, "error": error}, 200 if ready else 503, self._name_folder())
@@ -221,11 +223,16 @@ class Endpoints:
 
     async def render_metrics(self) -> Response:
         """Answer the metrics in Prometheus' text format."""
+        self._metrics.release_faults.set(len(self._find_faults()))
 
         def render() -> bytes:
             return self._metrics.render(self._sink.counters(), read_process(self._root.data.dir))
 
         return Response(await asyncio.to_thread(render), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    def _find_faults(self) -> list[str]:
+        """Return what is wrong with the lists of the live release; it answers all the same."""
+        return self._watch.find_faults(self._slot.release, self._slot.gate)
 
     def _answer_batch(self, requests: Sequence[Request]) -> Sequence[Recommendation]:
         """Answer a batch, in the batch thread, by the release that is live at its start; each answer names it."""
@@ -234,6 +241,7 @@ class Endpoints:
             release = answer.release or NO_RELEASE
             self._metrics.lists.labels(release, request.task.name, answer.form).inc()
             self._metrics.list_tokens.labels(release, request.task.name).inc(answer.tokens)
+            self._watch.count(release, answer.form)
         return answers
 
     def _make_lists(self, requests: Sequence[Request]) -> Sequence[Recommendation]:

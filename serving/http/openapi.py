@@ -49,8 +49,13 @@ SCHEMAS: Mapping[str, Schema] = {
     },
     "Readiness": {
         "type": "object",
-        "required": ["ready", "release", "form", "loading", "failed", "missing", "error"],
+        "required": ["ready", "release", "form", "loading", "failed", "missing", "faults", "error"],
         "properties": {
+            "faults": {
+                "type": "array",
+                "items": {"type": "string"},
+                "description": "of the live release's lists",
+            },
             "form": {"enum": [FALLBACK, None], "description": "fallback: an index answers, since no release is live"},
             **{name: {"type": "boolean"} for name in ("ready", "failed", "missing")},
             **{name: {"type": ["string", "null"]} for name in ("release", "loading", "error")},

@@ -12,13 +12,13 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from serving.metrics import ServingMetrics
 from serving.recommend import Retriever, Scorer
@@ -99,6 +99,12 @@ class Slot:
         if self.error or loading is None:
             return self.error or f"no release is promoted yet in {self._root / 'releases'}"
         return f"release {loading[0]} is loading, for {self._clock() - loading[1]:.0f} s now"
+
+    @property
+    def gate(self) -> Mapping[str, Any]:
+        """The record of the live release's gate, empty where nothing is live."""
+        live = self._live
+        return live.release.gate if live else {}
 
     @property
     def falls_back(self) -> bool:
