@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from serving.policy.prompts import Prompter, find_context
 from serving.policy.tasks import Task
@@ -58,7 +59,8 @@ def measure_loss(
     """Return a policy's, or a base model's, loss on annotated lists in nats a token."""
     import torch
 
-    model, tokenizer = load_policy(policy, device, list_form=list_form)
+    loaded: tuple[Any, Any] = load_policy(policy, device, list_form=list_form)
+    model, tokenizer = loaded
     model.eval()
     examples = encode_examples(annotations, tasks, Prompter(tokenizer, find_context(model.config)))
     total = 0.0

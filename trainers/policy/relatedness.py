@@ -95,7 +95,8 @@ def compare_likelihood(base: str | Path, device: str) -> Similarity:
     def near(pairs: Sequence[tuple[str, Items]]) -> list[float]:
         from trainers.policy.base import load_policy
 
-        model, tokenizer = load_policy(base, device)
+        loaded: tuple[Any, Any] = load_policy(base, device)
+        model, tokenizer = loaded
         model.eval()
         scores: list[float] = []
         for start in range(0, len(pairs), PAIRS_AT_ONCE):

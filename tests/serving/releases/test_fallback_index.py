@@ -34,7 +34,11 @@ def publish_index(data: Path, followed: list[tuple[str, str, int]] = FOLLOWED) -
     arrays = [pa.array(list(column), kind) for column, kind in zip(columns, kinds, strict=True)]
     table = pa.table(dict(zip(("query", "next_query", "count"), arrays, strict=True)))
     settings = IndexSettings(dim=8, buckets=512, epochs=1)
-    return artifacts.publish(data / "artifacts", "index", lambda folder: build_index(table, folder, settings) and None, {}).path
+
+    def fill(folder: Path) -> None:
+        build_index(table, folder, settings)
+
+    return artifacts.publish(data / "artifacts", "index", fill, {}).path
 
 
 def serve(data: Path) -> AppUnderTest:

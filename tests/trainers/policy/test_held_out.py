@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,7 +47,8 @@ def test_one_annotation_cannot_be_split() -> None:
 
 def test_the_loss_is_the_mean_over_the_tokens_of_the_lists(tmp_path: Path) -> None:
     policy, annotations = make_policy(tmp_path, epochs=2, count=60), draw_annotations(21, seed=5)
-    model, tokenizer = load_policy(policy, "cpu")
+    loaded: tuple[Any, Any] = load_policy(policy, "cpu")
+    model, tokenizer = loaded
     model.eval()
     total, tokens = 0.0, 0
     with torch.inference_mode():
