@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,15 @@ class Dictionary:
 
     def __len__(self) -> int:
         return len(self.successors)
+
+    def find_popular(self, n: int) -> list[str]:
+        """Return the `n` queries with the highest counts, those as first and as next query added up; equal ones by text."""
+        worth: defaultdict[str, int] = defaultdict(int)
+        for query, found in self.successors.items():
+            for following, count in found:
+                worth[query] += count
+                worth[following] += count
+        return heapq.nsmallest(n, worth, key=lambda text: (-worth[text], text))
 
     def get(self, query: str) -> Successors:
         """Return the successors of a query in any spelling; () for one never seen."""

@@ -15,6 +15,8 @@ from index.neighbours import Neighbours
 from streams.events.normal_form import normalise
 
 DICTIONARY, NEIGHBOURS, CONFIG = "dictionary.parquet", "neighbours.faiss", "index.json"
+MAX_POPULAR = 256
+"""Popular queries that are kept in memory: four times the longest list."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,14 @@ class Index:
         worth.pop(normalise(query), None)
         best = heapq.nsmallest(n, worth.items(), key=lambda one: (-one[1], one[0]))
         return [text for text, _ in best]
+
+    def find_popular(self, n: int) -> list[str]:
+        """Return up to `n` (at most 256) queries (normalised) that users ask most, best first."""
+        return self._popular[: max(n, 0)]
+
+    @cached_property
+    def _popular(self) -> list[str]:
+        return self.dictionary.find_popular(MAX_POPULAR)
 
     def find_near(self, query: str) -> list[tuple[float, str]]:
         """Return up to N_s (cosine, query) of the dictionary that are similar enough, nearest first, without the query itself."""

@@ -35,6 +35,7 @@ WITH_PACKAGE = ("up", "demo", "torture", "erase", "prune", "quarantine")
 MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 """What the machine refuses, a full disk above all: no defect of ours, so its own text is said instead of a trace."""
 RUN_HELP = "ctr: predictor and judge; index: nearest queries; policy: cold start or DPO; prune: remove what nobody needs"
+RELEASE_STEPS = ("list", "promote", "rollback", "reject")
 BROKER_HELP = "embedded: in memory, nothing to install; kafka: real Apache Kafka, durable (default: kafka.broker)"
 
 
@@ -230,14 +231,20 @@ def _add_run(commands: Any) -> None:
         action="store_true",
         help="run on the settings of the trainers' daemon where they differ",
     )
+    anew = "policy: start anew from policy.base and policy.annotations, while the champion answers on"
+    parser.add_argument("--from-base", action="store_true", help=anew)
+    forced = "policy: promote the new policy even if its gate refuses it; recorded in release and audit.jsonl"
+    parser.add_argument("--force", action="store_true", help=forced)
     _add_json(parser)
 
 
 def _add_releases(commands: Any) -> None:
     parser = _add(commands, "releases", "list releases, or change which one answers", "queryloop releases rollback")
-    parser.add_argument("step", nargs="?", choices=("list", "promote", "rollback"), default="list", help="default: list")
-    parser.add_argument("id", nargs="?", help="the release to promote")
-    parser.add_argument("--history", action="store_true", help="list every promotion and rollback: when, and by whom")
+    parser.add_argument("step", nargs="?", choices=RELEASE_STEPS, default="list", help="default: list")
+    parser.add_argument("id", nargs="?", help="the release to promote, or to reject: no job makes it live any more")
+    parser.add_argument("--force", action="store_true", help="promote a release though it was rejected; recorded in audit.jsonl")
+    parser.add_argument("--reason", metavar="TEXT", help="why a release is rejected; recorded in audit.jsonl")
+    parser.add_argument("--history", action="store_true", help="list every promotion, rollback and rejection: when, and by whom")
     _add_json(parser)
 
 

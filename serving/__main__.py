@@ -115,6 +115,7 @@ def ignore_signals() -> None:
 def make_slot(root: ServingRoot, metrics: ServingMetrics) -> Slot:
     """Return the slot over the data folder's releases, loading them by the settings."""
     from serving.models_extra import find_missing
+    from serving.releases.fallback_index import FallbackIndex, load_fallback
     from serving.releases.loader import load_bundle
     from serving.releases.slot import Slot
 
@@ -126,6 +127,7 @@ def make_slot(root: ServingRoot, metrics: ServingMetrics) -> Slot:
         poll_s=serving.poll_s,
         retry_s=serving.retry_s,
         missing=find_missing(),
+        fallback=FallbackIndex(root.data.dir, load_fallback),
     )
 
 

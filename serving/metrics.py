@@ -18,6 +18,9 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 Form = Literal["well_formed", "repaired", "fallback"]
 """How an answered list came about (`serving.recommend`)."""
+FALLBACK: Form = "fallback"
+NO_RELEASE = "none"
+"""The label `release` of lists that an index answered because no release is live; no release can have this id."""
 QUEUE_FULL, EMITTER_CLOSED = "queue_full", "emitter_closed"
 LOST_REASONS = (QUEUE_FULL, EMITTER_CLOSED, *Reason)
 """Why the impression of an answered list could not be emitted."""
@@ -45,7 +48,7 @@ class ServingMetrics:
         self.batch_seconds = histogram("queryloop_batch_seconds", "Time to write the lists of one batch.", buckets=SECONDS)
         self.lists = counter(
             "queryloop_lists_total",
-            "Lists answered: well_formed, repaired for display, or a fallback because the policy's had no usable item.",
+            "Lists answered: well_formed, repaired for display, or a fallback because no policy wrote a usable item.",
             ("release", "task", "form"),
         )
         self.list_tokens = counter("queryloop_list_tokens_total", "Tokens of the lists written.", ("release", "task"))
@@ -68,6 +71,7 @@ class ServingMetrics:
         self.swaps = counter("queryloop_swaps_total", "Releases that went live.")
         self.load_errors = counter("queryloop_release_load_errors_total", "Releases that failed to load.")
         self.load_failed = gauge("queryloop_release_load_failed", "1 while a promoted release cannot be loaded.")
+        self.release_faults = gauge("queryloop_release_faults", "Reasons why the live release should not be: see /readyz.")
         self.live: str | None = None
         self._tasks = tuple(tasks)
         for reason in LOST_REASONS:

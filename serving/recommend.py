@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Protocol
@@ -41,13 +41,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """One answered list. `form` is "fallback" when the policy wrote no usable item: the items are then co-occurring queries, or
-    the query itself, and `logprob` and `decoding` are None because the policy did not draw them.
+    """One answered list. `form` is "fallback" when no policy wrote a usable item: the items are then co-occurring queries, or
+    the query itself, and `logprob` and `decoding` are None because no policy drew them. `release` None: none is live, and the
+    list was made of the newest index.
 
     `written`: for each item, whether the policy wrote it in this place; false where serving had to replace or move it. `forced`:
     how many draws of the policy's list the grammar changed."""
 
-    release: str
+    release: str | None
     items: tuple[str, ...]
     auxiliary: Mapping[str, str]
     predicted: tuple[float, ...] | None
@@ -84,11 +85,14 @@ def _retrieve(index: Retriever | None, request: Request) -> tuple[str, ...]:
 def _choose_items(request: Request, generation: Generation, related: Sequence[str]) -> tuple[tuple[str, ...], bool]:
     """Return the items to show, and whether the policy wrote them."""
     items = repair_items(generation.list.items, request.task.n)
-    if items:
-        return items, True
+    return (items, True) if items else (fall_back(request, related), False)
+
+
+def fall_back(request: Request, candidates: Iterable[str]) -> tuple[str, ...]:
+    """Return the first usable ones of these queries as a list, or the user's own query where none is usable."""
     limit = request.task.max_query_chars
-    fallback = repair_items((clean_text(query, limit) for query in related), request.task.n)
-    return fallback or (clean_text(request.query, limit) or request.query.strip(),), False
+    items = repair_items((clean_text(query, limit) for query in candidates), request.task.n)
+    return items or (clean_text(request.query, limit) or request.query.strip(),)
 
 
 def _predict(

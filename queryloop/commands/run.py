@@ -16,18 +16,24 @@ from streams.runtime.environment import to_environ
 from streams.runtime.settings_records import find_differences, read_record
 from trainers.jobs.ledger import Kind, Ledger, Run, State
 from trainers.jobs.processes import record_end, start_job
+from trainers.jobs.run_options import RunOptions
 from trainers.jobs.settings import affects_jobs
 
 POLL_S = 0.3
+NO_OPTIONS = RunOptions()
 CODES = {State.SUCCEEDED: Exit.DONE, State.SKIPPED: Exit.SKIPPED, State.FAILED: Exit.FAILED}
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the chosen job. Raises SettingsError, LedgerError."""
-    return run_job(read_settings(options), options.kind, as_json=options.json, daemons_own=options.with_daemon_settings)
+    chosen = RunOptions(options.from_base, options.force)
+    if chosen.record() and options.kind != "policy":
+        raise CommandError(f"--from-base and --force go with `run policy`, not with `run {options.kind}`", Exit.USAGE)
+    own = options.with_daemon_settings
+    return run_job(read_settings(options), options.kind, as_json=options.json, daemons_own=own, chosen=chosen)
 
 
-def run_job(settings: Settings, kind: Kind, *, as_json: bool, daemons_own: bool = False) -> int:
+def run_job(settings: Settings, kind: Kind, *, as_json: bool, daemons_own: bool = False, chosen: RunOptions = NO_OPTIONS) -> int:
     """Run a job to its end and print its outcome; return the exit code of its state.
 
     A daemon runs it on the settings that it started with: raises CommandError where they differ, unless `daemons_own`."""
@@ -35,9 +41,9 @@ def run_job(settings: Settings, kind: Kind, *, as_json: bool, daemons_own: bool 
     if ledger.daemon_lives():
         if not daemons_own:
             refuse_other_settings(settings)
-        run = _follow_daemon(ledger, kind)
+        run = _follow_daemon(ledger, kind, chosen)
     else:
-        run = _run_here(ledger, kind, settings)
+        run = _run_here(ledger, kind, settings, chosen)
     if as_json:
         print_answer(run_as_json(run) | {"log": run.log})
     else:
@@ -80,9 +86,9 @@ def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _follow_daemon(ledger: Ledger, kind: Kind) -> Run:
+def _follow_daemon(ledger: Ledger, kind: Kind, chosen: RunOptions) -> Run:
     """Request a run of the daemon and wait for its end; when the daemon dies, return the run as it is recorded."""
-    number = ledger.request(kind)
+    number = ledger.request(kind, chosen.record())
     pause = time.sleep
     with JobProgress(ledger, number) as show:
         while not (run := ledger.run(number)).ended and ledger.daemon_lives():
@@ -91,8 +97,8 @@ def _follow_daemon(ledger: Ledger, kind: Kind) -> Run:
     return run
 
 
-def _run_here(ledger: Ledger, kind: Kind, settings: Settings) -> Run:
-    number = ledger.request(kind)
+def _run_here(ledger: Ledger, kind: Kind, settings: Settings, chosen: RunOptions) -> Run:
+    number = ledger.request(kind, chosen.record())
     child = start_job(ledger, ledger.run(number), settings.data.dir, to_environ(settings))
     try:
         with JobProgress(ledger, number) as show:

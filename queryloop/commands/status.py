@@ -15,7 +15,7 @@ from queryloop.exits import Exit
 from queryloop.output import print_answer, rfc3339
 from queryloop.settings import Settings, read_settings
 from queryloop.tables import print_line, print_table
-from queryloop.up.readiness import ask_worker
+from queryloop.up.readiness import FALLS_BACK, ask_worker
 from serving.releases.registry import ReleaseError, read_rollout
 from streams.api.client import NOBODY_LISTENS, HttpError, WrongFolder, get_json
 from streams.runtime.data_folder import DataFolder, find_data_folder
@@ -159,6 +159,8 @@ def _print_status(found: dict[str, Any]) -> None:
     rollout, loading = found["rollout"], found["serving"].get("loading")
     champion = str(rollout.get("error") or rollout.get("champion") or "none yet")
     print_line(f"release   {champion}{f', loading {loading}' if loading else ''}")
+    for fault in found["serving"].get("faults", ()):
+        print_line("release   ", (f"{champion}: {fault}", "yellow"))
     for record in found["settings"]:
         if differing := ", ".join(record["differences"]):
             read_at = rfc3339(int(record["read_ts"]))
@@ -172,6 +174,8 @@ def _print_status(found: dict[str, Any]) -> None:
 
 def _describe_room(state: dict[str, Any]) -> list[tuple[str, str]]:
     """Return a room's state as texts with their styles; a room that answers 503 runs and is not ready."""
+    if state.get("up") and state.get("form"):
+        return [(FALLS_BACK, "yellow")]
     if state.get("up"):
         return [(str(state.get("state", "up")), "green" if state.get("ready", True) else "yellow")]
     if state.get("loading"):

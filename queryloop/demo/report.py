@@ -23,7 +23,7 @@ MEASURES = ("aec_predictor", "aec_judge", "well_formed", "mean_tokens", "duplica
 
 @dataclass(frozen=True)
 class ReleaseRecord:
-    """A release: its gate record ({} for the cold start), and whether it was promoted."""
+    """A release: its gate record, and whether it was promoted."""
 
     id: str
     gate: Mapping[str, Any]
@@ -158,6 +158,8 @@ def render_page(report: Mapping[str, Any], measured: Measured) -> str:
 def describe_gate(gate: Mapping[str, Any]) -> str:
     """Return a gate record in words."""
     if not gate:
+        return "no gate"
+    if "cold_start" in gate and gate.get("passed"):
         return "cold start"
     return "passed" if gate.get("passed") else "refused: " + "; ".join(str(reason) for reason in gate.get("reasons", []))
 

@@ -18,6 +18,7 @@ TIMEOUT_S = 3.0
 BEHIND_S = 10.0
 """Seconds that counting may be behind the log before it is said to catch up."""
 NO_RELEASE = "events are accepted; lists are refused (503) until a release is live: `queryloop run policy` makes the first one"
+FALLS_BACK = "lists are answered from the index (form fallback) until `queryloop run policy` has made the first release"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ def describe_shards(lag: dict[str, Any]) -> Readiness:
 
 def describe_release(answer: dict[str, Any]) -> Readiness:
     """Return the server's state from its answer to /readyz; a server without a promoted release has nothing to get ready."""
+    if answer.get("form") and not answer.get("loading") and not answer.get("failed"):
+        return Readiness(True, FALLS_BACK)
     if answer.get("ready"):
         return Readiness(True, f"lists are answered by {answer['release']}")
     if answer.get("loading"):

@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
+from serving.fallback import recommend_without_policy
 from serving.http.browsers import (
     EVENTS_PATH,
     RECOMMEND_PATH,
@@ -38,10 +39,11 @@ from serving.http.micro_batcher import Batcher, BusyError, DeadlineError
 from serving.http.middleware import OTHER, CheckKeys, CloseConnections, CountRequests, LimitBody
 from serving.http.openapi import describe_app, list_answers
 from serving.http.recommend_request import CallError, RecommendCall, read_request, read_time
-from serving.metrics import ServingMetrics
+from serving.metrics import FALLBACK, NO_RELEASE, ServingMetrics
 from serving.policy.engines import Decoding
 from serving.recommend import Recommendation, Request, recommend
-from serving.releases.registry import Release, ReleaseError, list_broken, list_releases, read_rollout
+from serving.releases.form_watch import FormWatch
+from serving.releases.registry import Rejection, Release, ReleaseError, list_broken, list_releases, read_rejected, read_rollout
 from serving.releases.slot import NoReleaseError, Slot
 from serving.settings import ServingRoot
 from streams.events.schema import printable
@@ -122,6 +124,7 @@ class Endpoints:
         self._clock = clock
         self._stopping = stopping
         self._impressions = ImpressionLog(sink, metrics)
+        self._watch = FormWatch()
         self._decoding = Decoding(temperature=serving.temperature, top_p=serving.top_p, redraws=serving.redraws)
         self._batcher: Batcher[Request, Recommendation] = Batcher(
             self._answer_batch,
@@ -142,14 +145,14 @@ class Endpoints:
             await asyncio.to_thread(self._slot.stop)
 
     async def recommend(self, call: RecommendCall) -> Response:
-        """Answer a list of recommended queries from the live release (G1, G2)."""
+        """Answer a list of recommended queries from the live release (G1, G2), from the newest index where there is none yet."""
         limits = self._root.events
         try:
             request = read_request(call, self._root.tasks, self._decoding, limits)
             ts = read_time(call, limits, self._clock())
         except CallError as error:
             return _error(422, str(error))
-        if self._slot.release is None:
+        if self._slot.release is None and not self._slot.falls_back:
             return _error(503, self._slot.reason, _RETRY)
         try:
             answer = await self._batcher.submit(request, self._root.serving.deadline_s)
@@ -201,13 +204,16 @@ class Endpoints:
     async def readiness(self) -> Response:
         """Answer 200 when lists can be served, else 503 with the reason in `error`.
 
-        `loading` is the release that is being loaded; `failed` says that a promoted one could not be, `missing` that none
+        `form` is "fallback" while an index answers because no release is live: with 200 where none is promoted, with 503 where
+        one is loading or cannot be loaded, since other servers may have it. `faults` says what is wrong with the live release's
+        lists. `loading` is the release that is being loaded; `failed` says that a promoted one could not be, `missing` that none
         can be, since a package is not installed; `error` says why."""
-        live, failed = self._slot.release, self._slot.error
-        ready = live is not None and not self._stopping.is_set()
-        answer: dict[str, Any] = {"ready": ready, "release": live, "loading": self._slot.loading, "failed": failed is not None}
-        answer["missing"] = self._slot.missing is not None
-        error = "stopping" if self._stopping.is_set() else failed if live else self._slot.reason
+        slot, stopping = self._slot, self._stopping.is_set()
+        answer: dict[str, Any] = {"ready": slot.ready and not stopping, "release": slot.release, "loading": slot.loading}
+        answer |= {"form": FALLBACK if slot.falls_back else None, "failed": slot.error is not None}
+        answer |= {"missing": slot.missing is not None, "faults": self._find_faults()}
+        ready = answer["ready"]
+        error = "stopping" if stopping else slot.error if ready else slot.reason
         return JSONResponse({**answer, "error": error}, 200 if ready else 503, self._name_folder())
 
     def _name_folder(self) -> dict[str, str]:
@@ -217,29 +223,46 @@ class Endpoints:
 
     async def render_metrics(self) -> Response:
         """Answer the metrics in Prometheus' text format."""
+        self._metrics.release_faults.set(len(self._find_faults()))
 
         def render() -> bytes:
             return self._metrics.render(self._sink.counters(), read_process(self._root.data.dir))
 
         return Response(await asyncio.to_thread(render), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
+    def _find_faults(self) -> list[str]:
+        """Return what is wrong with the lists of the live release; it answers all the same."""
+        return self._watch.find_faults(self._slot.release, self._slot.gate)
+
     def _answer_batch(self, requests: Sequence[Request]) -> Sequence[Recommendation]:
         """Answer a batch, in the batch thread, by the release that is live at its start; each answer names it."""
-        with self._slot.lease() as bundle:
-            answers = recommend(bundle.release.id, bundle.engine, bundle.index, bundle.predictor, requests)
+        answers = self._make_lists(requests)
         for request, answer in zip(requests, answers, strict=True):
-            self._metrics.lists.labels(answer.release, request.task.name, answer.form).inc()
-            self._metrics.list_tokens.labels(answer.release, request.task.name).inc(answer.tokens)
-            self._metrics.count_forced(answer.release, request.task.name, answer.forced)
+            release = answer.release or NO_RELEASE
+            self._metrics.lists.labels(release, request.task.name, answer.form).inc()
+            self._metrics.list_tokens.labels(release, request.task.name).inc(answer.tokens)
+            self._watch.count(release, answer.form)
+            self._metrics.count_forced(release, request.task.name, answer.forced)
         return answers
+
+    def _make_lists(self, requests: Sequence[Request]) -> Sequence[Recommendation]:
+        index = self._slot.fallback.index  # read before the lease: it is dropped once a release is live
+        try:
+            with self._slot.lease() as bundle:
+                return recommend(bundle.release.id, bundle.engine, bundle.index, bundle.predictor, requests)
+        except NoReleaseError:
+            if index is None:
+                raise
+            return recommend_without_policy(index, requests)
 
     def _list_releases(self) -> Response:
         data = self._root.data.dir
         try:
             rollout: dict[str, Any] = msgspec.to_builtins(read_rollout(data))
+            rejected = read_rejected(data)
         except ReleaseError as error:
             return _error(500, str(error))
-        shown = [_describe_release(release) for release in list_releases(data)]
+        shown = [_describe_release(release, rejected.get(release.id)) for release in list_releases(data)]
         broken = [str(error) for error in list_broken(data)]
         return JSONResponse(
             {"live": self._slot.release, "error": self._slot.error, "rollout": rollout, "releases": shown, "broken": broken}
@@ -273,15 +296,17 @@ def _describe_answer(request: Request, answer: Recommendation) -> dict[str, Any]
         "decoding": answer.decoding.describe() if answer.decoding else None,
         "written": list(answer.written),
         "forced": answer.forced,
+        "form": answer.form,
     }
 
 
-def _describe_release(release: Release) -> dict[str, Any]:
+def _describe_release(release: Release, rejection: Rejection | None) -> dict[str, Any]:
     pruned = release.pruned and release.pruned.ts.isoformat()
     return {
         "id": release.id,
         "created": release.created.isoformat(),
         "pruned": pruned,
+        "rejected": msgspec.to_builtins(rejection),
         "gate": release.gate,
         "meta": release.meta,
     }

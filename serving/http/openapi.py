@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from serving.http.browsers import EVENTS_PATH, OPEN_PATHS, RECOMMEND_PATH, SCHEMA_PATH, SNIPPET_PATH
 from serving.http.media_types import NDJSON
+from serving.metrics import FALLBACK, Form
 from serving.settings import ServingRoot
 from streams.events.schema import json_schema
 
@@ -45,9 +46,12 @@ SCHEMAS: Mapping[str, Schema] = {
             "decoding",
             "written",
             "forced",
+            "form",
         ],
         "properties": {
-            **{name: {"type": "string"} for name in ("impression_id", "release", "task")},
+            **{name: {"type": "string"} for name in ("impression_id", "task")},
+            "release": {"type": ["string", "null"], "description": "null: an index answered, since no release is live"},
+            "form": {"enum": list(get_args(Form)), "description": "fallback: no policy wrote these items"},
             "items": {"type": "array", "items": {"type": "string"}},
             "auxiliary": {"type": "object", "additionalProperties": {"type": "string"}},
             "predicted": {"type": ["array", "null"], "items": {"type": "number"}},
@@ -59,8 +63,14 @@ SCHEMAS: Mapping[str, Schema] = {
     },
     "Readiness": {
         "type": "object",
-        "required": ["ready", "release", "loading", "failed", "missing", "error"],
+        "required": ["ready", "release", "form", "loading", "failed", "missing", "faults", "error"],
         "properties": {
+            "faults": {
+                "type": "array",
+                "items": {"type": "string"},
+                "description": "of the live release's lists",
+            },
+            "form": {"enum": [FALLBACK, None], "description": "fallback: an index answers, since no release is live"},
             **{name: {"type": "boolean"} for name in ("ready", "failed", "missing")},
             **{name: {"type": ["string", "null"]} for name in ("release", "loading", "error")},
         },
@@ -155,7 +165,7 @@ def _overload(path: str) -> Schema:
         case "/readyz":
             return _answer("No list can be served: `error` says why.", "Readiness", text=True)
         case "/v1/recommend":
-            return _answer("No release is live, or too many calls wait.", "Error", _RETRY_AFTER, text=True)
+            return _answer("No release is live and no index is there, or too many calls wait.", "Error", _RETRY_AFTER, text=True)
         case "/v1/events":
             return _answer("Not all events are on disk: send the batch again.", "BatchError", _RETRY_AFTER, text=True)
         case _:

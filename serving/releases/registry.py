@@ -28,6 +28,7 @@ _T = TypeVar("_T")
 _MANIFEST = "manifest.json"
 _ROLLOUT = "rollout.json"
 _PRUNED = "pruned.json"
+_REJECTED = "rejected.json"
 _ID = re.compile(r"r\d{4,}")
 PARTS = ("policy", "predictor", "judge", "index")
 
@@ -84,6 +85,15 @@ class Rollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     champion: str | None = None
     challenger: str | None = None
     previous: str | None = None
+
+
+class Rejection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When a release was taken out for good, by whom, and why where that was said."""
+
+    ts: datetime
+    by: str
+    run: int | None = None
+    reason: str | None = None
 
 
 def publish(
@@ -169,14 +179,23 @@ def read_rollout(root: Path) -> Rollout:
     return _read(path, Rollout) if path.exists() else Rollout()
 
 
-def promote(root: Path, name: str) -> Rollout:
-    """Make a release champion; the champion so far becomes previous. Promoting the champion changes nothing."""
+def promote(root: Path, name: str, *, force: bool = False) -> Rollout:
+    """Make a release champion; the champion so far becomes previous. Promoting the champion changes nothing.
+
+    Raises ReleaseError for a rejected one; with `force` it is promoted, and no longer rejected. That force overruled a
+    rejection or a gate is recorded."""
     with _change(root) as rollout:
-        _refuse_pruned(read_release(root, name))
+        release = read_release(root, name)
+        _refuse_pruned(release)
         if rollout.champion == name:
             return rollout
+        rejected = _refuse_rejected(root, name, force=force)
         waiting = None if rollout.challenger == name else rollout.challenger
-        _record(root, "promote", name, rollout)
+        _record(
+            root, "promote", name, rollout, forced=True if rejected or (force and release.gate.get("passed") is False) else None
+        )
+        if rejected:
+            _replace_rejected(root, {other: one for other, one in read_rejected(root).items() if other != name})
         return _replace_rollout(root, Rollout(champion=name, challenger=waiting, previous=rollout.champion))
 
 
@@ -185,6 +204,7 @@ def propose(root: Path, name: str | None) -> Rollout:
     with _change(root) as rollout:
         if name is not None:
             _refuse_pruned(read_release(root, name))
+            _refuse_rejected(root, name, force=False)
         return _replace_rollout(root, Rollout(champion=rollout.champion, challenger=name, previous=rollout.previous))
 
 
@@ -215,15 +235,61 @@ def _refuse_pruned(release: Release) -> None:
         )
 
 
+def reject(root: Path, name: str, reason: str | None = None) -> Rejection:
+    """Take a release out for good: neither a job nor a rollback makes it champion any more. A second time changes nothing.
+
+    Raises ReleaseError for the champion."""
+    with _change(root) as rollout:
+        read_release(root, name)
+        if rollout.champion == name:
+            raise ReleaseError(
+                f"{name} is live, so it cannot be rejected: `queryloop releases rollback`, or `releases promote` another, first"
+            )
+        rejected, actor = read_rejected(root), find_actor()
+        if name in rejected:
+            return rejected[name]
+        rejection = Rejection(datetime.now(UTC), actor.by, actor.run, reason)
+        _record(root, "reject", name, rollout, reason=reason)
+        _replace_rejected(root, {**rejected, name: rejection})
+        challenger, previous = (None if one == name else one for one in (rollout.challenger, rollout.previous))
+        _replace_rollout(root, Rollout(rollout.champion, challenger, previous))
+        return rejection
+
+
+def read_rejected(root: Path) -> dict[str, Rejection]:
+    """Return the rejected releases by id. Raises ReleaseError when the file is damaged."""
+    path = root / "releases" / _REJECTED
+    return _read(path, dict[str, Rejection]) if path.exists() else {}
+
+
+def _refuse_rejected(root: Path, name: str, *, force: bool) -> bool:
+    """Return whether a release is rejected. Raises ReleaseError for a rejected one without `force`."""
+    found = read_rejected(root).get(name)
+    if found is not None and not force:
+        why = f": {found.reason}" if found.reason else ""
+        raise ReleaseError(
+            f"{name} was rejected by {found.by} on {found.ts:%Y-%m-%d %H:%M} UTC{why}. "
+            f"`queryloop releases promote {name} --force` makes it live all the same"
+        )
+    return found is not None
+
+
+def _replace_rejected(root: Path, rejected: dict[str, Rejection]) -> None:
+    replace_file(root / "releases" / _REJECTED, _encode(rejected), durable=True)
+
+
 def read_history(root: Path) -> tuple[list[dict[str, Any]], int]:
-    """Return each promotion and rollback, oldest first: ts, action, release, before, by, run; and how many lines are damaged."""
-    return read_audit(root, "promote", "rollback")
+    """Return each promotion, rollback and rejection, oldest first, and how many lines are damaged.
+
+    Each has ts, action, release, before (the champion until then), by and run; `forced` and `reason` where there were."""
+    return read_audit(root, "promote", "rollback", "reject")
 
 
-def _record(root: Path, action: str, release: str, rollout: Rollout) -> None:
-    """Append a change of the champion to the audit file, before it is made: so none is made that is not recorded."""
+def _record(root: Path, action: str, release: str, rollout: Rollout, **more: Any) -> None:
+    """Append a change to the audit file before it is made, so that none is made that is not recorded."""
     actor = find_actor()
-    append_audit(root, action, {"release": release, "before": rollout.champion, "by": actor.by, "run": actor.run})
+    what = {"release": release, "before": rollout.champion, "by": actor.by, "run": actor.run}
+    append_audit(root, action, what | {key: value for key, value in more.items() if value is not None})
 
 
 def _describe_part(root: Path, folder: Path) -> Part:
@@ -279,5 +345,5 @@ def _read(path: Path, kind: type[_T]) -> _T:
         raise ReleaseError(f"{path}: cannot be read: {error}") from error
 
 
-def _encode(content: msgspec.Struct) -> bytes:
+def _encode(content: msgspec.Struct | dict[str, Rejection]) -> bytes:
     return msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n"

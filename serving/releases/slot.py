@@ -12,16 +12,17 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from serving.metrics import ServingMetrics
 from serving.recommend import Retriever, Scorer
+from serving.releases.fallback_index import FallbackIndex
 from serving.releases.registry import Release, ReleaseError, read_release, read_rollout, verify
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ Load = Callable[[Release], Bundle]
 class Slot:
     """Has the live bundle. `load` returns a warmed one and may raise anything; `clock` gives seconds.
 
-    `missing` says what has to be installed before any release can be loaded: then none ever is."""
+    `missing` says what has to be installed before any release can be loaded: then none ever is. `fallback` has the index that
+    answers until the first release is live."""
 
     def __init__(
         self,
@@ -64,8 +66,10 @@ class Slot:
         retry_s: float = 30.0,
         clock: Callable[[], float] = monotonic,
         missing: str | None = None,
+        fallback: FallbackIndex | None = None,
     ) -> None:
         self.missing = missing
+        self.fallback = fallback or FallbackIndex(root, load=None)
         self.error: str | None = None
         self._root = root
         self._load = load
@@ -95,6 +99,24 @@ class Slot:
         if self.error or loading is None:
             return self.error or f"no release is promoted yet in {self._root / 'releases'}"
         return f"release {loading[0]} is loading, for {self._clock() - loading[1]:.0f} s now"
+
+    @property
+    def gate(self) -> Mapping[str, Any]:
+        """The record of the live release's gate, empty where nothing is live."""
+        live = self._live
+        return live.release.gate if live else {}
+
+    @property
+    def falls_back(self) -> bool:
+        """Whether an index answers, because no release is live."""
+        return self._live is None and self.fallback.index is not None
+
+    @property
+    def ready(self) -> bool:
+        """Whether lists are answered as well as they can be: by a release, or by the index while none is promoted.
+
+        While a promoted one is loading, or could not be loaded, other servers may have it, and answer better."""
+        return self._live is not None or (self.falls_back and self._loading is None and self.error is None)
 
     @property
     def loading(self) -> str | None:
@@ -138,6 +160,8 @@ class Slot:
     def check(self) -> bool:
         """Read the rollout once and swap when another release is promoted; return whether one went live."""
         name: str | None = None
+        if self._live is None:
+            self.fallback.check()
         try:
             name = read_rollout(self._root).champion
             if name is None or name == self.release:
@@ -174,6 +198,7 @@ class Slot:
         with self._lock:
             old, self._live = self._live, bundle
         self._recover()
+        self.fallback.drop()
         self._metrics.go_live(bundle.release.id)
         log.info("event=release_live release=%s before=%s", bundle.release.id, old.release.id if old else None)
         del old

@@ -87,8 +87,14 @@ def load(path: Path) -> Artifact:
 
 def latest(root: Path, kind: str) -> Artifact | None:
     """Return the newest artifact of a kind, checked as `load` does, or None when there is none."""
+    path = find_latest(root, kind)
+    return load(path) if path is not None else None
+
+
+def find_latest(root: Path, kind: str) -> Path | None:
+    """Return the folder of the newest artifact of a kind without reading it, or None when there is none."""
     found = list_folders(root, kind)
-    return load(found[-1]) if found else None
+    return found[-1] if found else None
 
 
 def list_folders(root: Path, kind: str = "*") -> list[Path]:

@@ -60,3 +60,10 @@ def test_an_empty_one_is_allowed(tmp_path: Path) -> None:
 def test_a_missing_column_is_named() -> None:
     with pytest.raises(ValueError, match="no column 'count'"):
         read_triples(pa.table({"query": ["a"], "next_query": ["b"]}))
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("abcd"), st.integers(1, 5)), max_size=20), st.integers(0, 5))
+def test_popular_queries_are_those_of_the_most_pairs_equal_ones_by_text(found: list[tuple[str, str, int]], n: int) -> None:
+    worth = {text: sum(count for a, b, count in found if a != b and text in (a, b)) for text in "abcd"}
+    ranked = sorted((text for text in worth if worth[text]), key=lambda text: (-worth[text], text))
+    assert make_dictionary(found).find_popular(n) == ranked[:n]

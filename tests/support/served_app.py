@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from serving.http.app import create_app
 from serving.metrics import ServingMetrics
 from serving.releases import registry
+from serving.releases.fallback_index import FallbackIndex, load_fallback
 from serving.releases.registry import Release
 from serving.releases.slot import Bundle, Slot
 from serving.settings import ServingRoot, ServingSettings
@@ -61,7 +62,7 @@ class AppUnderTest:
         self.sink = Sink()
         self.metrics = ServingMetrics()
         self.load_error: Exception | None = None
-        self.slot = Slot(data, self.load, self.metrics, poll_s=60)
+        self.slot = Slot(data, self.load, self.metrics, poll_s=60, fallback=FallbackIndex(data, load_fallback))
         self.slot.check()
         root = ServingRoot(data=DataSettings(dir=data), serving=ServingSettings(**serving))
         self.stopping = threading.Event()

@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from streams.runtime.processes import find_start, is_running, name_machine
@@ -42,6 +43,10 @@ CREATE TABLE IF NOT EXISTS daemon (
     machine TEXT NOT NULL,
     started REAL
 );
+CREATE TABLE IF NOT EXISTS options (
+    run INTEGER PRIMARY KEY,
+    chosen TEXT NOT NULL
+);
 CREATE TABLE IF NOT EXISTS planned (
     kind TEXT PRIMARY KEY,
     line TEXT NOT NULL,
@@ -50,8 +55,11 @@ CREATE TABLE IF NOT EXISTS planned (
 """
 COLUMNS = "id, kind, state, requested_at, started_at, ended_at, pid, outcome, log"
 REQUEST = "INSERT INTO runs (kind, state, requested_at) VALUES (?, 'requested', ?)"
-WAITING = "SELECT id FROM runs WHERE kind = ? AND state = 'requested' ORDER BY id LIMIT 1"
 BEGIN = "INSERT INTO runs (kind, state, requested_at, started_at, pid) VALUES (?1, 'running', ?2, ?2, ?3)"
+CHOOSE = "INSERT INTO options (run, chosen) VALUES (?, ?)"
+READ_OPTIONS = "SELECT chosen FROM options WHERE run = ?"
+WAITING = """SELECT id FROM runs LEFT JOIN options ON run = id
+    WHERE kind = ? AND state = 'requested' AND coalesce(chosen, '{}') = ? ORDER BY id LIMIT 1"""
 START = "UPDATE runs SET state = 'running', started_at = ?, pid = ? WHERE id = ? AND state = 'requested'"
 FINISH = "UPDATE runs SET state = ?, ended_at = ?, outcome = ? WHERE id = ? AND state IN ('requested', 'running')"
 SET_LOG = "UPDATE runs SET log = ? WHERE id = ?"
@@ -141,11 +149,23 @@ class Ledger:
         with self._connect() as database:
             database.executescript(SCHEMA)
 
-    def request(self, kind: Kind) -> int:
-        """Request a run and return its id; that of a run of the kind that still waits, where there is one."""
+    def request(self, kind: Kind, options: Mapping[str, Any] = MappingProxyType({})) -> int:
+        """Request a run and return its id; that of a run of the kind with the same options that still waits, if there is one."""
+        chosen = json.dumps(dict(options), sort_keys=True)
         with self._change() as database:
-            waiting = database.execute(WAITING, (_known(kind),)).fetchone()
-            return int(waiting[0]) if waiting else _inserted(database.execute(REQUEST, (kind, self._clock())))
+            if waiting := database.execute(WAITING, (_known(kind), chosen)).fetchone():
+                return int(waiting[0])
+            run = _inserted(database.execute(REQUEST, (kind, self._clock())))
+            if options:
+                database.execute(CHOOSE, (run, chosen))
+            return run
+
+    def options(self, run: int) -> dict[str, Any]:
+        """Return the options that a run was requested with, empty where there are none."""
+        with self._connect() as database:
+            row = database.execute(READ_OPTIONS, (run,)).fetchone()
+        found: dict[str, Any] = json.loads(row[0]) if row else {}
+        return found
 
     def start(self, run: int, pid: int) -> Run:
         """Record the start of a requested run in process `pid`. Raises LedgerError when it is not waiting."""

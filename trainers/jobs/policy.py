@@ -1,5 +1,7 @@
 """The job `policy`: a cold start from annotated lists, and from then on one alignment iteration each time (Algorithm 1, G12).
 
+A cold start is tested by a gate of its own (`trainers.policy.cold_gate`), since there are no clicks yet.
+
 An iteration starts from the champion, searches better and worse lists for what users asked, aligns the policy with them, and
 tests it at the gate. The challenger is published with the gate's record in any case, and promoted when it passed.
 """
@@ -7,7 +9,8 @@ tests it at the gate. The challenger is published with the gate's record in any 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -15,19 +18,19 @@ from typing import TYPE_CHECKING, Any
 
 from serving.models_extra import require_models
 from serving.policy.engines import Decoding
-from serving.policy.prompts import Prompt, Prompter
+from serving.policy.prompts import Prompt, PromptEncoder, Prompter
 from serving.releases import registry
 from streams.runtime import artifacts
+from trainers.jobs.cold_start import make_first_policy
 from trainers.jobs.ctr import newest_day
-from trainers.jobs.outcomes import JobError, Outcome, Skipped
+from trainers.jobs.outcomes import Outcome, Skipped
+from trainers.jobs.run_options import RunOptions
 from trainers.jobs.settings import TrainerSettings
 from trainers.policy.aligners.dpo import TooFewPairs, train_dpo
-from trainers.policy.base import SCRATCH, check_base, make_base
 from trainers.policy.gate import Measured, Verdict, decide, evaluate
 from trainers.policy.pairs import Pair, describe_losses, make_pairs
 from trainers.policy.prompts import ListCall, describe_calls, make_prompts, pick_test, pick_training, read_calls
 from trainers.policy.search import search_candidates
-from trainers.policy.sft import Annotation, annotation_texts, read_annotations, train_sft
 
 if TYPE_CHECKING:
     from index.retrieve import Index
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
     from serving.predictor.scorer import Predictor
 
 log = logging.getLogger(__name__)
+NO_OPTIONS = RunOptions()
+Ask = Callable[[PromptEncoder], list[Prompt]]
+"""Makes the gate's prompts in the tokens of a policy."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +60,16 @@ class Scorers:
     judge: Predictor
 
 
-def run(settings: TrainerSettings) -> Outcome:
-    """Run a cold start where nothing is live, else one iteration. Raises Skipped or JobError when something is missing."""
+def run(settings: TrainerSettings, options: RunOptions = NO_OPTIONS) -> Outcome:
+    """Run a cold start where nothing is live, else one iteration; with `from_base` a cold start beside the champion.
+
+    With `force` a policy that a gate refused is promoted all the same. Raises Skipped or JobError when something is missing."""
     require_models()
-    champion = registry.read_rollout(settings.data.dir).champion
-    if champion is None:
-        return start_cold(settings)
-    return iterate(settings, registry.read_release(settings.data.dir, champion))
+    name = registry.read_rollout(settings.data.dir).champion
+    champion = registry.read_release(settings.data.dir, name) if name is not None else None
+    if champion is None or options.from_base:
+        return start_cold(settings, champion, options)
+    return iterate(settings, champion, options)
 
 
 def newest_parts(root: Path) -> Parts:
@@ -69,47 +78,58 @@ def newest_parts(root: Path) -> Parts:
     return Parts(**{kind: artifact.path if artifact else None for kind, artifact in found.items()})
 
 
-def start_cold(settings: TrainerSettings) -> Outcome:
-    """Supervised fine-tuning of `policy.base` on `policy.annotations` (G3); the result goes live without a gate.
+def start_cold(settings: TrainerSettings, champion: registry.Release | None, options: RunOptions) -> Outcome:
+    """Make a first policy from base and annotations; it goes live when it passes the cold-start gate.
 
-    Raises JobError where the annotations are missing."""
-    path = settings.policy.annotations
-    if path is None or not path.exists():
-        raise JobError(
-            f"policy.annotations = {str(path) if path else 'unset'}: the first policy learns from annotated "
-            "lists; name a JSONL file with a task, query and items in each line"
-        )
-    if settings.policy.base != SCRATCH:
-        check_base(settings.policy.base, settings.policy.list_form)
-    annotations = read_annotations(path)
-    base = _base(settings, annotations)
-    meta: dict[str, Any] = {"start": "sft", "base": str(base), "annotations": len(annotations)}
-
-    policy = settings.policy
-
-    def fill(folder: Path) -> None:
-        meta["metrics"] = train_sft(base, annotations, settings.tasks, folder, settings.sft, policy.device, policy.list_form)
-
-    made = artifacts.publish(settings.data.dir / "artifacts", "policy", fill, meta)
-    release = _publish(settings.data.dir, made.path, newest_parts(settings.data.dir), {}, {"job": "policy", "start": "sft"})
-    registry.promote(settings.data.dir, release.id)
-    figures = {"release": release.id, "promoted": True, "sft": meta["metrics"], "artifact": str(made.path)}
-    return Outcome(f"{release.id} live after a cold start on {len(annotations)} annotated lists", figures)
+    Beside a champion it must also pass the ordinary gate, where there are a predictor and a judge."""
+    root = settings.data.dir
+    parts = newest_parts(root)
+    compared = _plan_comparison(settings, parts, champion.policy) if champion is not None else None
+    first = make_first_policy(settings, _load_index(parts))
+    verdict, gate = first.verdict, first.gate()
+    if champion is not None and compared is not None:
+        # The cold-start gate has limits of its own for the length; a champion that writes too much must not be a measure.
+        free = settings.model_copy(update={"gate": settings.gate.model_copy(update={"max_length_ratio": math.inf})})
+        ordinary, record = _judge(free, champion.policy, first.policy.path, *compared)
+        verdict = Verdict(verdict.passed and ordinary.passed, (*verdict.reasons, *ordinary.reasons))
+        gate = {**gate, **record, "passed": verdict.passed, "reasons": list(verdict.reasons)}
+    meta = {"job": "policy", "start": "sft", **({"beside": champion.id} if champion else {}), **_mark_forced(verdict, options)}
+    release = _publish(root, first.policy.path, parts, gate, meta)
+    promoted = _roll_out(root, release.id, verdict, options)
+    metrics = first.policy.meta["metrics"]
+    figures = {"release": release.id, "promoted": promoted, "gate": gate, "sft": metrics, "artifact": str(first.policy.path)}
+    learned = f"a cold start on {first.measured.annotations} annotated lists"
+    return Outcome(_describe_start(release.id, learned, verdict, promoted), figures)
 
 
-def _base(settings: TrainerSettings, annotations: Sequence[Annotation]) -> str | Path:
-    """Return the model to start from; for "scratch" a small one is made from the annotations' texts."""
-    if settings.policy.base != SCRATCH:
-        return settings.policy.base
-    texts = annotation_texts(annotations, settings.tasks)
-
-    def fill(folder: Path) -> None:
-        make_base(texts, folder, settings.policy)
-
-    return artifacts.publish(settings.data.dir / "artifacts", "base", fill, {"texts": len(texts)}).path
+def _describe_start(release: str, learned: str, verdict: Verdict, promoted: bool) -> str:
+    if verdict.passed:
+        return f"{release} live after {learned}"
+    refused = f"refused after {learned}: {'; '.join(verdict.reasons)}"
+    return f"{release} live by --force, though {refused}" if promoted else f"{release} {refused}"
 
 
-def iterate(settings: TrainerSettings, champion: registry.Release) -> Outcome:
+def _plan_comparison(settings: TrainerSettings, parts: Parts, champion: Path) -> tuple[Scorers, Ask] | None:
+    """Return what the ordinary gate needs, None without predictor or judge. Raises Skipped for too few queries in the lake."""
+    if parts.predictor is None or parts.judge is None:
+        return None
+    calls = _read_calls(settings)
+    index, picked = _load_index(parts), pick_test(calls, settings.gate.prompts)
+
+    def ask(encoder: PromptEncoder) -> list[Prompt]:
+        return make_prompts(picked, settings.tasks, index, encoder)
+
+    test = ask(Prompter.load(champion))
+    _check_enough(settings, calls, test, test)
+    return _load_scorers(parts), ask
+
+
+def _mark_forced(verdict: Verdict, options: RunOptions) -> dict[str, bool]:
+    """Return the note in a release's meta that it was promoted although a gate refused it."""
+    return {"forced": True} if options.force and not verdict.passed else {}
+
+
+def iterate(settings: TrainerSettings, champion: registry.Release, options: RunOptions = NO_OPTIONS) -> Outcome:
     """Run one iteration from the champion: search, pairs, DPO, gate, release. Raises Skipped when something is missing."""
     root = settings.data.dir
     parts = newest_parts(root)
@@ -124,24 +144,25 @@ def iterate(settings: TrainerSettings, champion: registry.Release) -> Outcome:
     _check_enough(settings, calls, training, test)
     pairs = _find_pairs(settings, champion, scorers.predictor, training, seed)
     policy = _align(settings, champion, pairs)
-    verdict, gate = _judge(settings, champion.policy, policy.path, scorers, test)
+    verdict, gate = _judge(settings, champion.policy, policy.path, scorers, lambda _: test)
     meta = {
         "job": "policy",
         "start": "dpo",
         "from": champion.id,
         "dpo": policy.meta["metrics"],
         "training_prompts": len(training),
+        **_mark_forced(verdict, options),
     }
     release = _publish(root, policy.path, parts, gate, meta)
-    _roll_out(root, release.id, verdict)
+    promoted = _roll_out(root, release.id, verdict, options)
     figures = {
         "release": release.id,
-        "promoted": verdict.passed,
+        "promoted": promoted,
         "gate": gate,
         "dpo": policy.meta["metrics"],
         "pairs": len(pairs),
     }
-    return Outcome(_describe(release.id, champion.id, verdict, gate), figures)
+    return Outcome(_describe(release.id, champion.id, verdict, gate, promoted), figures)
 
 
 def _load_scorers(parts: Parts) -> Scorers:
@@ -210,16 +231,16 @@ def _align(settings: TrainerSettings, champion: registry.Release, pairs: Sequenc
 
 
 def _judge(
-    settings: TrainerSettings, champion: Path, challenger: Path, scorers: Scorers, test: Sequence[Prompt]
+    settings: TrainerSettings, champion: Path, challenger: Path, scorers: Scorers, ask: Ask
 ) -> tuple[Verdict, dict[str, Any]]:
-    """Return the gate's verdict, and its record for manifest and ledger."""
-    log.info("event=stage job=policy stage=gate prompts=%d", len(test))
+    """Return the gate's verdict, and its record for manifest and ledger. Each policy is asked in its own tokens."""
+    log.info("event=stage job=policy stage=gate")
     serving = settings.serving
     decoding = Decoding(serving.temperature, serving.top_p, redraws=serving.redraws)
 
     def measure(policy: Path) -> Measured:
         engine = _load_engine(settings, policy)
-        return evaluate(engine, scorers.predictor, scorers.judge, test, decoding, settings.gate)
+        return evaluate(engine, scorers.predictor, scorers.judge, ask(engine), decoding, settings.gate)
 
     before, after = measure(champion), measure(challenger)
     verdict = decide(before, after, settings.gate)
@@ -237,17 +258,21 @@ def _publish(root: Path, policy: Path, parts: Parts, gate: dict[str, Any], meta:
     )
 
 
-def _roll_out(root: Path, release: str, verdict: Verdict) -> None:
-    """Promote a challenger that passed; a refused one stays a release, which may be inspected or promoted by hand."""
-    if verdict.passed:
-        registry.promote(root, release)
-        log.info("event=promoted release=%s", release)
-    else:
-        log.warning("event=refused release=%s reasons=%r", release, verdict.reasons)
+def _roll_out(root: Path, release: str, verdict: Verdict, options: RunOptions) -> bool:
+    """Promote a challenger that passed, or any with `force`; return whether it was.
+
+    A refused one stays a release, which may be inspected or promoted by hand."""
+    if verdict.passed or options.force:
+        registry.promote(root, release, force=options.force)
+        log.info("event=promoted release=%s forced=%s", release, not verdict.passed)
+        return True
+    log.warning("event=refused release=%s reasons=%r", release, verdict.reasons)
+    return False
 
 
-def _describe(release: str, champion: str, verdict: Verdict, gate: dict[str, Any]) -> str:
+def _describe(release: str, champion: str, verdict: Verdict, gate: dict[str, Any], promoted: bool) -> str:
     if not verdict.passed:
-        return f"{release} refused: {'; '.join(verdict.reasons)}"
+        forced = "live by --force, though " if promoted else ""
+        return f"{release} {forced}refused: {'; '.join(verdict.reasons)}"
     before, after = gate["champion"]["aec_judge"], gate["challenger"]["aec_judge"]
     return f"{release} live instead of {champion}: AEC by the judge {before:.4f} -> {after:.4f}"

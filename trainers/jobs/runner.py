@@ -13,6 +13,7 @@ from streams.runtime.audit import Actor, acting
 from trainers.jobs.ledger import Kind, Ledger, State
 from trainers.jobs.outcomes import JobError, Outcome, Skipped
 from trainers.jobs.processes import BUSY, hold_kind, record
+from trainers.jobs.run_options import RunOptions
 from trainers.jobs.settings import TrainerSettings
 from trainers.policy.base_folder import BaseFault
 
@@ -20,9 +21,12 @@ log = logging.getLogger(__name__)
 EXIT_CODES = {State.SUCCEEDED: 0, State.FAILED: 1, State.SKIPPED: 5}
 
 
-def run(kind: Kind, settings: TrainerSettings) -> Outcome:
-    """Run the job in this process. Raises Skipped and JobError with a text for people, and whatever a defect raises."""
-    outcome: Outcome = _find(kind).run(settings)
+def run(kind: Kind, settings: TrainerSettings, options: RunOptions | None = None) -> Outcome:
+    """Run the job in this process; only the job `policy` has options.
+
+    Raises Skipped and JobError with a text for people, and whatever a defect raises."""
+    job = _find(kind)
+    outcome: Outcome = job.run(settings) if options is None or kind != "policy" else job.run(settings, options)
     return outcome
 
 
@@ -43,15 +47,15 @@ def run_recorded(kind: Kind, settings: TrainerSettings, run_id: int | None = Non
             log.warning("event=run_lost run=%d kind=%s", lost, kind)
         begun = ledger.start(ledger.request(kind) if run_id is None else run_id, os.getpid())
         with record(ledger, begun), acting(Actor(f"job {kind}", begun.id)):
-            state, outcome = _attempt(kind, settings)
+            state, outcome = _attempt(kind, settings, RunOptions.read(ledger.options(begun.id)))
         ledger.finish(begun.id, state, outcome.record())
     log.info("event=job_ended kind=%s run=%d state=%s detail=%r", kind, begun.id, state, outcome.detail)
     return EXIT_CODES[state]
 
 
-def _attempt(kind: Kind, settings: TrainerSettings) -> tuple[State, Outcome]:
+def _attempt(kind: Kind, settings: TrainerSettings, options: RunOptions) -> tuple[State, Outcome]:
     try:
-        return State.SUCCEEDED, run(kind, settings)
+        return State.SUCCEEDED, run(kind, settings, options)
     except Skipped as reason:
         return State.SKIPPED, Outcome(str(reason))
     except (JobError, BaseFault, ModelsMissing) as error:

@@ -16,6 +16,7 @@ from streams.runtime.settings import DataSettings
 from trainers.jobs.timetable import TimetableSettings
 from trainers.policy.aligners.dpo import DpoSettings
 from trainers.policy.base import SCRATCH, PolicySettings
+from trainers.policy.cold_gate import ColdStartSettings
 from trainers.policy.gate import GateSettings
 from trainers.policy.search import SearchSettings
 from trainers.policy.sft import SftSettings
@@ -43,6 +44,7 @@ class TrainerSettings(BaseModel, frozen=True, extra="forbid"):
     predictor: PredictorSettings = PredictorSettings()
     policy: PolicySettings = PolicySettings()
     sft: SftSettings = SftSettings()
+    cold_start: ColdStartSettings = ColdStartSettings()
     ctr: CtrSettings = CtrSettings()
     search: SearchSettings = SearchSettings()
     dpo: DpoSettings = DpoSettings()

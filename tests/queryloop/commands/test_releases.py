@@ -91,7 +91,7 @@ def test_the_history_says_what_went_live_when_and_by_whom(released: Path, capsys
         ("rollback", "r0000", name_user(), None),
     ]
     assert cli.main(["releases", "--history"]) == Exit.DONE
-    assert f"rollback  r0000       r0001       {name_user()}" in capsys.readouterr().out
+    assert f"rollback  r0000    r0001        {name_user()}" in capsys.readouterr().out
 
 
 def test_a_damaged_line_of_the_record_is_said(released: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,3 +103,48 @@ def test_a_damaged_line_of_the_record_is_said(released: Path, capsys: pytest.Cap
 
 def test_the_history_goes_with_no_step(released: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["releases", "rollback", "--history"]) == Exit.USAGE
+
+
+def test_a_release_is_rejected_with_who_when_and_why_and_needs_force_to_go_live(
+    released: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["releases", "reject", "r0001", "--reason", "[red]old index"]) == Exit.DONE
+    out = capsys.readouterr().out
+    assert re.search(rf"r0001 rejected on \d{{4}}-.* UTC by {re.escape(name_user())}: \[red\]old index", out)
+    assert cli.main(["releases", "rollback"]) == Exit.FAILED, "the rejected one was the previous one"
+    assert cli.main(["releases", "promote", "r0001"]) == Exit.FAILED
+    assert "releases promote r0001 --force" in capsys.readouterr().err
+    cli.main(["releases", "--json"])
+    found = json.loads(capsys.readouterr().out)["releases"]
+    assert [one["state"] for one in found] == ["champion", "rejected", None]
+    assert (found[1]["rejected"]["by"], found[1]["rejected"]["reason"]) == (name_user(), "[red]old index")
+    assert cli.main(["releases", "promote", "r0001", "--force"]) == Exit.DONE
+    capsys.readouterr()
+    code = cli.main(["releases", "--history", "--json"])
+    answer = json.loads(capsys.readouterr().out)
+    check_answer("releases --history", code, answer)
+    assert [(one["action"], one["forced"], one["reason"]) for one in answer["changes"][-2:]] == [
+        ("reject", False, "[red]old index"),
+        ("promote", True, None),
+    ]
+    assert cli.main(["releases", "--history"]) == Exit.DONE
+    assert "promote --force" in capsys.readouterr().out
+
+
+def test_the_champion_is_not_rejected(released: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["releases", "reject", "r0000"]) == Exit.FAILED
+    assert "r0000 is live, so it cannot be rejected: `queryloop releases rollback`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("reject",),
+        ("rollback", "r0001"),
+        ("reject", "r0001", "--force"),
+        ("promote", "r0001", "--reason", "x"),
+        ("reject", "r0001", "--reason", "x" * 501),
+    ],
+)
+def test_options_that_do_not_go_with_the_step_are_wrong_usage(released: Path, words: tuple[str, ...]) -> None:
+    assert cli.main(["releases", *words]) == Exit.USAGE

@@ -104,3 +104,21 @@ def test_an_outcome_is_one_line_without_the_names_of_its_parts() -> None:
         2, "policy", State.SUCCEEDED, 0.0, 1.0, 61.0, 1, {"detail": "r0001 live", "release": "r0001", "gate": {}, "x": None}, None
     )
     assert describe_run(done) == "policy job 2 succeeded in 60 s: r0001 live - release r0001"
+
+
+@pytest.mark.parametrize("flag", ["--from-base", "--force"])
+@pytest.mark.parametrize("kind", ["ctr", "index"])
+def test_options_of_the_policy_go_with_no_other_job(
+    kind: str, flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["--config", str(write(tmp_path, "")), "run", kind, flag]) == Exit.USAGE
+    assert f"--from-base and --force go with `run policy`, not with `run {kind}`" in capsys.readouterr().err
+    assert not (tmp_path / "ledger.sqlite").exists()
+
+
+def test_the_daemons_job_gets_the_options(daemon: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ledger, "daemon_lives", lambda ledger: not ledger.requested())
+    code = cli.main(["--config", str(write(tmp_path, "")), "run", "policy", "--from-base", "--force", "--with-daemon-settings"])
+    assert code == Exit.FAILED, "the daemon died before the run began"
+    (request,) = daemon.requested()
+    assert daemon.options(request.id) == {"from_base": True, "force": True}

@@ -52,6 +52,7 @@ def test_recommend_answers_a_list_and_emits_its_impression(tmp_path: Path) -> No
             "decoding": {"temperature": 0.8, "top_p": 0.7},
             "written": [True, True, True],
             "forced": 0,
+            "form": "well_formed",
         }
         assert (impression.session_id, impression.user_id, impression.query, impression.ts_us) == (
             "s1",
@@ -171,6 +172,9 @@ def test_a_swap_shows_in_answers_and_a_broken_release_in_readyz(served: AppUnder
         registry.mark_pruned(registry.read_release(served.data, "r0000"), lambda: 0.0)
         listed = (await client.get("/v1/releases")).json()
         assert [release["pruned"] for release in listed["releases"]] == ["1970-01-01T00:00:00+00:00", None]
+        registry.reject(served.data, "r0000", "old")
+        listed = (await client.get("/v1/releases")).json()
+        assert [(one["rejected"] or {}).get("reason") for one in listed["releases"]] == ["old", None]
 
     served.run(scenario)
 

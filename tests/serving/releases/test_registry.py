@@ -247,3 +247,52 @@ def test_a_pruned_release_is_still_listed_with_who_pruned_it(tmp_path: Path, pol
     with pytest.raises(ReleaseError, match="pruned by job prune on 1970-01-01 00:00 UTC"):
         registry.rollback(tmp_path)
     assert registry.publish(tmp_path, policy=policy).id == "r0002", "its id is not used again"
+
+
+def test_a_rejected_release_is_never_live_again_by_a_job_or_a_rollback(tmp_path: Path, policy: Path) -> None:
+    first, second, third = (registry.publish(tmp_path, policy=policy).id for _ in range(3))
+    for name in (first, second):
+        registry.promote(tmp_path, name)
+    registry.propose(tmp_path, third)
+    registry.rollback(tmp_path)
+    with acting(Actor("ann@desk")):
+        registry.reject(tmp_path, second, "repeats itself")
+    registry.reject(tmp_path, third)
+    assert registry.read_rollout(tmp_path) == Rollout(champion=first)
+    with pytest.raises(ReleaseError, match="no previous release"):
+        registry.rollback(tmp_path)
+    with pytest.raises(ReleaseError, match=r"r0001 was rejected by ann@desk on .*: repeats itself.*promote r0001 --force"):
+        registry.promote(tmp_path, second)
+    with pytest.raises(ReleaseError, match="r0002 was rejected"):
+        registry.propose(tmp_path, third)
+    assert registry.read_rollout(tmp_path) == Rollout(champion=first)
+
+
+def test_the_champion_cannot_be_rejected_and_the_text_says_what_to_do(tmp_path: Path, policy: Path) -> None:
+    name = registry.publish(tmp_path, policy=policy).id
+    registry.promote(tmp_path, name)
+    with pytest.raises(ReleaseError, match="r0000 is live, so it cannot be rejected: `queryloop releases rollback`"):
+        registry.reject(tmp_path, name)
+    with pytest.raises(ReleaseError, match="missing"):
+        registry.reject(tmp_path, "r0007")
+    assert registry.read_rejected(tmp_path) == {}
+
+
+def test_a_forced_promotion_lifts_the_rejection_and_both_are_recorded(tmp_path: Path, policy: Path) -> None:
+    name = registry.publish(tmp_path, policy=policy).id
+    first = registry.reject(tmp_path, name, "gibberish")
+    assert registry.reject(tmp_path, name, "another reason") == first, "the first record stays"
+    registry.promote(tmp_path, name, force=True)
+    assert registry.read_rejected(tmp_path) == {}
+    assert registry.read_rollout(tmp_path).champion == name
+    changes, _ = registry.read_history(tmp_path)
+    assert [(one["action"], one["release"], one.get("reason"), one.get("forced")) for one in changes] == [
+        ("reject", name, "gibberish", None),
+        ("promote", name, None, True),
+    ]
+
+
+def test_force_without_a_rejection_is_a_plain_promotion(tmp_path: Path, policy: Path) -> None:
+    name = registry.publish(tmp_path, policy=policy).id
+    registry.promote(tmp_path, name, force=True)
+    assert "forced" not in registry.read_history(tmp_path)[0][0]

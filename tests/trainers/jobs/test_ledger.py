@@ -193,3 +193,13 @@ def test_a_figure_is_added_up_over_the_runs_that_have_it(ledger: Ledger) -> None
         ledger.finish(ledger.begin("prune", 1).id, State.SUCCEEDED, outcome)
     ledger.finish(ledger.begin("ctr", 1).id, State.SUCCEEDED, {"bytes": 100})
     assert ledger.add_up("prune", "bytes") == 12
+
+
+def test_a_run_is_requested_with_options_and_one_with_others_is_another_run(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    plain = ledger.request("policy")
+    forced = ledger.request("policy", {"force": True, "from_base": True})
+    assert forced != plain
+    assert ledger.request("policy", {"from_base": True, "force": True}) == forced
+    assert (ledger.options(plain), ledger.options(forced)) == ({}, {"force": True, "from_base": True})
+    assert ledger.request("policy") == plain

@@ -30,6 +30,7 @@ from trainers.jobs.processes import BUSY, hold_kind
 from trainers.jobs.runner import run, run_recorded
 from trainers.jobs.settings import TrainerSettings
 from trainers.policy.aligners.dpo import DpoSettings
+from trainers.policy.cold_gate import ColdStartSettings
 from trainers.policy.gate import GateSettings
 from trainers.policy.search import SearchSettings
 from trainers.policy.sft import Annotation, SftSettings
@@ -52,6 +53,7 @@ def small_settings(folder: Path) -> TrainerSettings:
         index=IndexSettings(epochs=1, buckets=256, dim=8),
         search=SearchSettings(prompts=12, at_once=12, beam=2, candidates=4, chosen=2, rejected=2, budget=4),
         dpo=DpoSettings(min_pairs=1, batch=2, epochs=2, learning_rate=1e-3, lora_rank=4),
+        cold_start=ColdStartSettings(max_repetitive=0.5, prompts=40),
         gate=GateSettings(prompts=24, z=0.0, max_length_ratio=3.0, min_well_formed=0.3, max_duplicate_rate=1.0),
     )
 

@@ -1,0 +1,74 @@
+"""A live release below the form limits is named, by its gate's record and by what it wrote last, and still answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.policy.lists import RecommendedList
+from serving.policy.tasks import Task
+from serving.releases import registry
+from serving.releases.form_watch import LEAST, WINDOW, FormWatch
+from tests.support.prometheus import read_value
+from tests.support.scripted_engine import ScriptedEngine
+from tests.support.served_app import AppUnderTest
+
+CALL = {"task": "suggest", "query": "red shoes", "session_id": "s1"}
+
+
+@given(st.lists(st.sampled_from(["well_formed", "repaired", "fallback"]), min_size=1, max_size=WINDOW + 200))
+def test_the_share_is_that_of_the_newest_lists(forms: list[str]) -> None:
+    watch = FormWatch()
+    for form in forms:
+        watch.count("r0001", form)  # type: ignore[arg-type]
+    newest = [form != "well_formed" for form in forms[-WINDOW:]]
+    assert watch.malformed == sum(newest)
+    assert bool(watch.find_faults("r0001", {})) == (len(newest) >= LEAST and sum(newest) > 0.1 * len(newest))
+    assert watch.find_faults("r0002", {}) == []
+
+
+def test_another_release_starts_anew() -> None:
+    watch = FormWatch()
+    for _ in range(LEAST):
+        watch.count("r0001", "repaired")
+    watch.count("r0002", "well_formed")
+    assert (watch.malformed, watch.find_faults("r0002", {})) == (0, [])
+
+
+def test_a_champion_that_its_gate_refused_is_ready_and_says_so(tmp_path: Path) -> None:
+    served = AppUnderTest(tmp_path, ScriptedEngine())
+    gate = {"passed": False, "reasons": ["texts repeat themselves: 60.0% of them"]}
+    forced = registry.publish(tmp_path, policy=registry.read_release(tmp_path, "r0000").policy, gate=gate)
+    registry.promote(tmp_path, forced.id, force=True)
+    assert served.slot.check()
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        ready = await client.get("/readyz")
+        assert (ready.status_code, ready.json()["ready"]) == (200, True)
+        assert ready.json()["faults"] == ["its gate refused it: texts repeat themselves: 60.0% of them"]
+        assert read_value((await client.get("/metrics")).text, "queryloop_release_faults") == 1
+        registry.promote(tmp_path, "r0001")
+        served.slot.check()
+        assert (await client.get("/readyz")).json()["faults"] == []
+        assert read_value((await client.get("/metrics")).text, "queryloop_release_faults") == 0
+
+    served.run(scenario)
+
+
+def test_a_champion_whose_lists_lose_their_form_says_so(tmp_path: Path) -> None:
+    def broken(_prompt: str, _task: Task) -> RecommendedList:
+        return RecommendedList(("one",), (), False, 3)
+
+    served = AppUnderTest(tmp_path, ScriptedEngine(broken))
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        for _ in range(LEAST):
+            await client.post("/v1/recommend", json=CALL)
+        ready = (await client.get("/readyz")).json()
+        assert ready["ready"]
+        assert ready["faults"] == [f"{LEAST} of its last {LEAST} lists were not well-formed, at most 10% should be"]
+
+    served.run(scenario)
