@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 
 from queryloop.product import english_words
@@ -118,27 +118,28 @@ class World:
 
     def read(self, text: str) -> Reading:
         """Return what a text names. A word of the aspect, or one that says nothing, is free once; repeated it is left over."""
-        units = self._split(text)
-        entities = tuple(unit for unit in units if unit in self.entities)
-        found, own = self._find_aspect(units, self.entities[entities[0]].topic if entities else None)
-        free = {unit for unit in units if unit not in self.entities} & (own | self.language.silent)
-        return Reading(entities, found, len(units) - len(entities[:1]) - len(free))
+        return self._parse(text)[0]
 
     def overlap(self, one: str, other: str) -> float:
         """Return how alike two texts are, 0 to 1: the Jaccard similarity of their words, an entity's name being one of them."""
-        if self.language.paraphrases:
-            first, second = self.read(one), self.read(other)
-            if first.aspect and (first.entities[:1], first.aspect) == (second.entities[:1], second.aspect):
-                return 1.0
-        left, right = self._meaning(one), self._meaning(other)
+        (first, left), (second, right) = self._parse(one), self._parse(other)
+        same = first.aspect is not None and (first.entities[:1], first.aspect) == (second.entities[:1], second.aspect)
+        if self.language.paraphrases and same:
+            return 1.0
         return len(left & right) / len(left | right) if left | right else 1.0
 
-    def _split(self, text: str) -> list[str]:
-        return merge_names(self.language.split(text), self.names)
+    @cached_property
+    def _parse(self) -> Callable[[str], tuple[Reading, frozenset[str]]]:
+        """Returns what a text names and the set of its words; the latest are kept, since few texts are most of the traffic."""
+        return lru_cache(maxsize=1 << 14)(self._parse_anew)
 
-    def _meaning(self, text: str) -> frozenset[str]:
-        units = frozenset(self._split(text))
-        return units - self.language.silent or units
+    def _parse_anew(self, text: str) -> tuple[Reading, frozenset[str]]:
+        units, silent = merge_names(self.language.split(text), self.names), self.language.silent
+        entities = tuple(unit for unit in units if unit in self.entities)
+        found, own = self._find_aspect(units, self.entities[entities[0]].topic if entities else None)
+        words = frozenset(units)
+        free = words.difference(entities) & (own | silent)
+        return Reading(entities, found, len(units) - len(entities[:1]) - len(free)), words - silent or words
 
     def _find_aspect(self, units: Sequence[str], topic: int | None) -> tuple[str | None, frozenset[str]]:
         """Return the named aspect and its words: one of the topic before any other, a longer phrase before a shorter one."""
