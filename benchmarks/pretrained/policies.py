@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from serving.policy.engines.transformers_engine import TransformersEngine
 from trainers.policy.base import load_policy
 
 PROBES = 8
+ADAPTER = "adapter_config.json"
 
 
 def load_base(base: Path, device: str) -> TransformersEngine:
@@ -21,26 +23,41 @@ def load_base(base: Path, device: str) -> TransformersEngine:
 
 
 def load_saved(folder: Path, device: str) -> TransformersEngine:
-    """Return a policy as serving loads it."""
+    """Return a policy as serving loads it; an adapter is merged into its base."""
     return TransformersEngine.load(folder, device)
 
 
-def measure_drift(folder: Path, queries: Sequence[str]) -> dict[str, float]:
-    """Return for every trained policy the largest difference in nats a token between two ways to load it."""
-    return {name: _compare(folder / name, queries[:PROBES]) for name in ("sft", "dpo")}
+def measure_drift(policy: Path, base: Path, queries: Sequence[str]) -> dict[str, float]:
+    """Return how far two other ways to load a policy are from serving's, in nats a token at most: saved whole and loaded again,
+    and, where it is an adapter over the policy in folder `base`, with the adapter beside it instead of merged."""
+    served = load_saved(policy, "cpu")
+    prompts = [served.encode_prompt(TASK, query) for query in queries[:PROBES]]
+    written = served.generate(prompts, Decoding(greedy=True))
+    probes = [[*prompt.token_ids, *one.token_ids] for prompt, one in zip(prompts, written, strict=True)]
+    found = {"reloaded": _find_drift(served.model, _reload(served), probes)}
+    if (policy / ADAPTER).is_file():
+        found["adapter beside its base"] = _find_drift(served.model, _load_beside(base, policy), probes)
+    return found
 
 
-def _compare(policy: Path, queries: Sequence[str]) -> float:
-    served, trained = load_saved(policy, "cpu"), load_base(policy, "cpu")
-    prompts = [served.encode_prompt(TASK, query) for query in queries]
-    worst = 0.0
-    for prompt, one in zip(prompts, served.generate(prompts, Decoding(greedy=True)), strict=True):
-        ids = [*prompt.token_ids, *one.token_ids]
-        worst = max(worst, float((score(served.model, ids) - score(trained.model, ids)).abs().max()))
-    return worst
+def _reload(engine: TransformersEngine) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        engine.model.save_pretrained(folder)
+        engine.tokenizer.save_pretrained(folder)
+        return load_saved(Path(folder), "cpu").model
 
 
-def score(model: Any, ids: Sequence[int]) -> Any:
+def _load_beside(base: Path, adapter: Path) -> Any:
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(load_saved(base, "cpu").model, str(adapter), use_safetensors=True).eval()
+
+
+def _find_drift(model: Any, other: Any, probes: Sequence[Sequence[int]]) -> float:
+    return max(float((score_tokens(model, ids) - score_tokens(other, ids)).abs().max()) for ids in probes)
+
+
+def score_tokens(model: Any, ids: Sequence[int]) -> Any:
     """Return the log-probability in nats of each token but the first, given those before it; shape [tokens - 1]."""
     import torch
 

@@ -19,7 +19,7 @@ WORST_DRIFT = 1e-3
 
 @dataclass(frozen=True)
 class Results:
-    """All that a run measured. `drift`: largest difference in nats a token between two ways to load the same policy."""
+    """All that a run measured. `drift`: how far other ways to load the last policy are from serving's, in nats a token."""
 
     plan: Plan
     queries: tuple[str, ...]
@@ -47,7 +47,10 @@ def judge(results: Results) -> list[Goal]:
         Goal("SFT over few-shot, true click rate, low end", results.compare(SFT, FEW_SHOT).low, 1.0, "at least", " x"),
         Goal("DPO over SFT, true click rate, low end", results.compare(DPO, SFT).low, 1.0, "at least", " x"),
         Goal("DPO over SFT, true click rate", results.compare(DPO, SFT).value, 1.25, "at least", " x"),
-        *(Goal(f"{name}: same policy, nats a token", value, WORST_DRIFT, "at most") for name, value in results.drift.items()),
+        *(
+            Goal(f"DPO, {name}: nats a token from the served policy", value, WORST_DRIFT, "at most")
+            for name, value in results.drift.items()
+        ),
         Goal("the whole run", results.seconds / 60, results.plan.minutes, "at most", " min"),
     ]
 

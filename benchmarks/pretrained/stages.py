@@ -54,7 +54,7 @@ def run_all(plan: Plan, world: World, base: Path, folder: Path) -> Results:
     tune(run, annotations)
     train_predictors(run)
     align(run)
-    drift = measure_drift(folder, run.queries)
+    drift = measure_drift(folder / "dpo", folder / "sft", run.queries)
     ceiling = measure_ceiling(world, run.queries)
     return Results(plan, run.queries, tuple(run.rows), ceiling, run.figures, drift, time.monotonic() - started)
 

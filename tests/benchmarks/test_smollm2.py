@@ -37,7 +37,11 @@ def test_without_the_extra_it_says_what_to_install(
 
 @pytest.fixture(scope="session")
 def tokenizer(smollm2: Path) -> Any:
-    return check_base(smollm2)
+    from transformers import AutoTokenizer
+
+    check_base(smollm2)
+    read: Any = AutoTokenizer
+    return read.from_pretrained(smollm2)
 
 
 @pytest.mark.full

@@ -25,7 +25,7 @@ GOOD = Results(
     rows=(make_row("few-shot", 0.05), make_row("SFT", 0.1), make_row("DPO", 0.13)),
     ceiling=0.3,
     figures={},
-    drift={"sft": 1e-5, "dpo": 1e-5},
+    drift={"reloaded": 1e-5},
     seconds=600.0,
 )
 
@@ -54,7 +54,7 @@ def test_a_goal_that_is_missed_is_named(row: int, change: dict[str, object], mis
 
 
 def test_a_policy_that_loads_as_another_one_and_a_slow_run_are_named() -> None:
-    assert find_missed(replace(GOOD, drift={"dpo": 0.1})) == ["dpo: same policy, nats a token"]
+    assert find_missed(replace(GOOD, drift={"reloaded": 0.1})) == ["DPO, reloaded: nats a token from the served policy"]
     assert find_missed(replace(GOOD, seconds=12.5 * 60)) == ["the whole run"]
 
 
