@@ -130,3 +130,11 @@ def ubi_log() -> Path:
     if not path.exists():
         pytest.skip(f"no {path}")
     return path
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a pretrained model, saved once in a run (some 15 s, 540 MB); for tests marked `full`, which only read it."""
+    from benchmarks.smollm2 import save_smollm2
+
+    return save_smollm2(tmp_path_factory.mktemp("pretrained") / "smollm2")

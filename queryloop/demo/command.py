@@ -30,7 +30,7 @@ from queryloop.up.stack import UpError
 def run(options: argparse.Namespace) -> int:
     """Run the demo and print a table, or the report's JSON, to stdout. Raises SettingsError."""
     settings, out = read_settings(options), options.out
-    plan, world = choose_plan(quick=options.quick), draw_world(options.seed)
+    plan, world = choose_plan(quick=options.quick), draw_world(options.seed, settings.product.world)
     work = Path(tempfile.mkdtemp(prefix="queryloop-demo-"))
     with Stages(plan.expected) as stages, _interruptible():
         try:

@@ -98,7 +98,7 @@ def choose_plan(*, quick: bool) -> DemoPlan:
 
 
 def make_settings(given: Settings, plan: DemoPlan, work: Path) -> Settings:
-    """Return the settings of a demo in the folder `work`: the given ones' broker, free ports, the plan's sizes, no timetable."""
+    """Return a demo's settings in the folder `work`: the given broker and product, free ports, the plan's sizes, no timetable."""
     from queryloop.settings import Settings
     from streams.runtime.processes import free_port
     from trainers.jobs.ledger import KINDS
@@ -119,6 +119,7 @@ def make_settings(given: Settings, plan: DemoPlan, work: Path) -> Settings:
             "publish_index": False,
         },
         "policy": {"annotations": work / "annotations.jsonl"},
+        "product": {**given.product.model_dump(), "task": "suggest"},
     }
     for name, values in plan.overrides.items():
         sections[name] = {**sections.get(name, {}), **values}

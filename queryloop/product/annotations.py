@@ -63,7 +63,7 @@ def _write_item(world: World, rng: random.Random, entity: str, earlier: list[str
     if habit < REPEATED + BARE_ENTITY:
         return entity
     about = rng.choice(world.entities[entity].related) if habit < REPEATED + BARE_ENTITY + RELATED_ENTITY else entity
-    texts = [f"{about} {aspect.text}" for aspect in world.topic_of(about).aspects]
+    texts = [aspect.about(about) for aspect in world.topic_of(about).aspects]
     return rng.choice([text for text in texts if text not in earlier])
 
 

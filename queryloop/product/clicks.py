@@ -28,20 +28,31 @@ LIST_SIZE, LIST_CLICK_RATE, EDITOR_QUALITY = 3, 0.10, 0.87
 
 def item_probabilities(world: World, query: str, items: Sequence[str]) -> list[float]:
     """Return each item's click probability, given the user's query and the items above it."""
-    asked = world.read(query)
-    scale = click_scale(world)
-    return [
-        min(
-            LARGEST_PROBABILITY,
-            scale * examination(position) * attractiveness(world, asked, item) * novelty(item, [query, *items[:position]]),
-        )
-        for position, item in enumerate(items)
-    ]
+    return [_probability(world, query, items[:position], item) for position, item in enumerate(items)]
+
+
+def _probability(world: World, query: str, above: Sequence[str], item: str) -> float:
+    made = attractiveness(world, world.read(query), item) * novelty(world, item, [query, *above])
+    return min(LARGEST_PROBABILITY, click_scale(world) * examination(len(above)) * made)
 
 
 def list_click_probability(world: World, query: str, items: Sequence[str]) -> float:
     """Return the probability that at least one item of the list is clicked (clicks are independent given the list)."""
     return 1.0 - math.prod(1.0 - p for p in item_probabilities(world, query, items))
+
+
+def best_list(world: World, query: str, size: int = LIST_SIZE) -> list[str]:
+    """Return the most attractive item for each position in turn, out of all that the world has to say: what no policy can beat.
+
+    Items are about the asked entity or a related one, alone or with an aspect; a query that names no entity has no such list."""
+    asked = world.read(query).entities[:1]
+    about = (*asked, *(name for entity in asked for name in world.entities[entity].related))
+    texts = [text for name in about for text in (name, *(aspect.about(name) for aspect in world.topic_of(name).aspects))]
+    items: list[str] = []
+    while texts and len(items) < size:
+        items.append(max(texts, key=lambda text: _probability(world, query, items, text)))
+        texts.remove(items[-1])
+    return items
 
 
 def click_scale(world: World) -> float:
@@ -61,12 +72,13 @@ def examination(position: int) -> float:
 def attractiveness(world: World, asked: Reading, item: str) -> float:
     """Return relevance x appeal x specificity of an item, in units of the median aspect's appeal."""
     shown = world.read(item)
-    return _relevance(world, asked, shown) * _appeal(world, shown) * NOISE_FACTOR**shown.left_over
+    made = _relevance(world, asked, shown) * _appeal(world, shown) * NOISE_FACTOR**shown.left_over
+    return max(made, world.language.accidental)
 
 
-def novelty(item: str, earlier: Sequence[str]) -> float:
-    """Return 1 for an item unlike all earlier texts, down to `DUPLICATE_LEFT` for one with the same words."""
-    alike = max((_overlap(item, text) for text in earlier), default=0.0)
+def novelty(world: World, item: str, earlier: Sequence[str]) -> float:
+    """Return 1 for an item unlike all earlier texts, down to `DUPLICATE_LEFT` for one that says the same."""
+    alike = max((world.overlap(item, text) for text in earlier), default=0.0)
     excess = max(0.0, alike - DUPLICATE_FROM) / (1.0 - DUPLICATE_FROM)
     return 1.0 - (1.0 - DUPLICATE_LEFT) * excess
 
@@ -89,9 +101,3 @@ def _appeal(world: World, shown: Reading) -> float:
         return APPEAL_BARE
     topics = [world.entities[shown.entities[0]].topic] if shown.entities else range(len(world.topics))
     return max(world.appeals[topic].get(shown.aspect, APPEAL_FOREIGN) for topic in topics)
-
-
-def _overlap(one: str, other: str) -> float:
-    """Return the Jaccard similarity of two texts' words."""
-    left, right = set(one.casefold().split()), set(other.casefold().split())
-    return len(left & right) / len(left | right) if left | right else 1.0

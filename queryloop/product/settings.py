@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, Field
+
+WorldKind = Literal["invented", "english"]
 
 
 class ProductSettings(BaseModel, frozen=True, extra="forbid"):
     """Section `product`; only the demo reads it. Times are event time unless said otherwise."""
 
     task: str = Field(default="suggest", description="the task that the product's pages ask for")
+    world: WorldKind = Field(
+        default="invented",
+        description="what people ask about: names made of syllables, or cities, dishes, films ... that a pretrained model knows",
+    )
     concurrency: int = Field(default=48, ge=1, le=1024, description="visits at a time")
     post_events: int = Field(default=100, ge=1, le=1000, description="events in one POST")
     timeout_s: float = Field(default=30.0, gt=0, description="seconds of real time until a call counts as failed")

@@ -16,7 +16,7 @@ NEXT_SAME, NEXT_RELATED = 0.75, 0.15
 def first_query(world: World, rng: random.Random) -> str:
     """Return the query that opens a visit: entities by their share (Zipf), aspects evenly."""
     entity = _pick_entity(world, rng)
-    return entity if rng.random() < BARE_FIRST else f"{entity} {rng.choice(world.topic_of(entity).aspects).text}"
+    return entity if rng.random() < BARE_FIRST else rng.choice(world.topic_of(entity).aspects).about(entity)
 
 
 def next_query(world: World, rng: random.Random, query: str) -> str:
@@ -27,7 +27,7 @@ def next_query(world: World, rng: random.Random, query: str) -> str:
         return first_query(world, rng)
     entity = reading.entities[0] if change < NEXT_SAME else rng.choice(world.entities[reading.entities[0]].related)
     aspects = [a for a in world.topic_of(entity).aspects if a.text != reading.aspect]
-    return f"{entity} {rng.choices(aspects, [a.appeal for a in aspects])[0].text}"
+    return rng.choices(aspects, [a.appeal for a in aspects])[0].about(entity)
 
 
 def _pick_entity(world: World, rng: random.Random) -> str:

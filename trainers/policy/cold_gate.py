@@ -86,7 +86,7 @@ def _write(
 
 def was_forced(generation: Generation) -> bool:
     """Return whether a list would not have kept the form by itself."""
-    return not generation.list.well_formed
+    return generation.forced > 0 or not generation.list.well_formed
 
 
 def find_relatedness(

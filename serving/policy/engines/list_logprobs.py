@@ -168,9 +168,10 @@ def _find_repeated(
     branches = [(slot, part, draws) for slot, tree in enumerate(trees) for part, draws in tree.branches]
     pairs = [(points[slot, node], token) for slot, _, draws in branches for node, token in draws]
     at, tokens = torch.tensor(pairs, device=logits.device).T
-    scores = shares.score(at, tokens).double().split([len(draws) for _, _, draws in branches])
+    scores = shares.score(at, tokens).double()
+    scores_of = torch.split(scores, [len(draws) for _, _, draws in branches])
     repeated: dict[tuple[int, int], float] = {}
-    for (slot, part, _), score in zip(branches, scores, strict=True):
+    for (slot, part, _), score in zip(branches, scores_of, strict=True):
         key = trees[slot].row, part
         repeated[key] = repeated.get(key, 0.0) + math.exp(score.sum())
     return repeated

@@ -39,7 +39,8 @@ class TransformersEngine:
         self.model = model
         self.tokenizer = tokenizer
         self.form = find_form(tokenizer)
-        columns = len(model.get_output_embeddings().weight)
+        output: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        columns = len(output.weight)
         self.grammar = make_grammar(tokenizer, columns, model.device)
         self._prompter = Prompter(tokenizer, find_context(model.config))
 

@@ -28,6 +28,12 @@ def test_the_broker_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
     assert settings.worker.static
 
 
+def test_the_product_has_the_world_and_the_habits_that_were_asked_for(tmp_path: Path) -> None:
+    given = Settings.model_validate({"product": {"world": "english", "follow_rate": 0.25}})
+    product = make_settings(given, choose_plan(quick=True), tmp_path).product
+    assert (product.world, product.follow_rate) == ("english", 0.25)
+
+
 @pytest.mark.parametrize("quick", [False, True])
 def test_the_calendar_fits_into_what_the_store_keeps(quick: bool) -> None:
     assert choose_plan(quick=quick).days < Settings().worker.retention_days

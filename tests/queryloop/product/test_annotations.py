@@ -64,3 +64,14 @@ def test_the_number_of_related_queries_that_are_used_is_uniform() -> None:
 def test_half_have_no_related_queries_as_the_first_release_serves_without_an_index() -> None:
     without = sum(not annotation["related"] for annotation in ANNOTATIONS) / len(ANNOTATIONS)
     assert 0.45 < without < 0.55
+
+
+def test_an_english_editor_writes_about_the_asked_thing_in_the_words_that_users_type() -> None:
+    world = draw_world(2, "english")
+    fits = []
+    for annotation in annotate(world, 500):
+        asked = world.read(annotation["query"])
+        assert len(asked.entities) == 1
+        fits += [world.read(item).entities == asked.entities for item in annotation["items"]]
+        assert all(world.read(item).left_over == 0 for item in annotation["items"])
+    assert 0.88 < sum(fits) / len(fits) < 0.99

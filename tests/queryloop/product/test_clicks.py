@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from queryloop.product import clicks
 from queryloop.product.annotations import edit_list
+from queryloop.product.settings import WorldKind
 from queryloop.product.visits import first_query, next_query
 from queryloop.product.world import draw_world
 
@@ -19,6 +20,7 @@ WORLD = draw_world(1)
 ENTITY = next(iter(WORLD.entities))
 ASPECTS = sorted(WORLD.topic_of(ENTITY).aspects, key=lambda aspect: -aspect.appeal)
 BEST = f"{ENTITY} {ASPECTS[0].text}"
+ENGLISH = draw_world(2, "english")
 OTHER = next(name for name, entity in WORLD.entities.items() if entity.topic != WORLD.entities[ENTITY].topic)
 
 
@@ -82,16 +84,17 @@ def test_an_item_does_not_depend_on_the_items_below_it(items: list[str], below: 
     assert clicks.item_probabilities(WORLD, ENTITY, items) == clicks.item_probabilities(WORLD, ENTITY, [*items, below])[:-1]
 
 
+@pytest.mark.parametrize("kind", ["invented", "english"])
 @pytest.mark.parametrize("seed", range(6))
-def test_editors_lists_are_clicked_near_ten_per_cent_and_far_better_ones_exist(seed: int) -> None:
-    world, rng = draw_world(seed), random.Random(seed)
+def test_editors_lists_are_clicked_near_ten_per_cent_and_far_better_ones_exist(seed: int, kind: WorldKind) -> None:
+    world, rng = draw_world(seed, kind), random.Random(seed)
     edited, best = [], []
     for _ in range(1500):
         query = first_query(world, rng)
         said = world.read(query)
         edited.append(clicks.list_click_probability(world, query, edit_list(world, rng, query)))
         aspects = sorted(world.topic_of(said.entities[0]).aspects, key=lambda aspect: -aspect.appeal)
-        texts = [f"{said.entities[0]} {aspect.text}" for aspect in aspects if aspect.text != said.aspect]
+        texts = [aspect.about(said.entities[0]) for aspect in aspects if aspect.text != said.aspect]
         best.append(clicks.list_click_probability(world, query, texts[:3]))
     assert statistics.mean(edited) == pytest.approx(0.10, abs=0.012)
     assert statistics.mean(best) > 2 * statistics.mean(edited)
@@ -103,3 +106,51 @@ def test_what_users_type_next_is_worth_more_clicks_than_what_editors_write() -> 
     typed = statistics.mean(probability(query, next_query(WORLD, rng, query)) for query in queries)
     written = statistics.mean(probability(query, edit_list(WORLD, rng, query)[0]) for query in queries)
     assert typed > 1.2 * written
+
+
+def says(item: str, *earlier: str, query: str = "lisbon") -> float:
+    """The click probability of the last item of a list in the English world."""
+    return clicks.item_probabilities(ENGLISH, query, [*earlier, item])[-1]
+
+
+def test_what_no_table_holds_is_clicked_by_what_it_means() -> None:
+    assert says("Climate in Lisbon") == says("lisbon weather") > says("Porto climate") > says("iphone price")
+    assert says("lisbon weather") > says("lisbon weather zzz qqq")
+
+
+def test_the_query_itself_and_the_same_in_other_words_are_hardly_clicked() -> None:
+    fresh = says("lisbon weather")
+    for repeated in (says("What is the weather in Lisbon", query="lisbon weather"), says("climate of lisbon", "lisbon weather")):
+        assert repeated < 0.1 * fresh
+    assert says("Lisbon!") < 0.1 * fresh
+
+
+def test_an_entity_of_two_words_is_no_repetition_of_the_query() -> None:
+    assert says("new york weather", query="new york") == says("lisbon weather")
+
+
+@given(st.text(max_size=60))
+def test_any_text_has_a_small_chance_of_a_click_and_no_more_without_a_known_name(text: str) -> None:
+    chance = says(text)
+    assert chance > 0
+    if not ENGLISH.read(text).entities:
+        assert chance < 0.2 * says("lisbon weather") or ENGLISH.read(text).aspect
+
+
+SOME = ["lisbon", "new york weather", "aloe vera", "iphone price"]
+BEST_LISTS = {query: clicks.best_list(ENGLISH, query) for query in SOME}
+
+
+@given(st.sampled_from(SOME), st.data())
+def test_no_list_out_of_the_world_is_clicked_more_than_the_best_list(query: str, data: st.DataObject) -> None:
+    best = BEST_LISTS[query]
+    name = ENGLISH.read(query).entities[0]
+    known = [aspect.about(name) for aspect in ENGLISH.topic_of(name).aspects]
+    others = data.draw(st.lists(st.sampled_from([*known, name, *SOME]), min_size=3, max_size=3))
+    assert len(set(best)) == 3
+    reached = clicks.list_click_probability(ENGLISH, query, others)
+    assert reached <= clicks.list_click_probability(ENGLISH, query, best) * (1 + 1e-12)
+
+
+def test_a_query_about_nothing_has_no_best_list() -> None:
+    assert clicks.best_list(ENGLISH, "zzz") == []

@@ -13,6 +13,7 @@ from queryloop.product.names import SUBJECTS, name_aspects
 
 SEEDS = range(5)
 WORLD = worlds.draw_world(0)
+ENGLISH = worlds.draw_world(2, "english")
 
 
 def test_a_seed_always_draws_the_same_world_and_another_seed_another_one() -> None:
@@ -76,3 +77,79 @@ def test_aspects_of_a_topic_are_about_different_subjects() -> None:
         texts = name_aspects(random.Random(1), kind, 12)
         about = [max((s for s in subjects.split(", ") if s in text), key=len) for text in texts]
         assert len(set(about)) == 12
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_english_world_has_real_things_and_all_that_is_asked_about_their_kind(seed: int) -> None:
+    world = worlds.draw_world(seed, "english")
+    assert world == worlds.draw_world(seed, "english")
+    assert len(world.topics) == 8
+    assert all(10 <= len(topic.aspects) <= 20 for topic in world.topics)
+    assert len(world.entities) > 300
+    assert sum(entity.share for entity in world.entities.values()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_every_english_query_can_be_read_back_in_each_of_its_wordings(seed: int) -> None:
+    world = worlds.draw_world(seed, "english")
+    for name, entity in world.entities.items():
+        for aspect in world.topics[entity.topic].aspects:
+            for text in (aspect.about(name), *(f"{name} {phrase}" for phrase in aspect.phrases)):
+                assert world.read(text) == worlds.Reading((name,), aspect.text, 0), text
+
+
+def test_related_things_are_alike() -> None:
+    assert set(ENGLISH.entities["lisbon"].related) == {"porto", "madrid", "barcelona"}
+    for name, entity in ENGLISH.entities.items():
+        assert len(set(entity.related) - {name}) == 3
+        assert {ENGLISH.entities[other].topic for other in entity.related} == {entity.topic}
+
+
+@pytest.mark.parametrize(
+    ("text", "entities", "aspect", "left_over"),
+    [
+        ("What is the climate like in Lisbon?", ("lisbon",), "weather", 1),
+        ("Lisbon's weather", ("lisbon",), "weather", 0),
+        ("weather weather weather lisbon", ("lisbon",), "weather", 2),
+        ("new york", ("new york",), None, 0),
+        ("how to get from New York to Boston", ("new york", "boston"), None, 3),
+        ("volkswagen golf vs ford focus price", ("volkswagen golf", "ford focus"), "price", 2),
+        ("asdf qwer", (), None, 2),
+        ("is it safe", (), "is safe", 0),
+    ],
+)
+def test_what_a_pretrained_model_writes_is_read_by_its_meaning(
+    text: str, entities: tuple[str, ...], aspect: str | None, left_over: int
+) -> None:
+    assert ENGLISH.read(text) == worlds.Reading(entities, aspect, left_over)
+
+
+NAMES = sorted(ENGLISH.entities)
+
+
+@given(st.sampled_from(NAMES), st.integers(0, 9), st.sampled_from(["{} ?", "  {}", "my {}!", "¿{}?"]), st.booleans())
+def test_case_punctuation_and_words_that_say_nothing_do_not_change_a_meaning(
+    name: str, number: int, around: str, loud: bool
+) -> None:
+    text = ENGLISH.topic_of(name).aspects[number].about(name)
+    changed = around.replace("{}", text.upper() if loud else text)
+    assert ENGLISH.read(changed) == ENGLISH.read(text)
+    assert ENGLISH.overlap(changed, text) == 1.0
+
+
+ENGLISH_TEXTS = st.one_of(
+    st.text(max_size=20), st.sampled_from(["lisbon", "lisbon weather", "climate in Lisbon", "porto weather", "x"])
+)
+
+
+@given(ENGLISH_TEXTS, ENGLISH_TEXTS)
+def test_overlap_is_symmetric_and_whole_for_a_text_with_itself(one: str, other: str) -> None:
+    for world in (WORLD, ENGLISH):
+        assert world.overlap(one, one) == 1.0
+        assert 0.0 <= world.overlap(one, other) == world.overlap(other, one) <= 1.0
+
+
+def test_an_aspect_in_other_words_is_the_same_and_the_name_counts_as_one_word() -> None:
+    assert ENGLISH.overlap("lisbon weather", "climate in lisbon this week") == 1.0
+    assert ENGLISH.overlap("new york", "new york weather") == 0.5
+    assert ENGLISH.overlap("lisbon weather", "porto weather") == pytest.approx(1 / 3)
