@@ -53,6 +53,9 @@ def test_a_champion_that_its_gate_refused_is_ready_and_says_so(tmp_path: Path) -
         registry.promote(tmp_path, "r0001")
         served.slot.check()
         assert (await client.get("/readyz")).json()["faults"] == []
+        registry.reject(tmp_path, forced.id, "repeats itself")
+        listed = (await client.get("/v1/releases")).json()["releases"]
+        assert [(one["rejected"] or {}).get("reason") for one in listed] == [None, None, "repeats itself"]
         assert read_value((await client.get("/metrics")).text, "queryloop_release_faults") == 0
 
     served.run(scenario)
