@@ -122,7 +122,7 @@ def make_slot(root: ServingRoot, metrics: ServingMetrics) -> Slot:
     serving = root.serving
     return Slot(
         root.data.dir,
-        lambda release: load_bundle(release, root.tasks, serving.device, predict=serving.predict),
+        lambda release: load_bundle(release, root.tasks, serving.device, predict=serving.predict, max_batch=serving.max_batch),
         metrics,
         poll_s=serving.poll_s,
         retry_s=serving.retry_s,

@@ -13,12 +13,16 @@ from serving.releases.slot import Bundle
 _WARM_TOKENS = 4
 
 
-def load_bundle(release: Release, tasks: Mapping[str, Task], device: str, *, predict: bool = True) -> Bundle:
+def load_bundle(release: Release, tasks: Mapping[str, Task], device: str, *, predict: bool = True, max_batch: int = 1) -> Bundle:
     """Load policy, index and predictor of a verified release, and answer one short request of each task.
 
-    Raises whatever a broken artifact raises: OSError, ValueError, KeyError, RuntimeError."""
+    Raises MemoryShort before anything is loaded where a batch of `max_batch` would not fit, and whatever a broken artifact
+    raises: OSError, ValueError, KeyError, RuntimeError."""
+    from serving.policy.engines.loading import choose_device
+    from serving.policy.engines.memory import check_serving
     from serving.policy.engines.transformers_engine import TransformersEngine
 
+    check_serving(release.policy, tasks.values(), max_batch, choose_device(device))
     engine = TransformersEngine.load(release.policy, device)
     bundle = Bundle(release, engine, _load_index(release), _load_predictor(release, device) if predict else None)
     warm(bundle, tasks)

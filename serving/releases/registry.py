@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from serving.policy.engines.adapters import find_base
 from streams.runtime import artifacts
 from streams.runtime.atomic_files import new_folder, replace_file
 from streams.runtime.audit import append_audit, find_actor, read_audit
@@ -30,7 +31,8 @@ _ROLLOUT = "rollout.json"
 _PRUNED = "pruned.json"
 _REJECTED = "rejected.json"
 _ID = re.compile(r"r\d{4,}")
-PARTS = ("policy", "predictor", "judge", "index")
+PARTS = ("policy", "base", "predictor", "judge", "index")
+"""`base`: the weights that an adapter is merged into; a policy with its own weights has none."""
 
 
 class ReleaseError(RuntimeError):
@@ -69,6 +71,7 @@ class Release:
     id: str
     path: Path
     policy: Path
+    base: Path | None
     predictor: Path | None
     judge: Path | None
     index: Path | None
@@ -111,7 +114,7 @@ def publish(
     `meta` gets who published it, as `by`, and the `run` of a job.
 
     Raises ReleaseError for an artifact outside `root`, ArtifactError for one that is incomplete."""
-    folders = {"policy": policy, "predictor": predictor, "judge": judge, "index": index}
+    folders = {"policy": policy, "base": _find_base(policy), "predictor": predictor, "judge": judge, "index": index}
     releases, actor = root / "releases", find_actor()
     made = {"by": actor.by, "run": actor.run, **(meta or {})}
     with lock(root):  # an artifact that is read here is not pruned before the release that needs it is there
@@ -290,6 +293,13 @@ def _record(root: Path, action: str, release: str, rollout: Rollout, **more: Any
     actor = find_actor()
     what = {"release": release, "before": rollout.champion, "by": actor.by, "run": actor.run}
     append_audit(root, action, what | {key: value for key, value in more.items() if value is not None})
+
+
+def _find_base(policy: Path) -> Path | None:
+    try:
+        return find_base(policy)
+    except ValueError as error:
+        raise ReleaseError(str(error)) from error
 
 
 def _describe_part(root: Path, folder: Path) -> Part:

@@ -16,13 +16,15 @@ from streams.lake.reader import days
 from streams.runtime import artifacts
 from trainers.jobs.outcomes import JobError
 from trainers.jobs.settings import TrainerSettings
-from trainers.policy.base import SCRATCH, check_base, make_base
+from trainers.policy.base import SCRATCH, check_base, choose_device, make_base
 from trainers.policy.cold_gate import ColdMeasured, decide_cold, summarise, write_lists
 from trainers.policy.gate import Verdict
 from trainers.policy.held_out import measure_loss, split_annotations
+from trainers.policy.memory import within_memory
 from trainers.policy.prompts import ListCall, make_prompts, read_calls
 from trainers.policy.relatedness import Similarity, compare_characters, compare_likelihood, compare_vectors
 from trainers.policy.sft import Annotation, annotation_texts, encode_examples, read_annotations, train_sft
+from trainers.policy.stages import plan_cold_start
 
 if TYPE_CHECKING:
     from index.retrieve import Index
@@ -52,7 +54,8 @@ def make_first_policy(settings: TrainerSettings, index: Index | None) -> FirstPo
     annotations = _read_annotations(settings)
     gate = settings.cold_start
     taught, tested = split_annotations(annotations, gate.held_out, gate.min_held_out, gate.seed)
-    base = _base(settings, taught)
+    base, device = _base(settings, taught), choose_device(settings.policy.device)
+    stage = plan_cold_start(base, taught, settings.tasks, settings.sft, device, settings.policy.list_form)
     meta: dict[str, Any] = {"start": "sft", "base": str(base), "annotations": len(annotations), "held_out": len(tested)}
 
     chosen = settings.policy
@@ -60,7 +63,8 @@ def make_first_policy(settings: TrainerSettings, index: Index | None) -> FirstPo
     def fill(folder: Path) -> None:
         meta["metrics"] = train_sft(base, taught, settings.tasks, folder, settings.sft, chosen.device, chosen.list_form)
 
-    policy = artifacts.publish(settings.data.dir / "artifacts", "policy", fill, meta)
+    with within_memory(stage, device):
+        policy = artifacts.publish(settings.data.dir / "artifacts", "policy", fill, meta)
     measured = replace(_measure(settings, policy.path, base, tested, index), annotations=len(annotations))
     return FirstPolicy(policy, decide_cold(measured, gate), measured)
 

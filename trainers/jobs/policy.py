@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from serving.models_extra import require_models
 from serving.policy.engines import Decoding
+from serving.policy.engines.adapters import find_base
 from serving.policy.prompts import Prompt, PromptEncoder, Prompter
 from serving.releases import registry
 from streams.runtime import artifacts
@@ -27,10 +28,13 @@ from trainers.jobs.outcomes import Outcome, Skipped
 from trainers.jobs.run_options import RunOptions
 from trainers.jobs.settings import TrainerSettings
 from trainers.policy.aligners.dpo import TooFewPairs, train_dpo
+from trainers.policy.base import choose_device
 from trainers.policy.gate import Measured, Verdict, decide, evaluate
+from trainers.policy.memory import check_stages, within_memory
 from trainers.policy.pairs import Pair, describe_losses, make_pairs
 from trainers.policy.prompts import ListCall, describe_calls, make_prompts, pick_test, pick_training, read_calls
 from trainers.policy.search import search_candidates
+from trainers.policy.stages import plan_iteration
 
 if TYPE_CHECKING:
     from index.retrieve import Index
@@ -142,9 +146,15 @@ def iterate(settings: TrainerSettings, champion: registry.Release, options: RunO
     training = make_prompts(pick_training(usable, settings.search.prompts, seed), settings.tasks, index, prompter)
     test = make_prompts(pick_test(usable, settings.gate.prompts), settings.tasks, index, prompter)
     _check_enough(settings, calls, training, test)
-    pairs = _find_pairs(settings, champion, scorers.predictor, training, seed)
-    policy = _align(settings, champion, pairs)
-    verdict, gate = _judge(settings, champion.policy, policy.path, scorers, lambda _: test)
+    device = choose_device(settings.policy.device)
+    stages = plan_iteration(champion.policy, [*training, *test], settings.search, settings.dpo, settings.gate, device)
+    check_stages((stages.search, stages.dpo, stages.gate), device)
+    with within_memory(stages.search, device):
+        pairs = _find_pairs(settings, champion, scorers.predictor, training, seed)
+    with within_memory(stages.dpo, device):
+        policy = _align(settings, champion, pairs)
+    with within_memory(stages.gate, device):
+        verdict, gate = _judge(settings, champion.policy, policy.path, scorers, lambda _: test)
     meta = {
         "job": "policy",
         "start": "dpo",
@@ -223,6 +233,8 @@ def _align(settings: TrainerSettings, champion: registry.Release, pairs: Sequenc
 
     def fill(folder: Path) -> None:
         meta["metrics"] = train_dpo(champion.policy, pairs, folder, settings.dpo, settings.policy.device)
+        if base := find_base(folder):
+            meta["base"] = str(base)
 
     try:
         return artifacts.publish(settings.data.dir / "artifacts", "policy", fill, meta)

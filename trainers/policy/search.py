@@ -154,6 +154,7 @@ def search_chosen(
         if step + 1 < task.n:
             state = engine.select(expansion, [one.index for one, _ in kept])
             written = [one.token_ids for one, _ in kept]
+        del expansion  # its keys and values would stay beside those of the next one
     best: list[list[ScoredList]] = [[] for _ in prompts]
     for one, worth in kept:
         best[one.prompt].append(_end(one, worth, engine.form.eos))

@@ -24,6 +24,8 @@ from serving.policy.tasks import Task
 from trainers.policy.base import load_policy
 from trainers.policy.base_form import ListFormSetting, trained_rows
 from trainers.policy.lora import describe_adapter
+from trainers.policy.memory import CHECKPOINTING, Checkpointing, use_checkpointing
+from trainers.policy.micro_batches import check_longest, split_lengths
 from trainers.progress import track
 
 IGNORE = -100
@@ -40,6 +42,8 @@ class SftSettings(BaseModel):
     warmup: float = Field(default=0.05, ge=0, lt=1, description="Share of the steps.")
     weight_decay: float = Field(default=0.01, ge=0, description="AdamW's.")
     lora_rank: int = Field(default=0, ge=0, description="0 trains all weights.")
+    max_tokens: int = Field(default=8192, ge=16, description="Tokens of one forward pass; a larger step is made of several.")
+    checkpointing: Checkpointing = Field(default="auto", description=CHECKPOINTING)
     seed: int = Field(default=0, description="Of the order of the annotations and of LoRA's first weights.")
 
 
@@ -132,7 +136,11 @@ def train_sft(
     torch.manual_seed(settings.seed)
     model, tokenizer = load_policy(base, device, precise=settings.lora_rank == 0, list_form=list_form)
     examples = encode_examples(annotations, tasks, Prompter(tokenizer, find_context(model.config)))
+    check_longest([_count(one) for one in examples], settings.max_tokens, "sft.max_tokens", "annotation")
     trained: Any = _adapted(model, tokenizer, settings) if settings.lora_rank else model
+    tokens = min(settings.max_tokens, settings.batch * max(map(_count, examples)))
+    if use_checkpointing(settings.checkpointing, base, tokens, model.device):
+        trained.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     losses = _fit(trained, plan_batches(examples, settings), tokenizer.pad_token_id, settings)
     finished = trained.merge_and_unload() if settings.lora_rank else model
     finished.save_pretrained(out)
@@ -160,7 +168,7 @@ def plan_batches(examples: Sequence[Example], settings: SftSettings) -> list[lis
     steps = math.ceil(settings.epochs * math.ceil(len(examples) / settings.batch))
     batches: list[list[Example]] = []
     while len(batches) < steps:
-        shuffled = sorted(order.sample(examples, len(examples)), key=lambda one: len(one.prompt) + len(one.response))
+        shuffled = sorted(order.sample(examples, len(examples)), key=_count)
         epoch = [shuffled[start : start + settings.batch] for start in range(0, len(shuffled), settings.batch)]
         order.shuffle(epoch)
         batches.extend(epoch)
@@ -177,15 +185,32 @@ def _fit(model: Any, batches: Sequence[Sequence[Example]], pad: int, settings: S
     model.train()
     losses = []
     for batch in track(batches, "supervised fine-tuning", total=len(batches)):
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
-            loss = response_loss(model, *pad_batch(batch, pad, model.device))
-        loss.backward()
+        losses.append(add_gradients(model, batch, pad, settings.max_tokens))
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        losses.append(loss.item())
     return losses
+
+
+def add_gradients(model: Any, batch: Sequence[Example], pad: int, max_tokens: int) -> float:
+    """Add the gradients of the batch's loss to those of the model, `max_tokens` in a forward pass at most; return the loss."""
+    import torch
+
+    answers = sum(len(one.response) for one in batch)
+    total = 0.0
+    for rows in split_lengths([_count(one) for one in batch], max_tokens):
+        part = [batch[row] for row in rows]
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
+            loss = response_loss(model, *pad_batch(part, pad, model.device))
+        share = loss * (sum(len(one.response) for one in part) / answers)
+        share.backward()
+        total += share.item()
+    return total
+
+
+def _count(one: Example) -> int:
+    return len(one.prompt) + len(one.response)
 
 
 def _rate(step: int, warm: int, total: int) -> float:
@@ -199,7 +224,7 @@ def pad_batch(batch: Sequence[Example], pad: int, device: Any) -> tuple[Any, Any
     """Return ids, attention mask and labels, each [rows, longest]; padded on the right, labels -100 outside the response."""
     import torch
 
-    longest = max(len(one.prompt) + len(one.response) for one in batch)
+    longest = max(map(_count, batch))
     ids = torch.full((len(batch), longest), pad)
     mask = torch.zeros_like(ids)
     labels = torch.full_like(ids, IGNORE)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from serving.policy.engines.adapters import check_probes, find_base, load_merged
 from serving.policy.list_form import find_form
 
 if TYPE_CHECKING:
@@ -40,8 +40,7 @@ def load_policy(path: Path, device: torch.device) -> tuple[PreTrainedModel, PreT
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **_LOCAL)
     find_form(tokenizer)
-    load = _load_adapter if (path / "adapter_config.json").is_file() else _load_weights
-    model = load(path, device)
+    model = _load_weights(path, device) if find_base(path) is None else _load_adapter(path, device)
     _check_attention(model, path)
     return model.eval().requires_grad_(False), tokenizer
 
@@ -57,14 +56,9 @@ def _load_weights(path: Path, device: torch.device) -> Any:
 
 
 def _load_adapter(path: Path, device: torch.device) -> Any:
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise ImportError(f"{path} is a LoRA adapter: pip install 'queryloop[cpu]' (or gpu) to load it") from error
-    base = Path(json.loads((path / "adapter_config.json").read_text())["base_model_name_or_path"])
-    if not base.is_dir():
-        raise FileNotFoundError(f"{path}: its base policy {base} is not a folder on this machine")
-    return PeftModel.from_pretrained(_load_weights(base, device), str(path), use_safetensors=True).merge_and_unload()
+    model = load_merged(path, choose_dtype(device)).to(device).eval()
+    check_probes(path, model)
+    return model
 
 
 def _check_attention(model: Any, path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from serving.policy.engines.adapters import write_record
 from serving.releases import registry
 from serving.releases.registry import ReleaseError, Rollout
 from streams.runtime import artifacts
@@ -44,6 +45,31 @@ def test_a_release_names_its_parts(tmp_path: Path, policy: Path) -> None:
     assert (made.gate, made.meta) == ({"passed": True}, {"by": name_user(), "run": None, "note": "first"})
     registry.verify(tmp_path, made)
     assert str(tmp_path) not in (made.path / "manifest.json").read_text(), "the data folder may be moved"
+
+
+def make_adapter(root: Path, base: Path) -> Path:
+    def fill(folder: Path) -> None:
+        (folder / "adapter_config.json").write_text("{}")
+        write_record(folder, base, "float32", [])
+
+    return artifacts.publish(root / "artifacts", "policy", fill, {}).path
+
+
+def test_a_release_with_an_adapter_names_its_base_and_is_not_whole_without_it(tmp_path: Path, policy: Path) -> None:
+    made = registry.publish(tmp_path, policy=make_adapter(tmp_path, policy))
+    assert made.base is not None
+    assert made.base.resolve() == policy.resolve()
+    assert list(made.parts) == ["policy", "base"]
+    registry.verify(tmp_path, made)
+    rewrite(policy / "model.safetensors", b"WEIGHTS")
+    with pytest.raises(ReleaseError, match=r"release r0000, base: .*model\.safetensors: its checksum differs"):
+        registry.verify(tmp_path, made)
+
+
+def test_an_adapter_whose_base_is_outside_the_data_folder_is_no_part_of_a_release(tmp_path: Path, policy: Path) -> None:
+    adapter = make_adapter(tmp_path / "inner", policy)
+    with pytest.raises(ReleaseError, match=r"is outside the data folder"):
+        registry.publish(tmp_path / "inner", policy=adapter)
 
 
 def test_ids_count_up(tmp_path: Path, policy: Path) -> None:

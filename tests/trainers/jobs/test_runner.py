@@ -150,6 +150,9 @@ def test_an_iteration_is_refused_with_reasons_or_goes_live(loop: TrainerSettings
     }
     assert release.predictor is not None
     assert release.judge is not None
+    assert release.base is not None, "an adapter over the cold start's weights"
+    assert release.base.resolve() == registry.read_release(root, "r0000").policy.resolve()
+    registry.verify(root, release)
 
     outcome = run("policy", loop)
     gate = outcome.figures["gate"]
@@ -252,3 +255,23 @@ def test_without_the_packages_of_models_a_job_fails_and_names_what_to_install(
     (ended,) = Ledger(tmp_path / "ledger.sqlite").runs()
     assert ended.state is State.FAILED
     assert "models need torch, not installed here: pip install 'queryloop[cpu]'" in ended.outcome["detail"]
+
+
+def test_a_cold_start_that_would_not_fit_into_memory_fails_before_it_trains_and_names_what_to_lower(tmp_path: Path) -> None:
+    write_annotations(tmp_path)
+    small = small_settings(tmp_path)
+    assert run_recorded("policy", small.model_copy(update={"sft": SftSettings(batch=10**9, max_tokens=10**12)})) == 1
+    (ended,) = Ledger(tmp_path / "ledger.sqlite").runs()
+    assert ended.state is State.FAILED
+    assert re.search(r"the supervised fine-tuning \(sft\) needs some .* GB and .* GB of cpu memory", ended.outcome["detail"])
+    assert re.search(r"lower sft\.max_tokens from 1000000000000 to \d+, or lower sft\.batch from", ended.outcome["detail"])
+    assert not (tmp_path / "artifacts" / "policy").exists()
+
+
+def test_an_iteration_that_would_not_fit_fails_before_its_search(loop: TrainerSettings) -> None:
+    huge = loop.model_copy(update={"dpo": DpoSettings(min_pairs=1, batch=10**9, max_tokens=10**12)})
+    before = Ledger(loop.data.dir / "ledger.sqlite").runs()[0].id
+    assert run_recorded("policy", huge) == 1
+    ended = Ledger(loop.data.dir / "ledger.sqlite").runs()[0]
+    assert ended.id > before
+    assert "the preference optimisation (dpo) needs some" in ended.outcome["detail"]

@@ -1,8 +1,8 @@
 """Direct preference optimisation (G12, eq. 8) by TRL, with LoRA.
 
 The reference model of an iteration is the policy that the iteration starts from: the champion in the folder `policy`.
-With LoRA it is that model with the adapter switched off, so it cannot be another one. The adapter is merged and the
-result saved into a new folder; the next iteration starts from there with a fresh adapter.
+With LoRA it is that model with the adapter switched off, so it cannot be another one. What was learned is saved as
+`adapters` says; the next iteration starts from there with a fresh adapter.
 """
 
 from __future__ import annotations
@@ -15,8 +15,12 @@ from typing import Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from trainers.policy.base import load_policy, quiet
+from serving.policy.engines.adapters import find_base
+from trainers.policy.adapters import publish_update
+from trainers.policy.base import choose_device, load_policy, quiet
 from trainers.policy.lora import describe_adapter
+from trainers.policy.memory import CHECKPOINTING, Checkpointing, use_checkpointing
+from trainers.policy.micro_batches import add_preference_gradients, check_longest
 from trainers.policy.pairs import Pair
 from trainers.progress import ProgressLog
 
@@ -34,6 +38,13 @@ class DpoSettings(BaseModel):
     epochs: float = Field(default=1.0, gt=0, description="Passes over the pairs.")
     batch: int = Field(default=16, ge=1, description="Pairs a step.")
     lora_rank: int = Field(default=16, ge=1, description="Of the adapter on every linear layer.")
+    max_rank: int = Field(
+        default=64,
+        ge=0,
+        description="A lineage's adapter grows by `lora_rank` an iteration; beyond, whole weights are published.",
+    )
+    max_tokens: int = Field(default=8192, ge=32, description="Tokens of one forward pass; a larger step is made of several.")
+    checkpointing: Checkpointing = Field(default="auto", description=CHECKPOINTING)
     loss_type: tuple[LossType, ...] = Field(default=("sigmoid", "sft"), min_length=1, description="TRL's losses.")
     loss_weights: tuple[float, ...] = Field(default=(1.0, 0.5), description="Their weights.")
     min_pairs: int = Field(default=32, ge=1, description="Fewer pairs than this are not learned from.")
@@ -56,20 +67,20 @@ class TooFewPairs(ValueError):
 
 
 def train_dpo(policy: Path, pairs: Sequence[Pair], out: Path, settings: DpoSettings, device: str) -> dict[str, float]:
-    """Train the policy in folder `policy` on the pairs and save the merged model and its tokenizer into `out`.
+    """Train the policy in folder `policy` on the pairs and save an adapter over its base, or whole weights, into `out`.
 
-    Returns pairs, steps, loss, accuracy and margin (beta times the difference of the log-ratios, of the last tenth of
-    the steps), seconds. Raises TooFewPairs."""
+    Returns the rank of the adapter (0: whole weights), pairs, steps, loss, accuracy and margin (beta times the difference of
+    the log-ratios, of the last tenth of the steps), seconds. Raises TooFewPairs."""
     if len(pairs) < settings.min_pairs:
         raise TooFewPairs(f"{len(pairs)} pairs, dpo.min_pairs = {settings.min_pairs}: raise search.prompts, or lower it")
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         trainer = make_trainer(policy, pairs, Path(scratch), settings, device)
         trainer.train()
-    merged = trainer.model.merge_and_unload()
-    merged.save_pretrained(out)
-    trainer.processing_class.save_pretrained(out)
-    return _summarise(trainer.state.log_history, len(pairs)) | {"seconds": time.monotonic() - started}
+    out.mkdir(parents=True, exist_ok=True)
+    rank = publish_update(trainer.model, trainer.processing_class, policy, pairs, out, settings.max_rank)
+    figures = {"rank": float(rank), "seconds": time.monotonic() - started}
+    return _summarise(trainer.state.log_history, len(pairs)) | figures
 
 
 def make_trainer(policy: Path, pairs: Sequence[Pair], scratch: Path, settings: DpoSettings, device: str) -> Any:
@@ -85,17 +96,34 @@ def make_trainer(policy: Path, pairs: Sequence[Pair], scratch: Path, settings: D
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
             return dataset
 
-    model, tokenizer = load_policy(policy, device)
+        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+            return add_preference_gradients(self, super().training_step, model, inputs, settings.max_tokens)
+
+    model, tokenizer = load_start(policy, device)
+    rows = [_row(pair) for pair in pairs]
+    longest = [2 * (len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))) for row in rows]
+    check_longest(longest, settings.max_tokens, "dpo.max_tokens", "pair (two prompts with their lists)")
+    tokens = min(settings.max_tokens, settings.batch * max(longest))
+    again = use_checkpointing(settings.checkpointing, policy, tokens, model.device)
     trainer = IdsTrainer(
         model=model,
-        args=DPOConfig(**_arguments(settings, model.device.type, scratch)),
-        train_dataset=Dataset.from_list([_row(pair) for pair in pairs]),
+        args=DPOConfig(**_arguments(settings, model.device.type, scratch), gradient_checkpointing=again),
+        train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         peft_config=describe_adapter(model, settings.lora_rank),
         callbacks=[_bar()],
     )
     trainer.remove_callback(PrinterCallback)  # it prints every step
     return trainer
+
+
+def load_start(policy: Path, device: str) -> tuple[Any, Any]:
+    """Return the whole model of a published policy, adapter or not, and its tokenizer."""
+    if find_base(policy) is None:
+        return load_policy(policy, device)
+    from serving.policy.engines.loading import load_policy as load_published
+
+    return load_published(policy, choose_device(device))
 
 
 def _row(pair: Pair) -> dict[str, list[int]]:
@@ -117,7 +145,6 @@ def _arguments(settings: DpoSettings, kind: str, scratch: Path) -> dict[str, Any
         "max_length": None,
         "use_cpu": kind == "cpu",
         "bf16": kind == "cuda",
-        "gradient_checkpointing": False,
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": "none",

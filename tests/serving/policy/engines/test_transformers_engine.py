@@ -298,22 +298,3 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     torch.save({}, folder / "pytorch_model.bin")
     with pytest.raises(OSError, match="safetensors"):
         TransformersEngine.load(folder, "cpu")
-
-
-def test_an_adapter_answers_as_its_merged_weights(tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
-    base = make_tiny_policy(tmp_path / "base")
-    plain = TransformersEngine.load(base, "cpu")
-    torch.manual_seed(0)
-    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    adapted = peft.get_peft_model(TransformersEngine.load(base, "cpu").model, config)
-    adapted.save_pretrained(tmp_path / "adapter")
-    plain.tokenizer.save_pretrained(tmp_path / "adapter")
-    settings = tmp_path / "adapter" / "adapter_config.json"
-    assert str(base) in settings.read_text()
-    loaded = TransformersEngine.load(tmp_path / "adapter", "cpu")
-    ours, merged = (
-        write(one, PROMPTS, GREEDY) for one in (loaded, TransformersEngine(adapted.merge_and_unload(), plain.tokenizer))
-    )
-    assert [one.token_ids for one in ours] == [one.token_ids for one in merged]
-    assert [one.token_ids for one in ours] != [one.token_ids for one in write(plain, PROMPTS, GREEDY)]

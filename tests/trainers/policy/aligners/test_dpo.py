@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from serving.policy.engines.adapters import find_base
 from serving.policy.engines.transformers_engine import TransformersEngine
 from serving.policy.lists import encode_list
 from tests.support.toy_policy import ANIMALS, TASK, make_policy
@@ -80,15 +81,19 @@ def test_the_chosen_lists_themselves_become_likelier(
         assert logprob(out, one.prompt, one.chosen) > logprob(policy, one.prompt, one.chosen)
 
 
-def test_the_result_is_a_merged_policy_that_serving_loads_and_the_next_iteration_starts_from(
-    pairs: list[Pair], aligned: tuple[Path, dict[str, float]], tmp_path: Path
+def test_the_result_is_an_adapter_over_its_base_that_serving_loads_and_the_next_iteration_starts_from(
+    policy: Path, pairs: list[Pair], aligned: tuple[Path, dict[str, float]], tmp_path: Path
 ) -> None:
-    out, _ = aligned
-    assert not list(out.glob("adapter*"))
-    assert list(out.glob("*.safetensors"))
+    """Two more iterations: ranks 4, 8, and 12, which is over the limit of 10, so whole weights."""
+    out, measured = aligned
+    ranks, bases = [measured["rank"]], [find_base(out)]
     for number in range(2):
-        train_dpo(out, pairs[:8], tmp_path / str(number), SETTINGS.model_copy(update={"epochs": 1}), "cpu")
+        settings = SETTINGS.model_copy(update={"epochs": 1, "max_rank": 10})
+        ranks.append(train_dpo(out, pairs[:8], tmp_path / str(number), settings, "cpu")["rank"])
         out = tmp_path / str(number)
+        bases.append(find_base(out))
+    assert ranks == [4, 8, 0]
+    assert bases == [policy.resolve(), policy.resolve(), None]
     engine = TransformersEngine.load(out, "cpu")
     assert engine.generate([engine.encode_prompt(TASK, "cat")], _greedy())
 
