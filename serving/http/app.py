@@ -241,7 +241,7 @@ class Endpoints:
             release = answer.release or NO_RELEASE
             self._metrics.lists.labels(release, request.task.name, answer.form).inc()
             self._metrics.list_tokens.labels(release, request.task.name).inc(answer.tokens)
-            self._watch.count(release, answer.form)
+            self._watch.count(release, answer.form, answer.forced)
             self._metrics.count_forced(release, request.task.name, answer.forced)
         return answers
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import httpx
 from hypothesis import given
@@ -19,23 +20,37 @@ from tests.support.served_app import AppUnderTest
 CALL = {"task": "suggest", "query": "red shoes", "session_id": "s1"}
 
 
-@given(st.lists(st.sampled_from(["well_formed", "repaired", "fallback"]), min_size=1, max_size=WINDOW + 200))
-def test_the_share_is_that_of_the_newest_lists(forms: list[str]) -> None:
+LISTS = st.lists(st.tuples(st.sampled_from(["well_formed", "repaired", "fallback"]), st.integers(0, 2)), min_size=1)
+
+
+@given(lists=LISTS.flatmap(lambda some: st.integers(1, WINDOW + 200).map(lambda size: (some * size)[:size])))
+def test_the_shares_are_those_of_the_newest_lists(lists: list[tuple[Any, int]]) -> None:
     watch = FormWatch()
-    for form in forms:
-        watch.count("r0001", form)  # type: ignore[arg-type]
-    newest = [form != "well_formed" for form in forms[-WINDOW:]]
-    assert watch.malformed == sum(newest)
-    assert bool(watch.find_faults("r0001", {})) == (len(newest) >= LEAST and sum(newest) > 0.1 * len(newest))
+    for form, forced in lists:
+        watch.count("r0001", form, forced)
+    newest = lists[-WINDOW:]
+    malformed = sum(form != "well_formed" for form, _ in newest) > 0.1 * len(newest)
+    forced_often = sum(forced > 0 for _, forced in newest) > 0.5 * len(newest)
+    expected = malformed + forced_often if len(newest) >= LEAST else 0
+    assert len(watch.find_faults("r0001", {})) == expected
     assert watch.find_faults("r0002", {}) == []
 
 
 def test_another_release_starts_anew() -> None:
     watch = FormWatch()
     for _ in range(LEAST):
-        watch.count("r0001", "repaired")
-    watch.count("r0002", "well_formed")
-    assert (watch.malformed, watch.find_faults("r0002", {})) == (0, [])
+        watch.count("r0001", "repaired", 0)
+    watch.count("r0002", "well_formed", 0)
+    assert watch.find_faults("r0002", {}) == []
+
+
+def test_a_policy_whose_lists_the_grammar_has_to_force_is_named() -> None:
+    watch = FormWatch()
+    for number in range(LEAST):
+        watch.count("r0001", "well_formed", number % 3)
+    assert watch.find_faults("r0001", {}) == [
+        "the grammar had to change a draw in 66 of its last 100 lists, at most 50% should need it"
+    ]
 
 
 def test_a_champion_that_its_gate_refused_is_ready_and_says_so(tmp_path: Path) -> None:
