@@ -20,9 +20,9 @@ from serving.settings import ServingRoot
 from streams.emitter.emitter import Counters, Emitter, EmitterSettings, QueueFull
 from streams.events.schema import DEFAULT_LIMITS, Event, encode
 from streams.runtime.settings import DataSettings
-from tests.serving.http.test_app import AppUnderTest
 from tests.support.failing_disk import FailingDisk
 from tests.support.scripted_engine import ScriptedEngine
+from tests.support.served_app import AppUnderTest
 
 NOW = 1_600_000_000.0
 
@@ -120,3 +120,53 @@ def test_events_that_the_disk_refuses_while_kafka_is_away_are_answered_503(
         served.run(scenario)
         assert emitter.counters().on_disk == 3
         emitter.close(0)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> AppUnderTest:
+    return AppUnderTest(tmp_path, ScriptedEngine())
+
+
+def test_a_wholly_refused_batch_is_a_422_with_every_reason(served: AppUnderTest) -> None:
+    async def scenario(client: httpx.AsyncClient) -> None:
+        events = [{"type": "query", "query": "\u200b"}, {"type": "click", "event_id": "c", "ts": NOW, "query": "x"}, 3]
+        for body, kind in (
+            (json.dumps({"events": events}), "application/json"),
+            ("\n".join(map(json.dumps, events)), "application/x-ndjson"),
+        ):
+            answer = await client.post("/v1/events", content=body, headers={"content-type": kind})
+            assert (answer.status_code, answer.json()["accepted"]) == (422, 0)
+            assert [(one["index"], one["reason"]) for one in answer.json()["rejected"]] == [(n, "invalid") for n in range(3)]
+            assert answer.json()["error"].startswith("every event was refused; event 0: invalid: Object missing required fields ")
+            missing = [one["detail"] for one in answer.json()["rejected"][:2]]
+            assert missing == [
+                "Object missing required fields `event_id`, `ts`, `session_id`",
+                "Object missing required fields `impression_id`, `position`, `session_id`",
+            ]
+        assert (await client.post("/v1/events", json={"events": []})).status_code == 202, "nothing was refused"
+
+    served.run(scenario)
+    assert served.sink.events == []
+
+
+def test_one_event_that_is_no_json_is_refused_by_its_index(served: AppUnderTest) -> None:
+    good = json.dumps({"type": "query", "event_id": "e", "ts": NOW, "session_id": "s", "query": "shoes"})
+    bad = {
+        '{"query": "cut \\ud83d"}': "malformed",
+        '{"query": "a\x00b"}': "malformed",
+        '{"a": ' + "[" * 10_000 + "]" * 10_000 + "}": "malformed",
+        '{"ts": ' + "9" * 6000 + "}": "invalid",
+        "NaN": "malformed",
+        "[]": "invalid",
+        good[:-1] + ', "ts": "never"}': "invalid",
+    }
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        for event, reason in bad.items():
+            body = '{"events": [' + ", ".join([good] * 50 + [event] + [good] * 49) + "]}"
+            answer = await client.post("/v1/events", content=body, headers={"content-type": "application/json"})
+            assert (answer.status_code, answer.json()["accepted"]) == (202, 99), event[:40]
+            assert [(one["index"], one["reason"]) for one in answer.json()["rejected"]] == [(50, reason)], event[:40]
+
+    served.run(scenario)
+    assert len(served.sink.events) == 99 * len(bad)
