@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,11 +13,10 @@ from queryloop.product.clicks import best_list, list_click_probability
 from queryloop.product.world import World
 from serving.policy.engines import Generation
 from serving.policy.lists import repair_items
-from streams.events.normal_form import normalise
+from trainers.policy.repetition import repeats_itself
 
 RESAMPLES, INSIDE = 4000, 0.95
 """Bootstrap: how often the prompts are drawn anew, and the share of the results that an interval holds."""
-_TWICE = re.compile(r"(.{4,})\1")
 
 
 @dataclass(frozen=True)
@@ -76,13 +73,6 @@ def measure_ceiling(world: World, queries: Sequence[str]) -> float:
     """Return the mean true click probability of the best lists that the world has."""
     best = {query: list_click_probability(world, query, best_list(world, query)) for query in dict.fromkeys(queries)}
     return float(np.mean([best[query] for query in queries]))
-
-
-def repeats_itself(text: str) -> bool:
-    """Return whether a text says the same four letters or more twice in a row, or a long word three times."""
-    words = normalise(text).split()
-    often = Counter(word for word in words if len(word) > 3)
-    return bool(_TWICE.search("".join(words))) or max(often.values(), default=0) > 2
 
 
 def bootstrap_mean(values: Sequence[float]) -> Interval:

@@ -18,8 +18,9 @@ ADAPTER = "adapter_config.json"
 
 def load_base(base: Path, device: str) -> TransformersEngine:
     """Return the base model as it is, which has not written a list yet: its tokenizer is told the form of one."""
-    model, tokenizer = load_policy(base, device)
-    return TransformersEngine(model.eval(), tokenizer)  # type: ignore[no-untyped-call]
+    loaded: Any = load_policy(base, device)
+    model, tokenizer = loaded
+    return TransformersEngine(model.eval(), tokenizer)
 
 
 def load_saved(folder: Path, device: str) -> TransformersEngine:

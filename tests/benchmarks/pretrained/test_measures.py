@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.pretrained.measures import bootstrap_mean, bootstrap_ratio, measure_ceiling
@@ -15,6 +15,7 @@ WORLD = draw_world(2, "english")
 RATES = st.lists(st.floats(0.01, 0.6), min_size=2, max_size=40)
 
 
+@settings(deadline=None)  # thousands of draws, slow on a busy machine
 @given(RATES)
 def test_an_interval_lies_around_the_mean_within_the_values(rates: list[float]) -> None:
     found = bootstrap_mean(rates)
@@ -29,6 +30,7 @@ def test_an_interval_is_as_wide_as_the_normal_law_says() -> None:
     assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)
 
 
+@settings(deadline=None)
 @given(RATES, st.floats(0.5, 3))
 def test_a_policy_that_is_better_by_a_factor_everywhere_is_so_surely(rates: list[float], factor: float) -> None:
     found = bootstrap_ratio([factor * rate for rate in rates], rates)
