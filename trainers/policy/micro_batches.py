@@ -20,6 +20,8 @@ def split_lengths(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Return positions in parts of similar length; the rows of a part times its longest are at most `max_tokens`.
 
     Every length must be at most `max_tokens` (see `check_longest`)."""
+    if len(lengths) * max(lengths, default=0) <= max_tokens:
+        return [list(range(len(lengths)))]
     parts: list[list[int]] = []
     for position in sorted(range(len(lengths)), key=lambda one: lengths[one]):
         if parts and (len(parts[-1]) + 1) * lengths[position] <= max_tokens:
