@@ -39,7 +39,10 @@ class ColdStartSettings(BaseModel):
     )
     max_repetitive: float = Field(default=0.05, ge=0, le=1, description="Share of texts that repeat themselves.")
     min_relatedness: float = Field(
-        default=0.6, ge=0.5, le=1, description="Share of comparisons in which a list is nearer to its query than to another one."
+        default=0.6,
+        ge=0.5,
+        le=1,
+        description="Share of comparisons in which a list is nearer to its query than to another one; 0.5 asks nothing.",
     )
     max_length_ratio: float = Field(default=2.0, ge=1, description="Mean tokens, written to annotated lists or the reverse.")
     max_loss_ratio: float = Field(default=1.0, gt=0, description="Loss on held-out annotations, over that of the base model.")

@@ -39,8 +39,8 @@ class Relatedness:
     by: str
 
     def holds(self, least: float) -> bool:
-        """Return whether the share is at least this, and more than the .5 of chance by three standard errors."""
-        return self.share >= least and self.share - 3 * self.error > 0.5
+        """Return whether the share is at least this, and more than the .5 of chance by three standard errors; .5 asks nothing."""
+        return least <= 0.5 or (self.share >= least and self.share - 3 * self.error > 0.5)
 
 
 def measure_relatedness(queries: Sequence[str], lists: Sequence[Items], near: Similarity, by: str) -> Relatedness:

@@ -29,7 +29,7 @@ def write_annotations(folder: Path, annotations: list[Annotation]) -> TrainerSet
         tasks={"suggest": TASK},
         policy=SMALL.model_copy(update={"annotations": path, "device": "cpu"}),
         sft=SftSettings(epochs=20, learning_rate=1e-2),
-        cold_start=ColdStartSettings(max_repetitive=0.5),
+        cold_start=ColdStartSettings(max_forced=1.0, max_repetitive=0.5),
     )
 
 
@@ -98,7 +98,7 @@ def test_force_promotes_what_the_gate_refused_and_release_audit_and_ledger_say_s
 
 def test_from_base_starts_anew_beside_the_champion_and_a_refused_one_changes_nothing(taught: TrainerSettings) -> None:
     root = taught.data.dir
-    strict = taught.model_copy(update={"cold_start": ColdStartSettings(max_repetitive=0.5, max_loss_ratio=0.001)})
+    strict = taught.model_copy(update={"cold_start": ColdStartSettings(max_forced=1.0, max_repetitive=0.5, max_loss_ratio=0.001)})
     refused = run("policy", strict, RunOptions(from_base=True))
     assert registry.read_rollout(root).champion == "r0000"
     assert (refused.figures["promoted"], refused.figures["release"]) == (False, "r0001")

@@ -53,7 +53,7 @@ def small_settings(folder: Path) -> TrainerSettings:
         index=IndexSettings(epochs=1, buckets=256, dim=8),
         search=SearchSettings(prompts=12, at_once=12, beam=2, candidates=4, chosen=2, rejected=2, budget=4),
         dpo=DpoSettings(min_pairs=1, batch=2, epochs=2, learning_rate=1e-3, lora_rank=4),
-        cold_start=ColdStartSettings(max_repetitive=0.5, prompts=40),
+        cold_start=ColdStartSettings(max_forced=1.0, max_repetitive=0.5, min_relatedness=0.5, prompts=40),
         gate=GateSettings(prompts=24, z=0.0, max_length_ratio=3.0, min_well_formed=0.3, max_duplicate_rate=1.0),
     )
 

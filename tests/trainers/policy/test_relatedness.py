@@ -44,7 +44,7 @@ def test_gibberish_constant_shuffled_and_empty_lists_are_not(seed: int) -> None:
 
 def test_one_query_alone_shows_nothing() -> None:
     found = measure_relatedness(["lisbon"] * 9, [("lisbon weather",)] * 9, compare_characters, "letters")
-    assert (found.share, found.holds(0.5)) == (0.5, False)
+    assert (found.share, found.holds(0.6), found.holds(0.5)) == (0.5, False, True)
 
 
 def test_few_lists_must_be_nearer_than_chance_by_three_standard_errors() -> None:
