@@ -45,6 +45,7 @@ SECTIONS = (
     "tasks",
     "predictor",
     "policy",
+    "cold_start",
     "sft",
     "ctr",
     "search",

@@ -56,9 +56,11 @@ class Recorder(TransformersEngine):
 
     asked: list[Prompt]
 
-    def generate(self, prompts: Sequence[Prompt], decoding: Decoding | Sequence[Decoding], samples: int = 1) -> list[Generation]:
+    def generate(
+        self, prompts: Sequence[Prompt], decoding: Decoding | Sequence[Decoding], samples: int = 1, *, logprobs: bool = False
+    ) -> list[Generation]:
         self.asked += prompts
-        return super().generate(prompts, decoding, samples)
+        return super().generate(prompts, decoding, samples, logprobs=logprobs)
 
     def begin(self, prompts: Sequence[Prompt]) -> Any:
         self.asked += prompts

@@ -213,7 +213,7 @@ def fetch_counts(settings: StreamsSettings, number: int) -> bytes:
         ("/v1/windows", {"query": "q", "as_of": "yesterday"}, "as_of: not a day: write YYYY-MM-DD"),
         ("/v1/windows", {"query": "q", "limit": 100_000}, "limit: must be a whole number from 1 to 10000"),
         ("/v1/windows", {"query": "q", "positoin": 1}, "positoin: no such parameter; there are as_of, item"),
-        ("/v1/successors", {}, "query: a value is needed, it must be text of 1 characters or more"),
+        ("/v1/successors", {}, "query: a value is needed, it must be text of 1 to 4096 characters"),
         ("/v1/quarantine", {"reason": "dull"}, 'reason: must be "malformed", "invalid"'),
     ],
 )

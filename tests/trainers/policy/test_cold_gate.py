@@ -98,7 +98,7 @@ def test_the_first_measure_that_sees_the_relation_is_enough_and_later_ones_are_n
         return [0.0] * len(list(pairs))  # type: ignore[call-overload]
 
     measures = [("blind", blind), ("letters", compare_characters), ("expensive", expensive)]
-    lists = [Generation(RecommendedList((f"{word} map",), (), True, 3), (1,), -1.0, Decoding()) for word in WORDS]
+    lists = [Generation(RecommendedList((f"{word} map",), (), True, 3), (1,), None, Decoding(), -1.0, 0) for word in WORDS]
     found = summarise(prompts, lists, 1.0, measures, SETTINGS)
     assert (found.relatedness_by, asked) == ("letters", ["blind"])
 

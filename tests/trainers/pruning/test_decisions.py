@@ -30,7 +30,7 @@ def release(number: int, age_days: float, *parts: Stored) -> Release:
     created = datetime.fromtimestamp(NOW - age_days * DAY_S, UTC)
     policy = next((one.path for one in parts if one.kind == "policy"), ROOT)
     name = f"r{number:04d}"
-    return Release(name, ROOT / "releases" / name, policy, None, None, None, {}, created, {}, named)
+    return Release(name, ROOT / "releases" / name, policy, None, None, None, None, {}, created, {}, named)
 
 
 def choose(
