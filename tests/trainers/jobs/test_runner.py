@@ -147,6 +147,7 @@ def test_an_iteration_is_refused_with_reasons_or_goes_live(loop: TrainerSettings
         "mean_tokens",
         "duplicate_rate",
         "prompts",
+        "forced",
     }
     assert release.predictor is not None
     assert release.judge is not None
