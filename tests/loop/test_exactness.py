@@ -25,7 +25,7 @@ from tests.support.recount import Recount, recount
 
 KEEP_ALL = CountingRules(retention_days=0)
 DAYS = [day(START + number * 86_400) for number in (1, 14, 21)]
-SLOW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+SLOW = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 MANY = settings(SLOW, max_examples=200)
 
 Counts = tuple[object, ...]

@@ -81,7 +81,8 @@ def real_recount(real_lines: list[bytes]) -> Recount:
     return recount(real_lines)
 
 
-@pytest.mark.parametrize("kind", ["embedded", pytest.param("kafka", marks=pytest.mark.full)])
+@pytest.mark.parametrize("kind", ["embedded", "kafka"])
+@pytest.mark.full
 def test_the_real_logs_equal_the_recount(kind: str, tmp_path: Path, real_lines: list[bytes], real_recount: Recount) -> None:
     require(kind)
     lines, expected = real_lines, real_recount

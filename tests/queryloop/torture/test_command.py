@@ -59,6 +59,7 @@ def assert_all_counted(code: int, told: dict[str, Any], events: int, scratch: Pa
     assert list(scratch.glob("queryloop-torture-*")) == [], "an equal run leaves nothing"
 
 
+@pytest.mark.full
 def test_a_small_torture_on_the_embedded_broker_recovers_the_lost_log_and_counts_right(
     capsys: pytest.CaptureFixture[str], scratch: Path
 ) -> None:

@@ -180,7 +180,7 @@ def queryloop_up(folder: Path) -> Iterator[tuple[subprocess.Popen[str], list[int
             process.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.full), signal.SIGTERM])
 def test_the_command_stops_in_order_and_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     with queryloop_up(tmp_path) as (process, pids, lines):
         assert len(pids) >= 4

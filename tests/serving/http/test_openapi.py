@@ -40,7 +40,10 @@ def running(app: AppUnderTest) -> Iterator[str]:
         thread.join()
 
 
-@pytest.mark.parametrize("keys", [{}, {"key": KEY, "write_key": WRITE_KEY}], ids=["open", "keys"])
+@pytest.mark.parametrize(
+    "keys",
+    [pytest.param({}, id="open", marks=pytest.mark.full), pytest.param({"key": KEY, "write_key": WRITE_KEY}, id="keys")],
+)
 def test_schemathesis_finds_nothing(tmp_path: Path, keys: dict[str, str]) -> None:
     with running(AppUnderTest(tmp_path, ScriptedEngine(), **keys)) as url:
         headers = ["--header", f"Authorization: Bearer {KEY}"] if "key" in keys else []

@@ -73,7 +73,7 @@ def test_any_order_repetition_batching_and_restart_gives_the_counts_of_the_log(
 @pytest.mark.parametrize(
     ("name", "shuffled"),
     [
-        (name, shuffled) if shuffled else pytest.param(name, shuffled, marks=pytest.mark.full)
+        (name, shuffled) if shuffled and name.startswith("excite") else pytest.param(name, shuffled, marks=pytest.mark.full)
         for name in REAL_LOGS
         for shuffled in (True, False)
     ],

@@ -128,6 +128,7 @@ print(sft_stage(size, settings, Lengths(100, 40), torch.device("cpu")).bytes / (
 """
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("checkpointing", ["off", "on"])
 def test_the_estimate_is_near_the_measured_peak(tmp_path: Path, checkpointing: str) -> None:
     """Of a policy as the demo makes it, in a process of its own. Refusing what would fit is as bad as the reverse."""
