@@ -27,7 +27,7 @@ endif
 demo: $(FILLED)  ## run the whole loop twice and write demo-report/ (BROKER=kafka for real Apache Kafka, SEED=N)
 	$(BIN)/queryloop demo --seed $(SEED) $(if $(BROKER),--broker $(BROKER))
 
-test: $(FILLED)  ## the tests, under ten minutes on two cores
+test: $(FILLED)  ## the tests, some twelve minutes on two cores
 	$(BIN)/python -m pytest -m "not full" --numprocesses 3 --dist loadfile
 
 torture: $(FILLED)  ## kill workers and broker while 500,000 events flow, then verify (BROKER=embedded, BROKERS=3, SEED=N)
