@@ -13,7 +13,7 @@ from queryloop.product.clicks import best_list, list_click_probability
 from queryloop.product.world import World
 from serving.policy.engines import Generation
 from serving.policy.lists import repair_items
-from trainers.policy.repetition import repeats_itself
+from trainers.policy.cold_start.repetition import repeats_itself
 
 RESAMPLES, INSIDE = 4000, 0.95
 """Bootstrap: how often the prompts are drawn anew, and the share of the results that an interval holds."""

@@ -76,7 +76,7 @@ QUICK_OVERRIDES: Mapping[str, Mapping[str, Any]] = {
     "search": {"prompts": 48, "budget": 8},
     "dpo": {"min_pairs": 4},
     # So small a policy hardly keeps the list format; the quick demo shows the swap, not its worth.
-    "gate": {"prompts": 48, "z": 0.0, "min_well_formed": 0.3, "max_duplicate_rate": 0.8},
+    "gate": {"prompts": 48, "z": 0.0, "max_duplicate_rate": 0.8},
     "index": {"max_steps": 40},
     # Few clicks give a rough p99 of their delay; short delays keep it far below the hours that the demo waits in event time.
     "product": {"click_delay_spread": 0.2},

@@ -17,12 +17,12 @@ from streams.runtime import artifacts
 from trainers.jobs.outcomes import JobError
 from trainers.jobs.settings import TrainerSettings
 from trainers.policy.base import SCRATCH, check_base, choose_device, make_base
-from trainers.policy.cold_gate import ColdMeasured, decide_cold, summarise, write_lists
+from trainers.policy.cold_start.gate import ColdMeasured, decide_cold, summarise, write_lists
+from trainers.policy.cold_start.held_out import measure_loss, split_annotations
+from trainers.policy.cold_start.relatedness import Similarity, compare_characters, compare_likelihood, compare_vectors
 from trainers.policy.gate import Verdict
-from trainers.policy.held_out import measure_loss, split_annotations
 from trainers.policy.memory import within_memory
 from trainers.policy.prompts import ListCall, make_prompts, read_calls
-from trainers.policy.relatedness import Similarity, compare_characters, compare_likelihood, compare_vectors
 from trainers.policy.sft import Annotation, annotation_texts, encode_examples, read_annotations, train_sft
 from trainers.policy.stages import plan_cold_start
 

@@ -1,6 +1,6 @@
 """The job `policy`: a cold start from annotated lists, and from then on one alignment iteration each time (Algorithm 1, G12).
 
-A cold start is tested by a gate of its own (`trainers.policy.cold_gate`), since there are no clicks yet.
+A cold start is tested by a gate of its own (`trainers.policy.cold_start.gate`), since there are no clicks yet.
 
 An iteration starts from the champion, searches better and worse lists for what users asked, aligns the policy with them, and
 tests it at the gate. The challenger is published with the gate's record in any case, and promoted when it passed.

@@ -16,7 +16,7 @@ from streams.runtime.settings import DataSettings
 from trainers.jobs.timetable import TimetableSettings
 from trainers.policy.aligners.dpo import DpoSettings
 from trainers.policy.base import SCRATCH, PolicySettings
-from trainers.policy.cold_gate import ColdStartSettings
+from trainers.policy.cold_start.gate import ColdStartSettings
 from trainers.policy.gate import GateSettings
 from trainers.policy.search import SearchSettings
 from trainers.policy.sft import SftSettings

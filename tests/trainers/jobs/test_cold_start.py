@@ -17,7 +17,7 @@ from trainers.jobs.ledger import Ledger
 from trainers.jobs.run_options import RunOptions
 from trainers.jobs.runner import run, run_recorded
 from trainers.jobs.settings import TrainerSettings
-from trainers.policy.cold_gate import ColdStartSettings
+from trainers.policy.cold_start.gate import ColdStartSettings
 from trainers.policy.sft import Annotation, SftSettings
 
 

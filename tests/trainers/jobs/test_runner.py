@@ -30,7 +30,7 @@ from trainers.jobs.processes import BUSY, hold_kind
 from trainers.jobs.runner import run, run_recorded
 from trainers.jobs.settings import TrainerSettings
 from trainers.policy.aligners.dpo import DpoSettings
-from trainers.policy.cold_gate import ColdStartSettings
+from trainers.policy.cold_start.gate import ColdStartSettings
 from trainers.policy.gate import GateSettings
 from trainers.policy.search import SearchSettings
 from trainers.policy.sft import Annotation, SftSettings

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from serving.policy.prompts import Prompter
 from tests.support.toy_policy import TASKS, draw_annotations, make_policy
 from trainers.policy.base import load_policy
-from trainers.policy.held_out import measure_loss, split_annotations
+from trainers.policy.cold_start.held_out import measure_loss, split_annotations
 from trainers.policy.sft import Annotation, encode_examples
 
 QUERIES = st.lists(st.sampled_from([f"q{number}" for number in range(80)]), min_size=2, max_size=300)

@@ -7,7 +7,7 @@ import string
 
 import pytest
 
-from trainers.policy.relatedness import Items, Relatedness, compare_characters, measure_relatedness
+from trainers.policy.cold_start.relatedness import Items, Relatedness, compare_characters, measure_relatedness
 
 TOWNS = tuple(
     first + last for first in ("lis", "por", "mad", "rom", "ber", "osl", "pra", "vie") for last in ("bon", "to", "rid", "lin")

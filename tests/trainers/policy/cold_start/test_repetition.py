@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainers.policy.repetition import repeats_itself
+from trainers.policy.cold_start.repetition import repeats_itself
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from serving.policy.engines import Decoding, Generation
 from serving.policy.lists import RecommendedList
 from serving.policy.tasks import Task
 from tests.support.scripted_engine import ScriptedEngine
-from trainers.policy.cold_gate import ColdMeasured, ColdStartSettings, decide_cold, summarise, write_lists
-from trainers.policy.relatedness import Items, compare_characters
+from trainers.policy.cold_start.gate import ColdMeasured, ColdStartSettings, decide_cold, summarise, write_lists
+from trainers.policy.cold_start.relatedness import Items, compare_characters
 
 SETTINGS = ColdStartSettings()
 TASK = Task(name="suggest", n=2, template="{query}")

@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from serving.policy.engines import Decoding, Engine, Generation
 from serving.policy.lists import repair_items
 from serving.policy.prompts import Prompt
+from trainers.policy.cold_start.relatedness import Items, Relatedness, Similarity, measure_relatedness
+from trainers.policy.cold_start.repetition import repeats_itself
 from trainers.policy.gate import Verdict
-from trainers.policy.relatedness import Items, Relatedness, Similarity, measure_relatedness
-from trainers.policy.repetition import repeats_itself
 from trainers.progress import track
 
 
