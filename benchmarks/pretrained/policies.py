@@ -10,17 +10,9 @@ from typing import Any
 from benchmarks.pretrained.plan import TASK
 from serving.policy.engines import Decoding
 from serving.policy.engines.transformers_engine import TransformersEngine
-from trainers.policy.base import load_policy
 
 PROBES = 8
 ADAPTER = "adapter_config.json"
-
-
-def load_base(base: Path, device: str) -> TransformersEngine:
-    """Return the base model as it is, which has not written a list yet: its tokenizer is told the form of one."""
-    loaded: Any = load_policy(base, device)
-    model, tokenizer = loaded
-    return TransformersEngine(model.eval(), tokenizer)
 
 
 def load_saved(folder: Path, device: str) -> TransformersEngine:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.pretrained.editors import draw_queries, log_lists, write_annotations
 from benchmarks.pretrained.measures import Row, measure, measure_ceiling
 from benchmarks.pretrained.plan import DECODING, TASK, Plan
-from benchmarks.pretrained.policies import load_base, load_saved, measure_drift
+from benchmarks.pretrained.policies import load_saved, measure_drift
 from benchmarks.pretrained.report import DPO, FEW_SHOT, SFT, Results
 from benchmarks.progress_log import log_progress
 from queryloop.product.world import World
-from serving.policy.tasks import Task
 from serving.predictor.scorer import Predictor
 from trainers.policy.aligners.dpo import train_dpo
+from trainers.policy.cold_start.few_shot import choose_examples, save_few_shot
 from trainers.policy.gate import decide, evaluate
 from trainers.policy.pairs import describe_losses, make_pairs
 from trainers.policy.search import search_candidates
@@ -60,15 +60,12 @@ def run_all(plan: Plan, world: World, base: Path, folder: Path) -> Results:
 
 
 def ask_few_shot(run: Run, annotations: Sequence[Annotation]) -> None:
-    """Measure the base model as it is, with some example lists in its system text."""
+    """Measure the base model as it is, shown some example lists in its prompts."""
     began = time.monotonic()
-    _measure(run, FEW_SHOT, load_base(run.base, DEVICE), show_examples(annotations[: run.plan.shots]), began)
-
-
-def show_examples(annotations: Sequence[Annotation]) -> Task:
-    """Return the task with example lists in its system text."""
-    examples = [f"For {one.query!r}:\n" + "\n".join(one.items) for one in annotations]
-    return TASK.model_copy(update={"system": "\n\n".join([TASK.system or "", *examples])})
+    (run.folder / "few-shot").mkdir()
+    shown = choose_examples(annotations, run.plan.shots, seed=0).examples
+    save_few_shot(run.base, shown, {TASK.name: TASK}, run.folder / "few-shot", DEVICE)
+    _measure(run, FEW_SHOT, load_saved(run.folder / "few-shot", DEVICE), began)
 
 
 def tune(run: Run, annotations: Sequence[Annotation]) -> None:
@@ -76,7 +73,7 @@ def tune(run: Run, annotations: Sequence[Annotation]) -> None:
     began = time.monotonic()
     log_progress(f"{SFT}: {len(annotations)} lists")
     run.figures["sft"] = train_sft(run.base, annotations, {TASK.name: TASK}, run.folder / "sft", run.plan.sft, DEVICE)
-    _measure(run, SFT, load_saved(run.folder / "sft", DEVICE), TASK, began)
+    _measure(run, SFT, load_saved(run.folder / "sft", DEVICE), began)
 
 
 def train_predictors(run: Run) -> None:
@@ -105,7 +102,7 @@ def align(run: Run) -> None:
         "search_seconds": searched
     }
     challenger = load_saved(run.folder / "dpo", DEVICE)
-    _measure(run, DPO, challenger, TASK, began)
+    _measure(run, DPO, challenger, began)
     test = [champion.encode_prompt(TASK, query) for query in run.queries[: run.plan.gate.prompts]]
     before, after = (evaluate(one, predictor, judge, test, DECODING, run.plan.gate) for one in (champion, challenger))
     verdict = decide(before, after, run.plan.gate)
@@ -116,16 +113,16 @@ def align(run: Run) -> None:
     }
 
 
-def _measure(run: Run, name: str, engine: TransformersEngine, task: Task, began: float) -> None:
+def _measure(run: Run, name: str, engine: TransformersEngine, began: float) -> None:
     log_progress(f"{name}: writing {len(run.queries)} lists")
-    written = write_lists(engine, task, run.queries, run.plan.gate.batch)
+    written = write_lists(engine, run.queries, run.plan.gate.batch)
     run.rows.append(measure(name, run.world, run.queries, written, time.monotonic() - began))
 
 
-def write_lists(engine: TransformersEngine, task: Task, queries: Sequence[str], at_once: int) -> list[Generation]:
+def write_lists(engine: TransformersEngine, queries: Sequence[str], at_once: int) -> list[Generation]:
     """Return a list for each query as serving draws it, its random numbers its own, whatever is written with it."""
     written: list[Generation] = []
     for start in range(0, len(queries), at_once):
-        batch = [engine.encode_prompt(task, query) for query in queries[start : start + at_once]]
+        batch = [engine.encode_prompt(TASK, query) for query in queries[start : start + at_once]]
         written += engine.generate(batch, [replace(DECODING, seed=start + row) for row in range(len(batch))])
     return written

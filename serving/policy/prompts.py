@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from serving.policy.prompt_text import Asked, bound, render_chat, render_raw
+from serving.policy.examples import Examples, read_examples
+from serving.policy.prompt_text import Asked, bound, render_chat, render_raw, render_raw_examples
 from serving.policy.tasks import Task
 from serving.policy.text_tokens import encode_pieces
 
@@ -43,27 +44,32 @@ class PromptEncoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Prompter:
-    """Makes the prompts of a policy out of its tokenizer and `context`, its longest prompt and list together in tokens."""
+    """Makes the prompts of a policy out of its tokenizer, `context`, its longest prompt and list together in tokens, and the
+    example lists that it is shown."""
 
     tokenizer: PreTrainedTokenizerBase
     context: int
+    examples: Examples = field(default_factory=dict)
 
     @classmethod
     def load(cls, policy: Path) -> Prompter:
-        """Read the tokenizer and the configuration of a policy folder. Raises OSError or ValueError naming the folder."""
+        """Read tokenizer, configuration and examples of a policy folder. Raises OSError or ValueError naming the folder."""
         from transformers import AutoConfig, AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(policy, local_files_only=True, trust_remote_code=False)
-        return cls(tokenizer, find_context(AutoConfig.from_pretrained(policy, local_files_only=True, trust_remote_code=False)))
+        config = AutoConfig.from_pretrained(policy, local_files_only=True, trust_remote_code=False)
+        return cls(tokenizer, find_context(config), read_examples(policy))
 
     def encode_prompt(
         self, task: Task, query: str, related: Sequence[str] = (), session: Sequence[str] = (), response: str | None = None
     ) -> Prompt:
         """Return the prompt for one list, short enough that the task's longest list fits behind it.
 
-        Where it does not fit, side information goes first: co-occurring queries from the last, then the session's from the
-        oldest, then the end of the answer. Only what is still too long without any loses its start, before the query."""
-        asked = bound(task, Asked(query, tuple(related), tuple(session), response or ""))
+        Where it does not fit, the policy's examples go first, from the last, then side information: co-occurring queries from the
+        last, the session's from the oldest, the end of the answer. Only what is still too long without any loses its start,
+        before the query."""
+        shown = self.examples.get(task.name, ())
+        asked = bound(task, Asked(query, tuple(related), tuple(session), response or "", shown))
         room = max(1, self.context - task.max_new_tokens)
         ids = self._encode(task, asked)
         if len(ids) > room:
@@ -73,7 +79,8 @@ class Prompter:
     def _encode(self, task: Task, asked: Asked) -> list[int]:
         if self.tokenizer.chat_template:
             return encode_pieces(render_chat(task, asked, self.tokenizer), self.tokenizer)
-        return [*_find_start(self.tokenizer), *encode_pieces(render_raw(task, asked), self.tokenizer)]
+        pieces = [*render_raw_examples(task, asked, self.tokenizer), *render_raw(task, asked)]
+        return [*_find_start(self.tokenizer), *encode_pieces(pieces, self.tokenizer)]
 
 
 def find_context(config: Any) -> int:
@@ -85,6 +92,10 @@ def _find_start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the BOS token where the tokenizer begins a text with it."""
     empty = [int(token) for token in tokenizer("")["input_ids"]]
     return empty[:1] if empty[:1] == [tokenizer.bos_token_id] else []
+
+
+def _cut_examples(asked: Asked, count: int) -> Asked:
+    return replace(asked, examples=asked.examples[:count])
 
 
 def _cut_related(asked: Asked, count: int) -> Asked:
@@ -100,8 +111,13 @@ def _cut_response(asked: Asked, count: int) -> Asked:
 
 
 def _shrink(asked: Asked, fits: Callable[[Asked], bool]) -> Asked:
-    """Return as much of the side information, which does not fit, as does; none where nothing does."""
-    cuts = (_cut_related, len(asked.related)), (_cut_session, len(asked.session)), (_cut_response, len(asked.response))
+    """Return as much of examples and side information, which do not fit, as does; none where nothing does."""
+    cuts = (
+        (_cut_examples, len(asked.examples)),
+        (_cut_related, len(asked.related)),
+        (_cut_session, len(asked.session)),
+        (_cut_response, len(asked.response)),
+    )
     for cut, most in cuts:
         fitting = _count_fitting(asked, cut, most, fits)
         asked = cut(asked, max(0, fitting - 1))

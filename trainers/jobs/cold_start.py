@@ -1,4 +1,7 @@
-"""The first policy: made from `policy.base` and `policy.annotations`, and tested on annotations that it did not learn."""
+"""The first policy: made from `policy.base` and `policy.annotations`, and tested on annotations that it did not see.
+
+`sft` trains the base on them; `prompt` shows some in every prompt, so that an instruct model answers without any training.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from serving.policy.engines import Decoding
 from serving.policy.prompts import Prompt, PromptEncoder, Prompter
 from streams.events.normal_form import normalise
 from streams.lake.reader import days
 from streams.runtime import artifacts
-from trainers.jobs.outcomes import JobError
+from trainers.jobs.outcomes import JobError, Skipped
 from trainers.jobs.settings import TrainerSettings
 from trainers.policy.base import SCRATCH, check_base, choose_device, make_base
+from trainers.policy.cold_start.few_shot import choose_examples, save_few_shot
 from trainers.policy.cold_start.gate import ColdMeasured, decide_cold, summarise, write_lists
 from trainers.policy.cold_start.held_out import measure_loss, split_annotations
 from trainers.policy.cold_start.relatedness import Similarity, compare_characters, compare_likelihood, compare_vectors
@@ -32,41 +36,94 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+Start = Literal["sft", "prompt"]
+
+
 @dataclass(frozen=True)
 class FirstPolicy:
-    """A published policy that no clicks have shaped, with the cold-start gate's verdict and record."""
+    """A published policy that no clicks have shaped, with the cold-start gate's verdict and record. `made`: how, for people."""
 
     policy: artifacts.Artifact
     verdict: Verdict
     measured: ColdMeasured
+    start: Start
+    made: str
 
     def gate(self) -> dict[str, Any]:
         """Return the gate's record for manifest and ledger."""
         return {"passed": self.verdict.passed, "reasons": list(self.verdict.reasons), "cold_start": self.measured.record()}
 
 
-def make_first_policy(settings: TrainerSettings, index: Index | None) -> FirstPolicy:
-    """Teach `policy.base` the annotated lists (G3), publish the policy, and test it.
+def choose_starts(settings: TrainerSettings, beside: bool) -> tuple[Start, ...]:
+    """Return the starts to make, in turn. `beside` a champion a few-shot policy, if wanted first, has no purpose any more."""
+    chosen = settings.policy.cold_start
+    if chosen == "auto":
+        return ("prompt",) if settings.policy.annotations is None else ("sft",)
+    if chosen == "both":
+        return ("sft",) if beside else ("prompt", "sft")
+    return (chosen,)
 
-    Raises JobError where the annotations are missing, BaseFault for a base that cannot be used: before any training."""
-    if settings.policy.base != SCRATCH:
-        check_base(settings.policy.base, settings.policy.list_form)
+
+def make_first_policy(settings: TrainerSettings, index: Index | None, start: Start) -> FirstPolicy:
+    """Make a policy of `policy.base`, publish and test it.
+
+    Raises JobError or Skipped where lists to learn from or to test with are missing, BaseFault for a base that cannot be used:
+    before any training."""
+    make = _teach if start == "sft" else _show
+    policy, measured, made = make(settings, index)
+    return FirstPolicy(policy, decide_cold(measured, settings.cold_start), measured, start, made)
+
+
+_Made = tuple[artifacts.Artifact, ColdMeasured, str]
+
+
+def _teach(settings: TrainerSettings, index: Index | None) -> _Made:
+    """Teach the base the annotated lists (G3)."""
     annotations = _read_annotations(settings)
-    gate = settings.cold_start
+    gate, chosen = settings.cold_start, settings.policy
     taught, tested = split_annotations(annotations, gate.held_out, gate.min_held_out, gate.seed)
-    base, device = _base(settings, taught), choose_device(settings.policy.device)
-    stage = plan_cold_start(base, taught, settings.tasks, settings.sft, device, settings.policy.list_form)
+    if chosen.base != SCRATCH:
+        check_base(chosen.base, chosen.list_form)
+    base, device = _base(settings, taught), choose_device(chosen.device)
+    stage = plan_cold_start(base, taught, settings.tasks, settings.sft, device, chosen.list_form)
     meta: dict[str, Any] = {"start": "sft", "base": str(base), "annotations": len(annotations), "held_out": len(tested)}
-
-    chosen = settings.policy
 
     def fill(folder: Path) -> None:
         meta["metrics"] = train_sft(base, taught, settings.tasks, folder, settings.sft, chosen.device, chosen.list_form)
 
     with within_memory(stage, device):
         policy = artifacts.publish(settings.data.dir / "artifacts", "policy", fill, meta)
-    measured = replace(_measure(settings, policy.path, base, tested, index), annotations=len(annotations))
-    return FirstPolicy(policy, decide_cold(measured, gate), measured)
+    measured = _measure(settings, policy.path, tested, _read_real(settings, gate.prompts - len(tested)), index)
+    losses = [measure_loss(one, tested, settings.tasks, chosen.device, chosen.list_form) for one in (policy.path, base)]
+    measured = replace(measured, annotations=len(annotations), loss=losses[0], base_loss=losses[1])
+    return policy, measured, f"a cold start on {len(annotations)} annotated lists"
+
+
+def _show(settings: TrainerSettings, index: Index | None) -> _Made:
+    """Take the base as it is, and show it `policy.shots` annotated lists in every prompt."""
+    chosen, gate = settings.policy, settings.cold_start
+    if chosen.base == SCRATCH:
+        raise JobError(
+            "policy.cold_start = 'prompt': a base made from scratch knows no language; name a policy.base, or say 'sft'"
+        )
+    annotations = _read_annotations(settings) if chosen.annotations else []
+    shown = choose_examples(annotations, chosen.shots, gate.seed)
+    real = _read_real(settings, gate.prompts - len(shown.tested))
+    if (found := len(shown.tested) + len(real)) < gate.min_held_out:
+        raise Skipped(
+            f"{len(shown.tested)} annotations that are not shown and {len(real)} different queries in the lake: {found} lists to "
+            f"test with, at least {gate.min_held_out} are needed (cold_start.min_held_out): add lists to policy.annotations"
+        )
+    check_base(chosen.base, chosen.list_form)
+    meta: dict[str, Any] = {"start": "prompt", "base": chosen.base, "annotations": len(annotations)}
+
+    def fill(folder: Path) -> None:
+        meta["metrics"] = save_few_shot(chosen.base, shown.examples, settings.tasks, folder, chosen.device, chosen.list_form)
+
+    policy = artifacts.publish(settings.data.dir / "artifacts", "policy", fill, meta)
+    measured = _measure(settings, policy.path, shown.tested, real, index)
+    made = f"a start without training, {len(shown.examples)} annotated lists in its prompts"
+    return policy, replace(measured, annotations=len(annotations)), made
 
 
 def _read_annotations(settings: TrainerSettings) -> list[Annotation]:
@@ -97,25 +154,23 @@ def _base(settings: TrainerSettings, annotations: Sequence[Annotation]) -> str |
 
 
 def _measure(
-    settings: TrainerSettings, policy: Path, base: str | Path, tested: Sequence[Annotation], index: Index | None
+    settings: TrainerSettings, policy: Path, tested: Sequence[Annotation], calls: Sequence[ListCall], index: Index | None
 ) -> ColdMeasured:
-    """Write lists for held-out annotations and real queries as serving would, and measure them."""
+    """Write lists for annotations and real queries as serving would, and measure them."""
     from serving.policy.engines.transformers_engine import TransformersEngine
 
-    serving, gate, device = settings.serving, settings.cold_start, settings.policy.device
-    engine = TransformersEngine.load(policy, device)
+    serving, gate = settings.serving, settings.cold_start
+    engine = TransformersEngine.load(policy, settings.policy.device)
     asked = [_prompt(one, settings, engine) for one in tested[: gate.prompts]]
-    real = make_prompts(_read_real(settings, gate.prompts - len(asked)), settings.tasks, index, engine)
+    real = make_prompts(calls, settings.tasks, index, engine)
     log.info("event=stage job=policy stage=cold_gate held_out=%d real_queries=%d", len(asked), len(real))
     prompts = [*asked, *real]
     generations = write_lists(engine, prompts, Decoding(serving.temperature, serving.top_p, redraws=serving.redraws), gate)
     lengths = [len(one.response) for one in encode_examples(tested, settings.tasks, Prompter.load(policy))]
     del engine
-    measures = _find_measures(settings, index)
-    measured = summarise(prompts, generations, sum(lengths) / len(lengths), measures, gate)
-    form = settings.policy.list_form
-    losses = [measure_loss(one, tested, settings.tasks, device, form) for one in (policy, base)]
-    return replace(measured, held_out=len(tested), real_queries=len(real), loss=losses[0], base_loss=losses[1])
+    mean = sum(lengths) / len(lengths) if lengths else None
+    measured = summarise(prompts, generations, mean, _find_measures(settings, index), gate)
+    return replace(measured, held_out=len(tested), real_queries=len(real))
 
 
 def _prompt(one: Annotation, settings: TrainerSettings, encoder: PromptEncoder) -> Prompt:

@@ -22,7 +22,7 @@ from serving.policy.engines.adapters import find_base
 from serving.policy.prompts import Prompt, PromptEncoder, Prompter
 from serving.releases import registry
 from streams.runtime import artifacts
-from trainers.jobs.cold_start import make_first_policy
+from trainers.jobs.cold_start import Start, choose_starts, make_first_policy
 from trainers.jobs.ctr import newest_day
 from trainers.jobs.outcomes import Outcome, Skipped
 from trainers.jobs.run_options import RunOptions
@@ -72,8 +72,14 @@ def run(settings: TrainerSettings, options: RunOptions = NO_OPTIONS) -> Outcome:
     name = registry.read_rollout(settings.data.dir).champion
     champion = registry.read_release(settings.data.dir, name) if name is not None else None
     if champion is None or options.from_base:
-        return start_cold(settings, champion, options)
+        return start_anew(settings, champion, options)
     return iterate(settings, champion, options)
+
+
+def start_anew(settings: TrainerSettings, champion: registry.Release | None, options: RunOptions) -> Outcome:
+    """Make the first policies that `policy.cold_start` names, one after the other; each goes live when it passes its gate."""
+    made = [start_cold(settings, champion, options, start) for start in choose_starts(settings, champion is not None)]
+    return Outcome("; then ".join(one.detail for one in made), made[-1].figures)
 
 
 def newest_parts(root: Path) -> Parts:
@@ -82,14 +88,14 @@ def newest_parts(root: Path) -> Parts:
     return Parts(**{kind: artifact.path if artifact else None for kind, artifact in found.items()})
 
 
-def start_cold(settings: TrainerSettings, champion: registry.Release | None, options: RunOptions) -> Outcome:
+def start_cold(settings: TrainerSettings, champion: registry.Release | None, options: RunOptions, start: Start) -> Outcome:
     """Make a first policy from base and annotations; it goes live when it passes the cold-start gate.
 
     Beside a champion it must also pass the ordinary gate, where there are a predictor and a judge."""
     root = settings.data.dir
     parts = newest_parts(root)
     compared = _plan_comparison(settings, parts, champion.policy) if champion is not None else None
-    first = make_first_policy(settings, _load_index(parts))
+    first = make_first_policy(settings, _load_index(parts), start)
     verdict, gate = first.verdict, first.gate()
     if champion is not None and compared is not None:
         # The cold-start gate has limits of its own for the length; a champion that writes too much must not be a measure.
@@ -97,19 +103,18 @@ def start_cold(settings: TrainerSettings, champion: registry.Release | None, opt
         ordinary, record = _judge(free, champion.policy, first.policy.path, *compared)
         verdict = Verdict(verdict.passed and ordinary.passed, (*verdict.reasons, *ordinary.reasons))
         gate = {**gate, **record, "passed": verdict.passed, "reasons": list(verdict.reasons)}
-    meta = {"job": "policy", "start": "sft", **({"beside": champion.id} if champion else {}), **_mark_forced(verdict, options)}
+    meta = {"job": "policy", "start": start, **({"beside": champion.id} if champion else {}), **_mark_forced(verdict, options)}
     release = _publish(root, first.policy.path, parts, gate, meta)
     promoted = _roll_out(root, release.id, verdict, options)
     metrics = first.policy.meta["metrics"]
-    figures = {"release": release.id, "promoted": promoted, "gate": gate, "sft": metrics, "artifact": str(first.policy.path)}
-    learned = f"a cold start on {first.measured.annotations} annotated lists"
-    return Outcome(_describe_start(release.id, learned, verdict, promoted), figures)
+    figures = {"release": release.id, "promoted": promoted, "gate": gate, start: metrics, "artifact": str(first.policy.path)}
+    return Outcome(_describe_start(release.id, first.made, verdict, promoted), figures)
 
 
-def _describe_start(release: str, learned: str, verdict: Verdict, promoted: bool) -> str:
+def _describe_start(release: str, made: str, verdict: Verdict, promoted: bool) -> str:
     if verdict.passed:
-        return f"{release} live after {learned}"
-    refused = f"refused after {learned}: {'; '.join(verdict.reasons)}"
+        return f"{release} live after {made}"
+    refused = f"refused after {made}: {'; '.join(verdict.reasons)}"
     return f"{release} live by --force, though {refused}" if promoted else f"{release} {refused}"
 
 

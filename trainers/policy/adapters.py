@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.policy.engines.adapters import Probe, find_base, load_merged, rate_probes, write_record
+from serving.policy.examples import read_examples, write_examples
 from trainers.policy.pairs import Pair
 
 WEIGHTS = "adapter_model.safetensors"
@@ -33,6 +34,7 @@ def publish_update(trained: Any, tokenizer: Any, start: Path, pairs: Sequence[Pa
     updates = join_updates(_read_saved(start), read_update(trained))
     rank = max(len(update) for name, update in updates.items() if name.endswith("lora_A.weight"))
     tokenizer.save_pretrained(out)
+    write_examples(out, read_examples(start))
     if rank <= max_rank:
         _write_adapter(trained, updates, rank, base, out, _rate(trained, pairs))
         return rank

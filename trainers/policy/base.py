@@ -40,6 +40,12 @@ class PolicySettings(BaseModel):
         default="auto",
         description="lines (a text a line), tokens (<SEP>, <AUX>), or auto: tokens for a base made from scratch, else lines.",
     )
+    cold_start: Literal["auto", "sft", "prompt", "both"] = Field(
+        default="auto",
+        description="The first policy: sft learns the annotations, prompt shows some of them in every prompt and trains nothing, "
+        "both does prompt and then sft. auto: sft with annotations, else prompt.",
+    )
+    shots: int = Field(default=4, ge=0, le=64, description="Annotations of each task that the start `prompt` shows.")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where policies are trained and searched.")
     hidden: int = Field(default=128, ge=16, description="Width of a base made from scratch.")
     layers: int = Field(default=2, ge=1, description="Its layers.")

@@ -21,6 +21,7 @@ from serving.policy.engines.list_logprobs import find_logprobs, hold_prompts
 from serving.policy.engines.loading import choose_device, load_policy
 from serving.policy.engines.sampling import Sampler
 from serving.policy.engines.search_state import Expansion, SearchState, expand_rows, select_rows, start_search
+from serving.policy.examples import NO_EXAMPLES, Examples, read_examples
 from serving.policy.list_form import find_form
 from serving.policy.lists import encode_list, parse
 from serving.policy.prompts import Prompt, Prompter, find_context
@@ -35,19 +36,19 @@ _T = TypeVar("_T")
 class TransformersEngine:
     """A loaded policy (see `serving.policy.engines.Engine`). Not for use by several threads at once."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Examples = NO_EXAMPLES) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.form = find_form(tokenizer)
         output: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         columns = len(output.weight)
         self.grammar = make_grammar(tokenizer, columns, model.device)
-        self._prompter = Prompter(tokenizer, find_context(model.config))
+        self._prompter = Prompter(tokenizer, find_context(model.config), examples)
 
     @classmethod
     def load(cls, path: Path, device: str = "auto") -> TransformersEngine:
         """Load a policy folder. Raises FileNotFoundError, OSError or ValueError naming the folder and what is wrong."""
-        return cls(*load_policy(path, choose_device(device)))
+        return cls(*load_policy(path, choose_device(device)), read_examples(path))
 
     def encode_prompt(
         self, task: Task, query: str, related: Sequence[str] = (), session: Sequence[str] = (), response: str | None = None

@@ -9,16 +9,19 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from serving.policy.examples import read_examples
 from serving.releases import registry
 from streams.runtime import artifacts
 from streams.runtime.settings import DataSettings
+from tests.support.bases import make_base_of_kind
 from tests.support.toy_policy import SMALL, TASK, draw_annotations
 from trainers.jobs.ledger import Ledger
+from trainers.jobs.outcomes import JobError, Skipped
 from trainers.jobs.run_options import RunOptions
 from trainers.jobs.runner import run, run_recorded
 from trainers.jobs.settings import TrainerSettings
 from trainers.policy.cold_start.gate import ColdStartSettings
-from trainers.policy.sft import Annotation, SftSettings
+from trainers.policy.sft import Annotation, SftSettings, annotation_texts
 
 
 def write_annotations(folder: Path, annotations: list[Annotation]) -> TrainerSettings:
@@ -122,3 +125,55 @@ def test_one_annotation_is_no_start(tmp_path: Path) -> None:
     assert run_recorded("policy", write_annotations(tmp_path, draw_annotations(1))) == 1
     (recorded,) = Ledger(tmp_path / "ledger.sqlite").runs()
     assert "one annotation; some are learned and others tested, so 40 are needed" in recorded.outcome["detail"]
+
+
+def start_untrained(folder: Path, start: str, **cold: float) -> TrainerSettings:
+    """Settings with an untrained base of words: it can be asked, and writes gibberish."""
+    settings = write_annotations(folder, draw_annotations(60))
+    base = make_base_of_kind("untied", folder / "model", annotation_texts(draw_annotations(60), settings.tasks))
+    policy = settings.policy.model_copy(update={"base": str(base), "cold_start": start})
+    gate = ColdStartSettings(**{"max_forced": 1.0, "max_repetitive": 1.0, "max_length_ratio": 100.0, **cold})
+    return settings.model_copy(update={"policy": policy, "cold_start": gate, "sft": SftSettings(epochs=1)})
+
+
+def test_a_start_without_training_is_tested_on_the_lists_that_it_does_not_show(tmp_path: Path) -> None:
+    outcome = run("policy", start_untrained(tmp_path, "prompt"))
+    release = registry.read_release(tmp_path, "r0000")
+    shown = read_examples(release.policy)["suggest"]
+    assert (release.meta["start"], len(shown)) == ("prompt", 4)
+    queries = {one.query for one in shown}
+    measured = release.gate["cold_start"]
+    assert measured["held_out"] == sum(one.query not in queries for one in draw_annotations(60))
+    assert (measured["loss"], measured["base_loss"]) == (None, None)
+    told = "; ".join(release.gate["reasons"])
+    assert "raise policy.shots, take another policy.base, or let it learn annotations (policy.cold_start = 'sft')" in told
+    assert "r0000 refused after a start without training, 4 annotated lists in its prompts: " in outcome.detail
+    assert registry.read_rollout(tmp_path).champion is None
+
+
+def test_both_starts_are_made_in_turn_and_only_the_one_that_learns_beside_a_champion(tmp_path: Path) -> None:
+    settings = start_untrained(tmp_path, "both")
+    outcome = run("policy", settings, RunOptions(force=True))
+    starts = [registry.read_release(tmp_path, name).meta["start"] for name in ("r0000", "r0001")]
+    assert starts == ["prompt", "sft"]
+    assert registry.read_rollout(tmp_path).champion == "r0001"
+    assert read_examples(registry.read_release(tmp_path, "r0001").policy) == {}
+    assert "r0000 live" in outcome.detail
+    assert "; then r0001 live" in outcome.detail
+    run("policy", settings, RunOptions(from_base=True))
+    assert registry.read_release(tmp_path, "r0002").meta["start"] == "sft"
+
+
+def test_without_annotations_and_real_queries_there_is_nothing_to_test_with(tmp_path: Path) -> None:
+    settings = start_untrained(tmp_path, "auto")
+    unset = settings.model_copy(update={"policy": settings.policy.model_copy(update={"annotations": None})})
+    with pytest.raises(Skipped, match="0 lists to test with, at least 16 are needed"):
+        run("policy", unset)
+    assert artifacts.find_latest(tmp_path / "artifacts", "policy") is None
+
+
+def test_a_base_from_scratch_cannot_be_shown_lists(tmp_path: Path) -> None:
+    settings = write_annotations(tmp_path, draw_annotations(60))
+    scratch = settings.model_copy(update={"policy": settings.policy.model_copy(update={"cold_start": "prompt"})})
+    with pytest.raises(JobError, match="a base made from scratch knows no language"):
+        run("policy", scratch)

@@ -9,6 +9,7 @@ import torch
 
 from serving.policy.engines.adapters import find_base
 from serving.policy.engines.transformers_engine import TransformersEngine
+from serving.policy.examples import ListExample, read_examples, write_examples
 from tests.support.adapters import publish, train_at_random
 from tests.support.models import make_tiny_policy
 from trainers.policy.adapters import WEIGHTS, join_updates
@@ -57,3 +58,9 @@ def test_matrices_put_side_by_side_have_the_sum_of_the_products() -> None:
     one, other = draw(2), draw(3)
     torch.testing.assert_close(product(join_updates(one, other)), product(one) + product(other))
     assert join_updates({}, one) is one
+
+
+def test_what_the_policy_is_shown_is_published_with_the_adapter(base: Path, tmp_path: Path) -> None:
+    shown = {"suggest": (ListExample("cat", ("cat food", "cats")),)}
+    write_examples(base, shown)
+    assert read_examples(publish(train_at_random(base, rank=4, seed=1), base, tmp_path / "first")) == shown

@@ -51,7 +51,9 @@ class ColdStartSettings(BaseModel):
 
 @dataclass(frozen=True)
 class ColdMeasured:
-    """A first policy on held-out annotations and real queries. Losses are nats a token; None where nothing was learned."""
+    """A first policy on held-out annotations and real queries. Losses are nats a token; None where nothing was learned.
+
+    `annotated_tokens`: None where there is no annotation to compare with."""
 
     annotations: int
     held_out: int
@@ -62,9 +64,14 @@ class ColdMeasured:
     relatedness_error: float
     relatedness_by: str
     mean_tokens: float
-    annotated_tokens: float
+    annotated_tokens: float | None
     loss: float | None
     base_loss: float | None
+
+    @property
+    def learned(self) -> bool:
+        """Whether the policy was trained, and not only shown examples."""
+        return self.loss is not None
 
     def record(self) -> dict[str, float | str | None]:
         """Return the figures for manifest and ledger."""
@@ -110,7 +117,7 @@ def find_relatedness(
 def summarise(
     prompts: Sequence[Prompt],
     generations: Sequence[Generation],
-    annotated_tokens: float,
+    annotated_tokens: float | None,
     measures: Sequence[tuple[str, Similarity]],
     settings: ColdStartSettings,
 ) -> ColdMeasured:
@@ -141,9 +148,13 @@ def decide_cold(measured: ColdMeasured, settings: ColdStartSettings) -> Verdict:
     return Verdict(not reasons, reasons)
 
 
+_TEACH = "raise policy.shots, take another policy.base, or let it learn annotations (policy.cold_start = 'sft')"
+"""What to change about a policy that is only shown examples."""
+
+
 def _few(measured: ColdMeasured, settings: ColdStartSettings) -> str | None:
-    if measured.annotations >= settings.min_annotations:
-        return None
+    if not measured.learned or measured.annotations >= settings.min_annotations:
+        return None  # what is only shown a few takes none away from those to test with
     return (
         f"too few annotations to judge: {measured.annotations}, at least {settings.min_annotations} needed "
         f"(cold_start.min_annotations), of which {settings.min_held_out} are tested: add lists to policy.annotations"
@@ -153,18 +164,20 @@ def _few(measured: ColdMeasured, settings: ColdStartSettings) -> str | None:
 def _forced(measured: ColdMeasured, settings: ColdStartSettings) -> str | None:
     if measured.forced <= settings.max_forced:
         return None
+    change = "add annotations, or raise sft.epochs or sft.learning_rate" if measured.learned else _TEACH
     return (
-        f"the form is not learned: {measured.forced:.1%} of lists do not keep it by themselves, at most "
-        f"{settings.max_forced:.1%} allowed (cold_start.max_forced): add annotations, or raise sft.epochs or sft.learning_rate"
+        f"the form is not {'learned' if measured.learned else 'followed'}: {measured.forced:.1%} of lists do not keep it by "
+        f"themselves, at most {settings.max_forced:.1%} allowed (cold_start.max_forced): {change}"
     )
 
 
 def _repetitive(measured: ColdMeasured, settings: ColdStartSettings) -> str | None:
     if measured.repetitive <= settings.max_repetitive:
         return None
+    change = "lower sft.learning_rate, add annotations, or take another policy.base" if measured.learned else _TEACH
     return (
         f"texts repeat themselves: {measured.repetitive:.1%} of them, at most {settings.max_repetitive:.1%} allowed "
-        "(cold_start.max_repetitive): lower sft.learning_rate, add annotations, or take another policy.base"
+        f"(cold_start.max_repetitive): {change}"
     )
 
 
@@ -172,22 +185,25 @@ def _unrelated(measured: ColdMeasured, settings: ColdStartSettings) -> str | Non
     found = Relatedness(measured.relatedness, measured.relatedness_error, measured.relatedness_by)
     if found.holds(settings.min_relatedness):
         return None
+    change = "add annotations, raise sft.epochs, or take another policy.base" if measured.learned else _TEACH
     return (
         f"lists have little to do with their queries: nearer to their own query than to another user's in {found.share:.1%} of "
         f"comparisons by {found.by} (standard error {found.error:.1%}), 50 % is chance, at least {settings.min_relatedness:.1%} "
-        "needed (cold_start.min_relatedness): check that annotated items belong to their queries, add annotations, raise "
-        "sft.epochs, or take another policy.base"
+        f"needed (cold_start.min_relatedness): check that annotated items belong to their queries, {change}"
     )
 
 
 def _length(measured: ColdMeasured, settings: ColdStartSettings) -> str | None:
+    if measured.annotated_tokens is None:
+        return None
     ratio = measured.mean_tokens / max(measured.annotated_tokens, 1.0)
     if 1 / settings.max_length_ratio <= ratio <= settings.max_length_ratio:
         return None
+    change = "raise sft.epochs, or add annotations" if measured.learned else _TEACH
     return (
         f"lists have another length than annotated ones: {measured.mean_tokens:.1f} tokens against "
         f"{measured.annotated_tokens:.1f}, ratio {ratio:.2f}, allowed {settings.max_length_ratio:.2f} either way "
-        "(cold_start.max_length_ratio): raise sft.epochs, or add annotations"
+        f"(cold_start.max_length_ratio): {change}"
     )
 
 

@@ -59,7 +59,8 @@ def test_repetition_is_refused_even_where_it_repeats_the_query() -> None:
 def test_lists_that_do_not_keep_the_form_are_refused() -> None:
     found = written(lambda query: (f"{query} weather",), well_formed=False)
     assert found.forced == 1.0
-    assert "the form is not learned: 100.0% of lists" in reasons_of(found)
+    assert "the form is not learned: 100.0% of lists" in reasons_of(replace(found, loss=1.0, base_loss=2.0))
+    assert "the form is not followed: 100.0% of lists" in reasons_of(found)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,22 @@ def test_each_broken_limit_is_a_reason_that_says_what_to_change(change: dict[str
 
 
 def test_a_policy_that_learned_nothing_has_no_loss_to_compare() -> None:
-    assert decide_cold(replace(GOOD, loss=None, base_loss=None), SETTINGS).passed
+    assert decide_cold(replace(GOOD, loss=None, base_loss=None, annotations=20), SETTINGS).passed
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"forced": 0.6}, {"repetitive": 0.06}, {"relatedness": 0.55, "relatedness_error": 0.001}, {"mean_tokens": 72.0}],
+    ids=lambda change: next(iter(change)),
+)
+def test_one_that_is_only_shown_examples_is_told_what_helps_without_training(change: dict[str, float]) -> None:
+    (reason,) = decide_cold(replace(GOOD, loss=None, base_loss=None, **change), SETTINGS).reasons  # type: ignore[arg-type]
+    assert "raise policy.shots" in reason
+    assert "sft.learning_rate" not in reason
+
+
+def test_without_annotations_there_is_no_length_to_compare_with() -> None:
+    assert decide_cold(replace(GOOD, loss=None, base_loss=None, annotated_tokens=None, mean_tokens=72.0), SETTINGS).passed
 
 
 def test_the_first_measure_that_sees_the_relation_is_enough_and_later_ones_are_not_asked() -> None:
