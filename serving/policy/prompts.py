@@ -84,8 +84,13 @@ class Prompter:
 
 
 def find_context(config: Any) -> int:
-    """Return how many tokens a model reads at most, from its configuration."""
-    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or _USUAL_CONTEXT)
+    """Return how many tokens a model reads at most, from its configuration.
+
+    Layers that see a window of the last tokens alone see all of them while there are no more than that."""
+    text = config.get_text_config()
+    longest = int(getattr(text, "max_position_embeddings", None) or _USUAL_CONTEXT)
+    window = getattr(text, "sliding_window", None) if getattr(text, "layer_types", None) is None else None
+    return min(longest, int(window)) if window else longest
 
 
 def _find_start(tokenizer: PreTrainedTokenizerBase) -> list[int]:

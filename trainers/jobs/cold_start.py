@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -62,6 +64,16 @@ def choose_starts(settings: TrainerSettings, beside: bool) -> tuple[Start, ...]:
     if chosen == "both":
         return ("sft",) if beside else ("prompt", "sft")
     return (chosen,)
+
+
+def fingerprint(settings: TrainerSettings, start: Start) -> str:
+    """Return a digest of what a first policy is made of: the settings that shape it, and the annotations."""
+    path = settings.policy.annotations
+    texts = hashlib.sha256(path.read_bytes() if path is not None and path.exists() else b"").hexdigest()
+    sections = [one.model_dump(mode="json") for one in (settings.policy, settings.sft, settings.cold_start)]
+    tasks = {name: one.model_dump(mode="json") for name, one in settings.tasks.items()}
+    made_of = [start, texts, sections, tasks]
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
 
 def make_first_policy(settings: TrainerSettings, index: Index | None, start: Start) -> FirstPolicy:

@@ -22,7 +22,7 @@ from serving.policy.engines.adapters import find_base
 from serving.policy.prompts import Prompt, PromptEncoder, Prompter
 from serving.releases import registry
 from streams.runtime import artifacts
-from trainers.jobs.cold_start import Start, choose_starts, make_first_policy
+from trainers.jobs.cold_start import Start, choose_starts, fingerprint, make_first_policy
 from trainers.jobs.ctr import newest_day
 from trainers.jobs.outcomes import Outcome, Skipped
 from trainers.jobs.run_options import RunOptions
@@ -77,9 +77,26 @@ def run(settings: TrainerSettings, options: RunOptions = NO_OPTIONS) -> Outcome:
 
 
 def start_anew(settings: TrainerSettings, champion: registry.Release | None, options: RunOptions) -> Outcome:
-    """Make the first policies that `policy.cold_start` names, one after the other; each goes live when it passes its gate."""
-    made = [start_cold(settings, champion, options, start) for start in choose_starts(settings, champion is not None)]
+    """Make the first policies that `policy.cold_start` names, one after the other; each goes live when it passes its gate.
+
+    Raises Skipped where the gate has refused the same before: the timetable asks again each day."""
+    starts = choose_starts(settings, champion is not None)
+    refused = {} if options.force or options.from_base else _find_refused(settings, starts)
+    if len(refused) == len(starts):
+        release = refused[starts[-1]]
+        raise Skipped(
+            f"{release.id} was refused, and base, annotations and settings are the same since (sections policy, sft, cold_start, "
+            f"tasks): {'; '.join(release.gate['reasons'])}. --from-base makes it anew all the same, --force makes it live"
+        )
+    made = [start_cold(settings, champion, options, start) for start in starts if start not in refused]
     return Outcome("; then ".join(one.detail for one in made), made[-1].figures)
+
+
+def _find_refused(settings: TrainerSettings, starts: Sequence[Start]) -> dict[Start, registry.Release]:
+    """Return the releases of these starts that were made of the same and refused."""
+    known = {one.meta.get("inputs"): one for one in registry.list_releases(settings.data.dir) if not one.gate.get("passed", True)}
+    found = {start: known.get(fingerprint(settings, start)) for start in starts}
+    return {start: release for start, release in found.items() if release is not None}
 
 
 def newest_parts(root: Path) -> Parts:
@@ -103,7 +120,13 @@ def start_cold(settings: TrainerSettings, champion: registry.Release | None, opt
         ordinary, record = _judge(free, champion.policy, first.policy.path, *compared)
         verdict = Verdict(verdict.passed and ordinary.passed, (*verdict.reasons, *ordinary.reasons))
         gate = {**gate, **record, "passed": verdict.passed, "reasons": list(verdict.reasons)}
-    meta = {"job": "policy", "start": start, **({"beside": champion.id} if champion else {}), **_mark_forced(verdict, options)}
+    meta = {
+        "job": "policy",
+        "start": start,
+        "inputs": fingerprint(settings, start),
+        **({"beside": champion.id} if champion else {}),
+        **_mark_forced(verdict, options),
+    }
     release = _publish(root, first.policy.path, parts, gate, meta)
     promoted = _roll_out(root, release.id, verdict, options)
     metrics = first.policy.meta["metrics"]

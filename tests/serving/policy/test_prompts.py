@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from serving.policy.examples import ListExample
 from serving.policy.list_form import SEP, add_list_tokens, find_markers, store_form
 from serving.policy.prompt_text import render_prompt
-from serving.policy.prompts import Prompter
+from serving.policy.prompts import Prompter, find_context
 from serving.policy.tasks import DEFAULT_TASKS, Task
 from tests.support.bases import IM_END, IM_START, QWEN3_TEMPLATE, SMOLLM2_TEMPLATE, make_chatml_tokenizer
 from tests.support.models import make_tiny_tokenizer
@@ -179,3 +179,12 @@ def test_where_a_prompt_is_too_long_examples_go_before_side_information(room: in
     assert len(shown) <= max(1, room - LINES.max_new_tokens)
     assert shown[-len(plain) :] == plain
     assert shown == plain or plain == whole
+
+
+def test_a_model_whose_layers_see_a_window_reads_no_more_than_that() -> None:
+    from transformers import LlamaConfig, MistralConfig, Qwen3Config
+
+    assert find_context(LlamaConfig(max_position_embeddings=512)) == 512
+    assert find_context(MistralConfig(max_position_embeddings=32768, sliding_window=4096)) == 4096
+    assert find_context(MistralConfig(max_position_embeddings=512, sliding_window=None)) == 512
+    assert find_context(Qwen3Config(max_position_embeddings=512, sliding_window=64)) == 512

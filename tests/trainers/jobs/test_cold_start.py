@@ -127,6 +127,18 @@ def test_one_annotation_is_no_start(tmp_path: Path) -> None:
     assert "one annotation; some are learned and others tested, so 40 are needed" in recorded.outcome["detail"]
 
 
+def test_what_was_refused_is_not_trained_again_until_something_changes(tmp_path: Path) -> None:
+    settings = write_annotations(tmp_path, make_nonsense(20))
+    run("policy", settings)
+    with pytest.raises(Skipped, match=r"r0000 was refused, and base, annotations and settings are the same since .*too few"):
+        run("policy", settings)
+    assert [one.id for one in registry.list_releases(tmp_path)] == ["r0000"]
+    run("policy", settings.model_copy(update={"sft": SftSettings(epochs=1, learning_rate=1e-2)}))
+    run("policy", write_annotations(tmp_path, make_nonsense(21)))
+    run("policy", settings, RunOptions(from_base=True))
+    assert [one.id for one in registry.list_releases(tmp_path)] == ["r0000", "r0001", "r0002", "r0003"]
+
+
 def start_untrained(folder: Path, start: str, **cold: float) -> TrainerSettings:
     """Settings with an untrained base of words: it can be asked, and writes gibberish."""
     settings = write_annotations(folder, draw_annotations(60))
