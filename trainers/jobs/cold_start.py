@@ -30,7 +30,7 @@ from trainers.policy.gate import Verdict
 from trainers.policy.memory import within_memory
 from trainers.policy.prompts import ListCall, make_prompts, read_calls
 from trainers.policy.sft import Annotation, annotation_texts, encode_examples, read_annotations, train_sft
-from trainers.policy.stages import plan_cold_start
+from trainers.policy.stages import plan_cold_gate, plan_cold_start
 
 if TYPE_CHECKING:
     from index.retrieve import Index
@@ -172,14 +172,14 @@ def _measure(
     from serving.policy.engines.transformers_engine import TransformersEngine
 
     serving, gate = settings.serving, settings.cold_start
-    engine = TransformersEngine.load(policy, settings.policy.device)
-    asked = [_prompt(one, settings, engine) for one in tested[: gate.prompts]]
-    real = make_prompts(calls, settings.tasks, index, engine)
+    prompter, device = Prompter.load(policy), choose_device(settings.policy.device)
+    asked = [_prompt(one, settings, prompter) for one in tested[: gate.prompts]]
+    real = make_prompts(calls, settings.tasks, index, prompter)
     log.info("event=stage job=policy stage=cold_gate held_out=%d real_queries=%d", len(asked), len(real))
-    prompts = [*asked, *real]
-    generations = write_lists(engine, prompts, Decoding(serving.temperature, serving.top_p, redraws=serving.redraws), gate)
-    lengths = [len(one.response) for one in encode_examples(tested, settings.tasks, Prompter.load(policy))]
-    del engine
+    prompts, decoding = [*asked, *real], Decoding(serving.temperature, serving.top_p, redraws=serving.redraws)
+    with within_memory(plan_cold_gate(policy, prompts, gate, device), device):
+        generations = write_lists(TransformersEngine.load(policy, str(device)), prompts, decoding, gate)
+    lengths = [len(one.response) for one in encode_examples(tested, settings.tasks, prompter)]
     mean = sum(lengths) / len(lengths) if lengths else None
     measured = summarise(prompts, generations, mean, _find_measures(settings, index), gate)
     return replace(measured, held_out=len(tested), real_queries=len(real))

@@ -177,6 +177,7 @@ def iterate(settings: TrainerSettings, champion: registry.Release, options: RunO
     device = choose_device(settings.policy.device)
     stages = plan_iteration(champion.policy, [*training, *test], settings.search, settings.dpo, settings.gate, device)
     check_stages((stages.search, stages.dpo, stages.gate), device)
+    check_stages((stages.merge,), choose_device("cpu"))
     with within_memory(stages.search, device):
         pairs = _find_pairs(settings, champion, scorers.predictor, training, seed)
     with within_memory(stages.dpo, device):

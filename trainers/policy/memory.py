@@ -63,7 +63,9 @@ class Stage:
 
 
 def check_stages(stages: Iterable[Stage], device: torch.device) -> None:
-    """Check all stages of a job before the first one, so that hours of search are not lost to a training that cannot start."""
+    """Check all stages of a job before the first one, so that hours of search are not lost to a training that cannot start.
+
+    Raises MemoryFault."""
     for stage in stages:
         check_memory(stage, device.type, find_free(device))
 

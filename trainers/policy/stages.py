@@ -12,6 +12,7 @@ from serving.policy.tasks import Task
 from trainers.policy.aligners.dpo import DpoSettings
 from trainers.policy.base import check_base
 from trainers.policy.base_form import ListFormSetting
+from trainers.policy.cold_start.gate import ColdStartSettings
 from trainers.policy.gate import GateSettings
 from trainers.policy.memory import (
     OVERHEAD,
@@ -101,13 +102,28 @@ def search_stage(size: ModelSize, settings: SearchSettings, lengths: Lengths, de
 
 def gate_stage(size: ModelSize, settings: GateSettings, lengths: Lengths, device: torch.device) -> Stage:
     """Return the gate, which writes its test lists with one policy after the other."""
+    return _writing_stage("gate", "gate.batch", settings.batch, size, lengths, device)
+
+
+def cold_gate_stage(size: ModelSize, settings: ColdStartSettings, lengths: Lengths, device: torch.device) -> Stage:
+    """Return the cold-start gate, which writes lists with a first policy."""
+    return _writing_stage("cold-start gate", "cold_start.batch", settings.batch, size, lengths, device)
+
+
+def _writing_stage(name: str, knob: str, batch: int, size: ModelSize, lengths: Lengths, device: torch.device) -> Stage:
     element = choose_element(device)
 
     def need(values: Mapping[str, Any]) -> int:
-        lists = generation_bytes(size, values["gate.batch"], lengths.both, element)
-        return OVERHEAD + element * size.parameters + lists
+        return OVERHEAD + element * size.parameters + generation_bytes(size, values[knob], lengths.both, element)
 
-    return Stage("gate", (lower("gate.batch", settings.batch),), need)
+    return Stage(name, (lower(knob, batch),), need)
+
+
+def merge_stage(size: ModelSize, device: torch.device) -> Stage:
+    """Return the merging of an adapter into its base: in float32 and in the CPU's memory, then rounded for the device."""
+    rounded = choose_element(device)
+    bytes_ = (4 + (rounded if rounded < 4 else 0)) * size.parameters
+    return Stage("merging of the adapter, on the CPU", (), lambda _: OVERHEAD + bytes_)
 
 
 def plan_cold_start(
@@ -126,6 +142,11 @@ def plan_cold_start(
     return sft_stage(size, settings, lengths, device)
 
 
+def plan_cold_gate(policy: Path, prompts: Sequence[Prompt], settings: ColdStartSettings, device: torch.device) -> Stage:
+    """Return the stage in which a first policy answers these prompts."""
+    return cold_gate_stage(read_size(policy), settings, _longest(prompts), device)
+
+
 @dataclass(frozen=True)
 class Iteration:
     """The stages of one iteration of Algorithm 1."""
@@ -133,6 +154,7 @@ class Iteration:
     search: Stage
     dpo: Stage
     gate: Stage
+    merge: Stage
 
 
 def plan_iteration(
@@ -144,10 +166,14 @@ def plan_iteration(
     device: torch.device,
 ) -> Iteration:
     """Return the stages of an iteration from `policy` with these prompts."""
-    size = read_size(policy)
-    lengths = Lengths(max(len(one.token_ids) for one in prompts), max(one.task.max_new_tokens for one in prompts))
+    size, lengths = read_size(policy), _longest(prompts)
     return Iteration(
         search_stage(size, search, lengths, device),
         dpo_stage(size, dpo, lengths, device),
         gate_stage(size, gate, lengths, device),
+        merge_stage(size, device),
     )
+
+
+def _longest(prompts: Sequence[Prompt]) -> Lengths:
+    return Lengths(max(len(one.token_ids) for one in prompts), max(one.task.max_new_tokens for one in prompts))

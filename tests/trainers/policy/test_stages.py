@@ -16,11 +16,23 @@ from serving.policy.tasks import Task
 from tests.support.toy_policy import SMALL, TASKS, draw_annotations
 from trainers.policy.aligners.dpo import DpoSettings
 from trainers.policy.base import make_base
+from trainers.policy.cold_start.gate import ColdStartSettings
 from trainers.policy.gate import GateSettings
 from trainers.policy.memory import MemoryFault, Stage, check_memory, check_stages
 from trainers.policy.search import SearchSettings
 from trainers.policy.sft import SftSettings, annotation_texts
-from trainers.policy.stages import Lengths, dpo_stage, gate_stage, plan_cold_start, plan_iteration, search_stage, sft_stage
+from trainers.policy.stages import (
+    Lengths,
+    cold_gate_stage,
+    dpo_stage,
+    gate_stage,
+    merge_stage,
+    plan_cold_gate,
+    plan_cold_start,
+    plan_iteration,
+    search_stage,
+    sft_stage,
+)
 
 CPU = torch.device("cpu")
 QWEN = ModelSize(596_049_920, 630_784, 28, 1024, 3072, 2048, 1024, 151_936, 40_960)
@@ -39,6 +51,10 @@ def search(**settings: Any) -> Stage:
     return search_stage(QWEN, SearchSettings(**settings), LENGTHS, CPU)
 
 
+def cold_gate(**settings: Any) -> Stage:
+    return cold_gate_stage(QWEN, ColdStartSettings(**settings), LENGTHS, CPU)
+
+
 @pytest.mark.parametrize(
     ("more", "less"),
     [
@@ -55,6 +71,7 @@ def search(**settings: Any) -> Stage:
         (search(), search(candidates=4)),
         (search(), search(beam=2, chosen=2)),
         (search(budget=64), search(budget=48)),
+        (cold_gate(batch=9), cold_gate(batch=8)),
         (gate_stage(QWEN, GateSettings(batch=9), LENGTHS, CPU), gate_stage(QWEN, GateSettings(batch=8), LENGTHS, CPU)),
     ],
 )
@@ -97,6 +114,22 @@ def test_all_stages_of_an_iteration_are_checked_before_the_first(tmp_path: Path)
     check_stages([stages.search, stages.gate], CPU)
     with pytest.raises(MemoryFault, match="preference optimisation"):
         check_stages([stages.search, stages.dpo, stages.gate], CPU)
+
+
+def test_merging_takes_the_weights_in_float32_and_rounded_ones_beside_them() -> None:
+    on_cpu, on_cuda = merge_stage(QWEN, CPU).bytes, merge_stage(QWEN, torch.device("cuda")).bytes
+    assert on_cpu == pytest.approx(4 * QWEN.parameters, rel=0.15)
+    rounded = 2 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else 0
+    assert on_cuda - on_cpu == rounded * QWEN.parameters
+    with pytest.raises(MemoryFault, match=r"merging of the adapter, on the CPU needs some .* take a smaller policy\.base"):
+        check_memory(merge_stage(QWEN, CPU), "cpu", 10**9)
+
+
+def test_the_cold_start_gate_is_planned_with_its_own_prompts(tmp_path: Path) -> None:
+    base = make_base(annotation_texts(draw_annotations(8), TASKS), tmp_path, SMALL)
+    task = Task(name="suggest", n=2, template="{query}")
+    short, long = (plan_cold_gate(base, [Prompt(task, "cat", (5,) * size)], ColdStartSettings(), CPU) for size in (2, 50))
+    assert short.bytes < long.bytes
 
 
 MEASURE = """
