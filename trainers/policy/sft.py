@@ -1,7 +1,8 @@
 """Cold start by supervised fine-tuning: the base model learns the form of a list from annotated ones (G3), before any click.
 
-A plain loop instead of TRL's SFTTrainer, which takes our token ids and learns the same: it cannot train the rows of `<SEP>` and
-`<AUX>` beside LoRA (its output head reads `lm_head` past peft's), and takes twice the CPU time (docs/log/learning.md).
+A plain loop instead of TRL's SFTTrainer, which takes our token ids and learns the same, but took twice the CPU time on the demo's
+policy, and with LoRA fails on the rows of `<SEP>` unless peft's wrapper of the output head is given a `bias`
+(docs/log/learning.md).
 """
 
 from __future__ import annotations
