@@ -29,6 +29,7 @@ from trainers.policy.cold_start.relatedness import Similarity, compare_character
 from trainers.policy.gate import Verdict
 from trainers.policy.memory import within_memory
 from trainers.policy.prompts import ListCall, make_prompts, read_calls
+from trainers.policy.ranks import choose_processes, train_in_ranks
 from trainers.policy.sft import Annotation, annotation_texts, encode_examples, read_annotations, train_sft
 from trainers.policy.stages import plan_cold_gate, plan_cold_start
 
@@ -100,8 +101,11 @@ def _teach(settings: TrainerSettings, index: Index | None) -> _Made:
     stage = plan_cold_start(base, taught, settings.tasks, settings.sft, device, chosen.list_form)
     meta: dict[str, Any] = {"start": "sft", "base": str(base), "annotations": len(annotations), "held_out": len(tested)}
 
+    processes = choose_processes(chosen.processes, device)
+
     def fill(folder: Path) -> None:
-        meta["metrics"] = train_sft(base, taught, settings.tasks, folder, settings.sft, chosen.device, chosen.list_form)
+        arguments = (base, taught, settings.tasks, folder, settings.sft, chosen.device, chosen.list_form)
+        meta["metrics"] = train_in_ranks(train_sft, arguments, processes, device)
 
     with within_memory(stage, device):
         policy = artifacts.publish(settings.data.dir / "artifacts", "policy", fill, meta)

@@ -33,6 +33,7 @@ from trainers.policy.gate import Measured, Verdict, decide, evaluate
 from trainers.policy.memory import check_stages, within_memory
 from trainers.policy.pairs import Pair, describe_losses, make_pairs
 from trainers.policy.prompts import ListCall, describe_calls, make_prompts, pick_test, pick_training, read_calls
+from trainers.policy.ranks import choose_processes, train_in_ranks
 from trainers.policy.search import search_candidates
 from trainers.policy.stages import plan_iteration
 
@@ -178,10 +179,11 @@ def iterate(settings: TrainerSettings, champion: registry.Release, options: RunO
     stages = plan_iteration(champion.policy, [*training, *test], settings.search, settings.dpo, settings.gate, device)
     check_stages((stages.search, stages.dpo, stages.gate), device)
     check_stages((stages.merge,), choose_device("cpu"))
+    processes = choose_processes(settings.policy.processes, device)  # refused before the search, not after it
     with within_memory(stages.search, device):
         pairs = _find_pairs(settings, champion, scorers.predictor, training, seed)
     with within_memory(stages.dpo, device):
-        policy = _align(settings, champion, pairs)
+        policy = _align(settings, champion, pairs, processes)
     with within_memory(stages.gate, device):
         verdict, gate = _judge(settings, champion.policy, policy.path, scorers, lambda _: test)
     meta = {
@@ -256,12 +258,13 @@ def _find_pairs(
     return pairs
 
 
-def _align(settings: TrainerSettings, champion: registry.Release, pairs: Sequence[Pair]) -> artifacts.Artifact:
+def _align(settings: TrainerSettings, champion: registry.Release, pairs: Sequence[Pair], processes: int) -> artifacts.Artifact:
     log.info("event=stage job=policy stage=dpo pairs=%d", len(pairs))
     meta: dict[str, Any] = {"start": "dpo", "from": champion.policy.name}
 
     def fill(folder: Path) -> None:
-        meta["metrics"] = train_dpo(champion.policy, pairs, folder, settings.dpo, settings.policy.device)
+        arguments = (champion.policy, pairs, folder, settings.dpo, settings.policy.device)
+        meta["metrics"] = train_in_ranks(train_dpo, arguments, processes, choose_device(settings.policy.device))
         if base := find_base(folder):
             meta["base"] = str(base)
 

@@ -18,6 +18,7 @@ from trainers.jobs.settings import TrainerSettings
 from trainers.policy.base_folder import BaseFault
 from trainers.policy.memory import MemoryFault
 from trainers.policy.micro_batches import TooLong
+from trainers.policy.ranks import RankFault
 
 log = logging.getLogger(__name__)
 EXIT_CODES = {State.SUCCEEDED: 0, State.FAILED: 1, State.SKIPPED: 5}
@@ -60,5 +61,5 @@ def _attempt(kind: Kind, settings: TrainerSettings, options: RunOptions) -> tupl
         return State.SUCCEEDED, run(kind, settings, options)
     except Skipped as reason:
         return State.SKIPPED, Outcome(str(reason))
-    except (JobError, BaseFault, MemoryFault, ModelsMissing, TooLong) as error:
+    except (JobError, BaseFault, MemoryFault, ModelsMissing, RankFault, TooLong) as error:
         return State.FAILED, Outcome(str(error))

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -47,6 +47,9 @@ class PolicySettings(BaseModel):
     )
     shots: int = Field(default=4, ge=0, le=64, description="Annotations of each task that the start `prompt` shows.")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where policies are trained and searched.")
+    processes: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        default="auto", description="Processes that train (SFT, DPO); auto: one for each CUDA device, one on a CPU."
+    )
     hidden: int = Field(default=128, ge=16, description="Width of a base made from scratch.")
     layers: int = Field(default=2, ge=1, description="Its layers.")
     heads: int = Field(default=4, ge=1, description="Its attention heads.")

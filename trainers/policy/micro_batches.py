@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+from trainers.policy.ranks import find_rank, take_share
+
 
 class TooLong(ValueError):
     """An example that alone has more tokens than a forward pass may have; the text names the setting to raise."""
@@ -20,7 +22,7 @@ def split_lengths(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Return positions in parts of similar length; the rows of a part times its longest are at most `max_tokens`.
 
     Every length must be at most `max_tokens` (see `check_longest`)."""
-    if len(lengths) * max(lengths, default=0) <= max_tokens:
+    if lengths and len(lengths) * max(lengths) <= max_tokens:
         return [list(range(len(lengths)))]
     parts: list[list[int]] = []
     for position in sorted(range(len(lengths)), key=lambda one: lengths[one]):
@@ -38,19 +40,17 @@ def check_longest(lengths: Sequence[int], max_tokens: int, setting: str, what: s
 
 
 def add_preference_gradients(trainer: Any, step: Any, model: Any, inputs: Mapping[str, Any], max_tokens: int) -> Any:
-    """Add a batch's gradients part by part and return its loss.
+    """Add the gradients of this rank's share of a batch part by part and return its loss.
 
     `trainer` is TRL's, `step(model, inputs)` its own training step. `inputs` has tensors [2 n, width]: n chosen lists, then the n
-    rejected. A loss by pair counts by pairs, TRL's `sft` by tokens of the chosen lists. All processes make as many parts, since
-    TRL gathers figures in each."""
-    pairs, width = inputs["input_ids"].shape[0] // 2, inputs["input_ids"].shape[1]
-    widest = int(trainer.accelerator.gather(inputs["input_ids"].new_tensor([width])).max())
-    weights, total = list(trainer.loss_weights), 0.0
-    parts = list(_split_pairs(inputs, pairs, max(1, max_tokens // (2 * widest))))
+    rejected, the same in all ranks. A loss by pair counts by pairs, TRL's `sft` by tokens of the chosen lists. All ranks make as
+    many parts, since TRL gathers figures in each; accelerate takes the mean of their gradients, hence the factor."""
+    weights, total, ranks = list(trainer.loss_weights), 0.0, find_rank()[1]
+    parts = list(_split_pairs(inputs, max_tokens))
     try:
         for number, (part, by_pairs, by_tokens) in enumerate(parts, start=1):
             trainer.loss_weights = [
-                weight * (by_tokens if kind == "sft" else by_pairs)
+                weight * ranks * (by_tokens if kind == "sft" else by_pairs)
                 for kind, weight in zip(trainer.loss_types, weights, strict=True)
             ]
             last = number == len(parts)
@@ -61,13 +61,17 @@ def add_preference_gradients(trainer: Any, step: Any, model: Any, inputs: Mappin
     return total
 
 
-def _split_pairs(inputs: Mapping[str, Any], pairs: int, most: int) -> Iterator[tuple[dict[str, Any], float, float]]:
-    """Yield parts of nearly the same number of pairs, each with its share of the pairs and of the chosen lists' tokens."""
-    size = math.ceil(pairs / math.ceil(pairs / most))
-    answers = inputs["completion_mask"][:pairs, 1:].sum()
-    for start in range(0, pairs, size):
-        rows = [*range(start, min(start + size, pairs))]
+def _split_pairs(inputs: Mapping[str, Any], max_tokens: int) -> Iterator[tuple[dict[str, Any], float, float]]:
+    """Yield parts of this rank's share, each with its share of all pairs and of all tokens of the chosen lists.
+
+    A rank that has too few pairs for as many parts as the others makes one of a pair without weight."""
+    pairs, width = inputs["input_ids"].shape[0] // 2, inputs["input_ids"].shape[1]
+    answers = inputs["completion_mask"][:, 1:].sum(1)
+    share = take_share(range(pairs))
+    count = math.ceil(math.ceil(pairs / find_rank()[1]) / max(1, max_tokens // (2 * width)))
+    for number in range(count):
+        own = list(share[number::count])
+        rows = own or [0]
         both = rows + [row + pairs for row in rows]
         part = {name: tensor[both] if tensor.shape[0] == 2 * pairs else tensor[rows] for name, tensor in inputs.items()}
-        chosen = part["completion_mask"][: len(rows), 1:].sum()
-        yield part, len(rows) / pairs, float(chosen / answers)
+        yield part, len(own) / pairs, float(answers[own].sum() / answers[:pairs].sum())

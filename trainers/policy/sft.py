@@ -1,7 +1,8 @@
 """Cold start by supervised fine-tuning: the base model learns the form of a list from annotated ones (G3), before any click.
 
-A plain loop instead of a trainer class: cross-entropy on the response alone is ten lines, and for a small model the class would
-take more time than the training.
+A plain loop instead of TRL's SFTTrainer, which takes our token ids and learns the same, but took twice the CPU time on the demo's
+policy, and with LoRA fails on the rows of `<SEP>` unless peft's wrapper of the output head is given a `bias`
+(docs/log/learning.md).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from trainers.policy.base_form import ListFormSetting, trained_rows
 from trainers.policy.lora import describe_adapter
 from trainers.policy.memory import CHECKPOINTING, Checkpointing, use_checkpointing
 from trainers.policy.micro_batches import check_longest, split_lengths
+from trainers.policy.ranks import add_up, copy_from_first, is_first, take_share
 from trainers.progress import track
 
 IGNORE = -100
@@ -127,9 +129,10 @@ def train_sft(
     device: str,
     list_form: ListFormSetting = "auto",
 ) -> dict[str, float]:
-    """Train `base` by cross-entropy on the responses (eq. 1) and save model and tokenizer into `out`.
+    """Train `base` by cross-entropy on the responses (eq. 1) and save model and tokenizer into `out`, in float32.
 
-    Returns loss (mean of the last tenth of the steps, nats a token), steps, examples, seconds."""
+    Of several ranks the first saves. Returns loss (nats a token, mean of the last tenth of the steps), steps, examples,
+    seconds."""
     import torch
 
     started = time.monotonic()
@@ -142,9 +145,10 @@ def train_sft(
     if use_checkpointing(settings.checkpointing, base, tokens, model.device):
         trained.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     losses = _fit(trained, plan_batches(examples, settings), tokenizer.pad_token_id, settings)
-    finished = trained.merge_and_unload() if settings.lora_rank else model
-    finished.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    if is_first():
+        finished = _merge(trained) if settings.lora_rank else model
+        finished.save_pretrained(out)
+        tokenizer.save_pretrained(out)
     tail = losses[-max(1, len(losses) // 10) :]
     return {
         "loss": sum(tail) / len(tail),
@@ -159,6 +163,13 @@ def _adapted(model: Any, tokenizer: Any, settings: SftSettings) -> Any:
     from peft import get_peft_model
 
     return get_peft_model(model, describe_adapter(model, settings.lora_rank, trained_rows(model, tokenizer)))
+
+
+def _merge(trained: Any) -> Any:
+    """Return the whole model in float32: updates smaller than half a step of bf16 would be lost in a base of that type.
+
+    On the CPU, since a device that had room for bf16 may have none for twice as much."""
+    return trained.cpu().float().merge_and_unload()
 
 
 def plan_batches(examples: Sequence[Example], settings: SftSettings) -> list[list[Example]]:
@@ -179,13 +190,14 @@ def _fit(model: Any, batches: Sequence[Sequence[Example]], pad: int, settings: S
     import torch
 
     weights = [one for one in model.parameters() if one.requires_grad]
+    copy_from_first(weights)
     optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     warm = max(1, round(settings.warmup * len(batches)))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, warm, len(batches)))
     model.train()
     losses = []
-    for batch in track(batches, "supervised fine-tuning", total=len(batches)):
-        losses.append(add_gradients(model, batch, pad, settings.max_tokens))
+    for batch in track(batches, "supervised fine-tuning", total=len(batches)) if is_first() else batches:
+        losses.append(add_up(weights, add_gradients(model, batch, pad, settings.max_tokens)))
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         schedule.step()
@@ -194,18 +206,21 @@ def _fit(model: Any, batches: Sequence[Sequence[Example]], pad: int, settings: S
 
 
 def add_gradients(model: Any, batch: Sequence[Example], pad: int, max_tokens: int) -> float:
-    """Add the gradients of the batch's loss to those of the model, `max_tokens` in a forward pass at most; return the loss."""
+    """Add the gradients of the batch's loss to those of the model, `max_tokens` in a forward pass at most; return the loss.
+
+    Of several ranks each adds those of its share, and returns that part of the loss."""
     import torch
 
     answers = sum(len(one.response) for one in batch)
+    share = take_share(batch)
     total = 0.0
-    for rows in split_lengths([_count(one) for one in batch], max_tokens):
-        part = [batch[row] for row in rows]
+    for rows in split_lengths([_count(one) for one in share], max_tokens):
+        part = [share[row] for row in rows]
         with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
             loss = response_loss(model, *pad_batch(part, pad, model.device))
-        share = loss * (sum(len(one.response) for one in part) / answers)
-        share.backward()
-        total += share.item()
+        weighted = loss * (sum(len(one.response) for one in part) / answers)
+        weighted.backward()
+        total += weighted.item()
     return total
 
 

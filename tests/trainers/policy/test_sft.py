@@ -145,3 +145,20 @@ def test_lora_trains_the_list_tokens_too_and_is_merged(tmp_path: Path) -> None:
     assert not torch.equal(after.model.layers[0].mlp.up_proj.weight, before.model.layers[0].mlp.up_proj.weight)
     assert measured["steps"] == 4
     assert not list((tmp_path / "out").glob("adapter*"))
+
+
+def test_lora_over_a_base_in_bf16_loses_no_small_update_when_it_is_merged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At this learning rate updates are some 1e-5: added to bf16 weights around 0.02 most of them would be rounded away."""
+    from safetensors.torch import load_file
+
+    monkeypatch.setattr("serving.policy.engines.loading.choose_dtype", lambda device: torch.bfloat16)
+    annotations = draw_annotations(32)
+    base = make_base(annotation_texts(annotations, TASKS), tmp_path / "base", SMALL)
+    train_sft(base, annotations, TASKS, tmp_path / "out", SftSettings(epochs=2, batch=16, learning_rate=1e-4, lora_rank=2), "cpu")
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "out"))
+    name = "model.layers.0.mlp.up_proj.weight"
+    moved = (after[name].float() - before[name].to(torch.bfloat16).float()).abs()
+    assert 0 < float(moved.max()) < 1e-3
+    assert float((moved > 0).float().mean()) > 0.99

@@ -22,6 +22,7 @@ from trainers.policy.lora import describe_adapter
 from trainers.policy.memory import CHECKPOINTING, Checkpointing, use_checkpointing
 from trainers.policy.micro_batches import add_preference_gradients, check_longest
 from trainers.policy.pairs import Pair
+from trainers.policy.ranks import is_first
 from trainers.progress import ProgressLog
 
 LossType = Literal["sigmoid", "sft", "ipo", "hinge"]
@@ -70,17 +71,20 @@ def train_dpo(policy: Path, pairs: Sequence[Pair], out: Path, settings: DpoSetti
     """Train the policy in folder `policy` on the pairs and save an adapter over its base, or whole weights, into `out`.
 
     Returns the rank of the adapter (0: whole weights), pairs, steps, loss, accuracy and margin (beta times the difference of
-    the log-ratios, of the last tenth of the steps), seconds. Raises TooFewPairs."""
+    the log-ratios, of the last tenth of the steps), seconds. Of several ranks the first saves, and returns the adapter's rank.
+    Raises TooFewPairs."""
     if len(pairs) < settings.min_pairs:
         raise TooFewPairs(f"{len(pairs)} pairs, dpo.min_pairs = {settings.min_pairs}: raise search.prompts, or lower it")
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         trainer = make_trainer(policy, pairs, Path(scratch), settings, device)
         trainer.train()
+    measured = _summarise(trainer.state.log_history, len(pairs))
+    if not is_first():
+        return measured
     out.mkdir(parents=True, exist_ok=True)
     rank = publish_update(trainer.model, trainer.processing_class, policy, pairs, out, settings.max_rank)
-    figures = {"rank": float(rank), "seconds": time.monotonic() - started}
-    return _summarise(trainer.state.log_history, len(pairs)) | figures
+    return measured | {"rank": float(rank), "seconds": time.monotonic() - started}
 
 
 def make_trainer(policy: Path, pairs: Sequence[Pair], scratch: Path, settings: DpoSettings, device: str) -> Any:
@@ -96,6 +100,11 @@ def make_trainer(policy: Path, pairs: Sequence[Pair], scratch: Path, settings: D
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
             return dataset
 
+        def get_train_dataloader(self) -> Any:
+            loader = super().get_train_dataloader()
+            see_whole_batches(loader)
+            return loader
+
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
             return add_preference_gradients(self, super().training_step, model, inputs, settings.max_tokens)
 
@@ -105,13 +114,15 @@ def make_trainer(policy: Path, pairs: Sequence[Pair], scratch: Path, settings: D
     check_longest(longest, settings.max_tokens, "dpo.max_tokens", "pair (two prompts with their lists)")
     tokens = min(settings.max_tokens, settings.batch * max(longest))
     again = use_checkpointing(settings.checkpointing, policy, tokens, model.device)
+    arguments = DPOConfig(**_arguments(settings, model.device.type, scratch), gradient_checkpointing=again)
+    arguments._n_gpu = min(1, arguments.n_gpu)  # else one process would spread its batches over all devices in threads
     trainer = IdsTrainer(
         model=model,
-        args=DPOConfig(**_arguments(settings, model.device.type, scratch), gradient_checkpointing=again),
+        args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         peft_config=describe_adapter(model, settings.lora_rank),
-        callbacks=[_bar()],
+        callbacks=[_bar()] if is_first() else [],
     )
     trainer.remove_callback(PrinterCallback)  # it prints every step
     return trainer
@@ -150,7 +161,15 @@ def _arguments(settings: DpoSettings, kind: str, scratch: Path) -> dict[str, Any
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": kind == "cuda",
+        "ddp_find_unused_parameters": False,
     }
+
+
+def see_whole_batches(loader: Any) -> None:
+    """Give each rank all pairs of a step, of which it takes its share; accelerate would repeat pairs to fill the last batch."""
+    shard = loader.batch_sampler
+    if hasattr(shard, "process_index"):  # as one process has them, there is no shard
+        shard.num_processes, shard.process_index, shard.even_batches = 1, 0, False
 
 
 def _bar() -> Any:
