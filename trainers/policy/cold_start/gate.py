@@ -157,7 +157,7 @@ def _few(measured: ColdMeasured, settings: ColdStartSettings) -> str | None:
         return None  # what is only shown a few takes none away from those to test with
     return (
         f"too few annotations to judge: {measured.annotations}, at least {settings.min_annotations} needed "
-        f"(cold_start.min_annotations), of which {settings.min_held_out} are tested: add lists to policy.annotations"
+        f"(cold_start.min_annotations), of which {measured.held_out} are tested: add lists to policy.annotations"
     )
 
 
@@ -188,8 +188,8 @@ def _unrelated(measured: ColdMeasured, settings: ColdStartSettings) -> str | Non
     change = "add annotations, raise sft.epochs, or take another policy.base" if measured.learned else _TEACH
     return (
         f"lists have little to do with their queries: nearer to their own query than to another user's in {found.share:.1%} of "
-        f"comparisons by {found.by} (standard error {found.error:.1%}), 50 % is chance, at least {settings.min_relatedness:.1%} "
-        f"needed (cold_start.min_relatedness): check that annotated items belong to their queries, {change}"
+        f"comparisons by {found.by} (standard error {found.error:.1%}), at least {settings.min_relatedness:.1%} needed and three "
+        f"standard errors more than the 50 % of chance (cold_start.min_relatedness): check that annotated items belong to their queries, {change}"
     )
 
 
