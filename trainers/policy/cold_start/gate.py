@@ -189,7 +189,8 @@ def _unrelated(measured: ColdMeasured, settings: ColdStartSettings) -> str | Non
     return (
         f"lists have little to do with their queries: nearer to their own query than to another user's in {found.share:.1%} of "
         f"comparisons by {found.by} (standard error {found.error:.1%}), at least {settings.min_relatedness:.1%} needed and three "
-        f"standard errors more than the 50 % of chance (cold_start.min_relatedness): check that annotated items belong to their queries, {change}"
+        f"standard errors more than the 50 % of chance (cold_start.min_relatedness): check that annotated items belong to their "
+        f"queries, {change}"
     )
 
 
