@@ -242,7 +242,7 @@ def _add_releases(commands: Any) -> None:
     parser = _add(commands, "releases", "list releases, or change which one answers", "queryloop releases rollback")
     parser.add_argument("step", nargs="?", choices=RELEASE_STEPS, default="list", help="default: list")
     parser.add_argument("id", nargs="?", help="the release to promote, or to reject: no job makes it live any more")
-    parser.add_argument("--force", action="store_true", help="promote a release though it was rejected; recorded in audit.jsonl")
+    parser.add_argument("--force", action="store_true", help="promote what was rejected or refused; recorded in audit.jsonl")
     parser.add_argument("--reason", metavar="TEXT", help="why a release is rejected; recorded in audit.jsonl")
     parser.add_argument("--history", action="store_true", help="list every promotion, rollback and rejection: when, and by whom")
     _add_json(parser)

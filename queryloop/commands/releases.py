@@ -38,7 +38,7 @@ def _check_usage(options: argparse.Namespace) -> None:
     if (options.step in WITH_ID) != (options.id is not None):
         raise CommandError("`releases promote` and `releases reject` take the id of a release, the other steps none", Exit.USAGE)
     if options.force and options.step != "promote":
-        raise CommandError("--force goes with `releases promote ID`: it makes a rejected release live", Exit.USAGE)
+        raise CommandError("--force goes with `releases promote ID`: it makes a rejected or refused release live", Exit.USAGE)
     if options.reason is not None and options.step != "reject":
         raise CommandError("--reason goes with `releases reject ID`: it says why", Exit.USAGE)
     if len(options.reason or "") > MAX_REASON_CHARS:

@@ -185,14 +185,15 @@ def read_rollout(root: Path) -> Rollout:
 def promote(root: Path, name: str, *, force: bool = False) -> Rollout:
     """Make a release champion; the champion so far becomes previous. Promoting the champion changes nothing.
 
-    Raises ReleaseError for a rejected one; with `force` it is promoted, and no longer rejected. That force overruled a
-    rejection or a gate is recorded."""
+    Raises ReleaseError for one that was rejected or that its gate refused; with `force` it is promoted, and no longer rejected.
+    That force overruled a rejection or a gate is recorded."""
     with _change(root) as rollout:
         release = read_release(root, name)
         _refuse_pruned(release)
         if rollout.champion == name:
             return rollout
         rejected = _refuse_rejected(root, name, force=force)
+        _refuse_failed(release, force=force)
         waiting = None if rollout.challenger == name else rollout.challenger
         _record(
             root, "promote", name, rollout, forced=True if rejected or (force and release.gate.get("passed") is False) else None
@@ -275,6 +276,12 @@ def _refuse_rejected(root: Path, name: str, *, force: bool) -> bool:
             f"`queryloop releases promote {name} --force` makes it live all the same"
         )
     return found is not None
+
+
+def _refuse_failed(release: Release, *, force: bool) -> None:
+    if release.gate.get("passed") is False and not force:
+        reasons = "; ".join(map(str, release.gate.get("reasons", [])))
+        raise ReleaseError(f"{release.id} was refused by its gate: {reasons}; promote it with --force to overrule the gate")
 
 
 def _replace_rejected(root: Path, rejected: dict[str, Rejection]) -> None:

@@ -183,6 +183,16 @@ def test_promote_and_roll_back(tmp_path: Path, policy: Path) -> None:
     assert registry.propose(tmp_path, None).challenger is None
 
 
+def test_what_a_gate_refused_goes_live_by_force_alone_and_the_audit_says_so(tmp_path: Path, policy: Path) -> None:
+    refused = registry.publish(tmp_path, policy=policy, gate={"passed": False, "reasons": ["texts repeat themselves"]})
+    with pytest.raises(ReleaseError, match="r0000 was refused by its gate: texts repeat themselves; promote it with --force"):
+        registry.promote(tmp_path, refused.id)
+    assert registry.read_rollout(tmp_path).champion is None
+    assert registry.promote(tmp_path, refused.id, force=True).champion == refused.id
+    (change,) = registry.read_history(tmp_path)[0]
+    assert change["forced"] is True
+
+
 def test_a_missing_release_cannot_go_live(tmp_path: Path, policy: Path) -> None:
     registry.publish(tmp_path, policy=policy)
     with pytest.raises(ReleaseError, match="r0007"):
