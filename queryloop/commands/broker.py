@@ -7,7 +7,7 @@ import signal
 
 from queryloop.exits import Exit
 from queryloop.settings import Settings, read_settings
-from streams.brokers.broker import choose_broker
+from streams.brokers.broker import Broker, choose_broker
 from streams.brokers.topics import create_topics
 
 
@@ -21,16 +21,17 @@ def run_broker(settings: Settings, port: int | None) -> int:
     signals = {signal.SIGINT, signal.SIGTERM}
     with choose_broker(settings.kafka, settings.data.dir, port) as broker:
         create_topics(broker.bootstrap, settings.kafka)
-        print(broker.describe())
-        print(f"export QUERYLOOP_KAFKA_BOOTSTRAP={broker.bootstrap}")
-        print(
-            f"topic {settings.kafka.topic}; products and workers take that line into their environment; Ctrl-C stops it",
-            flush=True,
-        )
-        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # before a script can read the address and end the broker
         try:
+            _announce(broker, settings.kafka.topic)
             signal.sigwait(signals)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
     print("stopped")
     return Exit.DONE
+
+
+def _announce(broker: Broker, topic: str) -> None:
+    print(broker.describe())
+    print(f"export QUERYLOOP_KAFKA_BOOTSTRAP={broker.bootstrap}")
+    print(f"topic {topic}; products and workers take that line into their environment; Ctrl-C stops it", flush=True)

@@ -23,3 +23,22 @@ def test_a_broker_in_the_background_of_a_script_ends_at_sigint(tmp_path: Path) -
     assert out.splitlines()[-1] == "stopped"
     assert any(line.startswith("export QUERYLOOP_KAFKA_BOOTSTRAP=") for line in lines)
     assert "Ctrl-C" in "".join(lines)
+
+
+AT_ONCE = """
+import builtins, os, signal, sys
+from queryloop import cli
+say = builtins.print
+def say_and_interrupt(*words, **options):
+    say(*words, **options)
+    if "Ctrl-C" in str(words):
+        os.kill(os.getpid(), signal.SIGINT)
+builtins.print = say_and_interrupt
+sys.exit(cli.main(["broker", "--broker", "embedded", "--port", "0"]))
+"""
+
+
+def test_a_sigint_right_after_the_address_is_shown_ends_it_cleanly(tmp_path: Path) -> None:
+    environ = {**os.environ, "QUERYLOOP_DATA_DIR": str(tmp_path / "data")}
+    done = subprocess.run([sys.executable, "-c", AT_ONCE], env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "stopped"), done.stderr
