@@ -11,6 +11,8 @@ from pathlib import Path
 import msgspec
 
 FILE = "examples.json"
+MAX_EXAMPLES = 64
+"""Of one task in a prompt."""
 
 
 class ListExample(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -11,14 +11,13 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from serving.policy.list_form import ListForm, find_form, find_thinking
-from serving.policy.tasks import Task, clean_text
+from serving.policy.tasks import MAX_TEXT_CHARS, Task, clean_text
 from serving.policy.text_tokens import encode_text
 from streams.events.normal_form import normalise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_MAX_TEXT_CHARS = 512
 _BROKEN_UTF8 = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -160,4 +159,4 @@ def _decode(ids: Sequence[int], form: ListForm, tokenizer: PreTrainedTokenizerBa
 
 
 def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    return encode_text(clean_text(text, _MAX_TEXT_CHARS), tokenizer)
+    return encode_text(clean_text(text, MAX_TEXT_CHARS), tokenizer)

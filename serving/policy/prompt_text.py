@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from serving.policy.examples import ListExample
+from serving.policy.examples import MAX_EXAMPLES, ListExample
 from serving.policy.list_form import AUX, END_THINK, SEP, THINK, name_form
-from serving.policy.tasks import Task, clean_session, clean_text, clean_texts
+from serving.policy.tasks import MAX_TEXT_CHARS, Task, clean_session, clean_text, clean_texts
 from serving.policy.text_tokens import Piece
 
 if TYPE_CHECKING:
@@ -23,10 +23,8 @@ SEPARATOR = " ; "
 """Between several texts of one prompt field."""
 _SIDE_INFORMATION = frozenset({"related", "session", "response"})
 # They stand where the turns' texts will be; no template has or changes characters of private use.
-_PLACE, _FIRST_PLACE = "\ue000", 0xE100
+_PLACE, _FIRST_NUMBER = "\ue000", 0xE100
 _PLACES = re.compile("(\ue000[\ue100-\uf8ff])")
-MAX_EXAMPLES = 64
-_MAX_TEXT_CHARS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +52,7 @@ def bound(task: Task, asked: Asked) -> Asked:
 
 def _bound_example(task: Task, one: ListExample) -> ListExample:
     asked = bound(task, Asked(one.query, one.related, one.session, one.response))
-    texts = tuple(clean_text(text, _MAX_TEXT_CHARS) for text in one.texts)
+    texts = tuple(clean_text(text, MAX_TEXT_CHARS) for text in one.texts)
     return ListExample(asked.query, texts, asked.related, asked.session, asked.response)
 
 
@@ -109,7 +107,7 @@ def _lay_out(tokenizer: PreTrainedTokenizerBase, turns: Sequence[tuple[str, list
     loses one."""
     from jinja2.exceptions import TemplateError
 
-    places = [_PLACE + chr(_FIRST_PLACE + number) for number in range(len(turns))]
+    places = [_PLACE + chr(_FIRST_NUMBER + number) for number in range(len(turns))]
     named = [{"role": role, "content": place} for (role, _), place in zip(turns, places, strict=True)]
     # Templates name the switch differently, and ignore what they do not know.
     thinking: dict[str, Any] = {"enable_thinking": False, "thinking": False}

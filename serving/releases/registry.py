@@ -193,11 +193,9 @@ def promote(root: Path, name: str, *, force: bool = False) -> Rollout:
         if rollout.champion == name:
             return rollout
         rejected = _refuse_rejected(root, name, force=force)
-        _refuse_failed(release, force=force)
+        failed = _refuse_failed(release, force=force)
         waiting = None if rollout.challenger == name else rollout.challenger
-        _record(
-            root, "promote", name, rollout, forced=True if rejected or (force and release.gate.get("passed") is False) else None
-        )
+        _record(root, "promote", name, rollout, forced=True if rejected or failed else None)
         if rejected:
             _replace_rejected(root, {other: one for other, one in read_rejected(root).items() if other != name})
         return _replace_rollout(root, Rollout(champion=name, challenger=waiting, previous=rollout.champion))
@@ -278,10 +276,13 @@ def _refuse_rejected(root: Path, name: str, *, force: bool) -> bool:
     return found is not None
 
 
-def _refuse_failed(release: Release, *, force: bool) -> None:
-    if release.gate.get("passed") is False and not force:
+def _refuse_failed(release: Release, *, force: bool) -> bool:
+    """Return whether its gate refused the release; without `force` raise ReleaseError then."""
+    failed = release.gate.get("passed") is False
+    if failed and not force:
         reasons = "; ".join(map(str, release.gate.get("reasons", [])))
         raise ReleaseError(f"{release.id} was refused by its gate: {reasons}; promote it with --force to overrule the gate")
+    return failed
 
 
 def _replace_rejected(root: Path, rejected: dict[str, Rejection]) -> None:

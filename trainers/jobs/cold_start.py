@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-
 Start = Literal["sft", "prompt"]
 
 
@@ -49,7 +48,6 @@ class FirstPolicy:
     policy: artifacts.Artifact
     verdict: Verdict
     measured: ColdMeasured
-    start: Start
     made: str
 
     def gate(self) -> dict[str, Any]:
@@ -70,7 +68,7 @@ def choose_starts(settings: TrainerSettings, beside: bool) -> tuple[Start, ...]:
 def fingerprint(settings: TrainerSettings, start: Start) -> str:
     """Return a digest of what a first policy is made of: the settings that shape it, and the annotations."""
     path = settings.policy.annotations
-    texts = hashlib.sha256(path.read_bytes() if path is not None and path.exists() else b"").hexdigest()
+    texts = artifacts.digest(path) if path is not None and path.exists() else None
     sections = [one.model_dump(mode="json") for one in (settings.policy, settings.sft, settings.cold_start)]
     tasks = {name: one.model_dump(mode="json") for name, one in settings.tasks.items()}
     made_of = [start, texts, sections, tasks]
@@ -84,10 +82,11 @@ def make_first_policy(settings: TrainerSettings, index: Index | None, start: Sta
     before any training."""
     make = _teach if start == "sft" else _show
     policy, measured, made = make(settings, index)
-    return FirstPolicy(policy, decide_cold(measured, settings.cold_start), measured, start, made)
+    return FirstPolicy(policy, decide_cold(measured, settings.cold_start), measured, made)
 
 
 _Made = tuple[artifacts.Artifact, ColdMeasured, str]
+"""The policy, what was measured of it, and in words how it was made."""
 
 
 def _teach(settings: TrainerSettings, index: Index | None) -> _Made:
@@ -100,7 +99,6 @@ def _teach(settings: TrainerSettings, index: Index | None) -> _Made:
     base, device = _base(settings, taught), choose_device(chosen.device)
     stage = plan_cold_start(base, taught, settings.tasks, settings.sft, device, chosen.list_form)
     meta: dict[str, Any] = {"start": "sft", "base": str(base), "annotations": len(annotations), "held_out": len(tested)}
-
     processes = choose_processes(chosen.processes, device)
 
     def fill(folder: Path) -> None:

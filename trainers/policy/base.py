@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from serving.policy.examples import MAX_EXAMPLES
 from serving.policy.list_form import AUX, SEP, store_form
 from trainers.policy.base_folder import BaseFault, check_folder
 from trainers.policy.base_form import ListFormSetting, fit_form, start_rows
@@ -45,7 +46,7 @@ class PolicySettings(BaseModel):
         description="The first policy: sft learns the annotations, prompt shows some of them in every prompt and trains nothing, "
         "both does prompt and then sft. auto: sft with annotations, else prompt.",
     )
-    shots: int = Field(default=4, ge=0, le=64, description="Annotations of each task that the start `prompt` shows.")
+    shots: int = Field(default=4, ge=0, le=MAX_EXAMPLES, description="Annotations of each task that the start `prompt` shows.")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where policies are trained and searched.")
     processes: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         default="auto", description="Processes that train (SFT, DPO); auto: one for each CUDA device, one on a CPU."

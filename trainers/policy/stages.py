@@ -121,9 +121,8 @@ def _writing_stage(name: str, knob: str, batch: int, size: ModelSize, lengths: L
 
 def merge_stage(size: ModelSize, device: torch.device) -> Stage:
     """Return the merging of an adapter into its base: in float32 and in the CPU's memory, then rounded for the device."""
-    rounded = choose_element(device)
-    bytes_ = (4 + (rounded if rounded < 4 else 0)) * size.parameters
-    return Stage("merging of the adapter, on the CPU", (), lambda _: OVERHEAD + bytes_)
+    rounded = choose_element(device) if choose_element(device) < 4 else 0
+    return Stage("merging of the adapter, on the CPU", (), lambda _: OVERHEAD + (4 + rounded) * size.parameters)
 
 
 def plan_cold_start(

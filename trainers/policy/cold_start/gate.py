@@ -148,13 +148,16 @@ def decide_cold(measured: ColdMeasured, settings: ColdStartSettings) -> Verdict:
     return Verdict(not reasons, reasons)
 
 
-_TEACH = "raise policy.shots, take another policy.base, or let it learn annotations (policy.cold_start = 'sft')"
-"""What to change about a policy that is only shown examples."""
+def _advise(measured: ColdMeasured, trained: str) -> str:
+    """Return what to change: `trained` about a policy that was trained, something else about one that is only shown examples."""
+    if measured.learned:
+        return trained
+    return "raise policy.shots, take another policy.base, or let it learn annotations (policy.cold_start = 'sft')"
 
 
 def _few(measured: ColdMeasured, settings: ColdStartSettings) -> str | None:
     if not measured.learned or measured.annotations >= settings.min_annotations:
-        return None  # what is only shown a few takes none away from those to test with
+        return None  # nothing learned: all annotations but the few that are shown can be tested with
     return (
         f"too few annotations to judge: {measured.annotations}, at least {settings.min_annotations} needed "
         f"(cold_start.min_annotations), of which {measured.held_out} are tested: add lists to policy.annotations"
@@ -164,9 +167,10 @@ def _few(measured: ColdMeasured, settings: ColdStartSettings) -> str | None:
 def _forced(measured: ColdMeasured, settings: ColdStartSettings) -> str | None:
     if measured.forced <= settings.max_forced:
         return None
-    change = "add annotations, or raise sft.epochs or sft.learning_rate" if measured.learned else _TEACH
+    change = _advise(measured, "add annotations, or raise sft.epochs or sft.learning_rate")
+    verb = "learned" if measured.learned else "followed"
     return (
-        f"the form is not {'learned' if measured.learned else 'followed'}: {measured.forced:.1%} of lists do not keep it by "
+        f"the form is not {verb}: {measured.forced:.1%} of lists do not keep it by "
         f"themselves, at most {settings.max_forced:.1%} allowed (cold_start.max_forced): {change}"
     )
 
@@ -174,7 +178,7 @@ def _forced(measured: ColdMeasured, settings: ColdStartSettings) -> str | None:
 def _repetitive(measured: ColdMeasured, settings: ColdStartSettings) -> str | None:
     if measured.repetitive <= settings.max_repetitive:
         return None
-    change = "lower sft.learning_rate, add annotations, or take another policy.base" if measured.learned else _TEACH
+    change = _advise(measured, "lower sft.learning_rate, add annotations, or take another policy.base")
     return (
         f"texts repeat themselves: {measured.repetitive:.1%} of them, at most {settings.max_repetitive:.1%} allowed "
         f"(cold_start.max_repetitive): {change}"
@@ -185,7 +189,7 @@ def _unrelated(measured: ColdMeasured, settings: ColdStartSettings) -> str | Non
     found = Relatedness(measured.relatedness, measured.relatedness_error, measured.relatedness_by)
     if found.holds(settings.min_relatedness):
         return None
-    change = "add annotations, raise sft.epochs, or take another policy.base" if measured.learned else _TEACH
+    change = _advise(measured, "add annotations, raise sft.epochs, or take another policy.base")
     return (
         f"lists have little to do with their queries: nearer to their own query than to another user's in {found.share:.1%} of "
         f"comparisons by {found.by} (standard error {found.error:.1%}), at least {settings.min_relatedness:.1%} needed and three "
@@ -200,7 +204,7 @@ def _length(measured: ColdMeasured, settings: ColdStartSettings) -> str | None:
     ratio = measured.mean_tokens / max(measured.annotated_tokens, 1.0)
     if 1 / settings.max_length_ratio <= ratio <= settings.max_length_ratio:
         return None
-    change = "raise sft.epochs, or add annotations" if measured.learned else _TEACH
+    change = _advise(measured, "raise sft.epochs, or add annotations")
     return (
         f"lists have another length than annotated ones: {measured.mean_tokens:.1f} tokens against "
         f"{measured.annotated_tokens:.1f}, ratio {ratio:.2f}, allowed {settings.max_length_ratio:.2f} either way "
