@@ -30,7 +30,7 @@ from trainers.policy.gate import Verdict
 from trainers.policy.memory import within_memory
 from trainers.policy.prompts import ListCall, make_prompts, read_calls
 from trainers.policy.ranks import choose_processes, train_in_ranks
-from trainers.policy.sft import Annotation, annotation_texts, encode_examples, read_annotations, train_sft
+from trainers.policy.sft import Annotation, annotation_texts, check_annotations, encode_examples, read_annotations, train_sft
 from trainers.policy.stages import plan_cold_gate, plan_cold_start
 
 if TYPE_CHECKING:
@@ -121,6 +121,7 @@ def _show(settings: TrainerSettings, index: Index | None) -> _Made:
             "policy.cold_start = 'prompt': a base made from scratch knows no language; name a policy.base, or say 'sft'"
         )
     annotations = _read_annotations(settings) if chosen.annotations else []
+    check_annotations(annotations, settings.tasks)
     shown = choose_examples(annotations, chosen.shots, gate.seed)
     real = _read_real(settings, gate.prompts - len(shown.tested))
     if (found := len(shown.tested) + len(real)) < gate.min_held_out:

@@ -106,11 +106,21 @@ def _encode(one: Annotation, task: Task, prompter: Prompter) -> Example:
 
 
 def _response(one: Annotation, task: Task, tokenizer: Any) -> list[int]:
+    _check_texts(one, task)
+    return encode_list(one.items, [one.auxiliary[name] for name in task.auxiliary], tokenizer)
+
+
+def check_annotations(annotations: Sequence[Annotation], tasks: Mapping[str, Task]) -> None:
+    """Raise ValueError for an unknown task, or a list without the task's N items and auxiliary texts."""
+    for one in annotations:
+        _check_texts(one, _task(one, tasks))
+
+
+def _check_texts(one: Annotation, task: Task) -> None:
     if len(one.items) != task.n:
         raise ValueError(f"annotation of {one.query!r}: {len(one.items)} items, task {task.name} has n = {task.n}")
     if set(one.auxiliary) != set(task.auxiliary):
         raise ValueError(f"annotation of {one.query!r}: auxiliary {sorted(one.auxiliary)}, task {task.name} has {task.auxiliary}")
-    return encode_list(one.items, [one.auxiliary[name] for name in task.auxiliary], tokenizer)
 
 
 def _task(one: Annotation, tasks: Mapping[str, Task]) -> Task:

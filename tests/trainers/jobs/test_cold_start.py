@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import string
 from pathlib import Path
 
@@ -189,3 +190,20 @@ def test_a_base_from_scratch_cannot_be_shown_lists(tmp_path: Path) -> None:
     scratch = settings.model_copy(update={"policy": settings.policy.model_copy(update={"cold_start": "prompt"})})
     with pytest.raises(JobError, match="a base made from scratch knows no language"):
         run("policy", scratch)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (Annotation("sugest", "cat", ("cat food", "cat price")), "task 'sugest' is not in the settings"),
+        (Annotation("suggest", "cat", ("cat food",)), "1 items, task suggest has n = 2"),
+        (Annotation("suggest", "cat", ("cat food", "cat price"), auxiliary={"guide": "Which?"}), "auxiliary ['guide']"),
+    ],
+)
+def test_a_list_that_would_be_shown_is_checked_as_one_that_is_learned(wrong: Annotation, said: str, tmp_path: Path) -> None:
+    settings = start_untrained(tmp_path, "prompt")
+    with (tmp_path / "annotations.jsonl").open("wb") as out:
+        out.writelines(msgspec.json.encode(one) + b"\n" for one in (wrong, *draw_annotations(60)))
+    with pytest.raises(ValueError, match=re.escape(said)):
+        run("policy", settings)
+    assert artifacts.find_latest(tmp_path / "artifacts", "policy") is None
