@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any, cast
@@ -174,12 +174,24 @@ def _export_view(fan_out: FanOut, export: Export, form: Format, turn: asyncio.Lo
 
     async def view(page: Any, request: Any) -> Any:
         params = parse_params(DatedParams, request.query.items())
-        if turn.locked() and not params.local:
-            raise ReadersBusy("another export is being sent; ask again later")
-        async with nullcontext() if params.local else turn, open_export(fan_out, export, form, params) as opened:
+        async with nullcontext() if params.local else take_turn(turn), open_export(fan_out, export, form, params) as opened:
             return await _send_export(request, opened, form)
 
     return view
+
+
+@asynccontextmanager
+async def take_turn(turn: asyncio.Lock, patience_s: float = RETRY_AFTER_S) -> AsyncIterator[None]:
+    """Hold the turn. Raises ReadersBusy where another export holds it longer than that: one that was just received has its parts
+    still to remove, and who reads one export after the other must not be refused for it."""
+    try:
+        await asyncio.wait_for(turn.acquire(), patience_s)
+    except TimeoutError:
+        raise ReadersBusy("another export is being sent; ask again later") from None
+    try:
+        yield
+    finally:
+        turn.release()
 
 
 async def _send_export(request: Any, opened: OpenExport, form: Format) -> web.StreamResponse:

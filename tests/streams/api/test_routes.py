@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 from pydantic import SecretStr
 
 from queryloop.up.worker_process import WorkerProcess, read_status
-from streams.api.routes import authorised
+from streams.api.routes import authorised, take_turn
 from streams.brokers.broker import Broker
+from streams.store.readers import ReadersBusy
 from tests.streams.worker.test_main import make_settings
 
 
@@ -30,6 +32,30 @@ def test_a_key_that_is_set_must_be_sent_as_it_is(header: str, allowed: bool) -> 
     assert authorised(SecretStr("letmein"), {"Authorization": header}) is allowed
     assert authorised(SecretStr("letmein"), {}) is False
     assert authorised(None, {"Authorization": header}) is True
+
+
+def test_who_asks_while_the_export_before_is_being_cleared_away_waits_for_its_turn() -> None:
+    async def ask() -> bool:
+        turn = asyncio.Lock()
+        await turn.acquire()
+        asyncio.get_running_loop().call_soon(turn.release)
+        async with take_turn(turn, patience_s=60.0):
+            held = turn.locked()
+        return held and not turn.locked()
+
+    assert asyncio.run(ask())
+
+
+def test_who_asks_while_an_export_is_being_sent_for_long_is_refused_and_takes_nothing_from_it() -> None:
+    async def ask() -> bool:
+        turn = asyncio.Lock()
+        async with take_turn(turn):
+            with pytest.raises(ReadersBusy, match="another export is being sent"):
+                async with take_turn(turn, patience_s=0.0):
+                    raise AssertionError("two exports at once")
+            return turn.locked()
+
+    assert asyncio.run(ask())
 
 
 def ask_health(url: str) -> tuple[int, str]:
